@@ -1,0 +1,44 @@
+"""Names of TVM whose place changes from release to release, gathered in one file.
+
+Templates build programs inside `prim_func` with `T`, the builder behind TVMScript: ``with T.serial(n) as i`` adds a loop to
+the program, a Python ``for`` unrolls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import tvm
+from tvm import relax, s_tir, te, tirx
+from tvm.ir import IRModule
+from tvm.script.ir_builder import IRBuilder
+from tvm.target import Target
+from tvm.target import codegen as llvm
+from tvm.tirx.script.builder import ir as T  # noqa: N812 (the name all TVMScript uses)
+
+__all__ = ["IRModule", "KernelBuilder", "T", "Target", "llvm", "prim_func", "relax", "s_tir", "te", "tirx", "tvm"]
+
+
+@dataclass
+class KernelBuilder:
+    """Handle on a program under construction; `func` is there after the ``with`` block."""
+
+    func: Any = field(default=None)
+
+
+@contextmanager
+def prim_func(name: str) -> Iterator[KernelBuilder]:
+    """Collect what `T` is told inside the ``with`` block into a ``PrimFunc`` called ``name``.
+
+    Parameter buffers do not overlap (``noalias``).
+    """
+    kernel = KernelBuilder()
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            T.func_attr({"global_symbol": name, "tirx.noalias": True})
+            yield kernel
+        kernel.func = builder.get()

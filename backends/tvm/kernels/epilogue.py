@@ -1,0 +1,43 @@
+"""What happens to an accumulator between the inner loop of a kernel and the store of its result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+Expr: TypeAlias = Any
+"""A scalar TIR expression (``tvm.ir.PrimExpr``)."""
+Dim: TypeAlias = Any
+"""An extent: ``int``, or a ``tirx.Var`` or expression of them where it is symbolic."""
+Buffer: TypeAlias = Any
+"""A ``tirx.Buffer``: index it to load."""
+
+
+@dataclass(frozen=True)
+class BufferSpec:
+    """Shape and dtype of a parameter buffer (compact, row-major)."""
+
+    shape: tuple[Dim, ...]
+    dtype: str
+
+
+def _identity(accumulator: Expr, indices: tuple[Expr, ...], extra: tuple[Buffer, ...]) -> Expr:
+    return accumulator
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """Elementwise work on the result of a kernel while it is still in registers.
+
+    Attributes:
+        inputs: further parameter buffers of the kernel, placed between its own inputs and its output.
+        apply: ``(accumulator, output indices, extra buffers) -> value``. Called while the program is built, once per store,
+            within vectorised lanes: arithmetic, ``tirx.Select`` and `mathlib`, nothing that calls a scalar function. The
+            indices are those of the output in its logical (unblocked) shape.
+        out_dtype: dtype of the output; ``None``: the accumulator's.
+    """
+
+    inputs: tuple[BufferSpec, ...] = ()
+    apply: Callable[[Expr, tuple[Expr, ...], tuple[Buffer, ...]], Expr] = _identity
+    out_dtype: str | None = None
