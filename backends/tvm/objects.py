@@ -1,0 +1,44 @@
+"""From a compiled Relax module to relocatable object files, with no C compiler or linker.
+
+The runtime links these objects in memory (`mlec.runtime.executable`), so neither compiling nor loading a model starts
+a process or leaves a file behind.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm.target.codegen import llvm_get_system_triple
+
+from mlec.errors import LoweringError
+
+
+class _KeepObjects:
+    """Stands in for the linker in `export_library`: returns the bytes of the object files instead of linking them."""
+
+    object_format = "o"
+
+    def get_target_triple(self) -> str:
+        """The triple for the bytecode object of a module that has no host kernel of its own."""
+        return str(llvm_get_system_triple())
+
+    def __call__(self, file_name: str, files: list[str], **options: Any) -> tuple[bytes, ...]:
+        sources = [Path(file).name for file in files if not file.endswith(".o")]
+        if sources:
+            raise LoweringError(
+                f"the module holds source code ({', '.join(sources)}) where only object files were expected",
+                hint="compile for an llvm host target",
+            )
+        return tuple(Path(file).read_bytes() for file in files)
+
+
+def to_objects(executable: tvm.runtime.Executable) -> tuple[bytes, ...]:
+    """The object files of what ``tvm.compile`` returned: host kernels first, then VM bytecode and device code.
+
+    Raises:
+        LoweringError: a part of the module exists only as C source, so it would need a C compiler.
+    """
+    objects: tuple[bytes, ...] = executable.export_library("model.o", fcompile=_KeepObjects())
+    return objects

@@ -1,0 +1,145 @@
+"""Finds and loads the native libraries that run compiled models, without importing the compiler.
+
+Three wheels take part: ``apache-tvm-ffi`` (calls and tensors), ``apache-tvm`` (only its ``libtvm_runtime``: virtual
+machine, memory pool, thread pool) and ``apache-tvm-ffi-orcjit`` (links object files in memory). ``import tvm`` would cost
+two seconds and hundreds of megabytes, and ``import tvm_ffi`` would import torch where torch is installed: neither happens
+here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from mlec.errors import RuntimeUnavailableError
+from mlec.runtime.threads import default_num_threads
+
+_ALL_CPUS = -3  # affinity mode of the thread pool: threads share the cores listed
+
+
+class Library(NamedTuple):
+    """The loaded native libraries.
+
+    Attributes:
+        ffi: the module ``tvm_ffi``.
+        runtime: handle of ``libtvm_runtime``.
+        session: links object files in memory; one for the process.
+    """
+
+    ffi: ModuleType
+    runtime: ctypes.CDLL
+    session: Any
+
+
+class _Hidden:
+    """Import finder that makes one package look uninstalled, to the thread that entered the ``with`` block only."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+        self.thread = threading.get_ident()
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name == self.package and threading.get_ident() == self.thread:
+            raise ModuleNotFoundError(f"{name} is hidden during this import", name=name)
+        return None
+
+    def __enter__(self) -> None:
+        sys.meta_path.insert(0, self)  # type: ignore[arg-type]
+
+    def __exit__(self, *exception: object) -> None:
+        sys.meta_path.remove(self)  # type: ignore[arg-type]
+
+
+@functools.cache
+def load_ffi() -> ModuleType:
+    """Import ``tvm_ffi``; torch stays out unless the process has imported it already.
+
+    Raises:
+        RuntimeUnavailableError: the wheel is missing or broken.
+    """
+    try:
+        # tvm_ffi imports torch only to speed up passing torch tensors, which the runtime takes by plain DLPack.
+        with _Hidden("torch"):
+            import tvm_ffi
+    except (ImportError, OSError, RuntimeError) as error:
+        raise _missing("apache-tvm-ffi", error) from error
+    return tvm_ffi
+
+
+@functools.cache
+def load_library() -> Library:
+    """Load everything that running a model on the CPU needs; the first call takes about 0.1 s.
+
+    Sets ``TVM_NUM_THREADS`` and ``TVM_BIND_THREADS=0`` in the environment unless they are set: the thread pool reads
+    them when a thread first uses it, and would otherwise pin every caller of every process to the same cores.
+
+    Raises:
+        RuntimeUnavailableError: a wheel is missing or broken.
+    """
+    os.environ.setdefault("TVM_NUM_THREADS", str(default_num_threads()))
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    ffi = load_ffi()
+    try:
+        runtime = ctypes.CDLL(str(find_library("tvm_runtime")), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise _missing("apache-tvm", error) from error
+    try:
+        from tvm_ffi_orcjit import default_session
+    except (ImportError, OSError, RuntimeError) as error:
+        raise _missing("apache-tvm-ffi-orcjit", error) from error
+    return Library(ffi, runtime, default_session())
+
+
+def find_library(name: str) -> Path:
+    """Path of one of the shared libraries in the installed ``apache-tvm`` wheel, e.g. ``"tvm_runtime"``.
+
+    Raises:
+        RuntimeUnavailableError: the wheel is not installed or does not hold the library.
+    """
+    file = {"win32": f"{name}.dll", "darwin": f"lib{name}.dylib"}.get(sys.platform, f"lib{name}.so")
+    spec = importlib.util.find_spec("tvm")
+    folders = [Path(folder) / "lib" for folder in (spec.submodule_search_locations or ())] if spec else []
+    for folder in folders:
+        if (folder / file).is_file():
+            return folder / file
+    where = ", ".join(map(str, folders)) or "tvm is not installed"
+    raise _missing("apache-tvm", f"{file} not found ({where})")
+
+
+def _missing(wheel: str, reason: object) -> RuntimeUnavailableError:
+    return RuntimeUnavailableError(
+        f"the library that runs compiled models could not be loaded: {reason}",
+        hint=f"install it: pip install {wheel}",
+    )
+
+
+_calling_thread = threading.local()
+
+
+def use_threads(count: int) -> None:
+    """Let parallel kernels called from this OS thread use ``count`` threads, itself included; free when nothing changes.
+
+    The thread pool belongs to the calling thread: it is made at the first call with more than one thread, and keeps the
+    size it was made with.
+    """
+    if getattr(_calling_thread, "count", 0) == count:
+        return
+    library = load_library()
+    if count == 1:
+        # The runtime offers this only as a C++ function; configuring the pool instead would start its threads.
+        set_max_concurrency = library.runtime["_ZN3tvm7runtime9threading17SetMaxConcurrencyEi"]
+        set_max_concurrency(ctypes.c_int(1))
+    else:
+        size = max(count, default_num_threads())
+        configure = library.ffi.get_global_func("runtime.config_threadpool")
+        configure(_ALL_CPUS, count, [str(cpu) for cpu in range(size)])
+    _calling_thread.count = count

@@ -1,0 +1,73 @@
+"""How many CPUs this process may really use: its affinity mask, cut down by the quota of its control group."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def effective_cpu_count() -> int:
+    """Number of CPUs that this process can keep busy, at least 1.
+
+    A quota of 2.5 CPUs counts as 2: a third thread would be throttled together with the other two.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_quota()
+    return count if quota is None else max(1, min(count, int(quota)))
+
+
+def default_num_threads() -> int:
+    """Threads for a model when its user names no number: what the environment asks for, or every usable CPU."""
+    for variable in ("TVM_NUM_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(variable, "")
+        if value.isdigit() and int(value) > 0:
+            return min(int(value), effective_cpu_count())
+    return effective_cpu_count()
+
+
+def cgroup_quota(proc: Path = Path("/proc/self")) -> float | None:
+    """The smallest CPU quota, in CPUs, set on the control group of this process or on one above it; None: no limit.
+
+    Args:
+        proc: where the kernel describes the process.
+    """
+    quotas = [quota for folder in _cpu_groups(proc) if (quota := _read_quota(folder)) is not None]
+    return min(quotas, default=None)
+
+
+def _cpu_groups(proc: Path) -> Iterator[Path]:
+    """Folders of the control groups (version 1 and 2) that limit CPU time, from the process's own upwards."""
+    try:
+        memberships = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
+        mounts = [line.split(" - ", 1) for line in (proc / "mountinfo").read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, group in memberships:
+        for place, kind in mounts:
+            root, mount_point = place.split(" ")[3:5]
+            filesystem, _, options = kind.split(" ", 2)
+            unified = controllers == "" and filesystem == "cgroup2"
+            legacy = "cpu" in controllers.split(",") and filesystem == "cgroup" and "cpu" in options.split(",")
+            if not (unified or legacy):
+                continue
+            top = Path(mount_point)
+            # In a container the mount's root is the container's own group, so the path below it is what remains.
+            relative = group.removeprefix(root) if root != "/" else group
+            folder = top / relative.strip("/")
+            yield folder
+            while folder != top and top in folder.parents:
+                folder = folder.parent
+                yield folder
+
+
+def _read_quota(folder: Path) -> float | None:
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu.cfs_period_us").read_text()
+        return int(quota) / int(period) if int(quota) > 0 and int(period) > 0 else None
+    except (OSError, ValueError):  # no such group, or "max": no limit
+        return None
