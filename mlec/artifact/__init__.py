@@ -1,0 +1,27 @@
+"""The .mle file: one container for graph, weights, kernels and metadata. Specified in ``docs/format.md``.
+
+`write` makes a file, `Artifact.open` checks and maps one, `decide` says whether its machine code may run.
+Nothing in this package executes anything that a file holds.
+"""
+
+from mlec.artifact.kernels import KINDS, KernelBlob
+from mlec.artifact.reader import Artifact
+from mlec.artifact.trust import TrustDecision, TrustDigest, decide, is_built_here, record_built
+from mlec.artifact.weights import DTYPES, TensorEntry, Tensors
+from mlec.artifact.writer import SaveResult, write
+
+__all__ = [
+    "DTYPES",
+    "KINDS",
+    "Artifact",
+    "KernelBlob",
+    "SaveResult",
+    "TensorEntry",
+    "Tensors",
+    "TrustDecision",
+    "TrustDigest",
+    "decide",
+    "is_built_here",
+    "record_built",
+    "write",
+]

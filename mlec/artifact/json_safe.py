@@ -1,0 +1,174 @@
+"""Strict, bounded JSON for bytes that may be hostile, and the canonical form that the writer uses.
+
+The parser refuses what JSON libraries usually let through: duplicate keys, NaN and infinities, numbers that overflow,
+unbounded nesting, lone surrogates, NUL characters. Parsed values are plain dicts, lists, strings, numbers, booleans
+and None; nothing from the text ever names an attribute, a module or a path.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, NoReturn
+
+import numpy as np
+
+from mlec.artifact import limits
+from mlec.errors import CorruptedFileError, UsageError
+
+# The closing quote is optional: were an unterminated string no match, each quote in it would be tried again.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{},"))
+_MAX_INT_CHARS = 20
+_MAX_FLOAT_CHARS = 128
+
+
+def parse(data: bytes, *, what: str, max_bytes: int) -> Any:
+    """Parse one JSON document.
+
+    Args:
+        data: the text in UTF-8.
+        what: name of the document for messages, e.g. ``"metadata"``.
+        max_bytes: refuse longer text before looking at it.
+
+    Raises:
+        CorruptedFileError: code ``E_JSON_CAP``, ``E_JSON_UTF8``, ``E_JSON_DEPTH``, ``E_JSON_COUNT``,
+            ``E_JSON_DUPLICATE``, ``E_JSON_NONFINITE``, ``E_JSON_INT``, ``E_JSON_NUMBER``, ``E_JSON_STRING``
+            or ``E_JSON_SYNTAX``.
+    """
+
+    def refuse(code: str, why: str) -> NoReturn:
+        raise CorruptedFileError(f"{what} is not valid JSON for a .mle file: {why}", code=code)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                refuse("E_JSON_DUPLICATE", f"the key {key[:80]!r} occurs twice in one object")
+            result[key] = value
+        return result
+
+    def integer(text: str) -> int:
+        # The length is checked first: converting a long run of digits takes quadratic time.
+        if len(text) > _MAX_INT_CHARS or not limits.JSON_INT_MIN <= int(text) <= limits.JSON_INT_MAX:
+            refuse("E_JSON_INT", f"the integer {text[:40]} does not fit in 64 bits")
+        return int(text)
+
+    def number(text: str) -> float:
+        if len(text) > _MAX_FLOAT_CHARS:
+            refuse("E_JSON_NUMBER", f"a number is written with {len(text)} characters")
+        value = float(text)
+        if not math.isfinite(value):
+            refuse("E_JSON_NONFINITE", f"the number {text[:40]} is out of range")
+        return value
+
+    def constant(text: str) -> NoReturn:
+        refuse("E_JSON_NONFINITE", f"{text} is not a number that JSON knows")
+
+    if len(data) > max_bytes:
+        refuse("E_JSON_CAP", f"it has {len(data)} bytes, the limit is {max_bytes}")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        refuse("E_JSON_UTF8", f"byte {error.start} is not UTF-8")
+    if text.startswith("\ufeff"):
+        refuse("E_JSON_UTF8", "it starts with a byte order mark")
+    depth, count = _measure(data)
+    if depth > limits.JSON_DEPTH:
+        refuse("E_JSON_DEPTH", f"it is nested more than {limits.JSON_DEPTH} deep")
+    if count > limits.JSON_VALUES:
+        refuse("E_JSON_COUNT", f"it holds more than {limits.JSON_VALUES} values")
+    try:
+        value = json.loads(
+            text, object_pairs_hook=unique, parse_int=integer, parse_float=number, parse_constant=constant
+        )
+    except json.JSONDecodeError as error:
+        refuse("E_JSON_SYNTAX", f"{error.msg} at line {error.lineno}, column {error.colno}")
+    except RecursionError:
+        refuse("E_JSON_DEPTH", "it is nested too deep for this thread")
+    # The text is UTF-8, so only an escape can have made a lone surrogate or a NUL.
+    if "\\u" in text:
+        _check_strings(value, refuse)
+    return value
+
+
+def _measure(data: bytes) -> tuple[int, int]:
+    """Deepest nesting, and an upper bound of the number of values, without recursion and before parsing."""
+    structure = _STRING.sub(b"", data).translate(None, _NOT_STRUCTURE)
+    depth = deepest = opened = 0
+    for start in range(0, len(structure), 1 << 20):
+        marks = np.frombuffer(structure[start : start + (1 << 20)], np.uint8)
+        opens = (marks == ord("[")) | (marks == ord("{"))
+        closes = (marks == ord("]")) | (marks == ord("}"))
+        levels = depth + np.cumsum(opens.astype(np.int64) - closes)
+        deepest = max(deepest, int(levels.max()))
+        depth = int(levels[-1])
+        opened += int(opens.sum())
+    return deepest, opened + structure.count(b",") + 1
+
+
+def _check_strings(value: Any, refuse: Any) -> None:
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            stack += item.keys()
+            stack += item.values()
+        elif isinstance(item, list):
+            stack += item
+        elif isinstance(item, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in item):
+            refuse("E_JSON_STRING", "a string holds a NUL character or half of a surrogate pair")
+
+
+def dump(value: object, *, what: str, max_bytes: int, sort_keys: bool = True) -> bytes:
+    """Canonical JSON: UTF-8, no spaces, keys sorted. What this returns, `parse` accepts.
+
+    Raises:
+        UsageError: ``E_USAGE_JSON``: the value holds something that JSON or the limits of the format cannot; the
+            message names the place.
+    """
+    plain = _plain(value, what, 0)
+    text = json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=sort_keys)
+    data = text.encode("utf-8")
+    try:
+        parse(data, what=what, max_bytes=max_bytes)
+    except CorruptedFileError as error:
+        raise UsageError(error.message, code="E_USAGE_JSON") from None
+    return data
+
+
+def _plain(value: object, where: str, depth: int) -> Any:
+    def refuse(why: str) -> NoReturn:
+        raise UsageError(
+            f"{where} cannot be stored: {why}",
+            code="E_USAGE_JSON",
+            hint="use dicts with text keys, lists, text, finite numbers, True, False and None",
+        )
+
+    if depth > limits.JSON_DEPTH:
+        refuse(f"it is nested more than {limits.JSON_DEPTH} deep")
+    match value:
+        case None | bool():
+            return value
+        case str():
+            if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+                refuse("the text holds a NUL character or half of a surrogate pair")
+            return str(value)
+        case int():
+            if not limits.JSON_INT_MIN <= value <= limits.JSON_INT_MAX:
+                refuse(f"the integer {value} does not fit in 64 bits")
+            return int(value)
+        case float():
+            if not math.isfinite(value):
+                refuse(f"{value} is not a number that JSON knows")
+            return float(value)
+        case dict():
+            for key in value:
+                if not isinstance(key, str):
+                    refuse(f"the key {key!r} is not text")
+            return {_plain(k, where, depth): _plain(v, f"{where}.{k}", depth + 1) for k, v in value.items()}
+        case list() | tuple():
+            return [_plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
+        case _:
+            refuse(f"{type(value).__name__} is not a JSON type")

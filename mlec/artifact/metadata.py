@@ -1,0 +1,124 @@
+"""The keys of the metadata that the format itself owns, and the graph document around the IR text.
+
+Everything else in the metadata belongs to the caller and is kept as it is.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+
+from mlec.artifact import json_safe, limits
+from mlec.artifact.header import MAJOR, MINOR, Header
+from mlec.artifact.weights import TensorEntry
+from mlec.errors import CorruptedFileError, VersionMismatchError
+
+GRAPH_FORMAT: Final = 1
+"""Version of the graph document."""
+
+OWNED_KEYS: Final = ("format", "mlec_version", "digests", "targets", "critical")
+"""Metadata keys with a meaning in the format. The writer sets all but ``targets``, which the caller gives."""
+
+_Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}\\Z")]
+
+
+class Digests(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Roots of the digest tree in hexadecimal; None for an absent section."""
+
+    graph: _Hex
+    weights: _Hex | None
+    kernels: _Hex | None
+
+
+class Owned(msgspec.Struct, frozen=True):
+    """The part of the metadata that the format owns."""
+
+    format: str
+    mlec_version: str
+    digests: Digests
+    targets: list[Any]
+    critical: list[str] = []
+
+
+class GraphDocument(msgspec.Struct, frozen=True):
+    """The graph section: the text of the IR and the tensor index."""
+
+    format: int
+    ir: str
+    tensors: list[TensorEntry]
+
+
+_Document = TypeVar("_Document", Owned, GraphDocument)
+
+
+def mlec_version() -> str:
+    """Version of the installed mlec, or ``"unknown"`` when it runs without being installed."""
+    try:
+        return importlib.metadata.version("mlec")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def parse_metadata(data: bytes, header: Header) -> tuple[dict[str, Any], Owned]:
+    """Parse the metadata section.
+
+    Returns:
+        all of it, and the keys that the format owns.
+    """
+    value = json_safe.parse(data, what="metadata", max_bytes=limits.SECTION_BYTES["metadata"])
+    owned = _convert(value, Owned, "metadata", "E_METADATA_SCHEMA")
+    if owned.format != header.version:
+        raise CorruptedFileError(
+            f"the metadata says format {owned.format!r:.40}, the header {header.version}", code="E_METADATA_VERSION"
+        )
+    if owned.critical:
+        names = ", ".join(owned.critical)
+        raise VersionMismatchError(
+            f"the file needs features that this version of mlec does not know: {names[:200]}",
+            code="E_CRITICAL",
+            hint="read it with a newer mlec",
+        )
+    return value, owned
+
+
+def parse_graph(data: bytes) -> GraphDocument:
+    """Parse the graph section. The tensor index is not checked yet, the IR text is never looked into."""
+    value = json_safe.parse(data, what="graph section", max_bytes=limits.SECTION_BYTES["graph"])
+    document = _convert(value, GraphDocument, "graph section", "E_GRAPH_SCHEMA")
+    if document.format != GRAPH_FORMAT:
+        raise VersionMismatchError(
+            f"the graph section has format {document.format}, this version of mlec reads {GRAPH_FORMAT}",
+            code="E_GRAPH_FORMAT",
+            hint="read it with a newer mlec",
+        )
+    return document
+
+
+def dump_graph(ir: str, entries: list[TensorEntry]) -> bytes:
+    """The bytes of the graph section."""
+    value = {"format": GRAPH_FORMAT, "ir": ir, "tensors": msgspec.to_builtins(entries)}
+    return json_safe.dump(value, what="graph", max_bytes=limits.SECTION_BYTES["graph"], sort_keys=False)
+
+
+def dump_metadata(given: dict[str, Any], digests: Digests) -> bytes:
+    """The bytes of the metadata section: what the caller gave and the keys that the format owns."""
+    value = {
+        **given,
+        "format": f"{MAJOR}.{MINOR}",
+        "mlec_version": mlec_version(),
+        "digests": msgspec.to_builtins(digests),
+        "targets": given.get("targets", []),
+        "critical": [],
+    }
+    return json_safe.dump(value, what="metadata", max_bytes=limits.SECTION_BYTES["metadata"])
+
+
+def _convert(value: Any, schema: type[_Document], what: str, code: str) -> _Document:
+    try:
+        return msgspec.convert(value, schema, strict=True)
+    except msgspec.ValidationError as error:
+        raise CorruptedFileError(
+            f"the {what} does not have the form that the format asks for: {error}"[:400], code=code
+        ) from None

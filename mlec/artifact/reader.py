@@ -1,0 +1,340 @@
+"""Opening .mle files. Bytes are checked before they are used, and nothing in the file is ever executed here.
+
+Metadata, graph and kernels are copied to private memory before they are hashed, so what was checked is what is used.
+Weights are mapped and shared, or copied when asked for (or when other users can write to the file).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import mmap
+import os
+import stat
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from mlec.artifact import header as headers
+from mlec.artifact import kernels as kernel_table
+from mlec.artifact import metadata as documents
+from mlec.artifact import sections, weights
+from mlec.artifact.header import Header
+from mlec.artifact.kernels import KernelBlob
+from mlec.artifact.sections import SectionHash
+from mlec.errors import ArtifactError, CorruptedFileError, SecurityError, UsageError
+
+_Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+_DAMAGED_HINT = "fetch or compile the file again"
+
+
+class Artifact:
+    """An open .mle file; a context manager.
+
+    Attributes:
+        path: real path of the file.
+        header: the checked header.
+        metadata: the whole metadata.
+        graph: text of the IR; this package does not look into it.
+        tensors: the weights by name, see `mlec.artifact.weights.Tensors`.
+        kernels: machine code, private copies. Never run it without asking `mlec.artifact.decide`.
+        code_id: identity of metadata, graph and kernels, 64 hexadecimal digits.
+        digests: digest roots of the sections in hexadecimal, None for absent ones.
+        writable_by_others: the file, or the directory it lies in, can be changed by other users.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        header: Header,
+        metadata: dict[str, Any],
+        graph: str,
+        tensors: weights.Tensors,
+        kernels: tuple[KernelBlob, ...],
+        code_id: str,
+        digests: Mapping[str, str | None],
+        writable_by_others: bool,
+        mapping: mmap.mmap | None,
+    ) -> None:
+        self.path = path
+        self.header = header
+        self.metadata = metadata
+        self.graph = graph
+        self.kernels = kernels
+        self.code_id = code_id
+        self.digests = digests
+        self.writable_by_others = writable_by_others
+        self._tensors: weights.Tensors | None = tensors
+        self._mapping = mapping
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        copy_weights: bool = False,
+        verify: Literal["fast", "full"] = "full",
+        follow_symlinks: bool = True,
+    ) -> Artifact:
+        """Open and check a file.
+
+        Args:
+            path: the file.
+            copy_weights: hold the weights in private memory instead of mapping the file. Needed where the file may
+                be truncated while it is open, which kills a process that reads a mapped page. Files that other users
+                can write to are always copied.
+            verify: ``"full"`` checks all bytes of the weights now; ``"fast"`` checks everything else now and each
+                tensor when it is first asked for.
+            follow_symlinks: False refuses a path whose last part is a symbolic link.
+
+        Raises:
+            CorruptedFileError: the bytes break the format, with the code of the broken rule.
+            VersionMismatchError: a version or feature that this reader does not know.
+            ArtifactError: the file cannot be opened.
+        """
+        if verify not in ("fast", "full"):
+            raise UsageError(f"verify must be 'fast' or 'full', not {verify!r}")
+        try:
+            return _open(os.fspath(path), copy_weights, verify == "full", follow_symlinks)
+        except ArtifactError as error:
+            error.loc = error.loc or os.fspath(path)
+            raise
+
+    @property
+    def tensors(self) -> weights.Tensors:
+        """The weights by name: read-only, 64-byte aligned arrays that keep the file's memory alive."""
+        if self._tensors is None:
+            raise UsageError(f"{self.path} is closed", code="E_CLOSED", hint="open it again")
+        return self._tensors
+
+    def copy_tensor(self, name: str) -> np.ndarray[Any, Any]:
+        """A checked, read-only private copy of one tensor; for integers that are used as indices."""
+        return self.tensors.copy_tensor(name)
+
+    def close(self) -> None:
+        """Give the weights back. Arrays that were handed out stay valid: they keep the map alive themselves."""
+        self._tensors = None
+        mapping, self._mapping = self._mapping, None
+        if mapping is not None:
+            # While arrays of it are in use the map cannot be closed: the last one that is dropped unmaps it.
+            with contextlib.suppress(BufferError):
+                mapping.close()
+
+    def __enter__(self) -> Artifact:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Artifact({self.path!r}, code_id={self.code_id[:12]}...)"
+
+    def describe(self) -> dict[str, Any]:
+        """Everything in the file but the weights, the kernels and the graph text, ready for JSON."""
+        return {
+            "path": self.path,
+            "size_bytes": self.header.file_size,
+            "format": self.header.version,
+            "flags": [flag.name for flag in headers.Flag if self.header.flags & flag],
+            "code_id": self.code_id,
+            "digests": dict(self.digests),
+            "sections": {
+                name: {"offset": section.offset, "size": section.size, "crc32": f"{section.crc:08x}"}
+                for name, section in self.header.sections.items()
+            },
+            "tensors": [msgspec.to_builtins(entry) for entry in self.tensors.entries],
+            "kernels": [
+                {
+                    "kind": kernel.kind,
+                    "kind_name": kernel_table.KINDS[kernel.kind],
+                    "target": kernel.target,
+                    "size": len(kernel.data),
+                    "sha256": kernel.sha256,
+                }
+                for kernel in self.kernels
+            ],
+            "metadata": self.metadata,
+            "writable_by_others": self.writable_by_others,
+        }
+
+
+def _open(path: str, copy_weights: bool, full: bool, follow_symlinks: bool) -> Artifact:
+    if sys.byteorder != "little":
+        raise ArtifactError(
+            "this machine stores numbers in big-endian order; .mle files are little endian",
+            code="E_BYTE_ORDER",
+            hint="run the model on a little-endian machine",
+        )
+    file, info = _open_file(path, follow_symlinks)
+    with file:
+        header = headers.unpack(_read(file, 0, min(headers.SIZE, info.st_size)))
+        headers.check_file_size(header, info.st_size)
+        sections.check_layout(header)
+        for start, end in sections.paddings(header):
+            sections.check_zero(_read(file, start, end - start), start)
+        shared = _writable_by_others(path, info)
+
+        stored = {
+            name: _read(file, header.sections[name].offset, header.sections[name].size)
+            for name in ("metadata", "graph", "kernels")
+        }
+        section, mapping = _load_weights(file, header, copy_weights or shared)
+
+    hashes = {name: sections.hash_section(name, data) for name, data in stored.items() if data}
+    if full and section.size:
+        hashes["weights"] = sections.hash_section("weights", section.data)
+    _check_crcs(header, hashes, stored["graph"], section)
+
+    metadata, owned = documents.parse_metadata(stored["metadata"], header)
+    digests = _check_digests(header, owned.digests, hashes)
+    document = documents.parse_graph(stored["graph"])
+    weights.check_index(document.tensors, header.sections["weights"].size)
+    tensors = weights.Tensors(document.tensors, section)
+    if full:
+        tensors.check_all()
+    graph_root = hashes["graph"].root()
+    kernels = kernel_table.parse(stored["kernels"], len(owned.targets), graph_root) if stored["kernels"] else ()
+    kernels_root = hashes["kernels"].root() if kernels else None
+    return Artifact(
+        path=os.path.realpath(path),
+        header=header,
+        metadata=metadata,
+        graph=document.ir,
+        tensors=tensors,
+        kernels=kernels,
+        code_id=sections.code_id(hashes["metadata"].root(), graph_root, kernels_root),
+        digests=digests,
+        writable_by_others=shared,
+        mapping=mapping,
+    )
+
+
+def _open_file(path: str, follow_symlinks: bool) -> tuple[io.FileIO, os.stat_result]:
+    """Open once; everything later goes through this descriptor."""
+    # O_NONBLOCK: opening a pipe must not wait for somebody to write to it.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_symlinks else os.O_NOFOLLOW)
+    try:
+        fd = os.open(path, flags)
+    except (OSError, ValueError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number == errno.ELOOP and not follow_symlinks:
+            raise SecurityError(
+                "the path is a symbolic link", code="E_SYMLINK", hint="give the path of the file itself"
+            ) from error
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ArtifactError(f"cannot open the file: {reason}", code="E_OPEN", hint="check the path") from error
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(fd)
+        raise ArtifactError("not a regular file", code="E_NOT_A_FILE", hint="give the path of a .mle file")
+    return io.FileIO(fd), info
+
+
+def _read(file: io.FileIO, offset: int, size: int) -> bytes:
+    buffer = bytearray(size)
+    _read_into(file, offset, memoryview(buffer))
+    return bytes(buffer)
+
+
+def _read_into(file: io.FileIO, offset: int, rest: memoryview) -> None:
+    file.seek(offset)
+    while rest:
+        try:
+            count = file.readinto(rest)
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot read the file: {error.strerror}", code="E_READ", hint="check the disk"
+            ) from error
+        if not count:
+            raise CorruptedFileError(
+                "the file became shorter while it was read",
+                code="E_CHANGED",
+                hint="do not write .mle files in place: replace them by renaming",
+            )
+        rest = rest[count:]
+
+
+def _writable_by_others(path: str, info: os.stat_result) -> bool:
+    """Whether another user could change the file's bytes or put another file in its place."""
+    if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return True
+    # Group-writable directories are the default of systems with a private group for each user: they don't count.
+    parent = os.stat(os.path.dirname(os.path.realpath(path)))
+    return bool(parent.st_mode & stat.S_IWOTH) and not parent.st_mode & stat.S_ISVTX
+
+
+def _load_weights(file: io.FileIO, header: Header, copy: bool) -> tuple[_Bytes, mmap.mmap | None]:
+    where = header.sections["weights"]
+    if copy or where.size == 0:
+        section = weights.aligned_empty(where.size)
+        if where.size:
+            _read_into(file, where.offset, section.data)
+        section.setflags(write=False)
+        return section, None
+    # The whole file is mapped from 0: only that offset suits the page size of every system.
+    mapping = mmap.mmap(file.fileno(), header.file_size, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapping, np.uint8, where.size, where.offset), mapping
+
+
+def _check_crcs(
+    header: Header,
+    hashes: Mapping[str, SectionHash],
+    graph: bytes,
+    section: _Bytes,
+) -> None:
+    """Compare all checksums first, so that the error can say what of the file is still good."""
+    damaged = [name for name, digest in hashes.items() if digest.crc != header.sections[name].crc]
+    if not damaged:
+        return
+    intact = [name for name in hashes if name not in damaged]
+    notes = [f"intact: {', '.join(intact) or 'nothing'}"]
+    if damaged == ["weights"]:
+        notes += _damaged_tensors(graph, section)
+    raise CorruptedFileError(
+        f"the file is damaged: wrong checksum in section {', '.join(damaged)}",
+        code=f"E_CRC_{damaged[0].upper()}",
+        hint=_DAMAGED_HINT,
+        notes=tuple(notes),
+    )
+
+
+def _damaged_tensors(graph: bytes, section: _Bytes) -> list[str]:
+    try:
+        index = documents.parse_graph(graph).tensors
+        weights.check_index(index, section.size)
+    except ArtifactError:
+        return []
+    names = weights.Tensors(index, section).damaged()
+    if not names:
+        return ["every tensor is intact, the padding between them is not"]
+    shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+    return [f"damaged tensors ({len(names)} of {len(index)}): {shown}"]
+
+
+def _check_digests(
+    header: Header, claimed: documents.Digests, hashes: Mapping[str, SectionHash]
+) -> dict[str, str | None]:
+    result: dict[str, str | None] = {"metadata": hashes["metadata"].root().hex()}
+    for name, claim in (("graph", claimed.graph), ("weights", claimed.weights), ("kernels", claimed.kernels)):
+        present = header.sections[name].size > 0
+        if present != (claim is not None):
+            raise CorruptedFileError(
+                f"the metadata {'lacks' if present else 'holds'} a digest of section {name}, "
+                f"which is {'present' if present else 'absent'}",
+                code="E_DIGEST_MISSING",
+            )
+        if name in hashes and hashes[name].root().hex() != claim:
+            raise CorruptedFileError(
+                f"section {name} was changed: its digest is not the one in the metadata",
+                code=f"E_DIGEST_{name.upper()}",
+                hint=_DAMAGED_HINT,
+            )
+        result[name] = claim
+    return result
