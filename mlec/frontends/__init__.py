@@ -1,0 +1,1 @@
+"""Frontends: one for each framework; found through `mlec.registry`."""

@@ -1,0 +1,70 @@
+"""What every frontend offers, and what `mlec.compile` passes to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlec.ir import Graph
+
+InputShapes = Mapping[str, Sequence[int | str]] | Sequence[Sequence[int | str]]
+
+
+@dataclass(frozen=True)
+class LowerOptions:
+    """How a model is to be lowered.
+
+    Attributes:
+        example_inputs: one entry for each input of the model; arrays, tensors or DataFrames.
+        input_shapes: by name or by position; a string names a symbolic dim.
+        dynamic_batch: make the first axis of every input the symbol ``n`` where the shapes say nothing else.
+        trust_pickle: the user allows executing a pickle-based file. ``"sha256:..."`` allows that one file only.
+        model_class: ``"package.module:Class"``, the class whose state dict a file holds.
+    """
+
+    example_inputs: tuple[Any, ...] | None = None
+    input_shapes: InputShapes | None = None
+    dynamic_batch: bool = True
+    trust_pickle: bool | str = False
+    model_class: str | None = None
+
+
+Oracle = Mapping[str, Callable[..., Any]]
+"""The source's own functions, by method name; ``"run"`` for a model without methods (returns a list of arrays)."""
+
+
+class Frontend(Protocol):
+    """Lowers the models of one framework. Stateless; the module of a frontend may import its framework, `accepts` must not."""
+
+    name: str
+
+    def accepts(self, model: object) -> bool:
+        """Whether this frontend lowers objects of this type; decided by class and module names."""
+        ...
+
+    def lower(self, model: Any, options: LowerOptions) -> Graph:
+        """The model as a verified graph with a signature, a location on every node.
+
+        Raises:
+            UnsupportedModelError, UnsupportedOpError: for what cannot be lowered exactly.
+        """
+        ...
+
+    def oracle(self, model: Any) -> Oracle:
+        """The source's own functions, against which the compiled model is validated."""
+        ...
+
+    def sniff(self, head: bytes, path: Path) -> bool:
+        """Whether a file with these first bytes (up to 64 KiB) is one of this frontend's; content decides, never the ending."""
+        ...
+
+    def load(self, path: Path, options: LowerOptions) -> Any:
+        """Reads a file that `sniff` accepted.
+
+        Raises:
+            UntrustedPickleError: for a file that would execute code, without permission.
+            FrontendError: for a file that cannot be read.
+        """
+        ...
