@@ -1,9 +1,9 @@
 """Finds and loads the native libraries that run compiled models, without importing the compiler.
 
 Three wheels take part: ``apache-tvm-ffi`` (calls and tensors), ``apache-tvm`` (only its ``libtvm_runtime``: virtual
-machine, memory pool, thread pool) and ``apache-tvm-ffi-orcjit`` (links object files in memory). ``import tvm`` would cost
-two seconds and hundreds of megabytes, and ``import tvm_ffi`` would import torch where torch is installed: neither happens
-here.
+machine, memory pool, thread pool) and ``apache-tvm-ffi-orcjit`` (links object files in memory). ``import tvm`` would
+cost two seconds and hundreds of megabytes, and ``import tvm_ffi`` would import torch where torch is installed: neither
+happens here.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class _Hidden:
         return None
 
     def __enter__(self) -> None:
-        sys.meta_path.insert(0, self)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, self)
 
     def __exit__(self, *exception: object) -> None:
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
 
 
 @functools.cache
@@ -93,7 +93,7 @@ def load_library() -> Library:
     except OSError as error:
         raise _missing("apache-tvm", error) from error
     try:
-        from tvm_ffi_orcjit import default_session
+        from tvm_ffi_orcjit import default_session  # type: ignore[import-untyped]
     except (ImportError, OSError, RuntimeError) as error:
         raise _missing("apache-tvm-ffi-orcjit", error) from error
     return Library(ffi, runtime, default_session())
@@ -126,7 +126,7 @@ _calling_thread = threading.local()
 
 
 def use_threads(count: int) -> None:
-    """Let parallel kernels called from this OS thread use ``count`` threads, itself included; free when nothing changes.
+    """Let parallel kernels called from this OS thread use ``count`` threads, itself included; free if nothing changes.
 
     The thread pool belongs to the calling thread: it is made at the first call with more than one thread, and keeps the
     size it was made with.

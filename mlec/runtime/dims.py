@@ -1,0 +1,59 @@
+"""Values of dim expressions written as text, such as ``"2*n+1"``.
+
+The text may come from a file that nobody vouches for, so it is interpreted from its syntax tree and never executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+from mlec.errors import UsageError
+
+_OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+
+
+def evaluate(dim: int | str, binding: Mapping[str, int]) -> int | None:
+    """Value of a dim, or None when it names a symbol that ``binding`` lacks.
+
+    Raises:
+        UsageError: the text is not an expression of integers, names, ``+ - * // %`` and parentheses.
+    """
+    if isinstance(dim, int):
+        return dim
+    try:
+        return _value(_parse(dim), binding)
+    except KeyError:
+        return None
+    except ZeroDivisionError as error:
+        raise UsageError(f"{dim!r} divides by zero") from error
+
+
+@lru_cache(maxsize=1024)
+def _parse(text: str) -> ast.expr:
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UsageError(f"{text!r} is not a dim expression") from error
+    return tree
+
+
+def _value(node: ast.expr, binding: Mapping[str, int]) -> int:
+    match node:
+        case ast.Constant(value=int(value)):
+            return value
+        case ast.Name(id=name):
+            return binding[name]
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand, binding)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_value(left, binding), _value(right, binding))
+    raise UsageError(f"{ast.unparse(node)!r} is not a dim expression")

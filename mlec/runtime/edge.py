@@ -1,0 +1,453 @@
+"""From what a user passes - arrays, lists, tensors, DataFrames, strings - to the arrays that a graph takes.
+
+Everything is checked against the `Signature` here, so that kernels never see a wrong shape or type: a mismatch is an
+`InputError` that says what was expected and what came. Other libraries' objects are recognised by what they can do
+(``__dlpack__``, ``iloc``, ``to_numpy``); none of those libraries is imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlec.errors import InputError
+from mlec.runtime.dims import evaluate
+from mlec.signature import Coding, Scalar, Signature, TableSpec, TensorSpec
+
+Array = NDArray[Any]
+
+_DTYPES = {
+    "f64": "float64",
+    "f32": "float32",
+    "f16": "float16",
+    "i64": "int64",
+    "i32": "int32",
+    "i16": "int16",
+    "i8": "int8",
+    "u8": "uint8",
+    "bool": "bool",
+}
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The numpy dtype of an element type of the IR, e.g. float32 for ``"f32"``."""
+    if name == "bf16":
+        import ml_dtypes  # numpy itself has no bfloat16
+
+        dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return dtype
+    return np.dtype(_DTYPES[name])
+
+
+class Edge:
+    """The input side of one signature."""
+
+    def __init__(self, signature: Signature) -> None:
+        self._inputs = signature.inputs
+        self._names = tuple(spec.name for spec in signature.inputs)
+        self._dtypes = tuple(numpy_dtype(spec.dtype) for spec in signature.inputs)
+        self._limits = {name: limits for name, limits in signature.symbols.items() if limits != (0, None)}
+        self._table = _TableReader(signature.table, self._dtypes) if signature.table else None
+
+    def read(self, inputs: object) -> list[Array]:
+        """The graph's inputs.
+
+        Args:
+            inputs: a list or tuple with one item for each input, a mapping from input names, or the single input
+                itself. A tabular model has one input, the table; a mapping from its feature names to columns is a table
+                too.
+
+        Raises:
+            InputError: wrong count, name, dtype, shape or value.
+        """
+        if isinstance(inputs, Mapping):
+            items: Sequence[object] = self._by_name(inputs)
+        elif isinstance(inputs, list | tuple):
+            items = inputs
+        else:
+            items = (inputs,)
+        expected = 1 if self._table else len(self._inputs)
+        if len(items) != expected:
+            names = "the table" if self._table else ", ".join(self._names)
+            raise InputError(
+                f"expected {expected} input{'s' if expected != 1 else ''} ({names}), got {len(items)}",
+                code="E_INPUT_COUNT",
+                hint="pass a list with one array for each input, e.g. run([x])",
+            )
+        if self._table:
+            return self._table.read(items[0])
+        return [
+            _cast(as_array(item, spec.name), dtype, f"input {spec.name!r}")
+            for item, spec, dtype in zip(items, self._inputs, self._dtypes, strict=True)
+        ]
+
+    def bind(self, arrays: Sequence[Array]) -> dict[str, int]:
+        """The values of the symbolic dims.
+
+        Raises:
+            InputError: a fixed extent differs, one symbol has two values, or a value is outside its limits.
+        """
+        binding: dict[str, int] = {}
+        computed = False
+        for array, spec in zip(arrays, self._inputs, strict=True):
+            if array.ndim != len(spec.shape):
+                raise _shape_error(spec, array, f"{len(spec.shape)} dimensions, not {array.ndim}")
+            for axis, (extent, dim) in enumerate(zip(array.shape, spec.shape, strict=True)):
+                if isinstance(dim, int):
+                    if extent != dim:
+                        raise _shape_error(spec, array, f"axis {axis} must be {dim}, not {extent}")
+                elif dim.isidentifier():
+                    if binding.setdefault(dim, extent) != extent:
+                        raise _shape_error(
+                            spec, array, f"axis {axis} must be {dim} = {binding[dim]} as elsewhere, not {extent}"
+                        )
+                else:
+                    computed = True
+        if computed:
+            self._check_computed(arrays, binding)
+        for name, (least, most) in self._limits.items():
+            value = binding.get(name)
+            if value is not None and (value < least or (most is not None and value > most)):
+                upper = "" if most is None else f" and at most {most}"
+                raise InputError(f"{name} must be at least {least}{upper}, got {value}", code="E_INPUT_SHAPE")
+        return binding
+
+    def _check_computed(self, arrays: Sequence[Array], binding: Mapping[str, int]) -> None:
+        for array, spec in zip(arrays, self._inputs, strict=True):
+            for axis, (extent, dim) in enumerate(zip(array.shape, spec.shape, strict=True)):
+                value = evaluate(dim, binding)
+                if value is not None and value != extent:
+                    raise _shape_error(spec, array, f"axis {axis} must be {dim} = {value}, not {extent}")
+
+    def _by_name(self, inputs: Mapping[Any, object]) -> Sequence[object]:
+        names = self._names
+        if self._table:
+            features = self._table.spec.feature_names
+            if features and set(features) & set(inputs):
+                return ({name: inputs[name] for name in features if name in inputs} | dict(inputs),)
+            if len(inputs) == 1:
+                return tuple(inputs.values())
+            names = features or ("X",)
+        missing = [name for name in names if name not in inputs]
+        unexpected = [str(name) for name in inputs if name not in names]
+        if missing or unexpected:
+            raise InputError(
+                f"expected the inputs {', '.join(names)}; "
+                + "; ".join(
+                    f"{what}: {', '.join(which)}"
+                    for what, which in (("missing", missing), ("unexpected", unexpected))
+                    if which
+                ),
+                code="E_INPUT_NAME",
+            )
+        return [inputs[name] for name in names]
+
+
+def _shape_error(spec: TensorSpec, array: Array, why: str) -> InputError:
+    return InputError(
+        f"input {spec.name!r}: expected shape {_shape_text(spec.shape)}, got {_shape_text(array.shape)}: {why}",
+        code="E_INPUT_SHAPE",
+    )
+
+
+def _shape_text(shape: Sequence[int | str]) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+
+
+def as_array(value: Any, name: str) -> Array:
+    """Any array-like as a numpy array, without a copy where that is possible.
+
+    Raises:
+        InputError: it is no rectangular array, lies on another device, or is sparse.
+    """
+    if type(value) is np.ndarray:
+        array: Array = value
+        return array
+    if hasattr(value, "detach") and hasattr(value, "cpu"):  # a torch tensor
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # not known to numpy, and exact in float32
+            value = value.float()
+    if hasattr(value, "tocsr"):
+        raise InputError(
+            f"input {name!r}: expected a dense array, got a sparse {type(value).__name__}",
+            code="E_INPUT_DTYPE",
+            hint="pass x.toarray()",
+        )
+    try:
+        if hasattr(value, "to_numpy"):  # a DataFrame or Series
+            return np.asarray(value.to_numpy())
+        if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray | np.generic):
+            return np.from_dlpack(value)
+        return np.asarray(value)
+    except (ValueError, TypeError, BufferError, RuntimeError) as error:
+        raise InputError(
+            f"input {name!r}: {type(value).__name__} could not be read as an array: {error}", code="E_INPUT_DTYPE"
+        ) from error
+
+
+def _cast(array: Array, dtype: np.dtype[Any], where: str) -> Array:
+    """The array with the element type that the graph takes, where that loses nothing the model could see.
+
+    Integers become floats and float64 becomes the graph's float type; floats become integers only if each is integral.
+    """
+    if array.dtype == dtype:
+        return array
+    if array.dtype.kind == "O":
+        array = _numbers(array, where)
+    kind = array.dtype.kind
+    if kind == "V" and array.dtype.name in ("bfloat16", "float8_e4m3fn"):
+        kind = "f"
+    if kind not in "biuf":
+        raise InputError(
+            f"{where}: expected {dtype.name}, got {array.dtype.name}",
+            code="E_INPUT_DTYPE",
+            hint="strings and dates are no numbers: encode them as the model saw them in training",
+        )
+    if dtype.kind in "fV":
+        with np.errstate(over="ignore"):  # too large a number becomes infinity, which `numbers` then judges
+            return array.astype(dtype)
+    if kind == "b":
+        return array.astype(dtype)
+    least, most = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    if kind == "f":
+        # The largest float64 below 2**63 is 2**63 - 1024: comparing with `most` itself would round up.
+        fits = (array >= least) & (array < most + 1.0) & (array == np.trunc(array))
+    elif np.can_cast(array.dtype, dtype):
+        return array.astype(dtype)
+    else:
+        fits = (array >= least) & (array <= most)
+    if not fits.all():
+        position = tuple(int(i) for i in np.argwhere(~fits)[0])
+        raise InputError(
+            f"{where}: expected {dtype.name}, got {array.dtype.name} with {array[position]} at {_shape_text(position)}",
+            code="E_INPUT_DTYPE",
+            hint=f"the values must be whole numbers from {least} to {most}",
+        )
+    return array.astype(dtype)
+
+
+def _numbers(array: Array, where: str) -> Array:
+    """An array of Python objects as an array of numbers; missing values become NaN."""
+    values = []
+    for position, value in enumerate(array.ravel().tolist()):
+        if _is_missing(value):
+            value = math.nan
+        elif not isinstance(value, int | float | np.number | np.bool_):
+            place = tuple(int(i) for i in np.unravel_index(position, array.shape))
+            raise InputError(
+                f"{where}: expected numbers, got {value!r} ({type(value).__name__}) at {_shape_text(place)}",
+                code="E_INPUT_DTYPE",
+            )
+        values.append(value)
+    return np.array(values, dtype=None if values else np.float64).reshape(array.shape)
+
+
+def _is_missing(value: object) -> bool:
+    """Whether a value stands for a missing one: None, NaN, pandas.NA, NaT."""
+    if value is None:
+        return True
+    if isinstance(value, float | np.floating):
+        return bool(value != value)
+    return type(value).__name__ in ("NAType", "NaTType")
+
+
+class _TableReader:
+    """Splits a table into the graph's inputs as a `TableSpec` says."""
+
+    def __init__(self, spec: TableSpec, dtypes: Sequence[np.dtype[Any]]) -> None:
+        self.spec = spec
+        self._feeds = [
+            (feed, [_Coder(coding) for coding in feed.codings], dtype)
+            for feed, dtype in zip(spec.feeds, dtypes, strict=True)
+        ]
+
+    def read(self, table: object) -> list[Array]:
+        """One array of shape (n, columns) for each feed."""
+        columns = _Frame(table) if _is_frame(table) else _Matrix(as_array(table, "X"))
+        if isinstance(columns, _Frame):
+            self._check_names(columns.names)
+        rows, width = columns.shape
+        if width != self.spec.n_features:
+            raise InputError(
+                f"X has {width} features, but the model expects {self.spec.n_features} features as input",
+                code="E_INPUT_SHAPE",
+            )
+        arrays = []
+        for feed, coders, dtype in self._feeds:
+            if coders:
+                codes = [
+                    coder.encode(columns.values(column), self._name(column))
+                    for coder, column in zip(coders, feed.columns, strict=True)
+                ]
+                arrays.append(np.array(codes, dtype=dtype).T.reshape(rows, len(codes)))
+                continue
+            numbers = columns.numbers(feed.columns)
+            array = _cast(numbers, dtype, "X")
+            if self.spec.numbers != "any" and numbers.dtype.kind not in "biu":
+                self._check_numbers(array, numbers, feed.columns)
+            arrays.append(array)
+        return arrays
+
+    def _check_names(self, names: Sequence[object]) -> None:
+        """The check scikit-learn makes: the columns of the fit, in its order."""
+        expected = self.spec.feature_names
+        if expected is None or not all(isinstance(name, str) for name in names) or tuple(names) == expected:
+            return
+        unseen = sorted(str(name) for name in set(names) - set(expected))
+        missing = sorted(set(expected) - {str(name) for name in names})
+        notes = [f"not seen when the model was fitted: {', '.join(unseen)}"] if unseen else []
+        notes += [f"seen when the model was fitted, and missing now: {', '.join(missing)}"] if missing else []
+        if notes:
+            raise InputError(
+                "the column names differ from those the model was fitted with", code="E_INPUT_NAME", notes=tuple(notes)
+            )
+        raise InputError(
+            "the columns are not in the order the model was fitted with",
+            code="E_INPUT_NAME",
+            notes=(f"expected: {', '.join(expected)}", f"got: {', '.join(map(str, names))}"),
+            hint="select them in order: X[names]",
+        )
+
+    def _check_numbers(self, array: Array, given: Array, positions: Sequence[int]) -> None:
+        with np.errstate(all="ignore"):
+            if math.isfinite(np.add.reduce(array, axis=None)):  # one pass, no temporary; a NaN or infinity always shows
+                return
+        bad = np.isinf(array) if self.spec.numbers == "nan" else ~np.isfinite(array)
+        if not bad.any():
+            return
+        row, column = (int(i) for i in np.argwhere(bad)[0])
+        value = given[row, column]
+        what = (
+            "NaN"
+            if np.isnan(value)
+            else "infinity"
+            if np.isinf(value)
+            else f"{value}, too large for {array.dtype.name}"
+        )
+        raise InputError(
+            f"X contains {what} at row {row}, column {self._name(positions[column])}",
+            code="E_INPUT_VALUE",
+            hint="the source model refuses it too: impute or drop such rows" if what == "NaN" else None,
+        )
+
+    def _name(self, column: int) -> str:
+        names = self.spec.feature_names
+        return f"{column} ({names[column]!r})" if names else str(column)
+
+
+class _Coder:
+    """Maps the values of one column to codes."""
+
+    def __init__(self, coding: Coding) -> None:
+        codes = coding.codes if coding.codes is not None else range(len(coding.categories))
+        self._codes: dict[Scalar, int] = dict(zip(coding.categories, codes, strict=True))
+        self._missing = self._codes.get(None, coding.missing)
+        self._unknown = coding.unknown
+        self._known = coding.categories
+
+    def encode(self, values: Sequence[Any], column: str) -> list[int]:
+        """The code of each value.
+
+        Raises:
+            InputError: a missing or unknown value for which the model has no code.
+        """
+        try:
+            codes: list[int | None] = list(map(self._codes.get, values))
+        except TypeError as error:
+            raise InputError(f"column {column}: expected plain values: {error}", code="E_INPUT_DTYPE") from error
+        if None in codes:
+            codes = [
+                self._other(value, row, column) if code is None else code
+                for row, (code, value) in enumerate(zip(codes, values, strict=True))
+            ]
+        return codes  # type: ignore[return-value]  # no None is left
+
+    def _other(self, value: object, row: int, column: str) -> int:
+        missing = _is_missing(value)
+        code = self._missing if missing else self._unknown
+        if code is None:
+            known = ", ".join(map(repr, self._known[:8])) + (", ..." if len(self._known) > 8 else "")
+            raise InputError(
+                f"column {column}, row {row}: "
+                + ("the value is missing" if missing else f"unknown category {value!r}")
+                + f"; the model knows {known}",
+                code="E_INPUT_VALUE",
+            )
+        return code
+
+
+def _is_frame(table: object) -> bool:
+    """Whether the columns of a table must be read one by one: a DataFrame, or a mapping from names to columns."""
+    return isinstance(table, Mapping) or (hasattr(table, "columns") and hasattr(table, "to_numpy"))
+
+
+class _Matrix:
+    """A table in one two-dimensional array."""
+
+    def __init__(self, array: Array) -> None:
+        if array.ndim != 2:
+            raise InputError(
+                "expected a 2-D array with a row for each sample, got "
+                + ("a scalar" if not array.ndim else f"a {array.ndim}-D array of shape {_shape_text(array.shape)}"),
+                code="E_INPUT_SHAPE",
+                hint="for a single row pass x.reshape(1, -1), for a single feature x.reshape(-1, 1)",
+            )
+        self._array = array
+        self.shape: tuple[int, int] = array.shape
+
+    def numbers(self, positions: Sequence[int]) -> Array:
+        """These columns as an array of shape (n, columns)."""
+        # Adjacent columns are a view; all of them, in order, are the array itself.
+        first, last = (positions[0], positions[-1] + 1) if positions else (0, 0)
+        adjacent = len(positions) == last - first and list(positions) == list(range(first, last))
+        part = self._array[:, first:last] if adjacent else self._array[:, list(positions)]
+        return _numbers(part, "X") if part.dtype.kind == "O" else part
+
+    def values(self, position: int) -> list[Any]:
+        """One column as Python values."""
+        return list(self._array[:, position].tolist())
+
+
+class _Frame:
+    """A table by columns: a pandas or polars DataFrame, or a mapping from names to columns."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+        self.names: list[object] = list(table) if isinstance(table, Mapping) else list(table.columns)
+        if isinstance(table, Mapping):
+            lengths = {len(column) for column in table.values()}
+            if len(lengths) > 1:
+                raise InputError(f"the columns have different lengths: {sorted(lengths)}", code="E_INPUT_SHAPE")
+            rows = lengths.pop() if lengths else 0
+        else:
+            rows = len(table)
+        self.shape = (rows, len(self.names))
+
+    def numbers(self, positions: Sequence[int]) -> Array:
+        """These columns as an array of shape (n, columns)."""
+        if len(positions) == len(self.names) and not isinstance(self._table, Mapping):
+            matrix = np.asarray(self._table.to_numpy())
+            if matrix.dtype.kind in "biuf":
+                return matrix[:, list(positions)] if list(positions) != sorted(positions) else matrix
+        parts = []
+        for position in positions:
+            column = self._column(position)
+            array = column if isinstance(column, np.ndarray) else np.asarray(column.to_numpy())
+            parts.append(_numbers(array, f"column {self.names[position]!r}") if array.dtype.kind == "O" else array)
+        return np.stack(parts, axis=1) if parts else np.empty((self.shape[0], 0))
+
+    def values(self, position: int) -> list[Any]:
+        """One column as Python values."""
+        column = self._column(position)
+        return list(column.tolist() if hasattr(column, "tolist") else column.to_list())
+
+    def _column(self, position: int) -> Any:
+        if isinstance(self._table, Mapping):
+            return np.asarray(self._table[self.names[position]])
+        if hasattr(self._table, "iloc"):
+            return self._table.iloc[:, position]
+        return self._table[:, position]

@@ -1,0 +1,303 @@
+"""A compiled model as its user holds it: the source's methods, measurements, saving."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+import tracemalloc
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlec.errors import InputError, MlecError, UsageError
+from mlec.runtime.dims import evaluate
+from mlec.runtime.edge import Edge, numpy_dtype
+from mlec.runtime.measure import BenchmarkResult, Profile
+from mlec.signature import Labels, MethodSpec, Signature
+
+Array = NDArray[Any]
+
+
+class Runnable(Protocol):
+    """What a backend gives for running: an `Executable`, or anything with this method.
+
+    What else it has of an `Executable` is used too: ``num_threads``, ``weights_nbytes``, ``program``, ``time_kernels``,
+    ``activation_nbytes``, ``close``.
+    """
+
+    def run(self, inputs: list[Array]) -> Sequence[Array]:
+        """One array for each graph output."""
+
+
+class NoSuchMethodError(UsageError, AttributeError):
+    """An estimator method that the source model does not have."""
+
+    code = "E_NO_METHOD"
+
+
+class CompiledModel:
+    """A model ready to run. One instance may be used from several threads at once.
+
+    Beside the methods below it has those of its source (``predict``, ``predict_proba``, ``transform`` ...), which take
+    what the source takes and return the same shape, dtype and labels.
+
+    Args:
+        signature: inputs, outputs, table and methods.
+        executable: runs the graph.
+        metadata: facts about the model, ready for JSON.
+        graph: gives the graph when it is first asked for.
+        report: gives the optimisation report when it is first asked for.
+        saver: writes the model to a file; called as ``saver(path, **options of save)``.
+    """
+
+    def __init__(
+        self,
+        signature: Signature,
+        executable: Runnable,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        graph: Callable[[], Any] | None = None,
+        report: Callable[[], Any] | None = None,
+        saver: Callable[..., Any] | None = None,
+    ) -> None:
+        self.signature = signature
+        self.metadata: dict[str, Any] = dict(metadata or {})
+        self.executable = executable
+        self._graph = graph
+        self._report = report
+        self._saver = saver
+        self._edge = Edge(signature)
+        self._methods = {spec.name: _Method(spec) for spec in signature.methods}
+        self._run = tuple(self._methods[name] for name in signature.run)
+        self._largest: tuple[int, tuple[tuple[int, ...], ...]] | None = None
+
+    def run(self, inputs: object, out: Sequence[Array] | None = None) -> list[Array]:
+        """Run the model once.
+
+        Args:
+            inputs: a list with one array-like for each input, a mapping from input names, or the one input itself.
+            out: arrays to write the results to, of their shapes.
+
+        Returns:
+            The results in order: the graph's outputs, or for an estimator what its main methods return (a classifier:
+            labels and probabilities).
+
+        Raises:
+            InputError: the inputs do not fit the signature; says what was expected and what came.
+        """
+        outputs = self._outputs(self._edge.read(inputs))
+        results: list[Array] = []
+        for method in self._run:
+            result = method.result(outputs)
+            results.extend(result if isinstance(result, list) else [result])
+        results = results if self._run else outputs
+        return results if out is None else _write(results, out)
+
+    def __call__(self, *inputs: object, **named: object) -> list[Array]:
+        """`run` with the inputs by position or by keyword; one mapping holds inputs by name."""
+        if inputs and named:
+            raise UsageError("pass the inputs by position or by name, not both")
+        if len(inputs) == 1 and isinstance(inputs[0], Mapping):
+            return self.run(inputs[0])
+        return self.run(named if named else inputs)
+
+    def __getattr__(self, name: str) -> Callable[[object], Array | list[Array]]:
+        methods = self.__dict__.get("_methods", {})
+        if name in methods:
+            return functools.partial(self._call_method, methods[name])
+        if name.startswith("_"):
+            raise AttributeError(name)
+        has = f"it has {', '.join(methods)}" if methods else "it has no estimator methods; use run(inputs)"
+        raise NoSuchMethodError(f"the source of this {self.signature.kind} has no {name}; {has}")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self._methods})
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(
+            f"{spec.name}: {spec.dtype}[{', '.join(map(str, spec.shape))}]" for spec in self.signature.inputs
+        )
+        return f"<CompiledModel {self.signature.kind} ({inputs})>"
+
+    def _call_method(self, method: _Method, X: object) -> Array | list[Array]:
+        return method.result(self._outputs(self._edge.read(X if isinstance(X, Mapping) else (X,))))
+
+    def _outputs(self, arrays: list[Array]) -> list[Array]:
+        self._edge.bind(arrays)
+        nbytes = sum(array.nbytes for array in arrays)
+        if self._largest is None or nbytes > self._largest[0]:
+            self._largest = nbytes, tuple(array.shape for array in arrays)
+        return list(self.executable.run(arrays))
+
+    @functools.cached_property
+    def graph(self) -> Any:
+        """The optimised graph."""
+        return _provided(self._graph, "graph")
+
+    @functools.cached_property
+    def report(self) -> Any:
+        """What the compiler did, with measurements."""
+        return _provided(self._report, "report")
+
+    def benchmark(self, inputs: object, num_runs: int = 100) -> BenchmarkResult:
+        """Time single calls of `run`, after a few calls that are not counted.
+
+        Raises:
+            UsageError: ``num_runs`` is below 1.
+        """
+        if num_runs < 1:
+            raise UsageError(f"num_runs must be at least 1, got {num_runs}")
+        arrays = self._edge.read(inputs)
+        rows = arrays[0].shape[0] if arrays and arrays[0].ndim else 1
+        for _ in range(max(3, min(20, num_runs // 10))):
+            self.run(inputs)
+        seconds = []
+        for _ in range(num_runs):
+            begin = time.perf_counter()
+            self.run(inputs)
+            seconds.append(time.perf_counter() - begin)
+        return BenchmarkResult.of(seconds, rows, getattr(self.executable, "num_threads", None))
+
+    def profile(self, inputs: object, num_runs: int = 10) -> Profile:
+        """Time per kernel, with the op and the place in the source model that each comes from.
+
+        Raises:
+            UsageError: the backend has no kernels to time.
+        """
+        time_kernels = getattr(self.executable, "time_kernels", None)
+        if time_kernels is None:
+            raise UsageError("this backend has no kernels to profile", hint="compile with the tvm backend")
+        arrays = self._edge.read(inputs)
+        binding = self._edge.bind(arrays)
+        times = time_kernels(arrays, num_runs)
+        total = self.benchmark(inputs, num_runs).p50 / 1e3
+        return Profile.of(times, self.executable.program.kernels, binding, total)  # type: ignore[attr-defined]
+
+    def peak_memory_usage(self) -> int:
+        """Bytes that running needs: weights, inputs, and the buffers for intermediate values and outputs.
+
+        Measured, on zeros of the shapes of the largest inputs run so far (before the first run: every symbolic dim at
+        its least value, but 1 at least). Machine code, and what a kernel takes for itself while it runs, do not count.
+        """
+        shapes = self._largest[1] if self._largest else self._least_shapes()
+        dtypes = (numpy_dtype(spec.dtype) for spec in self.signature.inputs)
+        arrays = [np.zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+        held = getattr(self.executable, "weights_nbytes", 0) + sum(array.nbytes for array in arrays)
+        activation_nbytes = getattr(self.executable, "activation_nbytes", None)
+        return held + (activation_nbytes(arrays) if activation_nbytes else self._traced(arrays))
+
+    def _traced(self, arrays: list[Array]) -> int:
+        """Peak of what numpy and Python allocate during one run."""
+        running = tracemalloc.is_tracing()
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            tracemalloc.reset_peak()
+            self.executable.run(arrays)
+            return tracemalloc.get_traced_memory()[1] - before
+        finally:
+            if not running:
+                tracemalloc.stop()
+
+    def _least_shapes(self) -> tuple[tuple[int, ...], ...]:
+        names = {
+            dim for spec in self.signature.inputs for dim in spec.shape if isinstance(dim, str) and dim.isidentifier()
+        }
+        least = {name: max(1, self.signature.symbols.get(name, (1, None))[0]) for name in names}
+        return tuple(tuple(evaluate(dim, least) or 1 for dim in spec.shape) for spec in self.signature.inputs)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        compression: str | None = None,
+        sign_key: Any = None,
+        encryption_key: Any = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Write the model to a ``.mle`` file; an existing file is replaced only once the new one is complete."""
+        if self._saver is None:
+            raise UsageError("this model cannot be saved: it was built without a saver")
+        return self._saver(
+            Path(path),
+            compression=compression,
+            sign_key=sign_key,
+            encryption_key=encryption_key,
+            metadata=metadata,
+        )
+
+    def close(self) -> None:
+        """Free code and weights now rather than when the model is garbage; running it afterwards is an error."""
+        close = getattr(self.executable, "close", None)
+        if close is not None:
+            close()
+
+    def __enter__(self) -> CompiledModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Method:
+    """One estimator method: picks graph outputs and gives them the source's labels and dtype."""
+
+    def __init__(self, spec: MethodSpec) -> None:
+        self._spec = spec
+        labels = spec.labels or (None,) * len(spec.outputs)
+        self._parts = [
+            (position, None if label is None else _label_table(label))
+            for position, label in zip(spec.outputs, labels, strict=True)
+        ]
+        self._dtype = None if spec.dtype is None else np.dtype(spec.dtype)
+
+    def result(self, outputs: Sequence[Array]) -> Array | list[Array]:
+        """What the source's method returns, from the graph's outputs."""
+        results = [self._part(outputs[position], labels) for position, labels in self._parts]
+        if self._spec.stack:
+            return np.column_stack(results)
+        return results if self._spec.as_list or len(results) > 1 else results[0]
+
+    def _part(self, output: Array, labels: Array | None) -> Array:
+        if labels is not None:
+            output = labels[output]
+        if self._spec.function == "log":
+            with np.errstate(divide="ignore"):
+                output = np.log(output)
+        return output if self._dtype is None else output.astype(self._dtype, copy=False)
+
+
+def _label_table(labels: Labels) -> Array:
+    """The labels as an array of the source's dtype."""
+    dtype = np.dtype(labels.dtype)
+    values = [float("nan") if value is None and dtype.kind == "f" else value for value in labels.values]
+    table = np.empty(len(values), dtype)
+    table[:] = values
+    return table
+
+
+def _provided(provider: Callable[[], Any] | None, what: str) -> Any:
+    if provider is None:
+        raise MlecError(f"this model carries no {what}", code="E_NOT_AVAILABLE")
+    return provider()
+
+
+def _write(results: list[Array], out: Sequence[Array]) -> list[Array]:
+    """Copy the results into the caller's arrays."""
+    if len(results) != len(out):
+        raise InputError(f"out: expected {len(results)} arrays, got {len(out)}", code="E_INPUT_COUNT")
+    for position, (result, target) in enumerate(zip(results, out, strict=True)):
+        if target.shape != result.shape or not np.can_cast(result.dtype, target.dtype, "same_kind"):
+            raise InputError(
+                f"out[{position}]: expected shape {result.shape} and dtype {result.dtype}, "
+                f"got shape {target.shape} and dtype {target.dtype}",
+                code="E_INPUT_SHAPE",
+            )
+        np.copyto(target, result)
+    return list(out)

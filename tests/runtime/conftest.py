@@ -1,0 +1,58 @@
+"""Object files of a small module, compiled once in a process that has no C compiler on its PATH."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlec.runtime import Executable, KernelInfo, Program
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def object_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pickled tuple of object files; see build_module.py for what is in them."""
+    folder = tmp_path_factory.mktemp("objects")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": str(folder)}
+    script = Path(__file__).with_name("build_module.py")
+    subprocess.run([sys.executable, str(script), str(folder / "objects.pkl")], env=environment, check=True)
+    return folder / "objects.pkl"
+
+
+@pytest.fixture(scope="session")
+def objects(object_file: Path) -> tuple[bytes, ...]:
+    """The object files."""
+    found: tuple[bytes, ...] = pickle.loads(object_file.read_bytes())
+    return found
+
+
+@pytest.fixture(scope="session")
+def weight() -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The (8, 4) constant of the module."""
+    return np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+
+
+@pytest.fixture
+def make_executable(
+    objects: tuple[bytes, ...], weight: np.ndarray[Any, np.dtype[np.float32]]
+) -> Callable[..., Executable]:
+    """Link the module; ``entry`` chooses its function."""
+
+    def make(entry: str = "main", constants: tuple[str, ...] = ("w",), num_threads: int | None = None) -> Executable:
+        kernels = (
+            KernelInfo(symbol="matmul", op="matmul", location="net.py:3", flops="64*n", bytes="48*n+128"),
+            KernelInfo(symbol="relu", op="relu", location="net.py:4", flops="4*n", bytes="32*n"),
+        )
+        program = Program(backend="tvm", device="cpu", entry=entry, constants=constants, kernels=kernels)
+        return Executable(program, objects, {"w": weight}, num_threads)
+
+    return make

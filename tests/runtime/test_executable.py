@@ -1,0 +1,299 @@
+"""Linking in memory and running: results, memory, threads, errors."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import psutil
+import pytest
+
+from mlec.errors import MlecError, RuntimeUnavailableError, UsageError
+from mlec.runtime import Executable, Program
+from mlec.runtime.device import CudaMemory, HostMemory
+from mlec.runtime.library import load_library
+from mlec.runtime.threads import effective_cpu_count
+
+Make = Callable[..., Executable]
+rng = np.random.default_rng(1)
+
+
+def rows(n: int) -> np.ndarray:
+    return rng.standard_normal((n, 8)).astype(np.float32)
+
+
+def misaligned(array: np.ndarray) -> np.ndarray:
+    raw = np.zeros(array.nbytes + 128, np.uint8)
+    start = -raw.ctypes.data % 64 + 4
+    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5, 1000])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda x: x,
+        np.asfortranarray,
+        lambda x: np.repeat(x, 2, axis=0)[::2],
+        lambda x: x[::-1].copy()[::-1],
+        misaligned,
+        read_only,
+    ],
+    ids=["plain", "fortran", "strided", "reversed", "misaligned", "read-only"],
+)
+def test_every_layout_gives_the_same_result(
+    make_executable: Make, weight: np.ndarray, n: int, layout: Callable
+) -> None:
+    x = rows(n)
+    h, y = make_executable().run([layout(x)])
+    np.testing.assert_allclose(h, x @ weight, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(y, np.maximum(x @ weight, 0), rtol=1e-5, atol=1e-6)
+    assert h.dtype == y.dtype == np.float32
+    assert h.shape == (n, 4)
+
+
+def test_aligned_input_is_not_copied_and_others_are() -> None:
+    memory = HostMemory()
+    aligned = memory.fetch(memory.feed(rows(16)))
+    assert memory.feed(aligned).data_ptr() == aligned.ctypes.data
+    other = misaligned(rows(16))
+    assert memory.feed(other).data_ptr() % 64 == 0
+    assert HostMemory(alignment=4).feed(other).data_ptr() == other.ctypes.data
+
+
+def test_outputs_belong_to_the_caller(make_executable: Make, weight: np.ndarray) -> None:
+    executable = make_executable("aliases")
+    x = HostMemory().fetch(HostMemory().feed(rows(3)))  # aligned, so passed without a copy
+    kept = x.copy()
+    outputs = executable.run([x])
+    first = [output.copy() for output in outputs]
+    for output in outputs:
+        output[...] = -1
+    np.testing.assert_array_equal(x, kept)
+    for again, before in zip(executable.run([x]), first, strict=True):
+        np.testing.assert_array_equal(again, before)
+
+
+def test_outputs_survive_later_runs_and_the_model(make_executable: Make, weight: np.ndarray) -> None:
+    executable = make_executable()
+    x = rows(5)
+    h, _ = executable.run([x])
+    for _ in range(10):
+        executable.run([rows(5)])
+    executable.close()
+    del executable
+    gc.collect()
+    np.testing.assert_allclose(h, x @ weight, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_and_bool_pass_through(make_executable: Make) -> None:
+    x = np.array([1.0, -2.5, np.nan], ml_dtypes.bfloat16)
+    b = np.array([True, False, True])
+    got_x, got_b = make_executable("bits", ()).run([x, b])
+    assert got_x.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(got_x.view(np.uint16), x.view(np.uint16))
+    assert got_b.dtype == bool
+    np.testing.assert_array_equal(got_b, b)
+
+
+def test_a_failing_check_of_the_program_is_our_error_and_does_no_harm(make_executable: Make) -> None:
+    executable = make_executable()
+    with pytest.raises(MlecError, match="the compiled program failed") as caught:
+        executable.run([np.zeros((2, 9), np.float32)])
+    assert caught.value.code == "E_RUN"
+    assert executable.run([np.zeros((2, 8), np.float32)])[0].shape == (2, 4)
+
+
+def test_sixteen_threads(make_executable: Make, weight: np.ndarray) -> None:
+    executable = make_executable()
+    failures: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        own = np.random.default_rng(seed)
+        try:
+            for _ in range(200):
+                x = own.standard_normal((own.integers(0, 40), 8)).astype(np.float32)
+                h, y = executable.run([x])
+                np.testing.assert_allclose(h, x @ weight, rtol=1e-4, atol=1e-5)
+                np.testing.assert_array_equal(y, np.maximum(h, 0))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_memory_stays_flat(make_executable: Make) -> None:
+    executable = make_executable()
+    x = rows(512)
+    process = psutil.Process()
+
+    def grow(runs: int) -> int:
+        before = process.memory_info().rss
+        for _ in range(runs):
+            executable.run([x])
+        return int(process.memory_info().rss - before)
+
+    grow(200)
+    # One leaked output of a run would be 8 KiB, 16 MiB in all.
+    assert grow(2000) < 2 << 20
+
+
+def test_models_are_dropped(make_executable: Make) -> None:
+    process = psutil.Process()
+
+    def cycle(count: int) -> int:
+        before = process.memory_info().rss
+        for _ in range(count):
+            executable = make_executable()
+            executable.run([rows(16)])
+            executable.close()
+        gc.collect()
+        return int(process.memory_info().rss - before)
+
+    cycle(10)
+    files = process.num_fds()
+    assert cycle(50) < 8 << 20
+    assert process.num_fds() == files
+
+
+def test_closed(make_executable: Make) -> None:
+    executable = make_executable()
+    executable.close()
+    with pytest.raises(UsageError, match="closed"):
+        executable.run([rows(1)])
+
+
+@pytest.mark.skipif(effective_cpu_count() < 2, reason="needs two CPUs")
+def test_parallel_kernels_use_the_threads_asked_for(make_executable: Make) -> None:
+    x = [np.zeros(64, np.float32)]
+
+    def busy_threads(num_threads: int) -> int:
+        busy: list[int] = []
+
+        def work() -> None:
+            executable = make_executable("heavy", (), num_threads)
+            executable.run(x)
+            before = {thread.id: thread.user_time for thread in psutil.Process().threads()}
+            for _ in range(3):
+                executable.run(x)
+            spent = (thread.user_time - before.get(thread.id, 0) for thread in psutil.Process().threads())
+            busy.append(sum(seconds >= 0.03 for seconds in spent))
+
+        thread = threading.Thread(target=work)  # a pool belongs to the thread that calls
+        thread.start()
+        thread.join()
+        return busy[0]
+
+    assert busy_threads(1) == 1
+    assert busy_threads(2) == 2
+
+
+def test_thread_count_can_change_between_models(make_executable: Make, weight: np.ndarray) -> None:
+    x = rows(100)
+    for num_threads in (1, 2, 1, 2):
+        h, _ = make_executable(num_threads=num_threads).run([x])
+        np.testing.assert_allclose(h, x @ weight, rtol=1e-5, atol=1e-6)
+
+
+def test_bad_arguments(objects: tuple[bytes, ...], weight: np.ndarray, make_executable: Make) -> None:
+    with pytest.raises(UsageError, match="num_threads must be at least 1, got 0"):
+        make_executable(num_threads=0)
+    program = Program(backend="tvm", device="cpu", constants=("w", "bias"))
+    with pytest.raises(UsageError, match="bias"):
+        Executable(program, objects, {"w": weight})
+
+
+@pytest.mark.parametrize("damage", ["not an object", "cut"])
+def test_damaged_objects_are_refused(objects: tuple[bytes, ...], weight: np.ndarray, damage: str) -> None:
+    bad = (b"\x00" * 64, *objects[1:]) if damage == "not an object" else (objects[0][:500], *objects[1:])
+    with pytest.raises(RuntimeUnavailableError, match="could not be linked"):
+        Executable(Program(backend="tvm", device="cpu", constants=("w",)), bad, {"w": weight})
+
+
+def test_kernel_times_and_memory(make_executable: Make) -> None:
+    executable = make_executable(num_threads=1)
+    x = rows(4096)
+    times = executable.time_kernels([x], repeats=3)
+    assert set(times) == {"matmul", "relu"}
+    assert all(calls == 1 for calls, _ in times.values())
+    assert times["matmul"][1] > times["relu"][1] > 0  # 8 multiplications for each value against one comparison
+    assert executable.activation_nbytes([x]) == 2 * 4096 * 4 * 4
+    assert executable.weights_nbytes == 8 * 4 * 4
+
+
+def test_copying_device(weight: np.ndarray) -> None:
+    """The path of CUDA, with the CPU standing in as the other device."""
+    memory = CudaMemory.__new__(CudaMemory)
+    memory._use(load_library().ffi.device("cpu"))
+    tensor = memory.feed(weight.T)
+    assert tensor.data_ptr() != weight.ctypes.data
+    np.testing.assert_array_equal(memory.fetch(tensor), weight.T)
+
+
+def test_cuda_without_a_driver_says_so(objects: tuple[bytes, ...], weight: np.ndarray) -> None:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        pass
+    else:
+        pytest.skip("there is a CUDA driver")
+    with pytest.raises(RuntimeUnavailableError, match="no CUDA driver") as caught:
+        Executable(Program(backend="tvm", device="cuda", constants=("w",)), objects, {"w": weight})
+    assert caught.value.hint
+
+
+LEAN = """
+import sys, pickle, numpy as np
+from mlec.runtime import CompiledModel, Executable, Program
+from mlec.signature import Signature, TensorSpec
+objects = pickle.loads(open(sys.argv[1], "rb").read())
+executable = Executable(Program(backend="tvm", device="cpu", constants=("w",)), objects, {"w": np.ones((8, 4), "f")})
+signature = Signature((TensorSpec("x", "f32", ("n", 8)),), (TensorSpec("h", "f32", ("n", 4)),) * 2)
+assert CompiledModel(signature, executable).run([np.ones((2, 8))])[0].tolist() == [[8.0] * 4] * 2
+heavy = {"torch", "sklearn", "xgboost", "lightgbm", "pandas", "polars", "tvm", "onnx"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_running_imports_no_framework(object_file: Path) -> None:
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "PATH": str(object_file.parent)}
+    subprocess.run([sys.executable, "-c", LEAN, str(object_file)], env=environment, check=True)
+
+
+def test_torch_still_works_after_the_runtime(object_file: Path) -> None:
+    pytest.importorskip("torch")
+    code = LEAN + "import torch; assert torch.ones(2).sum().item() == 2\n"
+    code += "assert CompiledModel(signature, executable).run([torch.ones(2, 8)])[0].tolist() == [[8.0] * 4] * 2\n"
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, "-c", code, str(object_file)], env=environment, check=True)
+
+
+def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    from mlec.runtime.library import find_library
+
+    with pytest.raises(RuntimeUnavailableError, match="tvm is not installed") as caught:
+        find_library("tvm_runtime")
+    assert caught.value.hint == "install it: pip install apache-tvm"
