@@ -149,7 +149,7 @@ class Artifact:
                 name: {"offset": section.offset, "size": section.size, "crc32": f"{section.crc:08x}"}
                 for name, section in self.header.sections.items()
             },
-            "tensors": [msgspec.to_builtins(entry) for entry in self.tensors.entries],
+            "tensors": [msgspec.structs.asdict(entry) | {"shape": list(entry.shape)} for entry in self.tensors.entries],
             "kernels": [
                 {
                     "kind": kernel.kind,
@@ -276,8 +276,7 @@ def _load_weights(file: io.FileIO, header: Header, copy: bool) -> tuple[_Bytes, 
         section = weights.aligned_empty(where.size)
         if where.size:
             _read_into(file, where.offset, section.data)
-        section.setflags(write=False)
-        return section, None
+        return weights.read_only(section), None
     # The whole file is mapped from 0: only that offset suits the page size of every system.
     mapping = mmap.mmap(file.fileno(), header.file_size, access=mmap.ACCESS_READ)
     return np.frombuffer(mapping, np.uint8, where.size, where.offset), mapping

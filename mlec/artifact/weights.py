@@ -259,8 +259,7 @@ class Tensors(Mapping[str, np.ndarray[Any, Any]]):
         data = aligned_empty(entry.size)
         data[:] = self._bytes(entry)
         self._check(entry, data)
-        data.setflags(write=False)
-        return data.view(numpy_dtype(entry.dtype)).reshape(entry.shape)
+        return read_only(data).view(numpy_dtype(entry.dtype)).reshape(entry.shape)
 
     def check_all(self) -> None:
         """Check the padding and every tensor's checksums.
@@ -310,3 +309,8 @@ def aligned_empty(nbytes: int) -> _Bytes:
         ) from None
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + nbytes]
+
+
+def read_only(data: _Bytes) -> _Bytes:
+    """The same memory as an array that cannot be made writable again."""
+    return np.asarray(data.data.toreadonly())

@@ -1,0 +1,132 @@
+"""A second implementation of the format, for tests: take a file apart, change it, put it together again.
+
+It shares no code with mlec.artifact: `join(split(data)) == data` shows that both follow the same description.
+`join` repairs every checksum and digest, so that a change reaches exactly the check that it is meant for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+LAYOUT = "<4sII10QIIIIIQ4BI"
+NAMES = ("metadata", "graph", "weights", "kernels", "signature")
+ALIGN = {"metadata": 128, "graph": 64, "weights": 4096, "kernels": 4096, "signature": 64}
+ENTRY = "<IIQQ32s32sQ"
+
+
+def align(position: int, to: int) -> int:
+    return (position + to - 1) // to * to
+
+
+def dumps(value: Any, **options: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), **options).encode("utf-8", "surrogatepass")
+
+
+def root(section: str, data: bytes) -> bytes:
+    leaves = [
+        hashlib.sha256(b"\xa5" + struct.pack("<I", len(chunk)) + chunk).digest()
+        for chunk in (data[i : i + 2**20] for i in range(0, len(data), 2**20))
+    ]
+    head = b"\x5a" + struct.pack("<BQI", NAMES.index(section) + 1, len(data), len(leaves))
+    return hashlib.sha256(head + b"".join(leaves)).digest()
+
+
+@dataclass
+class Kernel:
+    kind: int
+    target: int
+    data: bytes
+    fields: dict[str, Any] = field(default_factory=dict)  # table fields that `join` must not compute
+
+
+@dataclass
+class Parts:
+    """The content of a file. ``*_bytes`` replace a whole section."""
+
+    metadata: dict[str, Any]
+    graph: dict[str, Any]
+    weights: bytearray
+    kernels: list[Kernel]
+    metadata_bytes: bytes | None = None
+    graph_bytes: bytes | None = None
+    kernels_bytes: bytes | None = None
+    header: dict[str, int] = field(default_factory=dict)  # e.g. {"flags": 3, "graph.offset": 7, "crc.graph": 0}
+    digests: dict[str, str | None] = field(default_factory=dict)
+    padding: bytes = b"\0"
+
+    @property
+    def tensors(self) -> list[dict[str, Any]]:
+        return self.graph["tensors"]
+
+    def tensor(self, name: str) -> dict[str, Any]:
+        return next(entry for entry in self.tensors if entry["name"] == name)
+
+    def seal_tensors(self) -> None:
+        """Recompute the checksums in the tensor index."""
+        for entry in self.tensors:
+            data = self.weights[entry["off"] : entry["off"] + entry["size"]]
+            entry["crc32"] = zlib.crc32(data)
+            entry["sha256"] = hashlib.sha256(data).hexdigest()
+
+
+def split(data: bytes) -> Parts:
+    fields = struct.unpack(LAYOUT, data[:128])
+    stored = {name: data[fields[3 + 2 * i] :][: fields[4 + 2 * i]] for i, name in enumerate(NAMES)}
+    kernels = []
+    if stored["kernels"]:
+        for i in range(struct.unpack_from("<I", stored["kernels"], 4)[0]):
+            kind, target, off, size, *_ = struct.unpack_from(ENTRY, stored["kernels"], 8 + 96 * i)
+            kernels.append(Kernel(kind, target, stored["kernels"][off : off + size]))
+    return Parts(json.loads(stored["metadata"]), json.loads(stored["graph"]), bytearray(stored["weights"]), kernels)
+
+
+def kernel_section(parts: Parts, graph_root: bytes) -> bytes:
+    if not parts.kernels:
+        return b""
+    table, blobs = b"", b""
+    base = 8 + 96 * len(parts.kernels)
+    for kernel in parts.kernels:
+        off = align(base + len(blobs), 64)
+        blobs += parts.padding * (off - base - len(blobs)) + kernel.data
+        entry = {
+            "kind": kernel.kind,
+            "target": kernel.target,
+            "off": off,
+            "size": len(kernel.data),
+            "sha256": hashlib.sha256(kernel.data).digest(),
+            "graph_root": graph_root,
+            "reserved": 0,
+        } | kernel.fields
+        table += struct.pack(ENTRY, *entry.values())
+    return b"MLEK" + struct.pack("<I", len(parts.kernels)) + table + blobs
+
+
+def join(parts: Parts) -> bytes:
+    graph = parts.graph_bytes if parts.graph_bytes is not None else dumps(parts.graph)
+    kernels = parts.kernels_bytes if parts.kernels_bytes is not None else kernel_section(parts, root("graph", graph))
+    stored = {"graph": graph, "weights": bytes(parts.weights), "kernels": kernels}
+    digests = {name: root(name, data).hex() if data else None for name, data in stored.items()} | parts.digests
+    document = parts.metadata | ({"digests": digests} if "digests" in parts.metadata else {})
+    metadata = parts.metadata_bytes if parts.metadata_bytes is not None else dumps(document, sort_keys=True)
+    stored = {"metadata": metadata} | stored | {"signature": b""}
+
+    body, header = b"", {"magic": b"MLE\0", "version": 1, "flags": 1 if kernels else 0}
+    for name in NAMES:
+        data = stored[name]
+        offset = align(128 + len(body), ALIGN[name]) if data else 0
+        if data:
+            body += parts.padding * (offset - 128 - len(body)) + data
+        header |= {f"{name}.offset": offset, f"{name}.size": len(data)}
+    header |= {f"crc.{name}": zlib.crc32(stored[name]) for name in NAMES}
+    header |= {"file_size": 128 + len(body), "digest_alg": 1, "sig_alg": 0, "aead_alg": 0, "codecs": 0}
+    return seal(header | parts.header) + body
+
+
+def seal(header: dict[str, Any]) -> bytes:
+    packed = struct.pack(LAYOUT[:-1], *(header[key] for key in header if key != "header_crc32"))
+    return packed + struct.pack("<I", header.get("header_crc32", zlib.crc32(packed)))
