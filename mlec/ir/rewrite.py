@@ -22,9 +22,9 @@ MAX_SWEEPS = 50
 
 @dataclass(frozen=True)
 class Miss:
-    """A rule's pattern fitted, but the rewrite does not apply: why not."""
+    """A rule's pattern fitted, but the rewrite does not apply: why not. Without a reason it is nothing worth telling."""
 
-    reason: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def _rewritten(
             continue
         miss = rule.check(m, graph)
         if miss is not None:
-            missed.append(Edit(rule.name, False, f"{miss.reason}: {_summary(node, names)}", node.loc))
+            if miss.reason:
+                missed.append(Edit(rule.name, False, f"{miss.reason}: {_summary(node, names)}", node.loc))
             continue
         with b.at(Location.merged((n.loc for n in m.matched), rule.name)):
             result = rule.rewrite(b, m, graph)

@@ -1,0 +1,1 @@
+"""Passes: one file each. `pipelines` puts them in order; `mlec.registry` finds them by name."""

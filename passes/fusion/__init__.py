@@ -1,0 +1,5 @@
+"""Fusion: several nodes become one kernel."""
+
+from mlec.passes.fusion.fuse import FuseOperators
+
+__all__ = ["FuseOperators"]

@@ -1,0 +1,91 @@
+"""Which nodes go into one kernel.
+
+A group has a root (whose result leaves the group), elementwise nodes on the root's shape, and at most one anchor: the contraction, reduction
+or normalisation whose result they transform in registers (its epilogue). A producer joins when all its users are in the group, so
+nothing is computed twice and no value leaves the group in the middle; going from the results backwards, users come before producers.
+A reduction can be the root itself and then takes the elementwise nodes on its operand's shape as its prologue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mlec.ir import Graph, Node, Trait
+from mlec.ir.types import Shape
+
+ANCHORS = Trait.CONTRACTION | Trait.REDUCTION | Trait.NORMALISATION
+PROLOGUE_ROOTS = frozenset({"sum", "mean", "max", "min"})
+
+
+@dataclass
+class Group:
+    """Nodes that become one kernel, in reverse order of execution; ``refused`` says which producers stayed out and why."""
+
+    root: Node
+    shape: Shape
+    nodes: list[Node] = field(default_factory=list)
+    anchor: Node | None = None
+    refused: list[tuple[Node, str]] = field(default_factory=list)
+
+
+def find_groups(graph: Graph, max_nodes: int) -> list[Group]:
+    """Groups of two nodes and more; each node is in one group at most."""
+    taken: set[Node] = set()
+    groups: list[Group] = []
+    for root in reversed(graph.nodes):
+        if root in taken or root.is_constant or len(root.outputs) != 1:
+            continue
+        if root.op.has(Trait.ELEMENTWISE):
+            group = Group(root, root.output.type.shape, [root])
+        elif root.name in PROLOGUE_ROOTS:
+            group = Group(root, root.inputs[0].type.shape, [root], anchor=root)
+        else:
+            continue
+        _grow(group, graph, taken, max_nodes)
+        if len(group.nodes) > 1:
+            groups.append(group)
+            taken.update(group.nodes)
+    return groups
+
+
+def _grow(group: Group, graph: Graph, taken: set[Node], max_nodes: int) -> None:
+    members = {group.root}
+    outputs = set(graph.outputs)
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    frontier = {p for v in group.root.inputs if (p := graph.producer.get(v)) is not None}
+    while frontier:
+        node = max(frontier, key=order.__getitem__)  # users first
+        frontier.remove(node)
+        reason = _refusal(node, group, graph, taken, outputs, members, max_nodes)
+        if reason is not None:
+            if reason:
+                group.refused.append((node, reason))
+            continue
+        members.add(node)
+        group.nodes.append(node)
+        if node.op.has(Trait.ELEMENTWISE):
+            frontier |= {p for v in node.inputs if (p := graph.producer.get(v)) is not None and p not in members}
+        else:
+            group.anchor = node
+
+
+def _refusal(
+    node: Node, group: Group, graph: Graph, taken: set[Node], outputs: set[object], members: set[Node], max_nodes: int
+) -> str | None:
+    """Why a producer stays out of the group: None if it joins, empty if that is nothing worth telling."""
+    anchor = node.op.has(ANCHORS) and not node.op.has(Trait.ELEMENTWISE)
+    if node.is_constant or node in taken or len(node.outputs) != 1 or not (anchor or node.op.has(Trait.ELEMENTWISE)):
+        return ""
+    value = node.output
+    if value.type.shape != group.shape:
+        return "" if not node.op.has(Trait.ELEMENTWISE) else "it has another shape, and would be computed again for each element"
+    if value in outputs:
+        return "its result is an output of the graph"
+    users = graph.users.get(value, ())
+    if not all(user in members for user in users):
+        return f"its result has {len(users)} users, not all of them in the group"
+    if anchor and group.anchor is not None:
+        return f"the kernel has its {group.anchor.name} already"
+    if len(group.nodes) >= max_nodes:
+        return f"the kernel has {max_nodes} nodes already"
+    return None

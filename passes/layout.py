@@ -1,0 +1,220 @@
+"""layout: store weights and images the way the kernels read them.
+
+* ``matmul`` by a constant matrix becomes ``matmul_packed``: columns in blocks of two vector registers, so that a register tile
+  streams its weights from consecutive memory.
+* 2-d convolutions work on channel blocks (NCHWc): the block is the vector, so that neither operand needs a shuffle. An image is brought
+  into blocks once, stays blocked through elementwise ops, pooling and global means, and goes back only where something else reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from mlec.ir import Graph, GraphBuilder, Location, Node, Trait, Value
+from mlec.ops.linalg import pack_columns
+from mlec.ops.nn import blocked_weights
+from mlec.pipeline import Pass, PassContext, PassResult, Remark
+
+MIN_BLOCK = 4
+POOLS = frozenset({"max_pool", "avg_pool"})
+
+
+@dataclass(frozen=True)
+class ChooseLayout(Pass):
+    """Packs constant weights and blocks the channels of images.
+
+    Options:
+        block: vector lanes in a block; 0 takes what the target has.
+        images: whether convolutions are moved to channel blocks.
+    """
+
+    block: int = 0
+    images: bool = True
+    name: ClassVar[str] = "layout"
+
+    def run(self, graph: Graph, context: PassContext) -> PassResult:
+        work = _Layout(graph, self.block, context.vector_bytes, self.images)
+        return work.run()
+
+
+@dataclass
+class _Layout:
+    graph: Graph
+    block: int
+    vector_bytes: int
+    images: bool
+    b: GraphBuilder = field(init=False)
+    blocked: dict[Value, Value] = field(default_factory=dict)  # old plain value -> new value in channel blocks
+    remarks: list[Remark] = field(default_factory=list)
+    changed: bool = False
+
+    def run(self) -> PassResult:
+        self.b = GraphBuilder(self.graph.name)
+        self.b.adopt_interface(self.graph)
+        for node in self.graph.nodes:
+            with self.b.at(Location.merged((node.loc,), "layout")):
+                done = self.product(node) or (self.images and (self.convolution(node) or self.follower(node)))
+            if not done:
+                self.need_plain(node)
+                self.b.keep(node)
+        for value in self.graph.outputs:
+            self.plain(value)
+        if not self.changed:
+            return PassResult(self.graph, tuple(self.remarks))
+        return PassResult(self.b.finish(self.graph.outputs, signature=self.graph.given_signature), tuple(self.remarks))
+
+    def lanes(self, value: Value) -> int:
+        return self.block or max(1, self.vector_bytes // value.type.dtype.itemsize)
+
+    def applied(self, node: Node, message: str) -> None:
+        self.changed = True
+        self.remarks.append(Remark("applied", message, node.loc, "layout"))
+
+    # -- matrix products -----------------------------------------------------------------------------------------
+
+    def product(self, node: Node) -> bool:
+        """matmul(x, w) -> matmul_packed(x, w in column blocks), for a constant matrix w"""
+        if node.name != "matmul" or node.inputs[1].type.rank != 2 or not node.output.type.dtype.is_float:
+            return False
+        weights = self.graph.constant_value(node.inputs[1])
+        if weights is None or 0 in weights.shape:
+            return False
+        block = column_block(weights.shape[1], self.lanes(node.output))
+        if block == 0:
+            self.remarks.append(Remark("missed", f"{weights.shape[1]} columns are fewer than half a vector", node.loc, "layout"))
+            return False
+        self.plain(node.inputs[0])
+        packed = self.b.constant(pack_columns(weights, block), node.inputs[1].hint)
+        result = self.b("matmul_packed", node.inputs[0], packed, n=weights.shape[1], hint=node.output.hint)
+        self.b.replace(node.output, result)
+        self.applied(node, f"weights [{weights.shape[0]}, {weights.shape[1]}] packed in blocks of {block} columns")
+        return True
+
+    # -- images --------------------------------------------------------------------------------------------------
+
+    def convolution(self, node: Node) -> bool:
+        """conv(x, w) -> conv2d_nchwc(x in blocks, w in blocks)"""
+        if node.name != "conv" or node.output.type.rank != 4:
+            return False
+        x, w = node.inputs
+        weights = self.graph.constant_value(w)
+        if weights is None or node.attrs["groups"] != 1:
+            reason = "its weights are not constant" if weights is None else f"it has {node.attrs['groups']} groups"
+            self.remarks.append(Remark("missed", f"the convolution keeps its layout: {reason}", node.loc, "layout"))
+            return False
+        lanes = self.lanes(x)
+        out_block = channel_block(weights.shape[0], lanes)
+        if out_block < MIN_BLOCK:
+            self.remarks.append(Remark("missed", f"{weights.shape[0]} output channels do not divide into vectors", node.loc, "layout"))
+            return False
+        source = self.to_blocks(x, lanes)
+        packed = self.b.constant(blocked_weights(weights, _block_of(source), out_block), w.hint)
+        attrs = {k: v for k, v in node.attrs.items() if k != "groups"}
+        self.blocked[node.output] = self.b("conv2d_nchwc", source, packed, hint=node.output.hint, **attrs)
+        self.applied(node, f"convolution on blocks of {_block_of(source)} to {out_block} channels")
+        return True
+
+    def follower(self, node: Node) -> bool:
+        """Keeps blocks through pooling, elementwise ops and the global mean."""
+        if not node.inputs or node.is_constant:
+            return False
+        if node.name in POOLS and node.inputs[0] in self.blocked:
+            self.blocked[node.output] = self.b(node.op, self.blocked[node.inputs[0]], hint=node.output.hint, **node.attrs)
+            return True
+        if node.op.has(Trait.ELEMENTWISE):
+            return self.elementwise(node)
+        if node.name in ("mean", "sum", "max", "min") and node.inputs[0] in self.blocked:
+            return self.global_reduction(node)
+        return False
+
+    def elementwise(self, node: Node) -> bool:
+        leader = next((v for v in node.inputs if v in self.blocked and v.type.shape == node.output.type.shape), None)
+        if leader is None:
+            return False
+        block = _block_of(self.blocked[leader])
+        operands: list[Value] = []
+        for value in node.inputs:
+            fitting = self.fitting_operand(value, node.output, block)
+            if fitting is None:
+                return False
+            operands.append(fitting)
+        self.blocked[node.output] = self.b(node.op, *operands, hint=node.output.hint, **node.attrs)
+        return True
+
+    def fitting_operand(self, value: Value, like: Value, block: int) -> Value | None:
+        """The operand in channel blocks: an image of the same shape, or a constant that broadcasts over space."""
+        if value.type.shape == like.type.shape:
+            known = self.blocked.get(value)
+            if known is not None and _block_of(known) == block:
+                return known
+            return self.to_blocks(value, block) if known is None else None
+        if value.type.rank == 0:
+            return value
+        constant = self.graph.constant_value(value)
+        if constant is None:
+            return None
+        full = constant.reshape((1,) * (4 - constant.ndim) + constant.shape)
+        if full.shape[0] != 1 or full.shape[2:] != (1, 1):
+            return None
+        if full.shape[1] == 1:
+            return self.b.constant(full.reshape(()), value.hint)
+        return self.b.constant(full.reshape(1, -1, 1, 1, block), value.hint)
+
+    def global_reduction(self, node: Node) -> bool:
+        axes = tuple(a % 4 for a in node.attrs["axes"])
+        if sorted(axes) != [2, 3]:
+            return False
+        reduced = self.b(node.op, self.blocked[node.inputs[0]], axes=(2, 3), keepdims=False)
+        self.b.replace(node.output, self.b("reshape", reduced, shape=node.output.type.shape, hint=node.output.hint))
+        return True
+
+    # -- between the layouts -------------------------------------------------------------------------------------
+
+    def to_blocks(self, value: Value, lanes: int) -> Value:
+        """The image in channel blocks, converted where it is not."""
+        if value not in self.blocked:
+            n, channels, h, w = value.type.shape
+            block = channel_block(channels, lanes) if isinstance(channels, int) else 1
+            assert isinstance(channels, int)
+            split = self.b("reshape", value, shape=(n, channels // block, block, h, w))
+            self.blocked[value] = self.b("transpose", split, perm=(0, 1, 3, 4, 2), hint=value.hint)
+            self.blocked_from_plain.add(value)
+        return self.blocked[value]
+
+    def plain(self, value: Value) -> None:
+        """Makes sure that the value exists in the plain layout."""
+        if value in self.blocked and value not in self.blocked_from_plain:
+            source = self.blocked[value]
+            split = self.b("transpose", source, perm=(0, 1, 4, 2, 3))
+            self.b.replace(value, self.b("reshape", split, shape=value.type.shape, hint=value.hint))
+            self.blocked_from_plain.add(value)
+
+    def need_plain(self, node: Node) -> None:
+        for value in node.inputs:
+            self.plain(value)
+
+    blocked_from_plain: set[Value] = field(default_factory=set)  # values whose plain form exists as well
+
+
+def _block_of(value: Value) -> int:
+    block = value.type.shape[-1]
+    assert isinstance(block, int)
+    return block
+
+
+def channel_block(channels: int, lanes: int) -> int:
+    """The largest divisor of the channels that is a power of two up to the lanes; all channels when there are fewer than four."""
+    if channels < MIN_BLOCK:
+        return channels
+    block = 1
+    while block * 2 <= lanes and channels % (block * 2) == 0:
+        block *= 2
+    return block
+
+
+def column_block(columns: int, lanes: int) -> int:
+    """Two vectors for wide matrices, one for narrow ones, none (0) where most of a vector would be padding."""
+    if columns * 2 < lanes:
+        return 0
+    return lanes if columns <= lanes else 2 * lanes

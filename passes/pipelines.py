@@ -1,0 +1,47 @@
+"""The named pipelines. The order is the code below, and each line says why it stands there."""
+
+from __future__ import annotations
+
+from mlec.errors import UsageError
+from mlec.passes.canonicalize import Canonicalize
+from mlec.passes.cse import EliminateCommonSubexpressions
+from mlec.passes.dce import EliminateDeadCode
+from mlec.passes.fold_batch_norm import FoldBatchNorm
+from mlec.passes.fold_constants import FoldConstants
+from mlec.passes.fusion import FuseOperators
+from mlec.passes.infer_shapes import InferShapes
+from mlec.passes.layout import ChooseLayout
+from mlec.pipeline import Pass, PassPipeline
+
+
+def pipeline_for_level(level: int) -> PassPipeline:
+    """O0: only checks; O1: removes work; O2 (the default): also fuses and lays out memory; O3: also repeats the clean-up after folding."""
+    steps: list[Pass] = [InferShapes()]  # first: every later pass relies on the types
+    if level >= 1:
+        steps.append(Canonicalize())  # one spelling, so that the rules below need to know only that
+        steps.append(FoldConstants())  # what the clean-up made constant
+        steps.append(EliminateCommonSubexpressions())  # before fusion, which would hide equal parts in different kernels
+    if level >= 2:
+        steps.append(FoldBatchNorm())  # while convolutions are still plain and their weights still constants
+        steps.append(FoldConstants())  # the folded weights
+    if level >= 3:
+        steps += [Canonicalize(), EliminateCommonSubexpressions()]  # folding can leave neutral elements and twins behind
+    if level >= 1:
+        steps.append(EliminateDeadCode())  # so that nothing below counts users that are gone
+    if level >= 2:
+        steps.append(ChooseLayout())  # before fusion: the epilogues must be on the layout that the kernels write
+        steps.append(FoldConstants())  # the packed weights
+        steps.append(FuseOperators())  # last: kernels are final after it
+    return PassPipeline(steps)
+
+
+def named_pipeline(name: str) -> PassPipeline:
+    """``O0`` .. ``O3``, or ``default`` (O2).
+
+    Raises:
+        UsageError: for another name.
+    """
+    levels = {"O0": 0, "O1": 1, "O2": 2, "O3": 3, "default": 2}
+    if name not in levels:
+        raise UsageError(f"there is no pipeline {name!r}", hint=f"there are: {', '.join(levels)}")
+    return pipeline_for_level(levels[name])
