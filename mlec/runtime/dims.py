@@ -48,7 +48,7 @@ def _parse(text: str) -> ast.expr:
 
 def _value(node: ast.expr, binding: Mapping[str, int]) -> int:
     match node:
-        case ast.Constant(value=int(value)):
+        case ast.Constant(value=int(value)) if not isinstance(value, bool):
             return value
         case ast.Name(id=name):
             return binding[name]

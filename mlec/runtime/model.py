@@ -107,10 +107,11 @@ class CompiledModel:
         return self.run(named if named else inputs)
 
     def __getattr__(self, name: str) -> Callable[[object], Array | list[Array]]:
-        methods = self.__dict__.get("_methods", {})
+        # Copying and pickling ask a blank instance, which has neither methods nor a signature.
+        methods: dict[str, _Method] = self.__dict__.get("_methods", {})
         if name in methods:
             return functools.partial(self._call_method, methods[name])
-        if name.startswith("_"):
+        if name.startswith("_") or "signature" not in self.__dict__:
             raise AttributeError(name)
         has = f"it has {', '.join(methods)}" if methods else "it has no estimator methods; use run(inputs)"
         raise NoSuchMethodError(f"the source of this {self.signature.kind} has no {name}; {has}")

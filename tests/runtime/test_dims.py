@@ -1,0 +1,22 @@
+"""Dim expressions as text."""
+
+import pytest
+
+from mlec.errors import UsageError
+from mlec.runtime.dims import evaluate
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("n", 7), ("2*n+1", 15), ("n*m-3", 32), ("((n+1)//2)", 4), ("n%4", 3), ("-n", -7), ("12", 12), ("k+n", None)],
+)
+def test_value(text: str, value: int | None) -> None:
+    assert evaluate(text, {"n": 7, "m": 5}) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["", "n+", "n**2", "f(n)", "n.real", "__import__('os')", "n/2", "[n]", "True", "1.5", "n//0", "(" * 500]
+)
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        evaluate(text, {"n": 7})

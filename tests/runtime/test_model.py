@@ -1,0 +1,217 @@
+"""CompiledModel on a stand-in for the executable, and its measurements on a real one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlec.errors import InputError, MlecError, UsageError
+from mlec.runtime import CompiledModel, Executable
+from mlec.signature import ColumnFeed, Labels, MethodSpec, Signature, TableSpec, TensorSpec
+
+X = np.array([[0.0, 3.0], [5.0, 1.0], [2.0, 2.0]])
+
+
+class Scores:
+    """Gives the class with the larger feature, and the two features as probabilities."""
+
+    def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        (x,) = inputs
+        return [x.argmax(axis=1), x / x.sum(axis=1, keepdims=True)]
+
+
+def classifier(labels: Labels, *more: MethodSpec) -> CompiledModel:
+    methods = (
+        MethodSpec("predict", (0,), (labels,)),
+        MethodSpec("predict_proba", (1,), dtype="float64"),
+        MethodSpec("predict_log_proba", (1,), function="log"),
+        *more,
+    )
+    signature = Signature(
+        (TensorSpec("X", "f32", ("n", 2)),),
+        (TensorSpec("label", "i64", ("n",)), TensorSpec("probability", "f32", ("n", 2))),
+        table=TableSpec(2, (ColumnFeed((0, 1)),)),
+        methods=methods,
+        run=("predict", "predict_proba"),
+        kind="classifier",
+    )
+    return CompiledModel(signature, Scores())
+
+
+YES_NO = Labels(("no", "yes"), "<U3")
+
+
+def test_methods_of_the_source() -> None:
+    model = classifier(YES_NO)
+    np.testing.assert_array_equal(model.predict(X), ["yes", "no", "no"])
+    assert model.predict(X).dtype == np.dtype("<U3")
+    assert model.predict_proba(X).dtype == np.float64
+    np.testing.assert_allclose(model.predict_proba(X).sum(axis=1), 1)
+    log = model.predict_log_proba(X)
+    assert log[0, 0] == -np.inf
+    assert log.dtype == np.float32
+    assert model.predict(X[:0]).shape == (0,)
+    assert model.predict(X.tolist()).tolist() == ["yes", "no", "no"]
+
+
+def test_run_returns_what_the_main_methods_return() -> None:
+    model = classifier(YES_NO)
+    for results in (model.run([X]), model.run(X), model.run({"X": X}), model(X), model(X=X), model({"X": X})):
+        assert len(results) == 2
+        np.testing.assert_array_equal(results[0], ["yes", "no", "no"])
+        np.testing.assert_array_equal(results[1], model.predict_proba(X))
+    with pytest.raises(UsageError, match="not both"):
+        model(X, X=X)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (Labels((3, 7), "int32"), np.array([7, 3, 3], np.int32)),
+        (Labels((False, True), "bool"), np.array([True, False, False])),
+        (Labels((0.5, None), "float64"), np.array([np.nan, 0.5, 0.5])),
+        (Labels(("a", None), "object"), np.array([None, "a", "a"], object)),
+        (Labels(("a", 1), "object"), np.array([1, "a", "a"], object)),
+    ],
+)
+def test_labels_have_the_dtype_of_the_source(labels: Labels, expected: np.ndarray) -> None:
+    got = classifier(labels).predict(X)
+    assert got.dtype == expected.dtype
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_multi_output() -> None:
+    numbers = Labels((10, 20), "int64")
+    both = (numbers, numbers)
+    model = classifier(
+        YES_NO,
+        MethodSpec("transform", (0, 0), both, stack=True),
+        MethodSpec("score_samples", (1,), as_list=True),
+        MethodSpec("decision_function", (1, 1)),
+    )
+    np.testing.assert_array_equal(model.transform(X), [[20, 20], [10, 10], [10, 10]])
+    assert len(model.score_samples(X)) == 1
+    assert len(model.decision_function(X)) == 2
+
+
+def test_methods_the_source_lacks() -> None:
+    model = classifier(YES_NO)
+    assert hasattr(model, "predict_proba")
+    assert not hasattr(model, "transform")
+    assert {"predict", "run", "benchmark"} <= set(dir(model))
+    with pytest.raises(AttributeError, match="the source of this classifier has no transform; it has predict, "):
+        model.transform  # noqa: B018
+    with pytest.raises(UsageError):
+        model.transform  # noqa: B018
+    with pytest.raises(AttributeError):
+        copy.copy(CompiledModel.__new__(CompiledModel)).predict  # noqa: B018
+
+
+def test_wrong_input_names_both_sides() -> None:
+    with pytest.raises(InputError, match="X has 3 features, but the model expects 2"):
+        classifier(YES_NO).predict(np.ones((2, 3)))
+
+
+def test_out() -> None:
+    model = classifier(Labels((3, 7), "int32"))
+    out = [np.empty(3, np.int32), np.empty((3, 2))]
+    assert model.run([X], out=out)[1] is out[1]
+    assert out[0].tolist() == [7, 3, 3]
+    with pytest.raises(InputError, match=r"out\[0\]: expected shape \(3,\) and dtype int32"):
+        model.run([X], out=[np.empty(4, np.int32), out[1]])
+    with pytest.raises(InputError, match="expected 2 arrays, got 1"):
+        model.run([X], out=out[:1])
+
+
+def test_what_the_model_was_not_given() -> None:
+    model = classifier(YES_NO)
+    for use in (lambda: model.graph, lambda: model.report, lambda: model.save("m.mle"), lambda: model.profile([X])):
+        with pytest.raises(MlecError):
+            use()
+
+
+def test_providers_are_asked_once_and_late(tmp_path: Path) -> None:
+    asked: list[str] = []
+    saved: list[Any] = []
+    signature = classifier(YES_NO).signature
+    model = CompiledModel(
+        signature,
+        Scores(),
+        {"name": "scores"},
+        graph=lambda: asked.append("graph") or "the graph",
+        report=lambda: asked.append("report") or "the report",
+        saver=lambda path, **options: saved.append((path, options)) or "saved",
+    )
+    assert asked == []
+    assert (model.graph, model.graph, model.report) == ("the graph", "the graph", "the report")
+    assert asked == ["graph", "report"]
+    assert model.metadata == {"name": "scores"}
+    assert model.save(str(tmp_path / "m.mle"), metadata={"a": 1}) == "saved"
+    assert saved[0][0] == tmp_path / "m.mle"
+    assert saved[0][1]["metadata"] == {"a": 1}
+
+
+def test_benchmark() -> None:
+    result = classifier(YES_NO).benchmark([X], num_runs=20)
+    assert result.num_runs == 20
+    assert result.rows == 3
+    assert 0 < result.min <= result.p50 <= result.p95 <= result.p99
+    assert result.throughput == pytest.approx(3 / (result.mean / 1e3))
+    assert json.loads(json.dumps(result.to_dict()))["unit"] == "ms"
+    assert "p95 ms" in str(result)
+    assert "20 runs of 3 rows" in str(result)
+    with pytest.raises(UsageError, match="num_runs"):
+        classifier(YES_NO).benchmark([X], num_runs=0)
+
+
+def test_peak_memory_without_kernels_is_what_numpy_allocates() -> None:
+    model = classifier(YES_NO)
+    small = model.peak_memory_usage()
+    model.run([np.ones((100_000, 2))])
+    # 0.8 MB of input, 0.8 MB of labels and 0.8 MB of probabilities at least.
+    assert small < 100_000 < 2_400_000 <= model.peak_memory_usage() < 10_000_000
+
+
+@pytest.fixture
+def real(make_executable: Callable[..., Executable]) -> CompiledModel:
+    outputs = (TensorSpec("h", "f32", ("n", 4)), TensorSpec("y", "f32", ("n", 4)))
+    return CompiledModel(Signature((TensorSpec("x", "f32", ("n", 8)),), outputs), make_executable())
+
+
+def test_profile(real: CompiledModel) -> None:
+    profile = real.profile([np.ones((2048, 8))], num_runs=3)
+    assert {entry.kernel.op for entry in profile.kernels} == {"matmul", "relu"}
+    first = profile.kernels[0]
+    assert (first.kernel.op, first.kernel.location, first.calls) == ("matmul", "net.py:3", 1)
+    assert first.gflops == pytest.approx(64 * 2048 / first.ms / 1e6)
+    assert sum(entry.share for entry in profile.kernels) == pytest.approx(1)
+    assert "net.py:3" in str(profile)
+    assert json.loads(json.dumps(profile.to_dict()))["kernels"][0]["op"] == "matmul"
+
+
+def test_peak_memory(real: CompiledModel) -> None:
+    real.run([np.ones((4096, 8))])
+    real.run([np.ones((1, 8))])
+    # weights, the largest input, and two intermediate values of the same size as the two outputs
+    assert real.peak_memory_usage() == 8 * 4 * 4 + 4096 * 8 * 4 + 2 * 4096 * 4 * 4
+
+
+def test_close_and_context(real: CompiledModel) -> None:
+    with real as model:
+        assert model([[1.0] * 8])[0].shape == (1, 4)
+    with pytest.raises(UsageError, match="closed"):
+        real.run([np.ones((1, 8))])
+
+
+def test_kernel_failures_and_pickling_are_clear(real: CompiledModel) -> None:
+    with pytest.raises(InputError, match="expected 1 input"):
+        real.run([])
+    with pytest.raises(TypeError):
+        pickle.dumps(real)
