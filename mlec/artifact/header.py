@@ -124,7 +124,7 @@ class Header:
         return body + zlib.crc32(body).to_bytes(4, "little")
 
 
-def unpack(data: bytes) -> Header:
+def unpack(data: bytes | bytearray) -> Header:
     """Parse and check the first 128 bytes of a file.
 
     Raises:
@@ -159,7 +159,7 @@ def unpack(data: bytes) -> Header:
     return header
 
 
-def _check_magic(data: bytes) -> None:
+def _check_magic(data: bytes | bytearray) -> None:
     start = data[:4]
     if start != MAGIC[: len(start)]:
         kind = next((text for prefix, text in _FOREIGN if data.startswith(prefix)), None)

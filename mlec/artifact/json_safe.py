@@ -24,7 +24,7 @@ _MAX_INT_CHARS = 20
 _MAX_FLOAT_CHARS = 128
 
 
-def parse(data: bytes, *, what: str, max_bytes: int) -> Any:
+def parse(data: bytes | bytearray, *, what: str, max_bytes: int) -> Any:
     """Parse one JSON document.
 
     Args:
@@ -93,7 +93,7 @@ def parse(data: bytes, *, what: str, max_bytes: int) -> Any:
     return value
 
 
-def _measure(data: bytes) -> tuple[int, int]:
+def _measure(data: bytes | bytearray) -> tuple[int, int]:
     """Deepest nesting, and an upper bound of the number of values, without recursion and before parsing."""
     structure = _STRING.sub(b"", data).translate(None, _NOT_STRUCTURE)
     depth = deepest = opened = 0

@@ -73,7 +73,7 @@ def build(kernels: Sequence[KernelBlob], targets: int, graph_root: bytes) -> byt
     return _HEAD.pack(_MAGIC, len(kernels)) + entries + blobs
 
 
-def parse(section: bytes, targets: int, graph_root: bytes) -> tuple[KernelBlob, ...]:
+def parse(section: bytes | bytearray, targets: int, graph_root: bytes) -> tuple[KernelBlob, ...]:
     """Check the section and take the blobs out of it.
 
     Raises:
@@ -108,7 +108,7 @@ def parse(section: bytes, targets: int, graph_root: bytes) -> tuple[KernelBlob, 
         if off != align_up(end, _ALIGNMENT):
             raise broken("E_KERNEL_PLACEMENT", f"it must start at {align_up(end, _ALIGNMENT)}, it starts at {off}")
         check_zero(section[end:off], end, code="E_KERNEL_PADDING")
-        data = section[off : off + size]
+        data = bytes(memoryview(section)[off : off + size])
         if hashlib.sha256(data).digest() != digest:
             raise broken("E_KERNEL_DIGEST", "its bytes do not have the SHA-256 of the table")
         if bound_to != graph_root:

@@ -61,7 +61,7 @@ def mlec_version() -> str:
         return "unknown"
 
 
-def parse_metadata(data: bytes, header: Header) -> tuple[dict[str, Any], Owned]:
+def parse_metadata(data: bytes | bytearray, header: Header) -> tuple[dict[str, Any], Owned]:
     """Parse the metadata section.
 
     Returns:
@@ -83,7 +83,7 @@ def parse_metadata(data: bytes, header: Header) -> tuple[dict[str, Any], Owned]:
     return value, owned
 
 
-def parse_graph(data: bytes) -> GraphDocument:
+def parse_graph(data: bytes | bytearray) -> GraphDocument:
     """Parse the graph section. The tensor index is not checked yet, the IR text is never looked into."""
     value = json_safe.parse(data, what="graph section", max_bytes=limits.SECTION_BYTES["graph"])
     document = _convert(value, GraphDocument, "graph section", "E_GRAPH_SCHEMA")

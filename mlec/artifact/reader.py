@@ -102,9 +102,9 @@ class Artifact:
         if verify not in ("fast", "full"):
             raise UsageError(f"verify must be 'fast' or 'full', not {verify!r}")
         try:
-            return _open(os.fspath(path), copy_weights, verify == "full", follow_symlinks)
+            return _open(os.fsdecode(path), copy_weights, verify == "full", follow_symlinks)
         except ArtifactError as error:
-            error.loc = error.loc or os.fspath(path)
+            error.loc = error.loc or os.fsdecode(path)
             raise
 
     @property
@@ -237,10 +237,15 @@ def _open_file(path: str, follow_symlinks: bool) -> tuple[io.FileIO, os.stat_res
     return io.FileIO(fd), info
 
 
-def _read(file: io.FileIO, offset: int, size: int) -> bytes:
-    buffer = bytearray(size)
+def _read(file: io.FileIO, offset: int, size: int) -> bytearray:
+    try:
+        buffer = bytearray(size)
+    except MemoryError:
+        raise ArtifactError(
+            f"not enough memory for a section of {size} bytes", code="E_NO_MEMORY", hint="free some memory"
+        ) from None
     _read_into(file, offset, memoryview(buffer))
-    return bytes(buffer)
+    return buffer
 
 
 def _read_into(file: io.FileIO, offset: int, rest: memoryview) -> None:
@@ -253,39 +258,50 @@ def _read_into(file: io.FileIO, offset: int, rest: memoryview) -> None:
                 f"cannot read the file: {error.strerror}", code="E_READ", hint="check the disk"
             ) from error
         if not count:
-            raise CorruptedFileError(
-                "the file became shorter while it was read",
-                code="E_CHANGED",
-                hint="do not write .mle files in place: replace them by renaming",
-            )
+            raise _shrunk()
         rest = rest[count:]
+
+
+def _shrunk() -> CorruptedFileError:
+    return CorruptedFileError(
+        "the file became shorter while it was read",
+        code="E_CHANGED",
+        hint="do not write .mle files in place: replace them by renaming",
+    )
 
 
 def _writable_by_others(path: str, info: os.stat_result) -> bool:
     """Whether another user could change the file's bytes or put another file in its place."""
     if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return True
+    try:
+        parent = os.stat(os.path.dirname(os.path.realpath(path)))
+    except OSError:
+        return True
     # Group-writable directories are the default of systems with a private group for each user: they don't count.
-    parent = os.stat(os.path.dirname(os.path.realpath(path)))
     return bool(parent.st_mode & stat.S_IWOTH) and not parent.st_mode & stat.S_ISVTX
 
 
 def _load_weights(file: io.FileIO, header: Header, copy: bool) -> tuple[_Bytes, mmap.mmap | None]:
     where = header.sections["weights"]
-    if copy or where.size == 0:
-        section = weights.aligned_empty(where.size)
-        if where.size:
-            _read_into(file, where.offset, section.data)
-        return weights.read_only(section), None
-    # The whole file is mapped from 0: only that offset suits the page size of every system.
-    mapping = mmap.mmap(file.fileno(), header.file_size, access=mmap.ACCESS_READ)
-    return np.frombuffer(mapping, np.uint8, where.size, where.offset), mapping
+    if where.size and not copy:
+        try:
+            # The whole file is mapped from 0: only that offset suits the page size of every system.
+            mapping = mmap.mmap(file.fileno(), header.file_size, access=mmap.ACCESS_READ)
+            return np.frombuffer(mapping, np.uint8, where.size, where.offset), mapping
+        except ValueError:
+            raise _shrunk() from None
+        except OSError:
+            pass  # A file system without maps: the weights are copied.
+    section = weights.aligned_empty(where.size)
+    _read_into(file, where.offset, section.data)
+    return weights.read_only(section), None
 
 
 def _check_crcs(
     header: Header,
     hashes: Mapping[str, SectionHash],
-    graph: bytes,
+    graph: bytearray,
     section: _Bytes,
 ) -> None:
     """Compare all checksums first, so that the error can say what of the file is still good."""
@@ -304,7 +320,7 @@ def _check_crcs(
     )
 
 
-def _damaged_tensors(graph: bytes, section: _Bytes) -> list[str]:
+def _damaged_tensors(graph: bytearray, section: _Bytes) -> list[str]:
     try:
         index = documents.parse_graph(graph).tensors
         weights.check_index(index, section.size)

@@ -415,17 +415,44 @@ def test_machines_that_cannot_read_the_file(monkeypatch: pytest.MonkeyPatch, loa
         assert code_of(lambda: load(sample, copy_weights=True)) == "E_NO_MEMORY"
 
 
-def test_a_file_that_changes_while_it_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sample: bytes) -> None:
+@pytest.mark.parametrize("step", ["check_file_size", "_writable_by_others", "mmap"])
+def test_a_file_that_changes_while_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sample: bytes, step: str
+) -> None:
     path = tmp_path / "m.mle"
     path.write_bytes(sample)
-    original = header.check_file_size
+    module = {"check_file_size": header, "mmap": reader.mmap}.get(step, reader)
+    original = getattr(module, step)
 
-    def truncate(*args: Any) -> None:
-        original(*args)
+    def truncate(*args: Any, **options: Any) -> Any:
+        if step == "mmap":
+            os.truncate(path, 200)
+        result = original(*args, **options)
         os.truncate(path, 200)
+        return result
 
-    monkeypatch.setattr(header, "check_file_size", truncate)
+    monkeypatch.setattr(module, step, truncate)
     assert code_of(lambda: Artifact.open(path)) == "E_CHANGED"
+
+
+def test_file_systems_without_maps(monkeypatch: pytest.MonkeyPatch, load: Load, sample: bytes) -> None:
+    def refuse(*args: Any, **options: Any) -> Any:
+        raise OSError(19, "No such device")
+
+    monkeypatch.setattr(reader.mmap, "mmap", refuse)
+    assert load(sample).tensors["w"].sum() == 66
+
+
+def test_a_file_without_a_name(tmp_path: Path, sample: bytes) -> None:
+    path = tmp_path / "gone" / "m.mle"
+    path.parent.mkdir()
+    path.write_bytes(sample)
+    with open(path, "rb") as file:
+        path.unlink()
+        path.parent.rmdir()
+        with Artifact.open(f"/proc/self/fd/{file.fileno()}") as artifact:
+            assert artifact.writable_by_others
+            assert artifact.tensors["w"].sum() == 66
 
 
 def test_a_disk_that_fails(monkeypatch: pytest.MonkeyPatch, load: Load, sample: bytes) -> None:
