@@ -1,7 +1,7 @@
 """Names of TVM whose place changes from release to release, gathered in one file.
 
-Templates build programs inside `prim_func` with `T`, the builder behind TVMScript: ``with T.serial(n) as i`` adds a loop to
-the program, a Python ``for`` unrolls.
+Templates build programs inside `prim_func` with `T`, the builder behind TVMScript: ``with T.serial(n) as i`` adds a
+loop to the program, a Python ``for`` unrolls.
 """
 
 from __future__ import annotations

@@ -32,9 +32,10 @@ class Epilogue:
 
     Attributes:
         inputs: further parameter buffers of the kernel, placed between its own inputs and its output.
-        apply: ``(accumulator, output indices, extra buffers) -> value``. Called while the program is built, once per store,
-            within vectorised lanes: arithmetic, ``tirx.Select`` and `mathlib`, nothing that calls a scalar function. The
-            indices are those of the output in its logical (unblocked) shape.
+        apply: ``(accumulator, output indices, extra buffers) -> value``. Called while the program is built, once for
+            each store. The accumulator is a scalar or a vector; in the second case the last index is a ramp of as many
+            lanes, so ``extra[0][indices[-1]]`` loads a vector of biases. Use arithmetic, `vector` and `mathlib`,
+            nothing that calls a scalar function. The indices are those of the output in its logical (unblocked) shape.
         out_dtype: dtype of the output; ``None``: the accumulator's.
     """
 

@@ -1,0 +1,136 @@
+"""Scalar or vector expressions: the few operations TIR's operators do not give.
+
+Templates write vector code with explicit vectors: an index that is a ``ramp`` makes a load, and with it every
+expression above it, a vector of so many lanes; scalars broadcast. Scalar code is the same code with a plain index. A
+count of lanes need not be a power of two: LLVM splits ``float32x10`` into what the machine has, so the tail of a row
+is one short vector. (``T.vectorized`` loops are not used: their bodies cannot hold the statements that `share` adds.)
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+
+from mlec.backends.tvm.compat import T, tirx
+from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
+
+
+def dtype_of(x: Expr) -> str:
+    """Element dtype: ``float32`` for an expression of type ``float32x16``."""
+    return str(x.ty.dtype).partition("x")[0]
+
+
+def lanes_of(x: Expr) -> int:
+    """Number of lanes: 1 for a scalar."""
+    return int(str(x.ty.dtype).partition("x")[2] or 1)
+
+
+def vector_type(dtype: str, lanes: int) -> str:
+    """``float32x16``; a single lane is the scalar type."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def ramp(base: Expr, lanes: int, stride: int = 1) -> Expr:
+    """Indices ``base, base + stride, ...``; the base itself for one lane."""
+    return base if lanes == 1 else tirx.Ramp(base, stride, lanes)
+
+
+def const(value: Any, dtype: str, lanes: int = 1) -> Expr:
+    """The Python or numpy scalar ``value``, rounded once to ``dtype``."""
+    return broadcast(tirx.const(value.item() if isinstance(value, np.generic) else value, dtype), lanes)
+
+
+def const_like(value: Any, x: Expr) -> Expr:
+    """``value`` with the dtype and lanes of ``x``."""
+    return const(value, dtype_of(x), lanes_of(x))
+
+
+def broadcast(x: Expr, lanes: int) -> Expr:
+    """A scalar expression in every lane; a vector is returned as it is."""
+    return tirx.Broadcast(x, lanes) if lanes > 1 and lanes_of(x) == 1 else x
+
+
+def cast_to(dtype: str, x: Expr) -> Expr:
+    """Numeric conversion, lane by lane."""
+    return x if dtype_of(x) == dtype else tirx.Cast(vector_type(dtype, lanes_of(x)), x)
+
+
+def bits_as(dtype: str, x: Expr) -> Expr:
+    """The same bits read as ``dtype``, which has the same width."""
+    return tirx.reinterpret(vector_type(dtype, lanes_of(x)), x)
+
+
+def share(x: Expr) -> Expr:
+    """Compute ``x`` here, once, and return a name for it.
+
+    TVM visits a shared subexpression once for each use (and its ``Let`` and ``Bind`` are inlined or visited again by
+    several passes), so an expression that uses its operand twice must name it or programs grow exponentially. The
+    name is a buffer of one element, which LLVM keeps in a register. Needs an open builder; not inside ``T.vectorized``.
+    """
+    if isinstance(x, tirx.FloatImm | tirx.IntImm | tirx.Broadcast):
+        return x
+    cell = T.alloc_buffer((1,), str(x.ty.dtype), scope="local")
+    T.buffer_store(cell, x, [0])
+    return cell[0]
+
+
+def select(condition: Expr, when_true: Any, when_false: Any) -> Expr:
+    """``when_true if condition else when_false`` per lane; either value may be a Python number. Both are evaluated."""
+    like = when_true if hasattr(when_true, "ty") else when_false
+    a, b = (value if hasattr(value, "ty") else const_like(value, like) for value in (when_true, when_false))
+    lanes = max(lanes_of(condition), lanes_of(a), lanes_of(b))
+    return tirx.Select(broadcast(condition, lanes), broadcast(a, lanes), broadcast(b, lanes))
+
+
+def is_nan(x: Expr) -> Expr:
+    """True where ``x`` is NaN. Looks at the bits: TVM's simplifier takes ``x != x`` for false."""
+    integer, magnitude, infinity = _NAN_TEST[dtype_of(x)]
+    bits = bits_as(integer, x) & const(magnitude, integer, lanes_of(x))
+    return bits > const(infinity, integer, lanes_of(x))
+
+
+_NAN_TEST = {
+    "float16": ("int16", 0x7FFF, 0x7C00),
+    "bfloat16": ("int16", 0x7FFF, 0x7F80),
+    "float32": ("int32", 0x7FFFFFFF, 0x7F800000),
+    "float64": ("int64", 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000000),
+}
+
+
+def maximum(a: Expr, b: Any) -> Expr:
+    """The larger value, NaN if either is NaN (numpy's rule). Name operands that are large expressions."""
+    return _extremum(a, b, lambda x, y: x < y)
+
+
+def minimum(a: Expr, b: Any) -> Expr:
+    """The smaller value, NaN if either is NaN (numpy's rule). Name operands that are large expressions."""
+    return _extremum(a, b, lambda x, y: y < x)
+
+
+def _extremum(a: Expr, b: Any, b_wins: Any) -> Expr:
+    # Ordered comparisons are false for NaN: a NaN in a stays, one in b must be asked for.
+    if not hasattr(b, "ty"):
+        return select(b_wins(a, const_like(b, a)), b, a)
+    winner = select(b_wins(a, b), b, a)
+    return select(is_nan(b), b, winner) if dtype_of(b).startswith(("float", "bfloat")) else winner
+
+
+def load(buffer: Buffer, indices: list[Expr], lanes: int) -> Expr:
+    """``lanes`` consecutive elements along the last axis, from ``indices`` on."""
+    return buffer[(*indices[:-1], ramp(indices[-1], lanes))]
+
+
+def store(buffer: Buffer, value: Expr, indices: list[Expr]) -> None:
+    """Store consecutive elements along the last axis, as many as ``value`` has lanes."""
+    T.buffer_store(buffer, value, [*indices[:-1], ramp(indices[-1], lanes_of(value))])
+
+
+def reduce_lanes(x: Expr, combine: Any) -> Expr:
+    """Combine the lanes of a vector into a scalar, as a tree (halves first), in the same order on every machine."""
+    name = share(x)
+    parts = [tirx.Shuffle([name], [lane]) for lane in range(lanes_of(x))] if lanes_of(x) > 1 else [name]
+    while len(parts) > 1:
+        half = (len(parts) + 1) // 2
+        parts = [share(combine(parts[i], parts[i + half])) if i + half < len(parts) else parts[i] for i in range(half)]
+    return cast(Expr, parts[0])

@@ -1,0 +1,120 @@
+"""Elementary functions against numpy in a wider format, over random, special and subnormal arguments."""
+
+import numpy as np
+import pytest
+from scipy import special
+
+from mlec.backends.tvm.compat import T, prim_func, tvm
+from mlec.backends.tvm.kernels import mathlib
+from mlec.backends.tvm.kernels.vector import broadcast, cast_to, is_nan, load, maximum, minimum, reduce_lanes, store
+from mlec.backends.tvm.target import TargetInfo
+
+HOST = TargetInfo.host()
+
+
+def compiled(function, dtype, lanes, arguments=1):
+    """A callable that applies ``function`` to flat arrays whose length is a multiple of ``lanes``."""
+
+    def run(*arrays):
+        n = arrays[0].size
+        with prim_func("kernel") as kernel:
+            inputs = [T.arg(f"x{i}", T.buffer((n,), dtype)) for i in range(arguments)]
+            out = T.arg("y", T.buffer((n,), dtype))
+            with T.serial(n // lanes) as i:
+                store(out, function(*(load(x, [i * lanes], lanes) for x in inputs)), [i * lanes])
+        module = tvm.compile(kernel.func, HOST.tvm_target())
+        result = tvm.runtime.empty((n,), dtype)
+        module["kernel"](*(tvm.runtime.tensor(a) for a in arrays), result)
+        return result.numpy()
+
+    return run
+
+
+def arguments(dtype):
+    rng = np.random.default_rng(0)
+    info = np.finfo(dtype)
+    special_values = [0.0, -0.0, np.inf, -np.inf, np.nan, 1, -1, info.tiny, -info.tiny, info.max, -info.max, info.eps]
+    special_values += [
+        info.smallest_subnormal,
+        info.tiny / 8,
+        88.72,
+        88.73,
+        -87.4,
+        -103.9,
+        709.7,
+        709.8,
+        -745.2,
+        1 - info.eps,
+    ]
+    values = np.concatenate(
+        [
+            special_values,
+            rng.normal(size=20000),
+            rng.uniform(-110, 110, 20000),
+            rng.uniform(-6, 6, 20000),
+            rng.uniform(-760, 760, 4000),
+            np.exp(rng.uniform(-80, 80, 20000)) * rng.choice([-1, 1], 20000),
+        ]
+    )
+    return np.resize(values, -(-values.size // 16) * 16).astype(dtype)
+
+
+WIDE = np.longdouble
+REFERENCES = {
+    "exp": np.exp,
+    "expm1": np.expm1,
+    "log": np.log,
+    "log1p": np.log1p,
+    "tanh": np.tanh,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "softplus": lambda x: np.logaddexp(x, 0),
+    "erf": lambda x: special.erf(x.astype(np.float64)).astype(WIDE),
+}
+ULPS = {"exp": 1, "expm1": 2, "log": 1, "log1p": 2.5, "tanh": 2.5, "sigmoid": 2.5, "softplus": 2.5, "erf": 4}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_function_stays_within_its_error_bound(name, dtype):
+    x = arguments(dtype)
+    got = compiled(getattr(mathlib, name), dtype, HOST.lanes(np.dtype(dtype).itemsize * 8))(x)
+    with np.errstate(all="ignore"):
+        wide = REFERENCES[name](x.astype(WIDE))
+        want = wide.astype(dtype)
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+    np.testing.assert_array_equal(np.isinf(got), np.isinf(want))
+    np.testing.assert_array_equal(np.signbit(got[want == 0]), np.signbit(want[want == 0]))
+    # A subnormal sigmoid is flushed to zero.
+    counted = np.isfinite(want) & ((name != "sigmoid") | (np.abs(want) >= np.finfo(dtype).tiny))
+    with np.errstate(over="ignore"):
+        error = np.abs(got[counted].astype(WIDE) - wide[counted]) / np.spacing(np.abs(want[counted])).astype(WIDE)
+    assert error.max() <= ULPS[name], f"{name}: {float(error.max()):.2f} ulp at {x[counted][error.argmax()]!r}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("lanes", [1, 5, 32])
+def test_any_number_of_lanes_gives_the_same_bits(dtype, lanes):
+    x = arguments(dtype)[: 320 * 20]
+    function = lambda v: mathlib.tanh(v) + mathlib.erf(v)  # noqa: E731
+    np.testing.assert_array_equal(compiled(function, dtype, lanes)(x), compiled(function, dtype, 16)(x))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_extrema_and_nan_test_follow_numpy(dtype):
+    values = np.array([0, 1, -1, np.inf, -np.inf, np.nan, 2, -3], dtype)
+    a, b = (np.ascontiguousarray(m).ravel() for m in np.meshgrid(values, values))
+    np.testing.assert_array_equal(compiled(maximum, dtype, 8, 2)(a, b), np.maximum(a, b))
+    np.testing.assert_array_equal(compiled(minimum, dtype, 8, 2)(a, b), np.minimum(a, b))
+    got = compiled(lambda v: cast_to(dtype, is_nan(v)), dtype, 8)(a)
+    np.testing.assert_array_equal(got, np.isnan(a))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_lanes_reduce_in_a_fixed_order(dtype):
+    x = np.random.default_rng(0).normal(size=7 * 8).astype(dtype)
+
+    def spread(v):
+        return broadcast(reduce_lanes(v, lambda p, q: p + q), 7)
+
+    got = compiled(spread, dtype, 7)(x)
+    np.testing.assert_allclose(got, np.repeat(x.reshape(-1, 7).sum(1), 7), rtol=1e-5)
