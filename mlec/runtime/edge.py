@@ -64,10 +64,10 @@ class Edge:
         Raises:
             InputError: wrong count, name, dtype, shape or value.
         """
-        if isinstance(inputs, Mapping):
-            items: Sequence[object] = self._by_name(inputs)
-        elif isinstance(inputs, list | tuple):
-            items = inputs
+        if isinstance(inputs, list | tuple):
+            items: Sequence[object] = inputs
+        elif isinstance(inputs, Mapping):
+            items = self._by_name(inputs)
         else:
             items = (inputs,)
         expected = 1 if self._table else len(self._inputs)
@@ -260,16 +260,20 @@ class _TableReader:
 
     def __init__(self, spec: TableSpec, dtypes: Sequence[np.dtype[Any]]) -> None:
         self.spec = spec
+        every = tuple(range(spec.n_features))
         self._feeds = [
-            (feed, [_Coder(coding) for coding in feed.codings], dtype)
+            (feed, feed.columns == every, [_Coder(coding) for coding in feed.codings], dtype)
             for feed, dtype in zip(spec.feeds, dtypes, strict=True)
         ]
 
     def read(self, table: object) -> list[Array]:
         """One array of shape (n, columns) for each feed."""
-        columns = _Frame(table) if _is_frame(table) else _Matrix(as_array(table, "X"))
-        if isinstance(columns, _Frame):
+        columns: _Frame | _Matrix
+        if type(table) is not np.ndarray and _is_frame(table):
+            columns = _Frame(table)
             self._check_names(columns.names)
+        else:
+            columns = _Matrix(as_array(table, "X"))
         rows, width = columns.shape
         if width != self.spec.n_features:
             raise InputError(
@@ -277,7 +281,7 @@ class _TableReader:
                 code="E_INPUT_SHAPE",
             )
         arrays = []
-        for feed, coders, dtype in self._feeds:
+        for feed, whole, coders, dtype in self._feeds:
             if coders:
                 codes = [
                     coder.encode(columns.values(column), self._name(column))
@@ -285,7 +289,7 @@ class _TableReader:
                 ]
                 arrays.append(np.array(codes, dtype=dtype).T.reshape(rows, len(codes)))
                 continue
-            numbers = columns.numbers(feed.columns)
+            numbers = columns.numbers(None if whole else feed.columns)
             array = _cast(numbers, dtype, "X")
             if self.spec.numbers != "any" and numbers.dtype.kind not in "biu":
                 self._check_numbers(array, numbers, feed.columns)
@@ -313,9 +317,6 @@ class _TableReader:
         )
 
     def _check_numbers(self, array: Array, given: Array, positions: Sequence[int]) -> None:
-        with np.errstate(all="ignore"):
-            if math.isfinite(np.add.reduce(array, axis=None)):  # one pass, no temporary; a NaN or infinity always shows
-                return
         bad = np.isinf(array) if self.spec.numbers == "nan" else ~np.isfinite(array)
         if not bad.any():
             return
@@ -399,12 +400,9 @@ class _Matrix:
         self._array = array
         self.shape: tuple[int, int] = array.shape
 
-    def numbers(self, positions: Sequence[int]) -> Array:
-        """These columns as an array of shape (n, columns)."""
-        # Adjacent columns are a view; all of them, in order, are the array itself.
-        first, last = (positions[0], positions[-1] + 1) if positions else (0, 0)
-        adjacent = len(positions) == last - first and list(positions) == list(range(first, last))
-        part = self._array[:, first:last] if adjacent else self._array[:, list(positions)]
+    def numbers(self, positions: Sequence[int] | None) -> Array:
+        """These columns (None: all) as an array of shape (n, columns)."""
+        part = self._array if positions is None else self._array[:, list(positions)]
         return _numbers(part, "X") if part.dtype.kind == "O" else part
 
     def values(self, position: int) -> list[Any]:
@@ -427,14 +425,14 @@ class _Frame:
             rows = len(table)
         self.shape = (rows, len(self.names))
 
-    def numbers(self, positions: Sequence[int]) -> Array:
-        """These columns as an array of shape (n, columns)."""
-        if len(positions) == len(self.names) and not isinstance(self._table, Mapping):
+    def numbers(self, positions: Sequence[int] | None) -> Array:
+        """These columns (None: all) as an array of shape (n, columns)."""
+        if positions is None and not isinstance(self._table, Mapping):
             matrix = np.asarray(self._table.to_numpy())
             if matrix.dtype.kind in "biuf":
-                return matrix[:, list(positions)] if list(positions) != sorted(positions) else matrix
+                return matrix
         parts = []
-        for position in positions:
+        for position in range(len(self.names)) if positions is None else positions:
             column = self._column(position)
             array = column if isinstance(column, np.ndarray) else np.asarray(column.to_numpy())
             parts.append(_numbers(array, f"column {self.names[position]!r}") if array.dtype.kind == "O" else array)
