@@ -228,7 +228,7 @@ def _reached(left: Array, right: Array, where: str) -> Array:
     outside = (children < 1) | (children >= count)
     _require(not outside.any(), f"{where} has {count} nodes but a child {children[outside][:1]}")
     _require(int(np.bincount(children).max()) == 1, f"{where} is not a tree: a node is the child of two nodes")
-    # One parent each and none for the root: all that the root reaches is a tree. Doubled steps up find it in log(depth).
+    # One parent each and none for the root: all that the root reaches is a tree. Doubled steps find it in log(depth).
     ancestor: Array = np.arange(count)
     ancestor[children] = np.concatenate([inner, inner])
     for _ in range(count.bit_length()):
