@@ -52,11 +52,13 @@ class _Hidden:
             raise ModuleNotFoundError(f"{name} is hidden during this import", name=name)
         return None
 
+    # Another thread may be walking the list of finders, and would skip one if it shrank under it: the list is replaced.
+
     def __enter__(self) -> None:
-        sys.meta_path.insert(0, self)
+        sys.meta_path = [self, *sys.meta_path]
 
     def __exit__(self, *exception: object) -> None:
-        sys.meta_path.remove(self)
+        sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
 
 
 @functools.cache
@@ -75,18 +77,30 @@ def load_ffi() -> ModuleType:
     return tvm_ffi
 
 
-@functools.cache
+_loading = threading.Lock()
+
+
 def load_library() -> Library:
     """Load everything that running a model on the CPU needs; the first call takes about 0.1 s.
 
-    Sets ``TVM_NUM_THREADS`` and ``TVM_BIND_THREADS=0`` in the environment unless they are set: the thread pool reads
-    them when a thread first uses it, and would otherwise pin every caller of every process to the same cores.
+    The thread pool takes its settings from the environment, so those that are unset there are set:
+
+    * ``TVM_NUM_THREADS``: the CPUs this process may use, where the pool would count half of those it sees.
+    * ``TVM_BIND_THREADS=0``: else the pool pins the callers of every process to the same cores.
+    * ``TVM_THREAD_POOL_SPIN_COUNT``: an idle worker looks for work for some 5 ms before it sleeps, rather than 0.1 s.
 
     Raises:
         RuntimeUnavailableError: a wheel is missing or broken.
     """
+    with _loading:
+        return _load_library()
+
+
+@functools.cache
+def _load_library() -> Library:
     os.environ.setdefault("TVM_NUM_THREADS", str(default_num_threads()))
     os.environ.setdefault("TVM_BIND_THREADS", "0")
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "15000")
     ffi = load_ffi()
     try:
         runtime = ctypes.CDLL(str(find_library("tvm_runtime")), ctypes.RTLD_GLOBAL)

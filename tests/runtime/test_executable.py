@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
@@ -23,6 +25,7 @@ from mlec.runtime.library import load_library
 from mlec.runtime.threads import effective_cpu_count
 
 Make = Callable[..., Executable]
+ROOT = Path(__file__).parents[2]
 rng = np.random.default_rng(1)
 
 
@@ -176,6 +179,47 @@ def test_models_are_dropped(make_executable: Make) -> None:
     assert process.num_fds() == files
 
 
+def test_callers_leave_no_threads_behind(make_executable: Make) -> None:
+    executable = make_executable(num_threads=2)
+    executable.run([rows(64)])
+    process = psutil.Process()
+    before = process.num_threads()
+    for _ in range(20):
+        caller = threading.Thread(target=executable.run, args=([rows(64)],))
+        caller.start()
+        caller.join()
+    deadline = time.monotonic() + 10
+    while process.num_threads() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.num_threads() <= before
+
+
+def test_models_are_loaded_and_dropped_in_many_threads_at_once(make_executable: Make, weight: np.ndarray) -> None:
+    def work(seed: int) -> None:
+        own = np.random.default_rng(seed)
+        for _ in range(10):
+            executable = make_executable(num_threads=1 + seed % 2)
+            x = own.standard_normal((100, 8)).astype(np.float32)
+            np.testing.assert_allclose(executable.run([x])[0], x @ weight, rtol=1e-4, atol=1e-5)
+            executable.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+
+
+FIRST_LOADS = """
+from concurrent.futures import ThreadPoolExecutor
+from mlec.runtime.library import load_library
+with ThreadPoolExecutor(16) as pool:
+    assert len({id(library) for library in pool.map(lambda _: load_library(), range(64))}) == 1
+"""
+
+
+def test_first_load_by_many_threads_at_once() -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", FIRST_LOADS], env=environment, check=True)
+
+
 def test_closed(make_executable: Make) -> None:
     executable = make_executable()
     executable.close()
@@ -276,8 +320,7 @@ assert not heavy, heavy
 
 
 def test_running_imports_no_framework(object_file: Path) -> None:
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "PATH": str(object_file.parent)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": str(object_file.parent)}
     subprocess.run([sys.executable, "-c", LEAN, str(object_file)], env=environment, check=True)
 
 
@@ -285,8 +328,7 @@ def test_torch_still_works_after_the_runtime(object_file: Path) -> None:
     pytest.importorskip("torch")
     code = LEAN + "import torch; assert torch.ones(2).sum().item() == 2\n"
     code += "assert CompiledModel(signature, executable).run([torch.ones(2, 8)])[0].tolist() == [[8.0] * 4] * 2\n"
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code, str(object_file)], env=environment, check=True)
 
 

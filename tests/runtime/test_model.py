@@ -24,7 +24,7 @@ class Scores:
 
     def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         (x,) = inputs
-        return [x.argmax(axis=1), x / x.sum(axis=1, keepdims=True)]
+        return [x.argmax(axis=1), x / np.maximum(x.sum(axis=1, keepdims=True), 1e-30)]
 
 
 def classifier(labels: Labels, *more: MethodSpec) -> CompiledModel:
