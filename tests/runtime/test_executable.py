@@ -287,8 +287,7 @@ def test_kernel_times_and_memory(make_executable: Make) -> None:
 
 def test_copying_device(weight: np.ndarray) -> None:
     """The path of CUDA, with the CPU standing in as the other device."""
-    memory = CudaMemory.__new__(CudaMemory)
-    memory._use(load_library().ffi.device("cpu"))
+    memory = CudaMemory(load_library().ffi.device("cpu"))
     tensor = memory.feed(weight.T)
     assert tensor.data_ptr() != weight.ctypes.data
     np.testing.assert_array_equal(memory.fetch(tensor), weight.T)
