@@ -49,7 +49,9 @@ class Tolerance:
             return 0.0 if np.array_equal(expected, actual) else float("inf")
         wanted, got = expected.astype(np.float64), actual.astype(np.float64)
         finite = np.isfinite(wanted)
-        if not np.array_equal(np.where(finite, 0, wanted), np.where(finite, np.where(np.isfinite(got), 0, np.inf), got), equal_nan=True):
+        if not np.array_equal(
+            np.where(finite, 0, wanted), np.where(finite, np.where(np.isfinite(got), 0, np.inf), got), equal_nan=True
+        ):
             return float("inf")
         difference = np.max(np.abs(got[finite] - wanted[finite]), initial=0.0)
         scale = np.max(np.abs(wanted[finite]), initial=0.0)
@@ -108,7 +110,9 @@ class PassResult:
     @staticmethod
     def of_edits(graph: Graph, edits: Sequence[Edit]) -> PassResult:
         """From what the rewrite driver did."""
-        return PassResult(graph, tuple(Remark("applied" if e.applied else "missed", e.message, e.loc, e.rule) for e in edits))
+        return PassResult(
+            graph, tuple(Remark("applied" if e.applied else "missed", e.message, e.loc, e.rule) for e in edits)
+        )
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,9 @@ class Pass(ABC):
 
     def __str__(self) -> str:
         changed = [
-            f"{f.name} = {_option_text(getattr(self, f.name))}" for f in dataclasses.fields(self) if getattr(self, f.name) != f.default
+            f"{f.name} = {_option_text(getattr(self, f.name))}"
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != f.default
         ]
         return f"{self.name}{{{', '.join(changed)}}}" if changed else self.name
 
@@ -177,7 +183,9 @@ class PassPipeline:
             elif isinstance(item, Pass):
                 flat.append(item)
             else:
-                raise UsageError(f"a pipeline takes passes, got {item!r}", hint="create the pass: FuseOperators(), not FuseOperators")
+                raise UsageError(
+                    f"a pipeline takes passes, got {item!r}", hint="create the pass: FuseOperators(), not FuseOperators"
+                )
         object.__setattr__(self, "passes", tuple(flat))
         object.__setattr__(self, "verify", verify)
 
@@ -212,7 +220,10 @@ class PassPipeline:
     def _positions(self, name: str) -> list[int]:
         found = [i for i, p in enumerate(self.passes) if p.name == name]
         if not found:
-            raise UsageError(f"the pipeline has no pass {name!r}", hint=f"it has: {', '.join(dict.fromkeys(p.name for p in self.passes))}")
+            raise UsageError(
+                f"the pipeline has no pass {name!r}",
+                hint=f"it has: {', '.join(dict.fromkeys(p.name for p in self.passes))}",
+            )
         return found
 
     def __iter__(self) -> Iterator[Pass]:
@@ -262,9 +273,13 @@ class PassPipeline:
             except PassError:
                 raise
             except MlecError as error:
-                raise PassError(f"{place}: {error.message}", hint=error.hint, loc=error.loc, notes=error.notes) from error
+                raise PassError(
+                    f"{place}: {error.message}", hint=error.hint, loc=error.loc, notes=error.notes
+                ) from error
             except Exception as error:
-                raise PassError(f"{place} failed: {type(error).__name__}: {error}", hint="this is a defect of the pass") from error
+                raise PassError(
+                    f"{place} failed: {type(error).__name__}: {error}", hint="this is a defect of the pass"
+                ) from error
             seconds = time.perf_counter() - start
             if self.verify == "numeric" and result.graph is not graph:
                 check_equal(graph, result.graph, step.preserves, place)
@@ -282,7 +297,7 @@ def check_equal(before: Graph, after: Graph, tolerance: Tolerance, place: str, s
         ToleranceError: with the output, the deviation and the bound.
     """
     for seed in seeds:
-        inputs = random_inputs(before, np.random.default_rng(seed), {name: 3 - seed for name in before.symbols})
+        inputs = random_inputs(before, np.random.default_rng(seed), dict.fromkeys(before.symbols, 3 - seed))
         wanted, got = run_graph(before, inputs), run_graph(after, inputs)
         for i, (a, b) in enumerate(zip(wanted, got, strict=True)):
             excess = tolerance.excess(a, b)

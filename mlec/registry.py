@@ -71,9 +71,15 @@ def load(group: str, name: str) -> Any:
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        if name in _BUILTIN[group] and isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("mlec"):
+        if (
+            name in _BUILTIN[group]
+            and isinstance(error, ModuleNotFoundError)
+            and not str(error.name).startswith("mlec")
+        ):
             raise UsageError(
-                f"{name!r} needs the package {error.name!r}", code="E_MISSING_PACKAGE", hint=f"pip install 'mlec[{name}]'"
+                f"{name!r} needs the package {error.name!r}",
+                code="E_MISSING_PACKAGE",
+                hint=f"pip install 'mlec[{name}]'",
             ) from error
         raise UsageError(f"{known[name]} cannot be imported: {error}", code="E_PLUGIN_IMPORT") from error
 

@@ -65,7 +65,11 @@ class FoldIntoConv(_IntoWeights):
 class FoldIntoBiasedConv(_IntoWeights):
     """batch_norm(conv(x, w) + b) -> conv(x, w') + b'"""
 
-    pattern = P("batch_norm", P("add", P("conv", "x", Const(bind="w"), bind="product"), Const(bind="offset"), bind="sum"), *STATISTICS)
+    pattern = P(
+        "batch_norm",
+        P("add", P("conv", "x", Const(bind="w"), bind="product"), Const(bind="offset"), bind="sum"),
+        *STATISTICS,
+    )
 
 
 class FoldIntoMatmul(_IntoWeights):
@@ -79,7 +83,11 @@ class FoldIntoBiasedMatmul(_IntoWeights):
     """batch_norm(matmul(x, w) + b) -> matmul(x, w') + b'"""
 
     channel_axis = 1
-    pattern = P("batch_norm", P("add", P("matmul", "x", Const(bind="w"), bind="product"), Const(bind="offset"), bind="sum"), *STATISTICS)
+    pattern = P(
+        "batch_norm",
+        P("add", P("matmul", "x", Const(bind="w"), bind="product"), Const(bind="offset"), bind="sum"),
+        *STATISTICS,
+    )
 
 
 class BatchNormAsAffine(Rule):

@@ -36,12 +36,18 @@ class FoldConstants(Pass):
                 b.keep(node)
                 continue
             operands = [known.get(v) for v in node.inputs]
-            if any(a is None for a in operands) or attr_symbols(node.attrs) or not all(v.type.is_static for v in node.outputs):
+            if (
+                any(a is None for a in operands)
+                or attr_symbols(node.attrs)
+                or not all(v.type.is_static for v in node.outputs)
+            ):
                 b.keep(node)
                 continue
             arrays = [a for a in operands if a is not None]
             if self._grows(node, arrays):
-                remarks.append(Remark("missed", f"{node.name} is constant, but larger than what it is made from", node.loc))
+                remarks.append(
+                    Remark("missed", f"{node.name} is constant, but larger than what it is made from", node.loc)
+                )
                 b.keep(node)
                 continue
             with np.errstate(all="ignore"):
@@ -59,5 +65,3 @@ class FoldConstants(Pass):
         made = sum(v.type.nbytes for v in node.outputs if isinstance(v.type.nbytes, int))
         used = sum(a.nbytes for a in operands)
         return made > max(1 << 16, self.max_growth * used)
-
-

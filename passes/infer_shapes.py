@@ -27,7 +27,9 @@ class InferShapes(Pass):
             try:
                 b.keep(node)
             except TypeRuleError as error:
-                raise TypeRuleError(error.message, code=error.code, hint=error.hint, loc=node.loc, notes=_trace(node, graph)) from None
+                raise TypeRuleError(
+                    error.message, code=error.code, hint=error.hint, loc=node.loc, notes=_trace(node, graph)
+                ) from None
             for value in node.outputs:
                 now = b.resolve(value).type
                 if now != value.type:
@@ -47,7 +49,9 @@ def _trace(node: Node, graph: Graph) -> tuple[str, ...]:
         for _ in range(TRACE_LENGTH):
             producer = graph.producer.get(current) if current is not None else None
             if producer is None:
-                lines.append(f"    an input of the graph: %{names[current]}" if current is not None else "    a constant")
+                lines.append(
+                    f"    an input of the graph: %{names[current]}" if current is not None else "    a constant"
+                )
                 break
             lines.append(f"    {print_node(producer, names)}{f'  at {producer.loc}' if str(producer.loc) else ''}")
             current = producer.inputs[0] if producer.inputs else None

@@ -82,7 +82,9 @@ class _Layout:
             return False
         block = column_block(weights.shape[1], self.lanes(node.output))
         if block == 0:
-            self.remarks.append(Remark("missed", f"{weights.shape[1]} columns are fewer than half a vector", node.loc, "layout"))
+            self.remarks.append(
+                Remark("missed", f"{weights.shape[1]} columns are fewer than half a vector", node.loc, "layout")
+            )
             return False
         self.plain(node.inputs[0])
         packed = self.b.constant(pack_columns(weights, block), node.inputs[1].hint)
@@ -106,7 +108,9 @@ class _Layout:
         lanes = self.lanes(x)
         out_block = channel_block(weights.shape[0], lanes)
         if out_block < MIN_BLOCK:
-            self.remarks.append(Remark("missed", f"{weights.shape[0]} output channels do not divide into vectors", node.loc, "layout"))
+            self.remarks.append(
+                Remark("missed", f"{weights.shape[0]} output channels do not divide into vectors", node.loc, "layout")
+            )
             return False
         source = self.to_blocks(x, lanes)
         packed = self.b.constant(blocked_weights(weights, _block_of(source), out_block), w.hint)
@@ -120,7 +124,9 @@ class _Layout:
         if not node.inputs or node.is_constant:
             return False
         if node.name in POOLS and node.inputs[0] in self.blocked:
-            self.blocked[node.output] = self.b(node.op, self.blocked[node.inputs[0]], hint=node.output.hint, **node.attrs)
+            self.blocked[node.output] = self.b(
+                node.op, self.blocked[node.inputs[0]], hint=node.output.hint, **node.attrs
+            )
             return True
         if node.op.has(Trait.ELEMENTWISE):
             return self.elementwise(node)

@@ -20,12 +20,17 @@ def pipeline_for_level(level: int) -> PassPipeline:
     if level >= 1:
         steps.append(Canonicalize())  # one spelling, so that the rules below need to know only that
         steps.append(FoldConstants())  # what the clean-up made constant
-        steps.append(EliminateCommonSubexpressions())  # before fusion, which would hide equal parts in different kernels
+        steps.append(
+            EliminateCommonSubexpressions()
+        )  # before fusion, which would hide equal parts in different kernels
     if level >= 2:
         steps.append(FoldBatchNorm())  # while convolutions are still plain and their weights still constants
         steps.append(FoldConstants())  # the folded weights
     if level >= 3:
-        steps += [Canonicalize(), EliminateCommonSubexpressions()]  # folding can leave neutral elements and twins behind
+        steps += [
+            Canonicalize(),
+            EliminateCommonSubexpressions(),
+        ]  # folding can leave neutral elements and twins behind
     if level >= 1:
         steps.append(EliminateDeadCode())  # so that nothing below counts users that are gone
     if level >= 2:

@@ -69,7 +69,9 @@ class GraphBuilder:
         if data.ndim == 0:
             key = (kind, repr(data.item()))
             if key not in self._scalars:
-                self._scalars[key] = self._add(lookup("constant"), (), {"value": data.item()}, (result_type,), (hint,))[0]
+                self._scalars[key] = self._add(lookup("constant"), (), {"value": data.item()}, (result_type,), (hint,))[
+                    0
+                ]
             return self._scalars[key]
         name = self._names_by_id.get(id(array))
         if name is None:
@@ -109,10 +111,8 @@ class GraphBuilder:
     def copy_node(self, node: Node, inputs: Sequence[Value] | None = None) -> tuple[Value, ...]:
         """Adds the same op again on other (or replaced) inputs, with its location; result types are inferred anew."""
         values = self._values(node.inputs if inputs is None else inputs)
-        if node.is_constant:
-            types = tuple(v.type for v in node.outputs)
-        else:
-            types = node.op.result_types([v.type for v in values], node.attrs)
+        stated = tuple(v.type for v in node.outputs)
+        types = stated if node.is_constant else node.op.result_types([v.type for v in values], node.attrs)
         return self._add(node.op, values, node.attrs, types, [v.hint for v in node.outputs], node.loc)
 
     def adopt_constants(self, constants: Mapping[str, Array]) -> None:
@@ -178,9 +178,7 @@ class GraphBuilder:
 
     def _values(self, operands: Sequence[Value | Number]) -> tuple[Value, ...]:
         dtype = next((o.type.dtype for o in operands if isinstance(o, Value)), None)
-        return tuple(
-            self.resolve(o) if isinstance(o, Value) else self.constant(o, dtype=dtype) for o in operands
-        )
+        return tuple(self.resolve(o) if isinstance(o, Value) else self.constant(o, dtype=dtype) for o in operands)
 
     def _add(
         self,

@@ -73,9 +73,7 @@ class SymDim:
         return _normal([*self.terms, *_terms(other)])
 
     def __mul__(self, other: Dim) -> Dim:
-        return _normal(
-            [(tuple(sorted(m + k)), c * d) for m, c in self.terms for k, d in _terms(other)]
-        )
+        return _normal([(tuple(sorted(m + k)), c * d) for m, c in self.terms for k, d in _terms(other)])
 
     __radd__ = __add__
     __rmul__ = __mul__
@@ -184,7 +182,7 @@ def proves_equal(a: Dim, b: Dim) -> Proof:
     if isinstance(difference, int):
         return Proof.YES if difference == 0 else Proof.NO
     for sign in (1, -1):
-        terms = dict((difference * sign).terms) if isinstance(difference * sign, SymDim) else {}
+        terms = {m: sign * c for m, c in difference.terms}
         # All atoms are >= 0 (a Quotient of a sum with a negative term may not be), so a positive sum cannot vanish.
         if terms.get((), 0) > 0 and all(c > 0 and _non_negative(m) for m, c in terms.items()):
             return Proof.NO

@@ -34,7 +34,8 @@ class DType(enum.Enum):
         if self is DType.BF16:
             import ml_dtypes
 
-            return np.dtype(ml_dtypes.bfloat16)
+            bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+            return bfloat16
         return np.dtype(_NUMPY_NAMES[self.value])
 
     @property
@@ -75,7 +76,8 @@ class DType(enum.Enum):
             return dtype
         if isinstance(dtype, str) and dtype in _BYTES:
             return DType(dtype)
-        name = np.dtype(getattr(dtype, "dtype", dtype)).name  # type: ignore[arg-type]
+        plain: Any = getattr(dtype, "dtype", dtype)
+        name = np.dtype(plain).name
         return DType(_FROM_NUMPY[name])
 
 

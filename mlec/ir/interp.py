@@ -23,9 +23,7 @@ def run_graph(graph: Graph, inputs: Sequence[Array]) -> list[Array]:
     return [values[v] for v in graph.outputs]
 
 
-def trace_graph(
-    graph: Graph, inputs: Sequence[Array], binding: Mapping[str, int] | None = None
-) -> dict[Value, Array]:
+def trace_graph(graph: Graph, inputs: Sequence[Array], binding: Mapping[str, int] | None = None) -> dict[Value, Array]:
     """Every value of the graph for these inputs. ``binding``: symbols known from outside (a body's caller)."""
     types = [v.type for v in graph.inputs]
     bound = bind_symbols(types, [np.shape(a) for a in inputs], [v.hint for v in graph.inputs], binding)
@@ -33,7 +31,9 @@ def trace_graph(
     for value, array in zip(graph.inputs, inputs, strict=True):
         values[value] = np.asarray(array)
         if values[value].dtype != value.type.dtype.numpy:
-            raise InputError(f"input {value.hint!r} takes {value.type.dtype.numpy}, got {values[value].dtype}", code="E_INPUT_DTYPE")
+            raise InputError(
+                f"input {value.hint!r} takes {value.type.dtype.numpy}, got {values[value].dtype}", code="E_INPUT_DTYPE"
+            )
     with np.errstate(all="ignore"):
         for node in graph.nodes:
             if node.is_constant:
@@ -70,8 +70,9 @@ def bind_symbols(
             derived.append((label, axis, dim, extent))
     for label, axis, dim, extent in derived:
         if evaluate(dim, binding) != extent:
+            wanted = dim if isinstance(dim, int) else f"{dim} = {evaluate(dim, binding)}"
             raise InputError(
-                f"input {label}, axis {axis}: expected {dim if isinstance(dim, int) else f'{dim} = {evaluate(dim, binding)}'}, got {extent}",
+                f"input {label}, axis {axis}: expected {wanted}, got {extent}",
                 code="E_INPUT_SHAPE",
             )
     return binding

@@ -16,7 +16,7 @@ from mlec.ir.dtype import DType
 from mlec.ir.types import TensorType
 
 if TYPE_CHECKING:
-    from mlec.ir.graph import Graph
+    pass
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -102,13 +102,12 @@ class Attr:
                 return DType.of(value)
             except (KeyError, TypeError, ValueError):
                 pass
-        if kind is AttrKind.INTS and isinstance(value, (tuple, list)) and all(isinstance(v, number) for v in value):
+        if kind is AttrKind.INTS and _all_of(value, number):
             return tuple(int(v) for v in value)
         if kind is AttrKind.DIM and isinstance(value, (*number, SymDim, str)):
             return _dim(value)
-        if kind is AttrKind.DIMS and isinstance(value, (tuple, list)):
-            if all(isinstance(v, (*number, SymDim, str)) for v in value):
-                return tuple(_dim(v) for v in value)
+        if kind is AttrKind.DIMS and _all_of(value, (*number, SymDim, str)):
+            return tuple(_dim(v) for v in value)
         if kind is AttrKind.TENSOR:
             if isinstance(value, (ConstantRef, bool, int, float)):
                 return value
@@ -118,6 +117,10 @@ class Attr:
             return value
         wanted = f"one of {', '.join(self.choices)}" if self.choices else kind.value
         raise TypeRuleError(f"attribute {self.name!r} takes {wanted}, got {value!r}", code="E_ATTR")
+
+
+def _all_of(value: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, (tuple, list)) and all(isinstance(v, kinds) for v in value)
 
 
 def _dim(value: Any) -> Dim:
@@ -222,7 +225,8 @@ class OpDef:
         known = {a.name for a in self.attrs}
         if unknown := sorted(set(given) - known):
             raise TypeRuleError(
-                f"{self.name} has no attribute {unknown[0]!r}; it has: {', '.join(sorted(known)) or 'none'}", code="E_ATTR"
+                f"{self.name} has no attribute {unknown[0]!r}; it has: {', '.join(sorted(known)) or 'none'}",
+                code="E_ATTR",
             )
         complete: dict[str, AttrValue] = {}
         for attr in self.attrs:

@@ -163,7 +163,9 @@ class _Parser:
         if not self.accept("}"):
             outputs = self.listed(lambda: self.use(scope), "}")
         if [v.type for v in outputs] != declared:
-            raise self.error(f"the graph declares results ({_types(declared)}) and returns ({_types([v.type for v in outputs])})")
+            raise self.error(
+                f"the graph declares results ({_types(declared)}) and returns ({_types([v.type for v in outputs])})"
+            )
         used = {n.attrs["value"].name for n in nodes if n.is_constant and isinstance(n.attrs["value"], ConstantRef)}
         constants = {k: v for k, v in self.constants.items() if k in used}
         return Graph(name, tuple(inputs), tuple(nodes), tuple(outputs), constants)
@@ -227,7 +229,9 @@ class _Parser:
             else:
                 inferred = list(op.result_types([v.type for v in inputs], complete))
                 if inferred != types:
-                    raise self.error(f"{op.name} gives ({_types(inferred)}), the text says ({_types(types)})", code="E_TYPE")
+                    raise self.error(
+                        f"{op.name} gives ({_types(inferred)}), the text says ({_types(types)})", code="E_TYPE"
+                    )
         except ParseError:
             raise
         except IRError as error:
@@ -243,7 +247,9 @@ class _Parser:
             raise self.error(f"there is no constant {value}", code="E_CONSTANT")
         array = self.constants[value.name]
         if array.shape != types[0].shape or DType.of(array.dtype) is not types[0].dtype:
-            raise self.error(f"{value} is {DType.of(array.dtype)}{list(array.shape)}, the text says {types[0]}", code="E_CONSTANT")
+            raise self.error(
+                f"{value} is {DType.of(array.dtype)}{list(array.shape)}, the text says {types[0]}", code="E_CONSTANT"
+            )
 
     def type(self) -> TensorType:
         name = self.take("name", "an element type")

@@ -1,8 +1,8 @@
 """Patterns over graphs, as data: what a rewrite rule looks for.
 
-    P("add", P("matmul", "x", "w"), "b")          any add of a matmul and something, either way round
-    P("mul", "x", Const(1))                        multiplication by a constant that is 1 everywhere
-    P("reshape", P("reshape", "x", bind="inner"))  binds the inner node under the name "inner"
+P("add", P("matmul", "x", "w"), "b")          any add of a matmul and something, either way round
+P("mul", "x", Const(1))                        multiplication by a constant that is 1 everywhere
+P("reshape", P("reshape", "x", bind="inner"))  binds the inner node under the name "inner"
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def _node(pattern: P, node: Node, graph: Graph, found: Match) -> Iterator[Match]
         yield from _operands(pattern.operands, order, graph, start)
 
 
-def _operands(patterns: tuple[P | Const | str, ...], values: tuple[Value, ...], graph: Graph, found: Match) -> Iterator[Match]:
+def _operands(
+    patterns: tuple[P | Const | str, ...], values: tuple[Value, ...], graph: Graph, found: Match
+) -> Iterator[Match]:
     if not patterns:
         yield found
         return

@@ -84,7 +84,13 @@ def _sweep(graph: Graph, rules: Sequence[Rule]) -> tuple[Graph, list[Edit], list
 
 
 def _rewritten(
-    b: GraphBuilder, node: Node, graph: Graph, rules: Sequence[Rule], names: dict[Value, str], done: list[Edit], missed: list[Edit]
+    b: GraphBuilder,
+    node: Node,
+    graph: Graph,
+    rules: Sequence[Rule],
+    names: dict[Value, str],
+    done: list[Edit],
+    missed: list[Edit],
 ) -> bool:
     for rule in rules:
         m = match(rule.pattern, node, graph)
@@ -100,7 +106,9 @@ def _rewritten(
         results = (result,) if isinstance(result, Value) else tuple(result)
         for old, new in zip(node.outputs, results, strict=True):
             b.replace(old, new)
-        done.append(Edit(rule.name, True, f"{(rule.__doc__ or rule.name).splitlines()[0]} at {_summary(node, names)}", node.loc))
+        done.append(
+            Edit(rule.name, True, f"{(rule.__doc__ or rule.name).splitlines()[0]} at {_summary(node, names)}", node.loc)
+        )
         return True
     return False
 

@@ -52,9 +52,7 @@ class TensorType:
 
 def tensor(dtype: DType | str, shape: Iterable[int | str | Dim]) -> TensorType:
     """``tensor("f32", ("n", 8))``: a TensorType from names and dims as text."""
-    return TensorType(
-        tuple(dims.parse_dim(d) if isinstance(d, str) else d for d in shape), DType.of(dtype)
-    )
+    return TensorType(tuple(dims.parse_dim(d) if isinstance(d, str) else d for d in shape), DType.of(dtype))
 
 
 @dataclass(frozen=True, slots=True)

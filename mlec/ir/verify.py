@@ -48,7 +48,9 @@ def violations(graph: Graph) -> list[str]:
         problems += [f"an operand is used before it is bound {text}" for v in node.inputs if v not in bound]
         for value in node.outputs:
             bind(value, text)
-        problems += [f"{problem} {text}{f' at {node.loc}' if str(node.loc) else ''}" for problem in _node_problems(node, graph)]
+        problems += [
+            f"{problem} {text}{f' at {node.loc}' if str(node.loc) else ''}" for problem in _node_problems(node, graph)
+        ]
     problems += [f"output {i} is not bound in the graph" for i, value in enumerate(graph.outputs) if value not in bound]
     return problems
 

@@ -9,7 +9,7 @@ import numpy as np
 from mlec.errors import TypeRuleError
 from mlec.ir.dim import Dim, Proof, proves_equal
 from mlec.ir.dtype import DType
-from mlec.ir.op import SYMBOLIC_EXTENT, Array, Attr, AttrKind, Attrs, Case, Operand
+from mlec.ir.op import REQUIRED, SYMBOLIC_EXTENT, Array, Attr, AttrKind, Attrs, Case, Operand
 from mlec.ir.types import Shape, TensorType
 
 N = SYMBOLIC_EXTENT
@@ -18,21 +18,19 @@ N = SYMBOLIC_EXTENT
 
 def operands(names: str) -> tuple[Operand, ...]:
     """``"x w? xs*"``: a required, an optional and a variadic operand."""
-    return tuple(
-        Operand(n.rstrip("?*"), optional=n.endswith("?"), variadic=n.endswith("*")) for n in names.split()
-    )
+    return tuple(Operand(n.rstrip("?*"), optional=n.endswith("?"), variadic=n.endswith("*")) for n in names.split())
 
 
-def int_attr(name: str, **default: int) -> Attr:
-    return Attr(name, AttrKind.INT, **default)
+def int_attr(name: str, default: object = REQUIRED) -> Attr:
+    return Attr(name, AttrKind.INT, default)
 
 
-def ints_attr(name: str, **default: tuple[int, ...]) -> Attr:
-    return Attr(name, AttrKind.INTS, **default)
+def ints_attr(name: str, default: object = REQUIRED) -> Attr:
+    return Attr(name, AttrKind.INTS, default)
 
 
-def float_attr(name: str, **default: float) -> Attr:
-    return Attr(name, AttrKind.FLOAT, **default)
+def float_attr(name: str, default: object = REQUIRED) -> Attr:
+    return Attr(name, AttrKind.FLOAT, default)
 
 
 def bool_attr(name: str, default: bool = False) -> Attr:
@@ -90,7 +88,9 @@ def broadcast_shapes(*shapes: Shape) -> Shape:
                 continue
             if extent != 1 and proves_equal(extent, shape[axis]) is not Proof.YES:
                 shown = " and ".join(f"[{', '.join(map(str, s))}]" for s in shapes)
-                raise TypeRuleError(f"shapes {shown} do not broadcast: {extent} against {shape[axis]} on axis {axis}", code="E_SHAPE")
+                raise TypeRuleError(
+                    f"shapes {shown} do not broadcast: {extent} against {shape[axis]} on axis {axis}", code="E_SHAPE"
+                )
             extent = shape[axis]
         result.append(extent)
     return tuple(result)
@@ -107,7 +107,9 @@ def same_as_first(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return types[0]
 
 
-def floats(rng: np.random.Generator, *shape: int, dtype: str = "float32", low: float = -3.0, high: float = 3.0) -> Array:
+def floats(
+    rng: np.random.Generator, *shape: int, dtype: str = "float32", low: float = -3.0, high: float = 3.0
+) -> Array:
     """Uniform samples with a few exact zeros and repeated values, as real data has."""
     values = rng.uniform(low, high, shape)
     return np.asarray(np.round(values, int(rng.integers(1, 6))), dtype=dtype)
@@ -117,7 +119,9 @@ def pick_dtype(rng: np.random.Generator) -> str:
     return str(rng.choice(["float32", "float64"]))
 
 
-def sample_of(*shape: int, low: float = -3.0, high: float = 3.0, **attrs: object) -> Callable[[np.random.Generator], Case]:
+def sample_of(
+    *shape: int, low: float = -3.0, high: float = 3.0, **attrs: object
+) -> Callable[[np.random.Generator], Case]:
     """A sampler with one float operand of this shape and fixed attributes."""
 
     def sample(rng: np.random.Generator) -> Case:

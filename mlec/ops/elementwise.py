@@ -8,10 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from mlec.ir.op import REQUIRED, Array, Attr, AttrKind, Attrs, Case, Cost, OpDef, Trait, moved_bytes, register
 from mlec.ir.dtype import DType
+from mlec.ir.op import REQUIRED, Array, Attr, AttrKind, Attrs, Case, Cost, OpDef, Trait, moved_bytes, register
 from mlec.ir.types import TensorType
-from mlec.ops.common import N, broadcast_shapes, choice_attr, float_attr, float_dtype, floats, operands, pick_dtype, require, same_dtype
+from mlec.ops.common import (
+    N,
+    broadcast_shapes,
+    choice_attr,
+    float_attr,
+    float_dtype,
+    floats,
+    operands,
+    pick_dtype,
+    require,
+    same_dtype,
+)
 
 EW = Trait.ELEMENTWISE
 
@@ -72,7 +83,7 @@ def _keeps_dtype(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _sigmoid(x: Array) -> Array:
     z = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1 / (1 + z), z / (1 + z)) + 0 * np.where(np.isnan(x), x, 0)
+    return np.asarray(np.where(x >= 0, 1 / (1 + z), z / (1 + z)))
 
 
 def erf(x: Array) -> Array:
@@ -84,11 +95,11 @@ def erf(x: Array) -> Array:
 def _gelu(x: Array, approximate: str = "none") -> Array:
     wide = np.asarray(x, np.float64)
     if approximate == "tanh":
-        return 0.5 * wide * (1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)))
-    return np.where(np.isneginf(wide), 0.0, 0.5 * wide * (1 + erf(wide / math.sqrt(2))))
+        return np.asarray(0.5 * wide * (1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3))))
+    return np.asarray(np.where(np.isneginf(wide), 0.0, 0.5 * wide * (1 + erf(wide / math.sqrt(2)))))
 
 
-_unary("neg", np.negative, "-x", traits=Trait.INVOLUTION, float_only=False)
+_unary("neg", np.negative, "minus x", traits=Trait.INVOLUTION, float_only=False)
 _unary("abs", np.abs, "|x|", traits=Trait.IDEMPOTENT, float_only=False)
 _unary("sign", np.sign, "-1, 0 or 1; NaN stays NaN", traits=Trait.IDEMPOTENT | Trait.MONOTONE, float_only=False)
 _unary("exp", np.exp, "e to the x", traits=Trait.MONOTONE, flops=8)
@@ -104,7 +115,13 @@ _unary("atan", np.arctan, "arc tangent", traits=Trait.MONOTONE, flops=12)
 _unary("tanh", np.tanh, "hyperbolic tangent", traits=Trait.MONOTONE, flops=10)
 _unary("sigmoid", _sigmoid, "1 / (1 + exp(-x))", traits=Trait.MONOTONE, flops=10)
 _unary("erf", erf, "error function", traits=Trait.MONOTONE, flops=12, tolerance=16.0)
-_unary("relu", lambda x: np.maximum(x, 0), "max(x, 0); NaN stays NaN", traits=Trait.IDEMPOTENT | Trait.MONOTONE, float_only=False)
+_unary(
+    "relu",
+    lambda x: np.maximum(x, 0),
+    "max(x, 0); NaN stays NaN",
+    traits=Trait.IDEMPOTENT | Trait.MONOTONE,
+    float_only=False,
+)
 _unary("silu", lambda x: x * _sigmoid(x), "x * sigmoid(x)", flops=11, tolerance=16.0)
 _unary("floor", np.floor, "round down", traits=Trait.IDEMPOTENT | Trait.MONOTONE)
 _unary("ceil", np.ceil, "round up", traits=Trait.IDEMPOTENT | Trait.MONOTONE)
@@ -117,7 +134,7 @@ _unary(
 
 
 def _clip(x: Array, lo: float, hi: float) -> Array:
-    return np.minimum(np.maximum(x, np.asarray(lo, x.dtype)), np.asarray(hi, x.dtype))
+    return np.asarray(np.minimum(np.maximum(x, np.asarray(lo, x.dtype)), np.asarray(hi, x.dtype)))
 
 
 register(
@@ -167,7 +184,13 @@ def _binary_sample(kinds: str, low: float, high: float) -> Callable[[np.random.G
         kind = str(rng.choice(list(kinds)))
         if kind == "f":
             dtype = pick_dtype(rng)
-            return Case((floats(rng, *left, dtype=dtype, low=low, high=high), floats(rng, *right, dtype=dtype, low=low, high=high)), {})
+            return Case(
+                (
+                    floats(rng, *left, dtype=dtype, low=low, high=high),
+                    floats(rng, *right, dtype=dtype, low=low, high=high),
+                ),
+                {},
+            )
         if kind == "i":
             return Case(tuple(rng.integers(1, 9, s) for s in (left, right)), {})
         return Case(tuple(np.asarray(rng.random(s) < 0.5) for s in (left, right)), {})

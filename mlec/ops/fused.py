@@ -21,7 +21,11 @@ def _type(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
     require(len(types) == len(body.inputs), f"the body takes {len(body.inputs)} operands, got {len(types)}", "E_ARITY")
     binding: dict[str, Dim] = {}
     for given, declared in zip(types, (v.type for v in body.inputs), strict=True):
-        require(given.rank == declared.rank and given.dtype is declared.dtype, f"the body takes {declared}, got {given}", "E_TYPE")
+        require(
+            given.rank == declared.rank and given.dtype is declared.dtype,
+            f"the body takes {declared}, got {given}",
+            "E_TYPE",
+        )
         for extent, dim in zip(given.shape, declared.shape, strict=True):
             if not isinstance(dim, int) and str(dim) in symbols_of(dim):
                 binding.setdefault(str(dim), extent)

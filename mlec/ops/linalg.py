@@ -39,13 +39,15 @@ def _matmul_cost(inputs: Sequence[TensorType], results: Sequence[TensorType], at
 
 def _matmul(a: Array, b: Array) -> Array:
     if a.dtype.itemsize == 2 and a.dtype.kind != "i":
-        return np.matmul(a.astype(np.float32), b.astype(np.float32)).astype(a.dtype)
-    return np.matmul(a, b)
+        return np.asarray(np.matmul(a.astype(np.float32), b.astype(np.float32)), a.dtype)
+    return np.asarray(np.matmul(a, b))
 
 
 def _matmul_sample(rng: np.random.Generator) -> Case:
     dtype = pick_dtype(rng)
-    left, right = [((N, 5), (5, 4)), ((2, N, 5), (2, 5, 4)), ((N, 3, 5), (5, 4)), ((1, N, 5), (2, 5, 4))][int(rng.integers(4))]
+    left, right = [((N, 5), (5, 4)), ((2, N, 5), (2, 5, 4)), ((N, 3, 5), (5, 4)), ((1, N, 5), (2, 5, 4))][
+        int(rng.integers(4))
+    ]
     return Case((floats(rng, *left, dtype=dtype), floats(rng, *right, dtype=dtype)), {})
 
 
@@ -63,7 +65,11 @@ def _packed_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     require(x.rank >= 2 and w.rank == 3, f"needs x [.., k] and packed [blocks, k, block], got {x} and {w}", "E_SHAPE")
     blocks, k, block = w.shape
     same_dim(x.shape[-1], k, "the shared axis")
-    require(isinstance(blocks, int) and isinstance(block, int) and 0 <= blocks * block - n < max(block, 1), f"{w} does not hold {n} columns", "E_SHAPE")
+    require(
+        isinstance(blocks, int) and isinstance(block, int) and 0 <= blocks * block - n < max(block, 1),
+        f"{w} does not hold {n} columns",
+        "E_SHAPE",
+    )
     return TensorType((*x.shape[:-1], n), same_dtype(types))
 
 

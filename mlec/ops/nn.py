@@ -32,10 +32,16 @@ from mlec.ops.common import (
 # -- windows ---------------------------------------------------------------------------------------------------------
 
 
-def window_extent(size: Dim, kernel: int, stride: int, before: int, after: int, dilation: int, ceil_mode: bool = False) -> Dim:
+def window_extent(
+    size: Dim, kernel: int, stride: int, before: int, after: int, dilation: int, ceil_mode: bool = False
+) -> Dim:
     """Number of window positions along one axis; with ``ceil_mode`` a last window may hang over the end, but must start inside."""
     span = size + before + after - dilation * (kernel - 1) - 1
-    require(not isinstance(span, int) or span >= 0, f"a window of {dilation * (kernel - 1) + 1} does not fit {size}", "E_SHAPE")
+    require(
+        not isinstance(span, int) or span >= 0,
+        f"a window of {dilation * (kernel - 1) + 1} does not fit {size}",
+        "E_SHAPE",
+    )
     count = (span + (stride - 1 if ceil_mode else 0)) // stride + 1
     if ceil_mode and isinstance(count, int) and isinstance(size, int) and (count - 1) * stride >= size + before:
         count -= 1
@@ -50,21 +56,30 @@ def _spatial(attrs: Attrs, key: str, rank: int, default: int) -> tuple[int, ...]
 
 def _pads(attrs: Attrs, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     pads = tuple(attrs["pads"]) or (0,) * (2 * rank)
-    require(len(pads) == 2 * rank and min(pads) >= 0, f"pads must be {2 * rank} non-negative ints, got {list(pads)}", "E_ATTR")
+    require(
+        len(pads) == 2 * rank and min(pads) >= 0,
+        f"pads must be {2 * rank} non-negative ints, got {list(pads)}",
+        "E_ATTR",
+    )
     return pads[:rank], pads[rank:]
 
 
 def _conv_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     x, w = types
-    require(x.rank == w.rank and x.rank >= 3, f"x and w must have equal ranks of at least 3, got {x} and {w}", "E_SHAPE")
+    require(
+        x.rank == w.rank and x.rank >= 3, f"x and w must have equal ranks of at least 3, got {x} and {w}", "E_SHAPE"
+    )
     rank, groups = x.rank - 2, attrs["groups"]
     before, after = _pads(attrs, rank)
     strides, dilations = _spatial(attrs, "strides", rank, 1), _spatial(attrs, "dilations", rank, 1)
     same_dim(x.shape[1], w.shape[1] * groups, "channels of x and of w times groups")
     outputs = w.shape[0]
-    require(isinstance(outputs, int) and outputs % groups == 0, f"{outputs} output channels in {groups} groups", "E_SHAPE")
+    require(
+        isinstance(outputs, int) and outputs % groups == 0, f"{outputs} output channels in {groups} groups", "E_SHAPE"
+    )
     space = [
-        window_extent(x.shape[2 + i], _static(w.shape[2 + i]), strides[i], before[i], after[i], dilations[i]) for i in range(rank)
+        window_extent(x.shape[2 + i], _static(w.shape[2 + i]), strides[i], before[i], after[i], dilations[i])
+        for i in range(rank)
     ]
     return TensorType((x.shape[0], outputs, *space), same_dtype(types))
 
@@ -81,9 +96,14 @@ def _conv_cost(inputs: Sequence[TensorType], results: Sequence[TensorType], attr
     return Cost(results[0].size * taps, moved_bytes(inputs, results))
 
 
-def _patches(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], out: Sequence[int]) -> Array:
+def _patches(
+    x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], out: Sequence[int]
+) -> Array:
     """All windows of a padded input: ``[n, c, *out, *kernel]``."""
-    picked = [np.arange(o)[:, None] * s + np.arange(k)[None, :] * d for o, k, s, d in zip(out, kernel, strides, dilations, strict=True)]
+    picked = [
+        np.arange(o)[:, None] * s + np.arange(k)[None, :] * d
+        for o, k, s, d in zip(out, kernel, strides, dilations, strict=True)
+    ]
     result = x
     rank = len(kernel)
     for i, index in enumerate(picked):
@@ -91,21 +111,28 @@ def _patches(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations:
     return result.transpose([0, 1, *(2 + 2 * i for i in range(rank)), *(3 + 2 * i for i in range(rank))])
 
 
-def conv(x: Array, w: Array, strides: tuple[int, ...], pads: tuple[int, ...], dilations: tuple[int, ...], groups: int) -> Array:
+def conv(
+    x: Array, w: Array, strides: tuple[int, ...], pads: tuple[int, ...], dilations: tuple[int, ...], groups: int
+) -> Array:
     """Cross-correlation, accumulated in at least float32."""
     rank = x.ndim - 2
     attrs = {"strides": strides, "pads": pads, "dilations": dilations}
     before, after = _pads(attrs, rank)
     strides, dilations = _spatial(attrs, "strides", rank, 1), _spatial(attrs, "dilations", rank, 1)
     kernel = w.shape[2:]
-    out = [int(window_extent(x.shape[2 + i], kernel[i], strides[i], before[i], after[i], dilations[i])) for i in range(rank)]  # type: ignore[arg-type]
+    out = [
+        _static(window_extent(x.shape[2 + i], kernel[i], strides[i], before[i], after[i], dilations[i]))
+        for i in range(rank)
+    ]
     accumulate = np.promote_types(x.dtype, np.float32)
     padded = np.pad(x.astype(accumulate), [(0, 0), (0, 0), *zip(before, after, strict=True)])
     n, per_group = x.shape[0], w.shape[0] // groups
     results = []
     for g in range(groups):
         channels = padded[:, g * w.shape[1] : (g + 1) * w.shape[1]]
-        columns = np.moveaxis(_patches(channels, kernel, strides, dilations, out), 1, 1 + rank).reshape(n, math.prod(out), -1)
+        columns = np.moveaxis(_patches(channels, kernel, strides, dilations, out), 1, 1 + rank).reshape(
+            n, math.prod(out), -1
+        )
         weights = w[g * per_group : (g + 1) * per_group].reshape(per_group, -1).astype(accumulate)
         results.append((columns @ weights.T).transpose(0, 2, 1).reshape(n, per_group, *out))
     return np.concatenate(results, axis=1).astype(x.dtype)
@@ -120,7 +147,12 @@ def _conv_sample(rng: np.random.Generator) -> Case:
     groups = int(rng.choice([1, 1, 2, 4]))
     if rng.random() < 0.25:
         return Case((floats(rng, N, 4, 9), floats(rng, 8, 4 // groups, 3)), {"pads": (1, 1), "groups": groups})
-    attrs = {"strides": (int(rng.integers(1, 3)), 1), "pads": (1, 0, 1, 2), "dilations": (1, int(rng.integers(1, 3))), "groups": groups}
+    attrs = {
+        "strides": (int(rng.integers(1, 3)), 1),
+        "pads": (1, 0, 1, 2),
+        "dilations": (1, int(rng.integers(1, 3))),
+        "groups": groups,
+    }
     return Case((floats(rng, N, 4, 8, 9), floats(rng, 8, 4 // groups, 3, 2)), attrs)
 
 
@@ -134,12 +166,19 @@ register(
 
 def _blocked_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     x, w = types
-    require(x.rank == 5 and w.rank == 6, f"needs x [n, c/b, h, w, b] and w [k/kb, c/b, r, s, b, kb], got {x} and {w}", "E_SHAPE")
+    require(
+        x.rank == 5 and w.rank == 6,
+        f"needs x [n, c/b, h, w, b] and w [k/kb, c/b, r, s, b, kb], got {x} and {w}",
+        "E_SHAPE",
+    )
     same_dim(x.shape[1], w.shape[1], "channel blocks")
     same_dim(x.shape[4], w.shape[4], "channel block")
     before, after = _pads(attrs, 2)
     strides, dilations = _spatial(attrs, "strides", 2, 1), _spatial(attrs, "dilations", 2, 1)
-    space = [window_extent(x.shape[2 + i], _static(w.shape[2 + i]), strides[i], before[i], after[i], dilations[i]) for i in (0, 1)]
+    space = [
+        window_extent(x.shape[2 + i], _static(w.shape[2 + i]), strides[i], before[i], after[i], dilations[i])
+        for i in (0, 1)
+    ]
     return TensorType((x.shape[0], w.shape[0], *space, w.shape[5]), same_dtype(types))
 
 
@@ -170,7 +209,9 @@ def blocked_weights(w: Array, in_block: int, out_block: int) -> Array:
     return np.ascontiguousarray(padded.reshape(kb, out_block, cb, in_block, r, s).transpose(0, 2, 4, 5, 3, 1))
 
 
-def _conv_blocked(x: Array, w: Array, strides: tuple[int, ...], pads: tuple[int, ...], dilations: tuple[int, ...]) -> Array:
+def _conv_blocked(
+    x: Array, w: Array, strides: tuple[int, ...], pads: tuple[int, ...], dilations: tuple[int, ...]
+) -> Array:
     kb, cb, r, s, b, k = w.shape
     plain = w.transpose(0, 5, 1, 4, 2, 3).reshape(kb * k, cb * b, r, s)
     return to_blocked(conv(from_blocked(x), plain, strides, pads, dilations, 1), k)
@@ -178,7 +219,9 @@ def _conv_blocked(x: Array, w: Array, strides: tuple[int, ...], pads: tuple[int,
 
 def _blocked_sample(rng: np.random.Generator) -> Case:
     x, w = floats(rng, N, 8, 6, 5), floats(rng, 16, 8, 3, 3)
-    return Case((to_blocked(x, 4), blocked_weights(w, 4, 8)), {"pads": (1, 1, 1, 1), "strides": (int(rng.integers(1, 3)),) * 2})
+    return Case(
+        (to_blocked(x, 4), blocked_weights(w, 4, 8)), {"pads": (1, 1, 1, 1), "strides": (int(rng.integers(1, 3)),) * 2}
+    )
 
 
 register(
@@ -191,7 +234,9 @@ register(
 
 def _transposed_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     x, w = types
-    require(x.rank == w.rank and x.rank >= 3, f"x and w must have equal ranks of at least 3, got {x} and {w}", "E_SHAPE")
+    require(
+        x.rank == w.rank and x.rank >= 3, f"x and w must have equal ranks of at least 3, got {x} and {w}", "E_SHAPE"
+    )
     rank = x.rank - 2
     before, after = _pads(attrs, rank)
     strides, dilations = _spatial(attrs, "strides", rank, 1), _spatial(attrs, "dilations", rank, 1)
@@ -199,7 +244,8 @@ def _transposed_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     same_dim(x.shape[1], w.shape[0], "channels of x and w")
     require(_static(w.shape[0]) % attrs["groups"] == 0, f"{w.shape[0]} channels in {attrs['groups']} groups", "E_SHAPE")
     space = [
-        (x.shape[2 + i] + -1) * strides[i] + (dilations[i] * (_static(w.shape[2 + i]) - 1) + extra[i] + 1 - before[i] - after[i])
+        (x.shape[2 + i] + -1) * strides[i]
+        + (dilations[i] * (_static(w.shape[2 + i]) - 1) + extra[i] + 1 - before[i] - after[i])
         for i in range(rank)
     ]
     return TensorType((x.shape[0], w.shape[1] * attrs["groups"], *space), same_dtype(types))
@@ -222,11 +268,14 @@ def _conv_transpose(
     for g in range(groups):
         channels = x[:, g * step : (g + 1) * step].astype(accumulate)
         for tap in itertools.product(*map(range, kernel)):
-            weights = w[(slice(g * step, (g + 1) * step), slice(None), *tap)].astype(accumulate)
+            weights = w[g * step : (g + 1) * step][(..., *tap)].astype(accumulate)
             where = tuple(
-                slice(t * d, t * d + (x.shape[2 + i] - 1) * s + 1, s) for i, (t, d, s) in enumerate(zip(tap, dilations, strides, strict=True))
+                slice(t * d, t * d + (x.shape[2 + i] - 1) * s + 1, s)
+                for i, (t, d, s) in enumerate(zip(tap, dilations, strides, strict=True))
             )
-            out[(slice(None), slice(g * per_group, (g + 1) * per_group), *where)] += np.einsum("nc...,co->no...", channels, weights)
+            out[:, g * per_group : (g + 1) * per_group][(slice(None), slice(None), *where)] += np.einsum(
+                "nc...,co->no...", channels, weights
+            )
     crop = tuple(slice(b, f - a) for b, a, f in zip(before, after, full, strict=True))
     return out[(slice(None), slice(None), *crop)].astype(x.dtype)
 
@@ -250,15 +299,22 @@ _POOL_ATTRS = (
 )  # fmt: skip
 
 
-def _pool_geometry(shape: Sequence[Dim], attrs: Attrs) -> tuple[list[Dim], tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def _pool_geometry(
+    shape: Sequence[Dim], attrs: Attrs
+) -> tuple[list[Dim], tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     kernel = attrs["kernel"]
     rank = len(kernel)
-    require(len(shape) in (rank + 2, rank + 3), f"a window over {rank} axes needs rank {rank + 2} (or {rank + 3} for channel blocks)", "E_SHAPE")
+    require(
+        len(shape) in (rank + 2, rank + 3),
+        f"a window over {rank} axes needs rank {rank + 2} (or {rank + 3} for channel blocks)",
+        "E_SHAPE",
+    )
     before, after = _pads(attrs, rank)
     strides = tuple(attrs["strides"]) or tuple(kernel)
     dilations = _spatial(attrs, "dilations", rank, 1) if "dilations" in attrs else (1,) * rank
     space = [
-        window_extent(shape[2 + i], kernel[i], strides[i], before[i], after[i], dilations[i], attrs["ceil_mode"]) for i in range(rank)
+        window_extent(shape[2 + i], kernel[i], strides[i], before[i], after[i], dilations[i], attrs["ceil_mode"])
+        for i in range(rank)
     ]
     return space, strides, dilations, before, after
 
@@ -282,7 +338,9 @@ def _windows(x: Array, fill: float, attrs: Attrs) -> tuple[Array, Array]:
     reach = [(o - 1) * s + d * (k - 1) + 1 for o, s, d, k in zip(out, strides, dilations, kernel, strict=True)]
     widths = [(b, max(0, r - b - size)) for b, r, size in zip(before, reach, x.shape[2:], strict=True)]
     padded = np.pad(x, [(0, 0), (0, 0), *widths], constant_values=fill)
-    real = np.pad(np.full((1, 1, *x.shape[2:]), 2), [(0, 0), (0, 0), *zip(before, after, strict=True)], constant_values=1)
+    real = np.pad(
+        np.full((1, 1, *x.shape[2:]), 2), [(0, 0), (0, 0), *zip(before, after, strict=True)], constant_values=1
+    )
     beyond = [(0, max(0, w[0] + w[1] - b - a)) for w, b, a in zip(widths, before, after, strict=True)]
     real = np.pad(real, [(0, 0), (0, 0), *beyond])
     return _patches(padded, kernel, strides, dilations, out), _patches(real, kernel, strides, dilations, out)
@@ -375,7 +433,11 @@ def _layer_norm_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     float_dtype(x)
     axis = normal_axis(attrs["axis"], x.rank)
     for t in types[1:]:
-        require(t.shape == x.shape[axis:] and t.dtype is x.dtype, f"scale and bias must be {TensorType(x.shape[axis:], x.dtype)}, got {t}", "E_SHAPE")
+        require(
+            t.shape == x.shape[axis:] and t.dtype is x.dtype,
+            f"scale and bias must be {TensorType(x.shape[axis:], x.dtype)}, got {t}",
+            "E_SHAPE",
+        )
     return x
 
 
@@ -415,7 +477,11 @@ def _channel_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     float_dtype(x)
     require(x.rank >= 2, f"needs [n, c, ...], got {x}", "E_SHAPE")
     for t in types[1:]:
-        require(t.shape == (x.shape[1],) and t.dtype is x.dtype, f"statistics must be {TensorType((x.shape[1],), x.dtype)}, got {t}", "E_SHAPE")
+        require(
+            t.shape == (x.shape[1],) and t.dtype is x.dtype,
+            f"statistics must be {TensorType((x.shape[1],), x.dtype)}, got {t}",
+            "E_SHAPE",
+        )
     return x
 
 
@@ -425,7 +491,9 @@ def _on_channels(v: Array, rank: int) -> Array:
 
 def _batch_norm(x: Array, scale: Array, bias: Array, mean: Array, var: Array, eps: float) -> Array:
     factor = scale / np.sqrt(var + np.asarray(eps, var.dtype))
-    return np.asarray((x - _on_channels(mean, x.ndim)) * _on_channels(factor, x.ndim) + _on_channels(bias, x.ndim)).astype(x.dtype)
+    return np.asarray(
+        (x - _on_channels(mean, x.ndim)) * _on_channels(factor, x.ndim) + _on_channels(bias, x.ndim)
+    ).astype(x.dtype)
 
 
 register(
@@ -440,7 +508,11 @@ register(
 def _group_norm_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     x = _channel_type(types, attrs)
     channels, groups = x.shape[1], attrs["groups"]
-    require(isinstance(channels, int) and groups > 0 and channels % groups == 0, f"{channels} channels in {groups} groups", "E_SHAPE")
+    require(
+        isinstance(channels, int) and groups > 0 and channels % groups == 0,
+        f"{channels} channels in {groups} groups",
+        "E_SHAPE",
+    )
     return x
 
 
@@ -472,7 +544,11 @@ def _attention_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     scores = (*batch, q.shape[-2], k.shape[-2])
     for m in mask:
         require(m.dtype.is_bool or m.dtype is dtype, f"the mask must be bool or {dtype}, got {m}", "E_DTYPE")
-        require(broadcast_shapes(m.shape, scores) == scores, f"the mask {m} does not broadcast to the scores {list(scores)}", "E_SHAPE")
+        require(
+            broadcast_shapes(m.shape, scores) == scores,
+            f"the mask {m} does not broadcast to the scores {list(scores)}",
+            "E_SHAPE",
+        )
     return TensorType((*batch, q.shape[-2], v.shape[-1]), dtype)
 
 
@@ -481,8 +557,8 @@ def _attention(q: Array, k: Array, v: Array, mask: Array | None = None, *, scale
     if mask is not None:
         scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
     if causal:
-        scores = np.where(np.tri(*scores.shape[-2:], dtype=bool), scores, -np.inf)
-    return np.matmul(softmax(scores, -1), _wide(v)).astype(q.dtype)
+        scores = np.where(np.tri(*scores.shape[-2:]) > 0, scores, -np.inf)
+    return np.asarray(np.matmul(softmax(scores, -1), _wide(v)), q.dtype)
 
 
 def _attention_sample(rng: np.random.Generator) -> Case:
@@ -515,8 +591,14 @@ def _recurrent_type(gates: int, states: int) -> Callable[[Sequence[TensorType], 
         w_ih, w_hh, *biases = types[1 + states :]
         for t in types[1 : 1 + states]:
             require(t.shape == (x.shape[0], hidden), f"states must be [{x.shape[0]}, {hidden}], got {t}", "E_SHAPE")
-        require(w_ih.shape == (hidden * gates, x.shape[2]), f"w_ih must be [{hidden * gates}, {x.shape[2]}], got {w_ih}", "E_SHAPE")
-        require(w_hh.shape == (hidden * gates, hidden), f"w_hh must be [{hidden * gates}, {hidden}], got {w_hh}", "E_SHAPE")
+        require(
+            w_ih.shape == (hidden * gates, x.shape[2]),
+            f"w_ih must be [{hidden * gates}, {x.shape[2]}], got {w_ih}",
+            "E_SHAPE",
+        )
+        require(
+            w_hh.shape == (hidden * gates, hidden), f"w_hh must be [{hidden * gates}, {hidden}], got {w_hh}", "E_SHAPE"
+        )
         for b in biases:
             require(b.shape == (hidden * gates,), f"biases must be [{hidden * gates}], got {b}", "E_SHAPE")
         return [TensorType((x.shape[0], x.shape[1], hidden), x.dtype), *types[1 : 1 + states]]
@@ -553,9 +635,7 @@ def _lstm(
     return y, h, c
 
 
-def _gru(
-    x: Array, h0: Array, w_ih: Array, w_hh: Array, b_ih: Array, b_hh: Array, reverse: bool
-) -> tuple[Array, Array]:
+def _gru(x: Array, h0: Array, w_ih: Array, w_hh: Array, b_ih: Array, b_hh: Array, reverse: bool) -> tuple[Array, Array]:
     h, hidden = h0, h0.shape[1]
     y = np.zeros((*x.shape[:2], hidden), x.dtype)
     for t in _steps(x, reverse):
@@ -617,7 +697,9 @@ register(
 def _resize_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     (x,) = types
     float_dtype(x)
-    require(x.rank == len(attrs["size"]) + 2, f"size must have {x.rank - 2} entries, got {len(attrs['size'])}", "E_SHAPE")
+    require(
+        x.rank == len(attrs["size"]) + 2, f"size must have {x.rank - 2} entries, got {len(attrs['size'])}", "E_SHAPE"
+    )
     return TensorType((*x.shape[:2], *attrs["size"]), x.dtype)
 
 
@@ -645,11 +727,21 @@ def _resize(x: Array, size: tuple[int, ...], mode: str, align_corners: bool) -> 
     return result.astype(x.dtype)
 
 
+def _resize_sample(rng: np.random.Generator) -> Case:
+    mode = str(rng.choice(["nearest", "linear"]))
+    return Case((floats(rng, N, 2, 4, 5),), {"size": (8, 7), "mode": mode, "align_corners": bool(rng.integers(2))})
+
+
 register(
     OpDef(
-        "resize", operands("x"), (Attr("size", AttrKind.DIMS, REQUIRED), choice_attr("mode", "nearest", "linear"), bool_attr("align_corners")),
-        _resize_type, _resize,
-        lambda rng: Case((floats(rng, N, 2, 4, 5),), {"size": (8, 7), "mode": str(rng.choice(["nearest", "linear"])), "align_corners": bool(rng.integers(2))}),
-        _several(8), tolerance=64.0, doc="other spatial extents, nearest or linear between neighbours",
+        "resize",
+        operands("x"),
+        (Attr("size", AttrKind.DIMS, REQUIRED), choice_attr("mode", "nearest", "linear"), bool_attr("align_corners")),
+        _resize_type,
+        _resize,
+        _resize_sample,
+        _several(8),
+        tolerance=64.0,
+        doc="other spatial extents, nearest or linear between neighbours",
     )
-)  # fmt: skip
+)

@@ -55,7 +55,7 @@ def _logsumexp(x: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
     top = np.max(x, axis=axis, keepdims=True)
     finite = np.where(np.isfinite(top), top, 0)
     result = np.log(np.sum(np.exp(x - finite), axis=axis, keepdims=True)) + finite
-    return result if keepdims else np.squeeze(result, axis=axis)
+    return np.asarray(result if keepdims else np.squeeze(result, axis=axis))
 
 
 _ATTRS = (ints_attr("axes"), bool_attr("keepdims"))
@@ -78,10 +78,10 @@ def _bool_sample(rng: np.random.Generator) -> Case:
     return Case((np.asarray(rng.random((N, 5)) < 0.7),), {"axes": (1,), "keepdims": False})
 
 
-for _name, _function, _doc in (("any", np.any, "or over axes"), ("all", np.all, "and over axes")):
+for _name, _test, _doc in (("any", np.any, "or over axes"), ("all", np.all, "and over axes")):
     register(
         OpDef(
-            _name, operands("x"), _ATTRS, _type("b", DType.BOOL), _over_axes(_function), _bool_sample, _reads_all,
+            _name, operands("x"), _ATTRS, _type("b", DType.BOOL), _over_axes(_test), _bool_sample, _reads_all,
             Trait.REDUCTION, doc=_doc,
         )
     )  # fmt: skip
@@ -106,10 +106,10 @@ def _arg_sample(rng: np.random.Generator) -> Case:
     return Case((x,), {"axis": -1, "keepdims": bool(rng.integers(2))})
 
 
-for _name, _function in (("argmax", np.argmax), ("argmin", np.argmin)):
+for _name, _search in (("argmax", np.argmax), ("argmin", np.argmin)):
     register(
         OpDef(
-            _name, operands("x"), (int_attr("axis"), bool_attr("keepdims")), _arg_type, _arg(_function), _arg_sample, _reads_all,
+            _name, operands("x"), (int_attr("axis"), bool_attr("keepdims")), _arg_type, _arg(_search), _arg_sample, _reads_all,
             Trait.REDUCTION, doc=f"index of the first {_name[3:]}imum along an axis; the first NaN wins",
         )
     )  # fmt: skip

@@ -116,7 +116,11 @@ register(
 def _broadcast_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     (x,) = types
     shape = attrs["shape"]
-    require(broadcast_shapes(x.shape, shape) == shape, f"{x} does not broadcast to [{', '.join(map(str, shape))}]", "E_SHAPE")
+    require(
+        broadcast_shapes(x.shape, shape) == shape,
+        f"{x} does not broadcast to [{', '.join(map(str, shape))}]",
+        "E_SHAPE",
+    )
     return TensorType(shape, x.dtype)
 
 
@@ -175,7 +179,11 @@ def _slice_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     require(step >= 1, f"the step must be positive, got {step}", "E_SHAPE")
     for low, high, what in ((0, start, "start"), (start, stop, "stop"), (stop, x.shape[axis], "stop")):
         gap = high - low
-        require(not isinstance(gap, int) or gap >= 0, f"{what} of [{start}, {stop}) is out of range for extent {x.shape[axis]}", "E_SHAPE")
+        require(
+            not isinstance(gap, int) or gap >= 0,
+            f"{what} of [{start}, {stop}) is out of range for extent {x.shape[axis]}",
+            "E_SHAPE",
+        )
     return TensorType((*x.shape[:axis], (stop - start + step - 1) // step, *x.shape[axis + 1 :]), x.dtype)
 
 
@@ -248,7 +256,11 @@ register(
 def _along_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     x, indices = types
     axis = normal_axis(attrs["axis"], x.rank)
-    require(indices.dtype.is_int and indices.rank == x.rank, f"indices must be integers of rank {x.rank}, got {indices}", "E_DTYPE")
+    require(
+        indices.dtype.is_int and indices.rank == x.rank,
+        f"indices must be integers of rank {x.rank}, got {indices}",
+        "E_DTYPE",
+    )
     for i in range(x.rank):
         if i != axis:
             same_dim(x.shape[i], indices.shape[i], f"axis {i}")
@@ -271,7 +283,7 @@ def _one_hot_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
 
 
 def _one_hot(indices: Array, depth: int, dtype: DType) -> Array:
-    return (np.asarray(indices)[..., None] == np.arange(depth)).astype(dtype.numpy)
+    return np.asarray(np.asarray(indices)[..., None] == np.arange(depth), dtype.numpy)
 
 
 register(

@@ -33,19 +33,35 @@ OPERANDS = "x feature threshold left right flags category categories roots outpu
 
 
 def _type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
-    x, feature, threshold, left, right, flags, category, categories, roots, output, values, base = types
+    x, feature, threshold, left, right, flags, category, _, roots, output, values, base = types
     require(x.rank == 2, f"x must be [rows, features], got {x}", "E_SHAPE")
-    require(threshold.dtype is float_dtype(x), f"thresholds must have the dtype of x ({x.dtype}), got {threshold.dtype}", "E_DTYPE")
+    require(
+        threshold.dtype is float_dtype(x),
+        f"thresholds must have the dtype of x ({x.dtype}), got {threshold.dtype}",
+        "E_DTYPE",
+    )
     for name, t in zip(OPERANDS.split()[1:10], types[1:10], strict=True):
         wanted = {"threshold": x.dtype, "flags": DType.U8}.get(name, DType.I32)
-        require(t.dtype is wanted and t.rank == (2 if name == "categories" else 1), f"{name} must be {wanted} of rank 1, got {t}", "E_DTYPE")
+        require(
+            t.dtype is wanted and t.rank == (2 if name == "categories" else 1),
+            f"{name} must be {wanted} of rank 1, got {t}",
+            "E_DTYPE",
+        )
     for name, t in (("threshold", threshold), ("left", left), ("right", right), ("flags", flags)):
         same_dim(feature.shape[0], t.shape[0], f"length of feature and {name}")
     if category.shape[0] != 0:
         same_dim(feature.shape[0], category.shape[0], "length of feature and category")
     same_dim(roots.shape[0], output.shape[0], "length of roots and output")
-    require(values.rank == 2 and base.rank == 1, f"values must have rank 2 and base rank 1, got {values} and {base}", "E_SHAPE")
-    require(values.dtype is base.dtype and values.dtype.is_float, f"values and base must share a float dtype, got {values} and {base}", "E_DTYPE")
+    require(
+        values.rank == 2 and base.rank == 1,
+        f"values must have rank 2 and base rank 1, got {values} and {base}",
+        "E_SHAPE",
+    )
+    require(
+        values.dtype is base.dtype and values.dtype.is_float,
+        f"values and base must share a float dtype, got {values} and {base}",
+        "E_DTYPE",
+    )
     return TensorType((x.shape[0], base.shape[0]), values.dtype)
 
 
@@ -58,9 +74,7 @@ def _cost(inputs: Sequence[TensorType], results: Sequence[TensorType], attrs: At
     return Cost(inputs[0].shape[0] * trees * (2 * depth + 1), moved_bytes(inputs, results))
 
 
-def goes_left(
-    x: Array, threshold: Array, flags: Array, category: Array, categories: Array, compare: str
-) -> Array:
+def goes_left(x: Array, threshold: Array, flags: Array, category: Array, categories: Array, compare: str) -> Array:
     """Routing decisions, element by element (all arguments broadcast; ``category`` -1 means a numeric split)."""
     nan_is_zero, zero_is_missing = (flags & NAN_IS_ZERO) != 0, (flags & ZERO_IS_MISSING) != 0
     numeric = category < 0
@@ -89,15 +103,21 @@ def tree_ensemble(
         at = np.full(len(x), root, np.int64)
         while (active := at >= 0).any():
             node = np.where(active, at, 0)
-            left_turn = goes_left(x[rows, feature[node]], threshold[node], flags[node], kinds[node], categories, compare)
+            left_turn = goes_left(
+                x[rows, feature[node]], threshold[node], flags[node], kinds[node], categories, compare
+            )
             at = np.where(active, np.where(left_turn, left[node], right[node]), at)
         result[:, column : column + width] += values[~at]
     return result
 
 
-def sample_ensemble(rng: np.random.Generator, dtype: str, *, trees: int = 5, features: int = 4, outputs: int = 1) -> tuple[Array, ...]:
+def sample_ensemble(
+    rng: np.random.Generator, dtype: str, *, trees: int = 5, features: int = 4, outputs: int = 1
+) -> tuple[Array, ...]:
     """Random operands (without x), with categorical splits, every flag and single-leaf trees."""
-    columns: dict[str, list[float]] = {name: [] for name in ("feature", "threshold", "left", "right", "flags", "category")}
+    columns: dict[str, list[float]] = {
+        name: [] for name in ("feature", "threshold", "left", "right", "flags", "category")
+    }
     leaves = 0
     roots: list[int] = []
 

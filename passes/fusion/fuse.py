@@ -73,5 +73,12 @@ def _remarks(group: Group, names: dict[Value, str]) -> list[Remark]:
     loc = Location.merged((n.loc for n in reversed(group.nodes)), "fuse")
     found = [Remark("applied", f"one kernel: {chain}", loc, "fuse")]
     for node, reason in group.refused:
-        found.append(Remark("missed", f"{print_node(node, names).splitlines()[0]} is not fused into {group.root.name}: {reason}", node.loc, "fuse"))
+        found.append(
+            Remark(
+                "missed",
+                f"{print_node(node, names).splitlines()[0]} is not fused into {group.root.name}: {reason}",
+                node.loc,
+                "fuse",
+            )
+        )
     return found

@@ -1,7 +1,7 @@
 """Which nodes go into one kernel.
 
-A group has a root (whose result leaves the group), elementwise nodes on the root's shape, and at most one anchor: the contraction, reduction
-or normalisation whose result they transform in registers (its epilogue). A producer joins when all its users are in the group, so
+A group has a root (whose result leaves the group), elementwise nodes on the root's shape, and at most one anchor: the
+contraction, reduction or normalisation whose result they transform in registers (its epilogue). A producer joins when all its users are in the group, so
 nothing is computed twice and no value leaves the group in the middle; going from the results backwards, users come before producers.
 A reduction can be the root itself and then takes the elementwise nodes on its operand's shape as its prologue.
 """
@@ -78,7 +78,11 @@ def _refusal(
         return ""
     value = node.output
     if value.type.shape != group.shape:
-        return "" if not node.op.has(Trait.ELEMENTWISE) else "it has another shape, and would be computed again for each element"
+        return (
+            ""
+            if not node.op.has(Trait.ELEMENTWISE)
+            else "it has another shape, and would be computed again for each element"
+        )
     if value in outputs:
         return "its result is an output of the graph"
     users = graph.users.get(value, ())

@@ -1,0 +1,460 @@
+"""The public functions: compile, load, lower, optimize, and the names of the original export workflow."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import mlec.ops  # noqa: F401  (fills the op table)
+from mlec.artifact import SaveResult, TrustDigest
+from mlec.backends.base import CompiledModule, CompileOptions
+from mlec.errors import MlecError, UsageError
+from mlec.frontends.base import Frontend, InputShapes, LowerOptions, Oracle
+from mlec.frontends.select import frontend_for, load_model_file
+from mlec.ir import Graph
+from mlec.machine import Machine, this_machine
+from mlec.packing import backend_for, executable_of, pack, refuse_reserved, unpack
+from mlec.passes.pipelines import named_pipeline
+from mlec.pipeline import PassContext, PassPipeline, Tolerance
+from mlec.progress import progress_bar
+from mlec.report import OptimizationReport, graph_picture, graph_stats
+from mlec.runtime import CompiledModel
+from mlec.target import Target
+from mlec.validation import default_tolerance, probe_inputs
+from mlec.validation import validate as validate_model
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp64")
+SUPPORTED_PRECISIONS = ("fp32", "fp64")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A model together with what lowers it; ``model`` is None for a graph given as such."""
+
+    graph: Graph
+    frontend: Frontend | None
+    model: Any
+    name: str
+
+    def oracle(self) -> Oracle | None:
+        return None if self.frontend is None else self.frontend.oracle(self.model)
+
+
+def compile(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    input_shapes: InputShapes | None = None,
+    target: str | Mapping[str, Any] | Target = "cpu",
+    precision: str = "fp32",
+    dynamic_batch: bool = True,
+    passes: str | PassPipeline = "default",
+    calibration: Any = None,
+    tolerance: Tolerance | None = None,
+    tune: int = 0,
+    validate: bool = True,
+    progress: bool | None = None,
+    trust_pickle: bool | str = False,
+    model_class: str | None = None,
+    num_threads: int | None = None,
+    measure_passes: bool = False,
+) -> CompiledModel:
+    """Compiles a trained model.
+
+    Args:
+        model: a scikit-learn estimator or Pipeline, an XGBoost or LightGBM model, a torch module, graph module or exported program,
+            a `Graph`, or the path of a file of one.
+        example_inputs: a tuple of arrays or tensors, or one array; needed where the model doesn't tell its input shapes.
+        input_shapes: ``{"x": ("n", 128)}`` or ``[("n", 128)]``; a string names a symbolic dim.
+        target: ``"cpu"``, ``"cuda"``, ``"cuda:sm_90"``, a mapping as TVM writes targets, or a `Target`.
+        precision: ``"fp32"`` (as the source computes) or ``"fp64"``.
+        dynamic_batch: any number of rows; otherwise the number in the examples.
+        passes: ``"O0"`` .. ``"O3"``, ``"default"``, the text of a pipeline, or a `PassPipeline`.
+        calibration: example inputs for quantisation.
+        tolerance: the bound that validation must hold; the documented parity bound by default.
+        tune: trials of kernel search.
+        validate: run source and compiled model on the examples and on probing inputs; a difference beyond the bound is an error.
+        progress: None shows a bar on a terminal.
+        trust_pickle: allow executing a pickle-based file; ``"sha256:..."`` allows that one file.
+        model_class: ``"package.module:Class"`` of a state dict.
+        num_threads: threads of one call; all usable CPUs by default.
+        measure_passes: also measure what each pass is worth, by compiling the graph before and after it (slow).
+
+    Returns:
+        The compiled model, with its report.
+
+    Raises:
+        MlecError: see the subclasses in `mlec.errors`.
+    """
+    _check_options(precision, calibration, tune)
+    wanted = Target.parse(target)
+    examples = _examples(example_inputs)
+    options = LowerOptions(examples, input_shapes, dynamic_batch, trust_pickle, model_class)
+    with progress_bar(progress, "compile") as advance:
+        advance("import", 0, 4)
+        source = _lower(model, options)
+        advance("optimise", 1, 4)
+        machine = this_machine()
+        pipeline = _pipeline(passes)
+        optimized, records = pipeline.run(
+            source.graph, PassContext(vector_bytes=vector_bytes(wanted), precision=precision)
+        )
+        report = OptimizationReport(
+            model={"name": source.name, "source": source.frontend.name if source.frontend else "graph"}
+        )
+        report.add_passes(records, machine)
+        advance("generate", 2, 4)
+        module = backend_for(wanted).compile(optimized, wanted, CompileOptions(advance))
+        advance("validate", 3, 4)
+        compiled = _assemble(source, optimized, module, report, num_threads)
+        _fill(report, source.graph, optimized, module, machine)
+        if wanted.kind == "cpu":
+            _run_and_check(compiled, source, examples, tolerance, validate, report, machine, optimized)
+            if measure_passes:
+                _measure_passes(
+                    report, [r.before for r in records] + [optimized], source, examples, wanted, num_threads
+                )
+        advance("done", 4, 4)
+    return compiled
+
+
+def load(
+    path: str | os.PathLike[str], device: str = "auto", num_threads: int | None = None, trust: str | TrustDigest = "auto",
+    encryption_key: Any = None,
+) -> CompiledModel:  # fmt: skip
+    """Loads a ``.mle`` file; needs neither the training framework nor, for kernels that may run here, the compiler.
+
+    Args:
+        path: the file.
+        device: ``"auto"``: the one it was compiled for.
+        num_threads: threads of one call; all usable CPUs by default.
+        trust: ``"auto"`` runs the file's machine code if this user built it, and otherwise compiles its graph here;
+            a `TrustDigest` runs the code of exactly that digest.
+        encryption_key: files with encryption are not readable in this version.
+
+    Raises:
+        ArtifactError: for a file that is damaged, of another version, or not to be trusted.
+    """
+    if encryption_key is not None:
+        raise UsageError("this version reads no encrypted files", code="E_NOT_OFFERED", hint="leave encryption_key out")
+    return unpack(Path(path), num_threads=num_threads, trust=trust, device=device)
+
+
+def lower(
+    model: Any, example_inputs: Any = None, *, input_shapes: InputShapes | None = None, dynamic_batch: bool = True,
+    trust_pickle: bool | str = False, model_class: str | None = None,
+) -> Graph:  # fmt: skip
+    """The model as a graph, before any pass; arguments as for `compile`."""
+    return _lower(
+        model, LowerOptions(_examples(example_inputs), input_shapes, dynamic_batch, trust_pickle, model_class)
+    ).graph
+
+
+def optimize(
+    graph: Graph, passes: str | PassPipeline = "default", *, target: str | Mapping[str, Any] | Target = "cpu"
+) -> tuple[Graph, OptimizationReport]:
+    """Runs passes on a graph.
+
+    Returns:
+        The new graph and what was done.
+    """
+    machine = this_machine()
+    optimized, records = _pipeline(passes).run(graph, PassContext(vector_bytes=vector_bytes(Target.parse(target))))
+    report = OptimizationReport(model={"name": graph.name, "source": "graph"}, machine=machine.to_dict())
+    report.add_passes(records, machine)
+    report.graphs = {"before": graph_picture(graph), "after": graph_picture(optimized)}
+    return optimized, report
+
+
+# -- the names of the original workflow ----------------------------------------------------------------------------------
+
+
+def export_model(
+    model: Any, output_path: str | os.PathLike[str], input_shape: Sequence[int] | None = None, *, example_inputs: Any = None,
+    compression: str | None = None, quantization: str | None = None, metadata: Mapping[str, Any] | None = None, **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Compiles and saves in one call; errors are returned, not raised.
+
+    Args:
+        model: as for `compile`.
+        output_path: the ``.mle`` file.
+        input_shape: shape of the one input, batch included; the batch stays free.
+        example_inputs: as for `compile`.
+        compression, quantization: None, or the name of a scheme.
+        metadata: kept in the file.
+        options: further arguments of `compile`.
+
+    Returns:
+        ``success``, ``path``, ``size_bytes``, ``report``; with ``error`` and ``hint`` when it failed.
+    """
+    precision = {None: "fp32", "none": "fp32"}.get(quantization, quantization or "fp32")
+    shapes = None if input_shape is None else [("n", *list(input_shape)[1:])]
+    try:
+        compiled = compile(model, example_inputs, input_shapes=shapes, precision=precision, **options)
+        saved: SaveResult = compiled.save(output_path, compression=compression, metadata=metadata)
+    except MlecError as error:
+        return {
+            "success": False,
+            "path": None,
+            "size_bytes": 0,
+            "report": None,
+            "error": error.message,
+            "code": error.code,
+            "hint": error.hint,
+        }
+    return {"success": True, "path": saved.path, "size_bytes": saved.size_bytes, "report": compiled.report.to_dict()}
+
+
+def load_model(path: str | os.PathLike[str], **options: Any) -> CompiledModel:
+    """`load` under its original name."""
+    return load(path, **options)
+
+
+def validate_export(
+    original: Any, path: str | os.PathLike[str], inputs: Any, *, tolerance: Tolerance | None = None
+) -> dict[str, Any]:
+    """Compares a saved model with its source on the inputs given.
+
+    Returns:
+        ``passed``, ``max_abs_error``, ``max_rel_error``, ``mean_abs_error``, ``label_mismatches``, ``shapes_match``, ``tolerance`` and, by
+        method, the comparisons behind them.
+    """
+    from dataclasses import asdict
+
+    from mlec.validation import NETWORK, compare
+
+    frontend = frontend_for(original)
+    bound = tolerance or NETWORK
+    examples = _examples(inputs) or ()
+    found = compare(load(path), frontend.oracle(original), list(examples), bound)
+    return {
+        "passed": all(c.excess <= 1 for c in found),
+        "max_abs_error": max((c.max_abs_error for c in found), default=0.0),
+        "max_rel_error": max((c.max_rel_error for c in found), default=0.0),
+        "mean_abs_error": max((c.mean_abs_error for c in found), default=0.0),
+        "label_mismatches": sum(c.label_mismatches for c in found),
+        "shapes_match": all(np.isfinite(c.excess) for c in found),
+        "tolerance": {"rtol": bound.rtol, "atol": bound.atol},
+        "methods": {c.method: asdict(c) for c in found},
+    }
+
+
+# -- steps ---------------------------------------------------------------------------------------------------------------
+
+
+def _check_options(precision: str, calibration: Any, tune: int) -> None:
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision takes {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision not in SUPPORTED_PRECISIONS or calibration is not None:
+        raise UsageError(
+            f"precision {precision!r} with calibration is not offered in this version"
+            if calibration is not None
+            else f"precision {precision!r} is not offered in this version",
+            code="E_NOT_OFFERED",
+            hint="compile with precision='fp32'",
+        )
+    if tune:
+        raise UsageError(
+            "kernel search (tune) is not offered in this version",
+            code="E_NOT_OFFERED",
+            hint="leave tune at 0: kernels come from templates",
+        )
+
+
+def _examples(inputs: Any) -> tuple[Any, ...] | None:
+    """One entry for each input; a mapping keeps its order."""
+    if inputs is None:
+        return None
+    if isinstance(inputs, (tuple, list)) and not _is_table_literal(inputs):
+        return tuple(inputs)
+    if isinstance(inputs, Mapping) and not hasattr(inputs, "columns"):
+        return tuple(inputs.values())
+    return (inputs,)
+
+
+def _is_table_literal(inputs: Sequence[Any]) -> bool:
+    """A list of rows, such as [[1.0, 2.0]]."""
+    return isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], (list, int, float, str))
+
+
+def _lower(model: Any, options: LowerOptions) -> _Source:
+    if isinstance(model, Graph):
+        return _Source(model.with_signature(model.signature), None, None, model.name)
+    name = type(model).__name__
+    if isinstance(model, (str, os.PathLike)):
+        path = Path(model)
+        name = path.stem
+        frontend, model = load_model_file(path, options)
+    else:
+        frontend = frontend_for(model)
+    graph = frontend.lower(model, options)
+    return _Source(graph.with_signature(graph.signature), frontend, model, name)
+
+
+def _pipeline(passes: str | PassPipeline) -> PassPipeline:
+    if isinstance(passes, PassPipeline):
+        return passes
+    if passes == "default":
+        return named_pipeline(passes)
+    return PassPipeline.parse(passes)
+
+
+def vector_bytes(target: Target) -> int:
+    """Width of the vector registers that kernels for this target use."""
+    if target.kind != "cpu":
+        return 32
+    from mlec.packing import host_cpu_flags
+
+    wide = {"x86-64-v4": 64, "x86-64-v3": 32, "x86-64-v2": 16, "x86-64": 16}
+    if target.arch in wide:
+        return wide[target.arch]
+    flags = host_cpu_flags()
+    return 64 if "avx512f" in flags else 32 if "avx2" in flags else 16
+
+
+def _assemble(
+    source: _Source, optimized: Graph, module: CompiledModule, report: OptimizationReport, num_threads: int | None
+) -> CompiledModel:
+    metadata = {
+        "name": source.name,
+        "source": source.frontend.name if source.frontend else "graph",
+        "target": dict(module.program.target),
+    }
+
+    def save(path: Path, **options: Any) -> SaveResult:
+        refuse_reserved(options)
+        return pack(path, optimized, module, report, metadata, options.get("metadata"))
+
+    if module.program.device == "cuda":
+        executable: Any = _DeviceOnUse(module, optimized, num_threads)
+    else:
+        executable = executable_of(module, optimized, num_threads)
+    return CompiledModel(
+        optimized.signature, executable, metadata, graph=lambda: optimized, report=lambda: report, saver=save
+    )
+
+
+class _DeviceOnUse:
+    """Opens the device when the model is first run, so that compiling needs none."""
+
+    def __init__(self, module: CompiledModule, graph: Graph, num_threads: int | None) -> None:
+        self._open = lambda: executable_of(module, graph, num_threads)
+        self._executable: Any = None
+
+    def run(self, inputs: list[Any]) -> Any:
+        if self._executable is None:
+            self._executable = self._open()
+        return self._executable.run(inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if self._executable is None:
+            self._executable = self._open()
+        return getattr(self._executable, name)
+
+
+def _fill(report: OptimizationReport, before: Graph, after: Graph, module: CompiledModule, machine: Machine) -> None:
+    notes = {note.symbol: note.strategy for note in module.notes}
+    report.kernels = [
+        {
+            "symbol": k.symbol,
+            "op": k.op,
+            "location": k.location,
+            "flops": k.flops,
+            "bytes": k.bytes,
+            "strategy": notes.get(k.symbol, ""),
+        }
+        for k in module.program.kernels
+    ]
+    report.graphs = {"before": graph_picture(before), "after": graph_picture(after)}
+    report.machine = machine.to_dict()
+    report.timing = {
+        "compile_seconds": module.seconds,
+        "predicted_seconds": {str(n): machine.graph_seconds(after, n) for n in (1, 64, 1024)},
+    }
+    report.memory = {
+        "weights_bytes": sum(a.nbytes for a in module.constants.values()),
+        "before": graph_stats(before),
+        "after": graph_stats(after),
+    }
+
+
+def _run_and_check(
+    compiled: CompiledModel, source: _Source, examples: tuple[Any, ...] | None, tolerance: Tolerance | None, check: bool,
+    report: OptimizationReport, machine: Machine, optimized: Graph,
+) -> None:  # fmt: skip
+    oracle = source.oracle()
+    if check and oracle is not None:
+        report.parity = validate_model(
+            compiled, source.graph, oracle, examples, tolerance or default_tolerance(source.graph)
+        )
+    inputs = examples or probe_inputs(source.graph)
+    if not inputs or not check:
+        return
+    report.timing["measured"] = _timing(compiled, list(inputs), oracle)
+    report.memory["peak_bytes"] = compiled.peak_memory_usage()
+
+
+def _timing(compiled: CompiledModel, inputs: list[Any], oracle: Oracle | None) -> dict[str, Any]:
+    """Milliseconds a call of the compiled model and of its source, in turn, on the same inputs."""
+    argument: Any = inputs if compiled.signature.table is None else inputs[0]
+    shape = np.shape(inputs[0])
+    names = list(compiled.signature.run) or ["run"]
+
+    def source() -> None:
+        for name in names:
+            assert oracle is not None
+            oracle[name](argument)
+
+    def ours() -> None:
+        compiled.run(argument)
+
+    actions = {"compiled": ours} | (
+        {"source": source} if oracle is not None and all(n in oracle for n in names) else {}
+    )
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for action in actions.values():
+        action()
+    until = time.perf_counter() + 0.3
+    while time.perf_counter() < until or len(times["compiled"]) < 3:
+        for name, action in actions.items():
+            start = time.perf_counter()
+            action()
+            times[name].append(time.perf_counter() - start)
+    medians = {name: float(np.median(values)) * 1e3 for name, values in times.items()}
+    result: dict[str, Any] = {"rows": int(shape[0]) if shape else 1, "compiled_ms": medians["compiled"]}
+    if "source" in medians:
+        result |= {"source_ms": medians["source"], "speedup": medians["source"] / medians["compiled"]}
+    return result
+
+
+def _measure_passes(
+    report: OptimizationReport,
+    graphs: Sequence[Graph],
+    source: _Source,
+    examples: tuple[Any, ...] | None,
+    target: Target,
+    num_threads: int | None,
+) -> None:
+    """Fills ``measured_gain``: compiles the graph before and after each pass that changed it."""
+    inputs = examples or probe_inputs(source.graph)
+    if not inputs:
+        return
+    seconds: dict[Graph, float] = {}
+
+    def measured(graph: Graph) -> float:
+        if graph not in seconds:
+            module = backend_for(target).compile(graph, target, CompileOptions())
+            compiled = CompiledModel(graph.signature, executable_of(module, graph, num_threads))
+            seconds[graph] = _timing(compiled, list(inputs), None)["compiled_ms"]
+        return seconds[graph]
+
+    for entry, before, after in zip(report.passes, graphs, graphs[1:], strict=False):
+        entry["measured_gain"] = 1.0 if before is after else measured(before) / measured(after)

@@ -1,0 +1,63 @@
+"""Finds the frontend of a model object or of a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mlec import registry
+from mlec.errors import FrontendError, MlecError, UnsupportedModelError
+from mlec.frontends.base import Frontend, LowerOptions
+
+HEAD_BYTES = 1 << 16
+
+
+def frontend_for(model: object) -> Frontend:
+    """The frontend that lowers this object.
+
+    Raises:
+        UnsupportedModelError: naming the type and the frontends there are.
+    """
+    for frontend in _frontends():
+        if frontend.accepts(model):
+            return frontend
+    kind = type(model)
+    raise UnsupportedModelError(
+        f"no frontend lowers {kind.__module__}.{kind.__qualname__}",
+        hint=f"pass a fitted estimator, a booster, a torch module with example_inputs, or a file of one; frontends: {', '.join(registry.names('frontends'))}",
+    )
+
+
+def load_model_file(path: Path, options: LowerOptions) -> tuple[Frontend, Any]:
+    """Reads a model file; its content decides what it is.
+
+    Raises:
+        FrontendError: for a file that is missing, unreadable, or of no known kind.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as error:
+        raise FrontendError(f"cannot read {path}: {error.strerror or error}", code="E_MODEL_FILE") from error
+    if head[:4] == b"MLE\0":
+        raise FrontendError(f"{path} is a compiled model already", code="E_MODEL_FILE", hint="load it with mlec.load, or run it with `mlec run`")
+    for frontend in _frontends():
+        if frontend.sniff(head, path):
+            return frontend, frontend.load(path, options)
+    raise FrontendError(
+        f"{path} is not a model file of a known kind",
+        code="E_MODEL_FILE",
+        hint="there are: torch.export (.pt2), pickled torch modules and estimators, .skops, XGBoost .json/.ubj, LightGBM .txt",
+    )
+
+
+def _frontends() -> list[Frontend]:
+    """All frontends whose packages are installed."""
+    found: list[Frontend] = []
+    for name in registry.names("frontends"):
+        try:
+            found.append(registry.load("frontends", name)())
+        except MlecError as error:
+            if error.code != "E_MISSING_PACKAGE":
+                raise
+    return found

@@ -1,0 +1,69 @@
+"""What this machine can do, measured: the roofline that predictions stand on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+
+import numpy as np
+
+from mlec.ir import Graph, Node
+from mlec.ir.dim import evaluate, symbols_of
+from mlec.pipeline import NOMINAL_EXTENT
+
+KERNEL_SECONDS = 5e-7
+"""Cost of calling one kernel, besides its work (virtual machine step, allocation)."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Peaks that a well-written kernel can approach.
+
+    Attributes:
+        flops: float32 operations a second (a matrix product by the BLAS that numpy has, all its threads).
+        bandwidth: bytes a second, reading and writing (a copy that does not fit the caches).
+        kernel_seconds: overhead of one kernel call.
+    """
+
+    flops: float
+    bandwidth: float
+    kernel_seconds: float = KERNEL_SECONDS
+
+    def seconds(self, node: Node, extent: int = NOMINAL_EXTENT) -> float:
+        """Roofline prediction for one node, symbolic dims at ``extent``."""
+        if node.is_constant:
+            return 0.0
+        cost = node.cost
+        binding = {name: extent for dim in (cost.flops, cost.bytes) for name in symbols_of(dim)}
+        flops, moved = evaluate(cost.flops, binding), evaluate(cost.bytes, binding)
+        peak = self.flops / (2 if node.outputs[0].type.dtype.bits == 64 else 1)
+        return max(flops / peak, moved / self.bandwidth) + self.kernel_seconds
+
+    def graph_seconds(self, graph: Graph, extent: int = NOMINAL_EXTENT) -> float:
+        return sum(self.seconds(node, extent) for node in graph.nodes)
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@cache
+def this_machine() -> Machine:
+    """Measures once in a process; takes about a tenth of a second."""
+    n = 512
+    a = np.ones((n, n), np.float32)
+    buffer = np.ones(1 << 23, np.float32)
+    target = np.empty_like(buffer)
+    flops = 2 * n**3 / _best(lambda: a @ a)
+    return Machine(flops, 2 * buffer.nbytes / _best(lambda: np.copyto(target, buffer)))
+
+
+def _best(action: Callable[[], object], repeats: int = 5) -> float:
+    action()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,200 @@
+"""Between a compiled module and the .mle file."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mlec import registry
+from mlec.artifact import Artifact, KernelBlob, SaveResult, TrustDigest, decide, record_built, write
+from mlec.backends.base import CompiledModule, CompileOptions
+from mlec.errors import CorruptedFileError, LoweringError, UsageError
+from mlec.ir import Graph, parse_graph, print_graph
+from mlec.ir.op import Array
+from mlec.report import OptimizationReport
+from mlec.runtime import CompiledModel, Executable, Program
+from mlec.signature import Signature
+from mlec.target import Target
+
+RELOCATABLE_OBJECT = 6
+logger = logging.getLogger("mlec")
+
+
+def pack(
+    path: Path,
+    graph: Graph,
+    module: CompiledModule,
+    report: OptimizationReport,
+    metadata: Mapping[str, Any],
+    user: Mapping[str, Any] | None,
+) -> SaveResult:
+    """Writes a compiled model, and remembers that this user built it."""
+    tensors: dict[str, Array] = dict(graph.constants)
+    for name, array in module.constants.items():
+        if tensors.setdefault(name, array) is not array:
+            raise LoweringError(f"the backend gives another tensor under the name of the constant {name!r}")
+    document = {
+        **metadata,
+        "signature": msgspec.to_builtins(graph.signature),
+        "program": msgspec.to_builtins(module.program),
+        "report": msgspec.to_builtins(report.to_dict()),
+        "user": dict(user or {}),
+        "targets": [{**module.program.target, "cpu_flags": _needed_flags(module.program)}],
+    }
+    blobs = [KernelBlob(RELOCATABLE_OBJECT, 0, data) for data in module.objects]
+    saved = write(path, metadata=document, graph=print_graph(graph), tensors=tensors, kernels=blobs)
+    record_built(saved.code_id)
+    return saved
+
+
+def unpack(path: Path, *, num_threads: int | None, trust: str | TrustDigest, device: str) -> CompiledModel:
+    """Loads a file: its own kernels where they may run here, else the graph compiled on this machine."""
+    artifact = Artifact.open(path)
+    metadata = artifact.metadata
+    try:
+        signature = msgspec.convert(metadata["signature"], Signature)
+        program = msgspec.convert(metadata["program"], Program)
+    except (KeyError, msgspec.ValidationError) as error:
+        raise CorruptedFileError(
+            f"{path}: the metadata does not describe a program: {error}", code="E_METADATA"
+        ) from error
+    if device not in ("auto", program.device):
+        raise UsageError(
+            f"{path} holds kernels for {program.device}, not for {device!r}",
+            hint=f"compile the model again with target={device!r}, or load with device='auto'",
+        )
+    reason = _why_not_native(artifact, program, trust)
+    tensors: Mapping[str, Array] = artifact.tensors
+    if reason is None:
+        objects = tuple(blob.data for blob in artifact.kernels)
+        executable: Any = _executable(program, objects, tensors, num_threads, graph=lambda: _graph(artifact, signature))
+    else:
+        logger.warning("%s: %s; the graph is compiled on this machine instead", path, reason)
+        module = backend_for(Target.parse(program.device)).compile(
+            _graph(artifact, signature), Target.parse(program.device), CompileOptions()
+        )
+        executable = _executable(
+            module.program, module.objects, module.constants, num_threads, graph=lambda: _graph(artifact, signature)
+        )
+    return CompiledModel(
+        signature,
+        executable,
+        {k: v for k, v in metadata.items() if k not in ("signature", "program", "report")},
+        graph=lambda: _graph(artifact, signature),
+        report=lambda: OptimizationReport.from_dict(metadata.get("report", {})),
+        saver=lambda target, **options: _save_again(target, artifact, options),
+    )
+
+
+def executable_of(module: CompiledModule, graph: Graph, num_threads: int | None = None) -> Any:
+    """Something that runs a module that was just compiled."""
+    return _executable(module.program, module.objects, module.constants, num_threads, graph=lambda: graph)
+
+
+def backend_for(target: Target) -> Any:
+    """The backend that serves a target."""
+    return registry.load("backends", "tvm")()
+
+
+def _executable(
+    program: Program, objects: tuple[bytes, ...], tensors: Mapping[str, Array], num_threads: int | None, graph: Any
+) -> Any:
+    if program.backend == "numpy":
+        return registry.load("backends", "numpy")().executable(graph())
+    return Executable(program, objects, tensors, num_threads)
+
+
+def _graph(artifact: Artifact, signature: Signature) -> Graph:
+    return parse_graph(artifact.graph, artifact.tensors, signature)
+
+
+def _why_not_native(artifact: Artifact, program: Program, trust: str | TrustDigest) -> str | None:
+    """Why the file's kernels must not or cannot run here; None when they can."""
+    if program.backend == "numpy":
+        return None
+    if not artifact.kernels:
+        return "it holds no kernels"
+    decision = decide(artifact, trust)  # type: ignore[arg-type]
+    if not decision.native:
+        return decision.reason
+    targets = artifact.metadata.get("targets") or [{}]
+    missing = sorted(set(targets[0].get("cpu_flags", ())) - host_cpu_flags())
+    if missing:
+        return f"its kernels need {', '.join(missing[:5])}, which this processor does not have"
+    return None
+
+
+def host_cpu_flags() -> frozenset[str]:
+    """Instruction sets of this processor as the system names them; plus its architecture."""
+    flags = {platform.machine()}
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.split(":")[0].strip() in ("flags", "Features"):
+                flags.update(line.split(":", 1)[1].split())
+                break
+    except OSError:
+        pass
+    return frozenset(flags)
+
+
+_VECTOR_FLAGS = ("sse4", "ssse3", "avx", "fma", "f16c", "bmi", "amx", "asimd", "sve", "popcnt", "movbe", "abm")
+_LEVELS = {
+    "x86-64": ("x86_64",),
+    "x86-64-v2": ("x86_64", "ssse3", "sse4_1", "sse4_2", "popcnt"),
+    "x86-64-v3": ("x86_64", "avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"),
+    "x86-64-v4": (
+        "x86_64",
+        "avx",
+        "avx2",
+        "fma",
+        "f16c",
+        "bmi1",
+        "bmi2",
+        "movbe",
+        "abm",
+        "avx512f",
+        "avx512bw",
+        "avx512cd",
+        "avx512dq",
+        "avx512vl",
+    ),
+}
+
+
+def _needed_flags(program: Program) -> list[str]:
+    """What a processor must have to run the kernels: by its level where one was named, else all that this machine has."""
+    if program.backend == "numpy" or program.device != "cpu":
+        return []
+    level = _LEVELS.get(str(program.target.get("mcpu", "")))
+    if level is not None:
+        return sorted(level)
+    return sorted(f for f in host_cpu_flags() if f.startswith(_VECTOR_FLAGS) or f == platform.machine())
+
+
+def _save_again(path: Path, artifact: Artifact, options: Mapping[str, Any]) -> SaveResult:
+    """Writes a loaded model to another file; metadata given now is added to what it has."""
+    refuse_reserved(options)
+    metadata = dict(artifact.metadata)
+    metadata["user"] = {**metadata.get("user", {}), **(options.get("metadata") or {})}
+    saved = write(path, metadata=metadata, graph=artifact.graph, tensors=artifact.tensors, kernels=artifact.kernels)
+    if decide(artifact, "auto").native:
+        record_built(saved.code_id)
+    return saved
+
+
+def refuse_reserved(options: Mapping[str, Any]) -> None:
+    """Options of `save` that this version does not offer.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    for name in ("compression", "sign_key", "encryption_key"):
+        if options.get(name) is not None:
+            raise UsageError(
+                f"save does not offer {name} in this version", code="E_NOT_OFFERED", hint=f"leave {name} out"
+            )

@@ -1,0 +1,94 @@
+"""Compile targets as users write them: ``"cpu"``, ``"cpu:x86-64-v3"``, ``"cuda:sm_80,sm_90"``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mlec.errors import TargetError
+
+KINDS = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to compile for. Says nothing about whether it exists on this machine.
+
+    Attributes:
+        kind: where the model will run.
+        archs: cpu: the processor by LLVM's name (``"x86-64-v3"``, ``"znver4"``), or none for the machine that compiles.
+            cuda: one or more ``"sm_90"``; none means the architectures that `mlec` ships code for by default.
+        features: cpu: corrections to what that processor has, as ``"+avx512vnni"`` or ``"-avx512f"``.
+    """
+
+    kind: Literal["cpu", "cuda"] = "cpu"
+    archs: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise _unknown(self.kind)
+        if self.kind == "cpu" and len(self.archs) > 1:
+            raise TargetError(f"a cpu target names one processor, got {', '.join(self.archs)}", hint=_FORMS)
+        for arch in self.archs:
+            if self.kind == "cuda" and not re.fullmatch(r"sm_\d{2,3}[af]?", arch):
+                raise TargetError(f"{arch!r} is not a CUDA architecture: expected e.g. sm_80 or sm_90", hint=_FORMS)
+        for feature in self.features:
+            if self.kind != "cpu" or not re.fullmatch(r"[+-][\w.-]+", feature):
+                raise TargetError(f"{feature!r} is not a processor feature: expected e.g. +avx512vnni", hint=_FORMS)
+
+    @property
+    def arch(self) -> str:
+        """The processor of a cpu target; empty for the machine that compiles."""
+        return self.archs[0] if self.archs else ""
+
+    @staticmethod
+    def parse(spec: str | Mapping[str, Any] | Target) -> Target:
+        """Reads ``"kind"``, ``"kind:arch,arch"``, ``"cpu:arch,+feature,-feature"`` or a mapping as TVM writes targets.
+
+        A mapping has ``kind`` ("cpu", "llvm" or "cuda") and optionally ``arch`` (text or list), ``mcpu``, ``mattr``.
+
+        Raises:
+            TargetError: listing what exists.
+        """
+        if isinstance(spec, Target):
+            return spec
+        if isinstance(spec, str):
+            kind, _, rest = spec.strip().partition(":")
+            words = [word.strip() for word in rest.split(",") if word.strip()]
+        elif isinstance(spec, Mapping):
+            known = {"kind", "arch", "mcpu", "mattr"}
+            if unknown := sorted(set(spec) - known):
+                raise TargetError(
+                    f"a target mapping has no key {unknown[0]!r}", hint=f"its keys are {', '.join(sorted(known))}"
+                )
+            kind = str(spec.get("kind", ""))
+            words = [word for key in ("arch", "mcpu", "mattr") for word in _listed(spec.get(key, ()))]
+        else:
+            raise TargetError(f"a target is text or a mapping, got {type(spec).__name__}", hint=_FORMS)
+        kind = "cpu" if kind == "llvm" else kind
+        if kind not in KINDS:
+            raise _unknown(kind)
+        archs = tuple(word for word in words if word[0] not in "+-")
+        features = tuple(word for word in words if word[0] in "+-")
+        return Target(kind, archs, features)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return ":".join(filter(None, (self.kind, ",".join((*self.archs, *self.features)))))
+
+
+_FORMS = 'a target reads "cpu", "cpu:x86-64-v3", "cpu:znver4,-avx512f", "cuda" or "cuda:sm_80,sm_90"'
+
+
+def _unknown(kind: str) -> TargetError:
+    return TargetError(f"there is no target {kind!r}; there are: {', '.join(KINDS)}", hint=_FORMS)
+
+
+def _listed(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [word.strip() for word in value.split(",") if word.strip()]
+    if isinstance(value, (list, tuple)):
+        return [str(word) for word in value]
+    raise TargetError(f"expected text or a list of texts in a target mapping, got {value!r}", hint=_FORMS)

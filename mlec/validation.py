@@ -1,0 +1,290 @@
+"""Validates a compiled model against its source: on the user's examples, and on rows made to find differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from mlec.errors import ToleranceError
+from mlec.frontends.base import Oracle
+from mlec.ir import Graph
+from mlec.ir.dim import evaluate, parse_dim, symbols_of
+from mlec.ir.op import Array
+from mlec.pipeline import Tolerance
+from mlec.runtime import CompiledModel
+from mlec.signature import Signature
+
+PROBE_ROWS = 256
+BATCHES = (1, 5)
+
+NETWORK = Tolerance(rtol=1e-4, atol=1e-6)
+ESTIMATOR = Tolerance(rtol=1e-5, atol=1e-9)
+TREES = Tolerance(rtol=4 * 2.0**-23, atol=1e-12)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Compiled against source, for one result.
+
+    Attributes:
+        method: which.
+        rows: compared.
+        max_abs_error, mean_abs_error: of the values.
+        max_rel_error: largest absolute error, relative to the largest magnitude expected.
+        label_mismatches: labels that differ; those at a tie of the scores are counted in ``ties`` only.
+        excess: error in units of the bound; above 1 the model is refused.
+    """
+
+    method: str
+    rows: int
+    max_abs_error: float = 0.0
+    max_rel_error: float = 0.0
+    mean_abs_error: float = 0.0
+    label_mismatches: int = 0
+    ties: int = 0
+    excess: float = 0.0
+
+
+def default_tolerance(graph: Graph) -> Tolerance:
+    """The bound of the parity table for this kind of model."""
+    if graph.signature.kind == "network":
+        return NETWORK
+    return TREES if any(node.name == "tree_ensemble" for node in graph.nodes) else ESTIMATOR
+
+
+def validate(
+    compiled: CompiledModel, graph: Graph, oracle: Oracle, examples: Sequence[Any] | None, tolerance: Tolerance
+) -> dict[str, Any]:
+    """Compares every method of the source on examples, probes, single rows and odd batches.
+
+    Args:
+        compiled: what was made.
+        graph: as lowered, before any pass.
+        oracle: the source's functions.
+        examples: the user's inputs, one for each input of the model.
+        tolerance: the bound.
+
+    Returns:
+        For the report: the bound, and the worst comparison of each method.
+
+    Raises:
+        ToleranceError: for a difference beyond the bound; nothing should be shipped then.
+    """
+    worst: dict[str, Comparison] = {}
+    for batch in _batches(graph, examples):
+        for comparison in compare(compiled, oracle, batch, tolerance):
+            known = worst.get(comparison.method)
+            if known is None or (comparison.excess, comparison.rows) > (known.excess, known.rows):
+                worst[comparison.method] = comparison
+    bad = [c for c in worst.values() if c.excess > 1]
+    if bad:
+        shown = "; ".join(
+            f"{c.method}: {c.label_mismatches} of {c.rows} labels differ, max error {c.max_abs_error:.3g} "
+            f"(relative {c.max_rel_error:.3g})"
+            for c in bad
+        )
+        raise ToleranceError(
+            f"the compiled model differs from its source beyond {tolerance}: {shown}",
+            code="E_PARITY",
+            hint="this is a defect of mlec; to look at the result, compile with validate=False or a larger tolerance",
+        )
+    return {
+        "tolerance": {"rtol": tolerance.rtol, "atol": tolerance.atol},
+        "methods": {k: asdict(v) for k, v in worst.items()},
+    }
+
+
+def compare(compiled: CompiledModel, oracle: Oracle, inputs: Sequence[Any], tolerance: Tolerance) -> list[Comparison]:
+    """One comparison for each method of the oracle, on one set of inputs."""
+    results: dict[str, tuple[list[Array], list[Array]]] = {}
+    for method, function in oracle.items():
+        if method == "run":
+            wanted = function(list(inputs))
+            got = compiled.run(list(inputs))
+        else:
+            wanted = function(inputs[0])
+            got = getattr(compiled, method)(inputs[0])
+        results[method] = (_arrays(wanted), _arrays(got))
+    ties = _tied_rows(
+        [w for m, (ws, _) in results.items() for w in ws if m in ("predict_proba", "decision_function")], tolerance
+    )
+    return [_worst_of(method, wanted, got, ties, tolerance) for method, (wanted, got) in results.items()]
+
+
+def _arrays(value: Any) -> list[Array]:
+    return [np.asarray(v) for v in value] if isinstance(value, (list, tuple)) else [np.asarray(value)]
+
+
+def _worst_of(
+    method: str, wanted: list[Array], got: list[Array], ties: Array | None, tolerance: Tolerance
+) -> Comparison:
+    if len(wanted) != len(got):
+        return Comparison(method, 0, excess=float("inf"))
+    pairs = [_compare_arrays(method, w, g, ties, tolerance) for w, g in zip(wanted, got, strict=True)]
+    return max(pairs, key=lambda c: c.excess)
+
+
+def _compare_arrays(method: str, wanted: Array, got: Array, ties: Array | None, tolerance: Tolerance) -> Comparison:
+    rows = len(wanted) if wanted.ndim else 1
+    if wanted.shape != got.shape or wanted.dtype != got.dtype:
+        return Comparison(method, rows, excess=float("inf"))
+    if wanted.dtype.kind != "f":
+        different = np.asarray(wanted != got)
+        tied = (
+            different & ties.reshape(-1, *[1] * (different.ndim - 1))
+            if ties is not None and different.ndim and len(ties) == rows
+            else different & False
+        )
+        mismatches = int((different & ~tied).sum())
+        return Comparison(
+            method, rows, label_mismatches=mismatches, ties=int(tied.sum()), excess=float("inf") if mismatches else 0.0
+        )
+    finite = np.isfinite(wanted) & np.isfinite(got)
+    error = np.abs(got.astype(np.float64) - wanted.astype(np.float64))[finite]
+    scale = float(np.max(np.abs(wanted[np.isfinite(wanted)]), initial=0.0))
+    largest = float(np.max(error, initial=0.0))
+    return Comparison(
+        method, rows, largest, largest / scale if scale else 0.0, float(error.mean()) if error.size else 0.0,
+        excess=tolerance.excess(wanted, got),
+    )  # fmt: skip
+
+
+def _tied_rows(scores: list[Array], tolerance: Tolerance) -> Array | None:
+    """Rows whose two best scores are closer than the bound, so that the label may go either way."""
+    tied: Array | None = None
+    for score in scores:
+        wide = score.astype(np.float64)
+        margin = np.abs(wide) if wide.ndim == 1 else np.abs(np.diff(np.sort(wide, axis=-1)[..., -2:], axis=-1)[..., 0])
+        bound = 2 * (tolerance.rtol * np.max(np.abs(wide[np.isfinite(wide)]), initial=0.0) + tolerance.atol)
+        close = np.asarray(margin <= bound)
+        tied = close if tied is None else tied | close
+    return tied
+
+
+# -- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def _batches(graph: Graph, examples: Sequence[Any] | None) -> list[list[Any]]:
+    """The examples, and parts of the examples and probes with 1 and 5 rows; for a fixed batch only what fits it."""
+    signature = graph.signature
+    batches: list[list[Any]] = []
+    if examples is not None:
+        batches.append(list(examples))
+    probes = probe_inputs(graph)
+    if probes is not None:
+        batches.append(probes)
+        if signature.table is not None or any(isinstance(s.shape[0], str) for s in signature.inputs if s.shape):
+            batches += [
+                [_head(p, rows, spec_is_batched(signature, i)) for i, p in enumerate(probes)] for rows in BATCHES
+            ]
+    return batches
+
+
+def spec_is_batched(signature: Signature, index: int) -> bool:
+    if signature.table is not None:
+        return True
+    shape = signature.inputs[index].shape
+    return bool(shape) and isinstance(shape[0], str)
+
+
+def _head(value: Any, rows: int, batched: bool) -> Any:
+    return value[:rows] if batched else value
+
+
+def probe_inputs(graph: Graph, rows: int = PROBE_ROWS, seed: int = 0) -> list[Any] | None:
+    """Rows made to find differences.
+
+    For a table: normal values, values at the split thresholds of the trees and one float to each side, NaN where the source takes it, every
+    category and an unknown one where there is a code for it. For tensors: normal values and small integers, 3 rows.
+    """
+    rng = np.random.default_rng(seed)
+    if graph.signature.table is None:
+        return tensor_probes(graph.signature, rng)
+    return table_probe(graph, rows, rng)
+
+
+def tensor_probes(signature: Signature, rng: np.random.Generator, extent: int = 3) -> list[Any] | None:
+    """Random arrays for the inputs; None when a symbolic dim is bounded so that 3 does not fit."""
+    arrays: list[Any] = []
+    for spec in signature.inputs:
+        dims = [parse_dim(d) for d in spec.shape]
+        binding: dict[str, int] = {}
+        for name in frozenset().union(*(symbols_of(d) for d in dims)):
+            low, high = signature.symbols.get(name, (0, None))
+            binding[name] = max(low, extent if high is None else min(extent, high))
+        shape = tuple(evaluate(d, binding) for d in dims)
+        if spec.dtype in ("f64", "f32", "f16"):
+            arrays.append(
+                rng.normal(size=shape).astype({"f64": np.float64, "f32": np.float32, "f16": np.float16}[spec.dtype])
+            )
+        elif spec.dtype == "bool":
+            arrays.append(rng.random(shape) < 0.5)
+        elif spec.dtype == "bf16":
+            return None
+        else:
+            names = {"i64": np.int64, "i32": np.int32, "i16": np.int16, "i8": np.int8, "u8": np.uint8}
+            arrays.append(rng.integers(0, 2, shape).astype(names[spec.dtype]))
+    return arrays
+
+
+def table_probe(graph: Graph, rows: int, rng: np.random.Generator) -> list[Any]:
+    """One table that the source takes: an array, or a DataFrame when the source knows column names or categories are coded."""
+    table = graph.signature.table
+    assert table is not None
+    columns: list[Array] = [rng.normal(scale=3.0, size=rows) for _ in range(table.n_features)]
+    thresholds = _thresholds(graph)
+    for feed_index, feed in enumerate(table.feeds):
+        for position, column in enumerate(feed.columns):
+            if feed.codings:
+                coding = feed.codings[position]
+                values: list[Any] = list(coding.categories)
+                picked = np.empty(rows, object)
+                picked[:] = (
+                    [values[int(i)] for i in rng.integers(0, max(len(values), 1), rows)] if values else [None] * rows
+                )
+                columns[column] = picked
+                continue
+            known = thresholds.get((feed_index, position))
+            if known is not None and known.size:
+                chosen = rng.choice(known, rows // 2)
+                side = rng.integers(-1, 2, rows // 2)
+                exact = np.where(
+                    side == 0, chosen, np.nextafter(chosen, np.where(side > 0, np.inf, -np.inf).astype(chosen.dtype))
+                )
+                columns[column][: rows // 2] = exact
+            if table.numbers != "finite" and columns[column].dtype.kind == "f":
+                columns[column][rng.random(rows) < 0.05] = np.nan
+    order = rng.permutation(rows)
+    if table.feature_names is None and not any(c.dtype == object for c in columns):
+        return [np.column_stack([c[order] for c in columns]) if columns else np.zeros((rows, 0))]
+    if table.feature_names is None:
+        mixed = np.empty((rows, table.n_features), object)
+        for i, c in enumerate(columns):
+            mixed[:, i] = c[order]
+        return [mixed]
+    import pandas as pd
+
+    return [pd.DataFrame({name: c[order] for name, c in zip(table.feature_names, columns, strict=True)})]
+
+
+def _thresholds(graph: Graph) -> Mapping[tuple[int, int], Array]:
+    """Split thresholds by (graph input, column), for ensembles that read an input directly or through a cast."""
+    found: dict[tuple[int, int], Array] = {}
+    positions = {value: i for i, value in enumerate(graph.inputs)}
+    for node in graph.nodes:
+        if node.name != "tree_ensemble":
+            continue
+        source = node.inputs[0]
+        while (producer := graph.producer.get(source)) is not None and producer.name == "cast":
+            source = producer.inputs[0]
+        feature, threshold = (graph.constant_value(v) for v in node.inputs[1:3])
+        if source not in positions or feature is None or threshold is None:
+            continue
+        for column in np.unique(feature):
+            values = threshold[feature == column]
+            key = (positions[source], int(column))
+            found[key] = np.concatenate([found[key], values]) if key in found else values
+    return {key: values[np.isfinite(values)] for key, values in found.items()}
