@@ -70,7 +70,7 @@ def share(x: Expr) -> Expr:
     """
     if isinstance(x, tirx.FloatImm | tirx.IntImm | tirx.Broadcast):
         return x
-    cell = T.alloc_buffer((1,), str(x.ty.dtype), scope="local")
+    cell = T.alloc_buffer((1,), str(x.ty.dtype), scope="global")
     T.buffer_store(cell, x, [0])
     return cell[0]
 
