@@ -1,0 +1,85 @@
+"""Filling the columns of `Columns` from a row of the input: the part all strategies share."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from mlec.backends.tvm.compat import T, tirx
+from mlec.backends.tvm.kernels.tree_ensemble import ensemble as e
+from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, TreeEnsemble
+
+Expr: TypeAlias = Any
+Buffer: TypeAlias = Any
+
+
+def pack_columns(ensemble: TreeEnsemble) -> dict[str, Array]:
+    """``column_feature`` i32[M]; with categorical splits also ``column_set`` i32[members] and ``sets`` i32[C, W]."""
+    columns = ensemble.columns
+    packed: dict[str, Array] = {}
+    if columns.count:
+        packed["column_feature"] = columns.feature.astype(np.int32)
+    member = columns.kind >= e.MEMBER
+    if member.any():
+        packed["column_set"] = columns.category[member].astype(np.int32)
+        packed["sets"] = np.ascontiguousarray(ensemble.categories, np.int32)
+    return packed
+
+
+def fill_columns(
+    ensemble: TreeEnsemble, packed: dict[str, Buffer], x: Buffer, row: Expr, scratch: Buffer, at: Expr
+) -> None:
+    """Emit ``scratch[at + m] = column m of x[row]`` for every column m."""
+    columns = ensemble.columns
+    members = int(np.searchsorted(columns.kind, e.MEMBER))
+    for kind, begin, end in columns.ranges():
+        same = bool(np.all(np.diff(columns.feature[begin:end]) == 1))
+        with T.serial(end - begin) as i:
+            m = i + begin
+            feature = i + int(columns.feature[begin]) if same else packed["column_feature"][m]
+            value = x[row, feature]
+            if kind >= e.MEMBER:
+                sets, row_of_set = packed["sets"], packed["column_set"][m - members]
+                value = _not_member(value, ensemble.dtype, sets, row_of_set, kind == e.MEMBER_LOW)
+            else:
+                value = _number(value, ensemble.dtype, kind)
+            T.buffer_store(scratch, value, [at + m])
+
+
+def _number(x: Expr, dtype: str, kind: int) -> Expr:
+    def constant(value: float) -> Expr:
+        return tirx.const(value, dtype)
+
+    nan, zero, low = T.isnan(x), tirx.abs(x) <= constant(e.ZERO), constant(-np.inf)
+    match kind:
+        case e.PLAIN:
+            return x
+        case e.NAN_LOW:
+            return tirx.Select(nan, low, x)
+        case e.NAN_ZERO:
+            return tirx.Select(nan, constant(0.0), x)
+        case e.ZERO_NAN:
+            return tirx.Select(zero, constant(np.nan), x)
+        case e.ZERO_LOW:
+            return tirx.Select(tirx.any(zero, nan), low, x)
+        case e.PRESENT:
+            return tirx.Select(nan, constant(0.0), constant(1.0))
+        case _:
+            return tirx.Select(tirx.any(zero, nan), constant(0.0), constant(1.0))
+
+
+def _not_member(x: Expr, dtype: str, sets: Buffer, row: Expr, missing_left: bool) -> Expr:
+    """0 where category ``trunc(x)`` is in the set, else 1. A category outside the bit set is in no set."""
+
+    def constant(value: float) -> Expr:
+        return tirx.const(value, dtype)
+
+    limit = int(sets.shape[1]) * 32
+    inside = tirx.all(x > constant(-1.0), x < constant(limit))  # false for NaN
+    category = tirx.Cast("int32", tirx.Select(inside, x, constant(0.0)))  # conversion truncates
+    bit = (sets[row, category >> 5] >> (category & 31)) & 1
+    left = tirx.all(inside, bit == 1)
+    if missing_left:
+        left = tirx.any(T.isnan(x), left)
+    return tirx.Select(left, constant(0.0), constant(1.0))

@@ -1,0 +1,143 @@
+"""Walks: follow a row from the root to a leaf, several independent walks interleaved to hide the latency of the loads.
+
+A step is two loads from a slot of 16 bytes (threshold; column and child), the load of the column's value, and a comparison
+without a branch. A leaf is its own child, so that all walks of a tile take as many steps as the deepest tree needs. Nothing
+is gathered into vectors: gathers are slower than scalar loads on many processors (and one load per lane in any case).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from mlec.backends.tvm.compat import T, tirx
+from mlec.backends.tvm.kernels.tree_ensemble.columns import fill_columns
+from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, TreeEnsemble
+
+Expr: TypeAlias = Any
+Buffer: TypeAlias = Any
+
+LANES = 8
+"""Walks in flight: their positions fill half of the 16 general registers of x86-64."""
+
+_BITS = {"float32": "int32", "float64": "int64"}
+
+
+def pack_walk(ensemble: TreeEnsemble) -> dict[str, Array]:
+    """``slots`` i64[2 S]: threshold (bits), then column | left child << 32; ``root`` i64[T]; ``depth`` i32[T].
+
+    A child is the index of its first word; the right child follows the left one. A leaf compares the column that is always
+    NaN, hence goes right, and its right child is itself; its row of values stands where a node has its threshold.
+    """
+    layout, columns = ensemble.layout, ensemble.columns
+    leaf = layout.code < 0
+    position = np.arange(len(leaf), dtype=np.int64)
+    words = np.empty((len(leaf), 2), np.int64)
+    words[leaf, 0] = ~layout.code[leaf]
+    words[leaf, 1] = columns.count | ((position[leaf] - 1) * 2 << 32)
+    node = layout.code[~leaf]
+    words[~leaf, 0] = columns.node_threshold.view(_BITS[ensemble.dtype])[node]
+    words[~leaf, 1] = columns.node_column[node] | (layout.left[~leaf] * 2 << 32)
+    return {
+        "slots": words.reshape(-1),
+        "root": layout.first[:-1] * 2,
+        "depth": layout.depth.astype(np.int32),
+    }
+
+
+def row_tiles(
+    ensemble: TreeEnsemble, packed: dict[str, Buffer], x: Buffer, out: Buffer, first: Expr, rows: Expr, block: int
+) -> None:
+    """Emit the evaluation of ``rows`` rows (at most ``block``, a multiple of `LANES`) from ``first``: trees outermost, so
+    that each tree is loaded once per block, then tiles of `LANES` rows."""
+    rows = T.bind(rows)
+    pitch, outputs = ensemble.columns.count + 1, ensemble.outputs
+    scratch = T.alloc_buffer((block * pitch,), ensemble.dtype)
+    sums = T.alloc_buffer((block * outputs,), ensemble.value_dtype)
+    tiles = T.bind((rows + (LANES - 1)) // LANES)
+    with T.serial(tiles * LANES) as r:  # the last tile is filled up with copies of the last row
+        _fill_row(ensemble, packed, x, tirx.min(first + r, first + rows - 1), scratch, r * pitch)
+        with T.serial(outputs) as k:
+            T.buffer_store(sums, packed["base"][k], [r * outputs + k])
+    if ensemble.trees:
+        with T.serial(ensemble.trees) as tree:
+            root, depth, output = (T.bind(packed[name][tree]) for name in ("root", "depth", "output"))
+            with T.serial(tiles) as tile:
+                row = T.bind(tile * LANES)
+                at = [(row + lane) * pitch for lane in range(LANES)]
+                leaves = _walk(ensemble, packed["slots"], scratch, [root] * LANES, at, depth)
+                for lane, leaf in enumerate(leaves):
+                    add_leaf(ensemble, packed, leaf, sums, (row + lane) * outputs + output)
+    with T.serial(rows) as r, T.serial(outputs) as k:
+        T.buffer_store(out, sums[r * outputs + k], [first + r, k])
+
+
+def one_row(ensemble: TreeEnsemble, packed: dict[str, Buffer], x: Buffer, out: Buffer, row: Expr) -> None:
+    """Emit the evaluation of one row: `LANES` trees side by side."""
+    scratch = T.alloc_buffer((ensemble.columns.count + 1,), ensemble.dtype)
+    sums = T.alloc_buffer((ensemble.outputs,), ensemble.value_dtype)
+    _fill_row(ensemble, packed, x, row, scratch, 0)
+    with T.serial(ensemble.outputs) as k:
+        T.buffer_store(sums, packed["base"][k], [k])
+
+    def group(trees: Sequence[Expr]) -> None:
+        roots = [packed["root"][tree] for tree in trees]
+        steps = packed["depth"][trees[0]]
+        for tree in trees[1:]:
+            steps = tirx.max(steps, packed["depth"][tree])
+        leaves = _walk(ensemble, packed["slots"], scratch, roots, [0] * len(trees), T.bind(steps))
+        for tree, leaf in zip(trees, leaves, strict=True):
+            add_leaf(ensemble, packed, leaf, sums, packed["output"][tree])
+
+    full, rest = divmod(ensemble.trees, LANES)
+    if full:
+        with T.serial(full) as g:
+            group([g * LANES + lane for lane in range(LANES)])
+    if rest:
+        group([full * LANES + lane for lane in range(rest)])
+    with T.serial(ensemble.outputs) as k:
+        T.buffer_store(out, sums[k], [row, k])
+
+
+def add_leaf(ensemble: TreeEnsemble, packed: dict[str, Buffer], leaf: Expr, sums: Buffer, at: Expr) -> None:
+    """Emit ``sums[at:] += values of the leaf``."""
+    with T.serial(ensemble.width) as v:
+        T.buffer_store(sums, sums[at + v] + packed["values"][leaf, v], [at + v])
+
+
+def _fill_row(
+    ensemble: TreeEnsemble, packed: dict[str, Buffer], x: Buffer, row: Expr, scratch: Buffer, at: Expr
+) -> None:
+    fill_columns(ensemble, packed, x, row, scratch, at)
+    T.buffer_store(scratch, tirx.const(np.nan, ensemble.dtype), [at + ensemble.columns.count])
+
+
+def _walk(
+    ensemble: TreeEnsemble, slots: Buffer, scratch: Buffer, roots: Sequence[Expr], rows: Sequence[Expr], steps: Expr
+) -> list[Expr]:
+    """Emit walks from ``roots[i]`` over the columns at ``scratch[rows[i]:]``; returns the row of values each ends at."""
+    at = T.alloc_buffer((len(roots),), "int64", scope="local")
+    for lane, root in enumerate(roots):
+        T.buffer_store(at, root, [lane])
+    with T.serial(steps):
+        for lane, row in enumerate(rows):
+            word = T.bind(slots[at[lane] + 1])
+            value = scratch[row + (word & tirx.const(0xFFFFFFFF, "int64"))]
+            threshold = slots[at[lane]]
+            if ensemble.dtype == "float32":
+                threshold = tirx.Cast("int32", threshold)
+            threshold = tirx.reinterpret(ensemble.dtype, threshold)
+            left = value < threshold if ensemble.compare == "lt" else value <= threshold
+            # A select, not the negated comparison: the simplifier would turn that round, which is wrong for NaN.
+            right = tirx.Select(left, tirx.const(0, "int64"), tirx.const(2, "int64"))
+            T.buffer_store(at, _opaque((word >> 32) + right), [lane])
+    return [T.bind(slots[at[lane]]) for lane in range(len(roots))]
+
+
+def _opaque(value: Expr) -> Expr:
+    """The same int64. The annotation keeps LLVM from merging the lanes into vectors whose elements it then has to gather,
+    insert and extract (half the speed)."""
+    null = tirx.reinterpret("handle", tirx.const(0, "int64"))
+    return T.call_llvm_intrin("int64", "llvm.annotation.i64.p0", value, null, null, tirx.const(0, "int32"))

@@ -1,0 +1,276 @@
+"""Tree kernels against a plain walk in numpy, and against the libraries the trees come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlec.backends.tvm.compat import IRModule, tirx, tvm
+from mlec.backends.tvm.kernels.tree_ensemble import Plan, TreeEnsemble, build, prepare
+from mlec.backends.tvm.target import TargetInfo
+from mlec.errors import LoweringError
+
+INFO = TargetInfo.host()
+ROWS = (0, 1, 2, 5, 63, 64, 65, 1000)
+
+
+def reference(e: TreeEnsemble, x: np.ndarray) -> np.ndarray:
+    """One row and one node at a time, as the op is defined."""
+    out = np.repeat(e.base[None], len(x), axis=0)
+    for r, row in enumerate(x):
+        for tree, node in enumerate(e.roots):
+            while node >= 0:
+                node = e.left[node] if goes_left(e, node, row[e.feature[node]]) else e.right[node]
+            at = e.output[tree]
+            out[r, at : at + e.width] += e.values[~node]
+    return out
+
+
+def goes_left(e: TreeEnsemble, node: int, x: Any) -> bool:
+    flags = int(e.flags[node])
+    if len(e.category) and e.category[node] >= 0:
+        if np.isnan(x):
+            return bool(flags & 1)
+        if not -1 < x < 32 * e.categories.shape[1]:
+            return False
+        c = int(x)
+        return bool(int(e.categories[e.category[node], c >> 5]) >> (c & 31) & 1)
+    if np.isnan(x) and flags & 2:
+        x = x.dtype.type(0)
+    if np.isnan(x) or (flags & 4 and abs(x) <= np.float32(1e-35)):
+        return bool(flags & 1)
+    return bool(x < e.threshold[node] if e.compare == "lt" else x <= e.threshold[node])
+
+
+class Grower:
+    """Collects trees node by node."""
+
+    def __init__(self, dtype: str = "float32") -> None:
+        self.dtype = dtype
+        self.nodes: list[list[float]] = []  # feature, threshold, left, right, flags, category
+        self.leaves: list[np.ndarray] = []
+        self.roots: list[int] = []
+
+    def leaf(self, value: Any) -> int:
+        self.leaves.append(np.atleast_1d(value))
+        return ~(len(self.leaves) - 1)
+
+    def node(self, feature: int, threshold: float, flags: int = 0, category: int = -1) -> int:
+        self.nodes.append([feature, threshold, 0, 0, flags, category])
+        return len(self.nodes) - 1
+
+    def link(self, node: int, left: int, right: int) -> int:
+        self.nodes[node][2:4] = [left, right]
+        return node
+
+    def ensemble(
+        self, features: int, *, output: Any = None, base: Any = None, compare: Any = "lt", categories: Any = None,
+        values: str | None = None,
+    ) -> TreeEnsemble:  # fmt: skip
+        columns = list(zip(*self.nodes, strict=True)) or [()] * 6
+        feature, threshold, left, right, flags, category = (np.asarray(c) for c in columns)
+        leaves = np.stack(self.leaves).astype(values or self.dtype)
+        return TreeEnsemble(
+            features,
+            feature.astype(np.int32),
+            threshold.astype(self.dtype),
+            left.astype(np.int32),
+            right.astype(np.int32),
+            flags.astype(np.uint8),
+            category.astype(np.int32) if categories is not None else np.zeros(0, np.int32),
+            np.zeros((0, 0), np.int32) if categories is None else categories,
+            np.asarray(self.roots, np.int32),
+            np.zeros(len(self.roots), np.int32) if output is None else np.asarray(output, np.int32),
+            leaves,
+            np.zeros(leaves.shape[1], leaves.dtype) if base is None else np.asarray(base, leaves.dtype),
+            compare,
+        )
+
+
+def random_ensemble(
+    seed: int, trees: int = 7, features: int = 5, depth: int = 5, dtype: str = "float32", *, values: str | None = None,
+    width: int = 1, outputs: int = 1, compare: str = "lt", flags: tuple[int, ...] = (0, 1), categorical: float = 0.0,
+    full: bool = False, thresholds: Any = None,
+) -> TreeEnsemble:  # fmt: skip
+    """Trees of random shape; thresholds are taken from a small grid, so that many rows meet them exactly."""
+    rng = np.random.default_rng(seed)
+    grower = Grower(dtype)
+    grid = np.concatenate([np.round(rng.normal(size=20), 1), [0.0, -0.0, np.inf, -np.inf]])
+    grid = grid if thresholds is None else np.asarray(thresholds)
+
+    def grow(levels: int) -> int:
+        if levels == 0 or (not full and levels < depth and rng.random() < 0.25):
+            return grower.leaf(rng.normal(size=width))
+        member = int(rng.integers(6)) if rng.random() < categorical else -1
+        node = grower.node(int(rng.integers(features)), rng.choice(grid), int(rng.choice(flags)), member)
+        return grower.link(node, grow(levels - 1), grow(levels - 1))
+
+    for _ in range(trees):
+        grower.roots.append(grow(depth))
+    return grower.ensemble(
+        features,
+        output=rng.integers(0, outputs - width + 1, trees),
+        base=rng.normal(size=outputs),
+        compare=compare,
+        categories=rng.integers(-(2**31), 2**31, (6, 3)).astype(np.int32) if categorical else None,
+        values=values,
+    )
+
+
+def sample_rows(e: TreeEnsemble, n: int, seed: int = 1) -> np.ndarray:
+    """Rows at the thresholds, one ulp beside them, at zeros, infinities, NaN and categories."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, e.features)).astype(e.dtype)
+    if e.nodes:
+        at = rng.choice(e.threshold, size=x.shape)
+        beside = np.nextafter(at, rng.choice([-np.inf, np.inf], size=x.shape).astype(e.dtype))
+        x = np.select([rng.random(x.shape) < 0.3, rng.random(x.shape) < 0.3], [at, beside], x)
+    odd = np.array([np.nan, np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-35, -1e-36, 2e-35, 1e30, 5e-324], e.dtype)
+    x = np.where(rng.random(x.shape) < 0.25, rng.choice(odd, size=x.shape), x)
+    if len(e.categories):
+        codes = rng.choice([0, 1, 5, 31, 32, 63, 64, 95, 96, -1, -0.5, 7.9, 95.5, 1e9, -1e9], size=x.shape)
+        x = np.where(rng.random(x.shape) < 0.5, codes, x)
+    return np.ascontiguousarray(x, e.dtype)
+
+
+class Kernel:
+    """A compiled plan, called with numpy arrays."""
+
+    def __init__(
+        self, e: TreeEnsemble, plan: Plan | None = None, info: TargetInfo = INFO, n: int | None = None
+    ) -> None:
+        self.ensemble = e
+        self.plan = plan or prepare(e, info)
+        rows = tirx.Var("n", "int64") if n is None else n
+        func = build(self.plan, rows, info)
+        self.run = tvm.compile(IRModule({"tree_ensemble": func}), target=info.tvm_target())["tree_ensemble"]
+        self.packed = [tvm.runtime.tensor(a) for a in self.plan.packed.values()]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        out = tvm.runtime.tensor(np.full((len(x), self.ensemble.outputs), np.nan, self.ensemble.value_dtype))
+        self.run(tvm.runtime.tensor(x), *self.packed, out)
+        return np.asarray(out.numpy())
+
+
+def check(e: TreeEnsemble, rows: tuple[int, ...] = ROWS, x: np.ndarray | None = None) -> Kernel:
+    kernel = Kernel(e)
+    x = sample_rows(e, max(rows)) if x is None else x
+    expected = reference(e, x)
+    for n in rows:
+        np.testing.assert_array_equal(kernel(x[:n]), expected[:n], err_msg=f"{n} rows; {kernel.plan.explain()}")
+    return kernel
+
+
+@pytest.mark.parametrize("compare", ["lt", "le"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numbers_and_missing_values(dtype: str, compare: str) -> None:
+    check(random_ensemble(0, dtype=dtype, compare=compare, thresholds=[-1.5, 0.0, -0.0, 0.25, np.inf, -np.inf, np.nan]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("compare", ["lt", "le"])
+def test_all_flags_and_categories(dtype: str, compare: str) -> None:
+    check(random_ensemble(1, trees=12, dtype=dtype, compare=compare, flags=tuple(range(8)), categorical=0.4))
+
+
+def test_only_categories() -> None:
+    check(random_ensemble(2, categorical=1.0), (5, 65))
+
+
+@pytest.mark.parametrize(("dtype", "values"), [("float32", "float64"), ("float64", "float32")])
+def test_leaves_of_another_dtype_than_the_rows(dtype: str, values: str) -> None:
+    check(random_ensemble(3, dtype=dtype, values=values), (1, 65))
+
+
+def test_several_outputs_and_vector_leaves() -> None:
+    check(random_ensemble(4, trees=9, outputs=3), (1, 65))
+    check(random_ensemble(5, trees=9, outputs=5, width=5), (1, 65))
+    check(random_ensemble(6, trees=9, outputs=7, width=3), (1, 65))
+
+
+def test_one_feature_one_split() -> None:
+    check(random_ensemble(7, trees=1, features=1, depth=1))
+
+
+@pytest.mark.parametrize("trees", [1, 3, 8, 17])
+def test_single_leaf_trees(trees: int) -> None:
+    grower = Grower()
+    grower.roots = [grower.leaf(np.float32(0.1 * i)) for i in range(trees)]
+    check(grower.ensemble(2), (0, 1, 9))
+
+
+def test_single_leaf_trees_among_others() -> None:
+    e = random_ensemble(8, trees=20, depth=3)
+    roots = e.roots.copy()
+    roots[::3] = -1 - np.arange(len(roots[::3]))
+    grower_free = TreeEnsemble(**{**vars_of(e), "roots": roots})
+    check(grower_free, (1, 65))
+
+
+def vars_of(e: TreeEnsemble) -> dict[str, Any]:
+    return {name: getattr(e, name) for name in TreeEnsemble.__dataclass_fields__}
+
+
+def test_no_tree() -> None:
+    e = random_ensemble(9, trees=3, outputs=2)
+    none = np.zeros(0, np.int32)
+    np.testing.assert_array_equal(
+        Kernel(TreeEnsemble(**{**vars_of(e), "roots": none, "output": none}))(sample_rows(e, 20)),
+        np.repeat(e.base[None], 20, axis=0),
+    )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_chains(side: str) -> None:
+    """Depth 30, one node a level."""
+    grower = Grower()
+    for tree in range(3):
+        below = grower.leaf(np.float32(tree))
+        for level in range(30):
+            node = grower.node(level % 2, 0.1 * level - 1.5, level % 2)
+            leaf = grower.leaf(np.float32(level))
+            grower.link(node, *((below, leaf) if side == "left" else (leaf, below)))
+            below = node
+        grower.roots.append(below)
+    check(grower.ensemble(2), (1, 5, 100))
+
+
+def test_a_thousand_trees() -> None:
+    e = random_ensemble(10, trees=1000, features=20, depth=4)
+    check(e, (1, 65))
+
+
+def test_static_batch() -> None:
+    e = random_ensemble(11)
+    x = sample_rows(e, 70)
+    for n in (1, 70):
+        np.testing.assert_array_equal(Kernel(e, n=n)(x[:n]), reference(e, x[:n]))
+
+
+def test_many_rows_on_all_threads() -> None:
+    e = random_ensemble(12, trees=30)
+    kernel = Kernel(e)
+    n = kernel.plan.parallel_rows + 3 * kernel.plan.block_rows + 1
+    x = sample_rows(e, 500)
+    np.testing.assert_array_equal(kernel(np.resize(x, (n, e.features))), np.resize(reference(e, x), (n, 1)))
+
+
+def test_arrays_that_contradict_each_other() -> None:
+    e = random_ensemble(13)
+    for change in (
+        {"feature": e.feature + 5},
+        {"left": e.left + e.nodes},
+        {"output": e.output + 1},
+        {"base": e.base.astype(np.float64)},
+        {"right": np.zeros_like(e.right)},
+    ):
+        with pytest.raises(LoweringError, match="tree_ensemble"):
+            prepare(TreeEnsemble(**{**vars_of(e), **change}), INFO)
+
+
+def test_explanation_names_the_strategy() -> None:
+    plan = prepare(random_ensemble(14), INFO)
+    assert plan.strategy in plan.explain()
+    assert "7 trees" in plan.explain()
