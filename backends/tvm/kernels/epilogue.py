@@ -42,3 +42,7 @@ class Epilogue:
     inputs: tuple[BufferSpec, ...] = ()
     apply: Callable[[Expr, tuple[Expr, ...], tuple[Buffer, ...]], Expr] = _identity
     out_dtype: str | None = None
+
+
+IDENTITY = Epilogue()
+"""Stores the accumulator as it is."""

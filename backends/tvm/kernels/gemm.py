@@ -1,0 +1,300 @@
+"""Matrix products: with packed constant weights, and of two matrices that are both computed.
+
+Both come down to one tile: ``rows x columns`` sums in registers, K outside, so that one step loads a few weight vectors and
+one scalar per row and does ``rows * vectors`` FMAs on them. Every element of the result is one chain of FMAs over k in
+order: its value depends neither on the number of threads nor on the other rows of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from mlec.backends.tvm.compat import T, prim_func, tirx
+from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.tile import (
+    SERIAL_WORK,
+    RegisterTile,
+    accumulator_dtype,
+    bits,
+    buffer_dtype,
+    ceildiv,
+    epilogue_parameters,
+    first_lanes,
+    flat_view,
+    if_,
+    parallel_if_large,
+    parameter,
+    product,
+    tile_rows,
+    unflatten,
+)
+from mlec.backends.tvm.kernels.vector import cast_to, const, dtype_of, lanes_of, load, ramp, share, store
+from mlec.backends.tvm.target import TargetInfo
+
+
+def pack_gemm(weights: npt.NDArray[np.generic], block: int) -> npt.NDArray[np.generic]:
+    """``[k, n]`` to ``[ceil(n / block), k, block]``, zeros in the columns that are not there."""
+    k, n = weights.shape
+    blocks = -(-n // block)
+    padded = np.zeros((k, blocks * block), weights.dtype)
+    padded[:, :n] = weights
+    return np.ascontiguousarray(padded.reshape(k, blocks, block).transpose(1, 0, 2))
+
+
+def column_block(n: int, dtype: str, target: TargetInfo) -> int:
+    """Columns in a block of packed weights: two vectors, one where the matrix is no wider."""
+    lanes = target.lanes(bits(accumulator_dtype(dtype)))
+    return lanes if n <= lanes else 2 * lanes
+
+
+def gemm(
+    lead: Sequence[Dim],
+    n: int,
+    k: int,
+    dtype: str,
+    block: int,
+    target: TargetInfo,
+    epilogue: Epilogue = IDENTITY,
+    name: str = "gemm",
+) -> tirx.PrimFunc:
+    """``c[*lead, n] = epilogue(a[*lead, k] @ w)`` for packed weights ``w[ceil(n / block), k, block]``.
+
+    Parameters of the program: a, w, the epilogue's inputs, c. Extents in ``lead`` may be symbolic; their product is the
+    number of rows. ``block`` is a multiple of the vector length or shorter than one vector.
+
+    Up to some rows (little work, or fewer rows than a tile) one thread walks the row tiles, and the last rows run in a tile of
+    exactly their number, over several column blocks at once if they are few: one row alone (a GEMV) streams the weights
+    once with four blocks in flight, enough sums to hide the latency of the FMA units. If even few rows are much work, the
+    column blocks are spread over the threads.
+
+    Beyond that a task is a chunk of row tiles times a chunk of column blocks. A panel of weights (``k * block``, some tens
+    of KB) serves all row tiles of the chunk in turn, from L1 or L2; the chunk's rows stay in L2. The last tile starts
+    early enough to be a whole (or half) tile, so this path needs two tile sizes only.
+    """
+    acc = accumulator_dtype(dtype)
+    lanes = min(target.lanes(bits(acc)), block)
+    vectors, blocks = block // lanes, -(-n // block)
+    mr = tile_rows(target, vectors)
+    m = product(lead)
+    item = bits(dtype) // 8
+    tile_chunk = max(4, min(64, target.l2_bytes // 4 // max(1, k * item)) // mr)
+    block_chunk = max(1, min(target.l2_bytes // 2 // max(1, k * block * item), -(-blocks // (2 * target.cores))))
+
+    with prim_func(name) as kernel:
+        a_arg = parameter("a", BufferSpec((*lead, k), dtype))
+        w = parameter("w", BufferSpec((blocks, k, block), dtype))
+        extra = epilogue_parameters(epilogue)
+        out_dtype = epilogue.out_dtype or dtype
+        c_arg = parameter("c", BufferSpec((*lead, n), out_dtype))
+        a, c = flat_view(a_arg, (m, k), dtype), flat_view(c_arg, (m, n), out_dtype)
+
+        def tile(rows: int, row: Expr, first: Expr, count: int) -> None:
+            """``rows`` rows times ``count`` column blocks."""
+            sums = RegisterTile(rows, count * vectors, lanes, acc)
+            with T.serial(k) as kk:
+                sums.multiply_add(
+                    [cast_to(acc, a[row + i, kk]) for i in range(rows)],
+                    [
+                        cast_to(acc, load(w, [first + b, kk, v * lanes], lanes))
+                        for b in range(count)
+                        for v in range(vectors)
+                    ],
+                )
+            for b in range(count):
+                column = (first + b) * block
+                for i in range(rows):
+                    where = unflatten(row + i, lead) if epilogue.inputs else (row + i,)
+                    values = [sums.value(i, b * vectors + v) for v in range(vectors)]
+                    put(c, (row + i,), where, column, n, values, epilogue, extra)
+
+        def few_rows(rows: int, row: Expr) -> None:
+            """Fewer rows than a tile: as many column blocks at once as hide the latency of their sums."""
+            group = max(1, min(blocks, 8 // (rows * vectors)))
+            work = rows * k * block * group
+            parallel_if_large(blocks // group, work, lambda g: tile(rows, row, g * group, group))
+            for b in range(blocks // group * group, blocks):
+                tile(rows, row, b, 1)
+
+        def walk() -> None:
+            """All rows on one thread, unless few rows are much work."""
+            if most >= mr and not (isinstance(m, int) and m < mr):
+                with T.serial(blocks) as b, T.serial(m // mr) as i:
+                    tile(mr, i * mr, b, 1)
+            for r in range(1, mr):
+                if not isinstance(m, int):
+                    with if_(m % mr == r):
+                        few_rows(r, m - r)
+                elif m % mr == r:
+                    few_rows(r, m - r)
+
+        def share_out() -> None:
+            """At least one tile of rows, in chunks of tiles and blocks for all threads."""
+            tiles = ceildiv(m, mr)
+            row_chunks, block_chunks = ceildiv(tiles, tile_chunk), -(-blocks // block_chunk)
+            half = max(1, mr // 2)
+
+            with T.parallel(row_chunks * block_chunks) as index:
+                chunk, first = index // block_chunks, index % block_chunks * block_chunk
+                begin, end = tiles * chunk // row_chunks, tiles * (chunk + 1) // row_chunks
+                with T.serial(tirx.min(block_chunk, blocks - first)) as b, T.serial(end - begin) as i:
+                    row = (begin + i) * mr
+                    with T.If(m - row > half):
+                        with T.Then():
+                            tile(mr, tirx.min(row, m - mr), first + b, 1)
+                        with T.Else():
+                            tile(half, m - half, first + b, 1)
+
+        most = max(SERIAL_WORK // (n * k + 1), mr - 1)
+        if isinstance(m, int):
+            (walk if m <= most else share_out)()
+        else:
+            with T.If(m <= most):
+                with T.Then():
+                    walk()
+                with T.Else():
+                    share_out()
+    return kernel.func
+
+
+def matmul(
+    a_lead: Sequence[Dim],
+    b_lead: Sequence[Dim],
+    m: Dim,
+    n: Dim,
+    k: Dim,
+    dtype: str,
+    target: TargetInfo,
+    transpose_b: bool = False,
+    epilogue: Epilogue = IDENTITY,
+    name: str = "matmul",
+) -> tirx.PrimFunc:
+    """``c[.., m, n] = epilogue(a[*a_lead, m, k] @ b[*b_lead, k, n])``, leading axes broadcast; any extent may be symbolic.
+
+    With ``transpose_b`` the second operand is ``b[*b_lead, n, k]``. Parameters of the program: a, b, the epilogue's inputs, c.
+
+    A task is one product of the batch, up to 256 of its rows and one block of columns: it copies its block of ``b`` into a
+    panel ``[k, block]`` (zeros beyond n), which makes strides, the transposition and the edge somebody else's problem, and
+    walks row tiles over it as `gemm` does. The copy costs 1/128 of the products on a full chunk of rows.
+    """
+    acc = accumulator_dtype(dtype)
+    lanes = target.lanes(bits(acc))
+    vectors = 1 if isinstance(n, int) and n <= lanes else 2
+    block, mr = lanes * vectors, tile_rows(target, vectors)
+    row_chunk = 256 // mr * mr
+    lead = broadcast_lead(a_lead, b_lead)
+    with prim_func(name) as kernel:
+        a = parameter("a", BufferSpec((*a_lead, m, k), dtype))
+        b = parameter("b", BufferSpec((*b_lead, *((n, k) if transpose_b else (k, n))), dtype))
+        extra = epilogue_parameters(epilogue)
+        c = parameter("c", BufferSpec((*lead, m, n), epilogue.out_dtype or dtype))
+        row_chunks, blocks = ceildiv(m, row_chunk), ceildiv(n, block)
+
+        def task(index: Expr) -> None:
+            *where, chunk, j = unflatten(index, (*lead, row_chunks, blocks))
+            a_at, b_at = operand_indices(where, lead, a_lead), operand_indices(where, lead, b_lead)
+            column = share(j * block)
+            panel = T.alloc_buffer((k, block), acc)
+            fill_panel(panel, b, b_at, column)
+            first = share(chunk * row_chunk)
+            rows = share(tirx.min(row_chunk, m - first))
+
+            def tile(size: int, row: Expr) -> None:
+                sums = RegisterTile(size, vectors, lanes, acc)
+                with T.serial(k) as kk:
+                    sums.multiply_add(
+                        [cast_to(acc, a[(*a_at, row + i, kk)]) for i in range(size)],
+                        [load(panel, [kk, v * lanes], lanes) for v in range(vectors)],
+                    )
+                for i in range(size):
+                    values = [sums.value(i, v) for v in range(vectors)]
+                    put(c, (*where, row + i), (*where, row + i), column, n, values, epilogue, extra)
+
+            with T.serial(rows // mr) as i:
+                tile(mr, first + i * mr)
+            rest, size = share(rows // mr * mr), 1 << ((mr - 1).bit_length() - 1) if mr > 1 else 0
+            while size:  # the last rows in tiles of 4, 2 and 1
+                left = rows - rest
+                with if_(left % (2 * size) >= size):
+                    tile(size, first + rest + left // (2 * size) * (2 * size))
+                size //= 2
+
+        def fill_panel(panel: Buffer, b: Buffer, b_at: tuple[Expr, ...], column: Expr) -> None:
+            zero = const(0, acc)
+            if transpose_b:
+                with T.serial(block) as col, T.serial(k) as kk:
+                    value = tirx.if_then_else(column + col < n, cast_to(acc, b[(*b_at, column + col, kk)]), zero)
+                    T.buffer_store(panel, value, [kk, col])
+                return
+            with T.If(column + block <= n):
+                with T.Then(), T.serial(k) as kk:
+                    for v in range(vectors):
+                        store(panel, cast_to(acc, load(b, [*b_at, kk, column + v * lanes], lanes)), [kk, v * lanes])
+                with T.Else(), T.serial(k) as kk, T.serial(block) as col:
+                    value = tirx.if_then_else(column + col < n, cast_to(acc, b[(*b_at, kk, column + col)]), zero)
+                    T.buffer_store(panel, value, [kk, col])
+
+        work = product(
+            [extent for extent in (k, block, min(m, row_chunk) if isinstance(m, int) else 1) if isinstance(extent, int)]
+        )
+        parallel_if_large(product((*lead, row_chunks, blocks)), work, task)
+    return kernel.func
+
+
+def broadcast_lead(a: Sequence[Dim], b: Sequence[Dim]) -> tuple[Dim, ...]:
+    """Leading axes of a product: numpy's rule; a symbolic extent equals what it stands beside unless that is 1."""
+    rank = max(len(a), len(b))
+    pairs = zip([1] * (rank - len(a)) + list(a), [1] * (rank - len(b)) + list(b), strict=True)
+    return tuple(y if isinstance(x, int) and x == 1 else x for x, y in pairs)
+
+
+def operand_indices(where: Sequence[Expr], lead: Sequence[Dim], own: Sequence[Dim]) -> tuple[Expr, ...]:
+    """Indices into an operand whose leading axes broadcast to ``lead``."""
+    own_where = where[len(lead) - len(own) :] if own else ()
+    return tuple(0 if isinstance(extent, int) and extent == 1 else i for i, extent in zip(own_where, own, strict=True))
+
+
+def put(
+    c: Buffer,
+    prefix: tuple[Expr, ...],
+    where: tuple[Expr, ...],
+    column: Expr,
+    n: Dim,
+    values: Sequence[Expr],
+    epilogue: Epilogue,
+    extra: tuple[Buffer, ...],
+) -> None:
+    """Finish a block of sums and store what lies below ``n`` at ``c[*prefix, column:]``.
+
+    ``column`` is a multiple of the block, ``where`` are the logical indices before the last. The part of the last block
+    that exists is static where n is: whole vectors, then one short one.
+    """
+    lanes, out_dtype = lanes_of(values[0]), buffer_dtype(c)
+    block = lanes * len(values)
+
+    def write(value: Expr, at: Expr) -> None:
+        finished = epilogue.apply(value, (*where, ramp(at, lanes_of(value))), extra)
+        store(c, cast_to(out_dtype, finished), [*prefix, at])
+
+    def write_columns(columns: int) -> None:
+        for v in range(-(-columns // lanes)):
+            width = min(lanes, columns - v * lanes)
+            write(values[v] if width == lanes else first_lanes(values[v], width), column + v * lanes)
+
+    if isinstance(n, int) and n % block == 0:
+        write_columns(block)
+        return
+    with T.If(column + block <= n):
+        with T.Then():
+            write_columns(block)
+        with T.Else():
+            if isinstance(n, int):
+                write_columns(n % block)
+            else:
+                spill = T.alloc_buffer((block,), dtype_of(values[0]))
+                for v, value in enumerate(values):
+                    store(spill, value, [v * lanes])
+                with T.serial(n - column) as i:
+                    write(spill[i], column + i)

@@ -1,0 +1,132 @@
+"""The register tile: the block of accumulators every contraction keeps in vector registers while it walks the summed axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from mlec.backends.tvm.compat import T, tirx
+from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.vector import broadcast, const, share, vector_type
+from mlec.backends.tvm.target import TargetInfo
+
+SERIAL_WORK = 1 << 19
+"""Multiply-adds below which waking other threads costs more than it gains (some microseconds)."""
+
+
+class RegisterTile:
+    """``rows x vectors`` accumulators of ``lanes`` lanes each, zero at first.
+
+    Each accumulator is a buffer of its own: one buffer for all would exceed what TVM puts on the stack, and LLVM would
+    not keep it in registers.
+    """
+
+    def __init__(self, rows: int, vectors: int, lanes: int, dtype: str) -> None:
+        self.lanes, self.dtype = lanes, dtype
+        kind = vector_type(dtype, lanes)
+        self.cells = [[T.alloc_buffer((1,), kind, scope="global") for _ in range(vectors)] for _ in range(rows)]
+        for row in self.cells:
+            for cell in row:
+                T.buffer_store(cell, const(0, dtype, lanes), [0])
+
+    def multiply_add(self, row_values: Sequence[Expr], vectors: Sequence[Expr]) -> None:
+        """Add the outer product: a scalar (or vector) per row times a vector per column of accumulators."""
+        named = [share(vector) for vector in vectors]
+        for row, value in zip(self.cells, row_values, strict=True):
+            factor = share(broadcast(value, self.lanes))
+            for cell, vector in zip(row, named, strict=True):
+                T.buffer_store(cell, cell[0] + factor * vector, [0])
+
+    def value(self, row: int, vector: int, lanes: int | None = None) -> Expr:
+        """An accumulator, or its first ``lanes`` lanes."""
+        whole = self.cells[row][vector][0]
+        return whole if lanes in (None, self.lanes) else first_lanes(whole, lanes or 0)
+
+
+def first_lanes(x: Expr, lanes: int) -> Expr:
+    """The first lanes of a vector, as a shorter vector or a scalar."""
+    return tirx.Shuffle([x], list(range(lanes)))
+
+
+def accumulator_dtype(dtype: str) -> str:
+    """Sums of 16-bit floats are kept in float32."""
+    return "float32" if dtype in ("float16", "bfloat16") else dtype
+
+
+def bits(dtype: str) -> int:
+    """Width of an element."""
+    return int("".join(c for c in dtype if c.isdigit()))
+
+
+def tile_rows(target: TargetInfo, vectors: int) -> int:
+    """Rows of accumulators that fit the register file beside the operands.
+
+    Eight or more independent sums hide the latency of two FMA units; a tile of ``rows x vectors`` loads ``rows + vectors``
+    values for ``rows * vectors`` FMAs. 32 registers: 8 x 2 or 12 x 1; 16 registers: 6 x 2 or 10 x 1.
+    """
+    budget = target.vector_registers - 4
+    return max(1, min(budget // vectors, 8 if vectors > 1 else 12))
+
+
+def parameter(name: str, spec: BufferSpec) -> Buffer:
+    """Declare the next parameter of the program."""
+    return T.arg(name, T.buffer(spec.shape, spec.dtype))
+
+
+def buffer_dtype(buffer: Buffer) -> str:
+    """Element dtype of a buffer."""
+    return str(buffer.ty.dtype.dtype)
+
+
+def epilogue_parameters(epilogue: Epilogue) -> tuple[Buffer, ...]:
+    """Declare the parameters an epilogue reads."""
+    return tuple(parameter(f"extra{i}", spec) for i, spec in enumerate(epilogue.inputs))
+
+
+def flat_view(buffer: Buffer, shape: Sequence[Dim], dtype: str) -> Buffer:
+    """The memory of a compact buffer under another shape of as many elements."""
+    return T.decl_buffer(tuple(shape), dtype, data=buffer.data)
+
+
+def product(dims: Sequence[Dim]) -> Dim:
+    """Product of extents; 1 for none."""
+    return math.prod(dims)
+
+
+def unflatten(index: Expr, shape: Sequence[Dim]) -> tuple[Expr, ...]:
+    """The position ``index`` in row-major order, as one index for each axis of ``shape``."""
+    parts: list[Expr] = []
+    for extent in reversed(shape[1:]):
+        parts.append(index % extent)
+        index = index // extent
+    return (*([index] if shape else []), *reversed(parts))
+
+
+@contextmanager
+def if_(condition: Expr) -> Iterator[None]:
+    """A branch without an alternative."""
+    with T.If(condition), T.Then():
+        yield
+
+
+def ceildiv(a: Dim, b: int) -> Dim:
+    """Quotient rounded up, of an extent."""
+    return (a + (b - 1)) // b
+
+
+def parallel_if_large(count: Dim, work_per_item: float, body: Callable[[Expr], None]) -> None:
+    """Run ``body(i)`` for each i below ``count``, on all threads if there is enough to do.
+
+    ``work_per_item`` is in multiply-adds (or what takes as long). For a symbolic count the program holds both loops.
+    """
+    enough = max(2, math.ceil(SERIAL_WORK / max(work_per_item, 1)))
+    if isinstance(count, int):
+        with (T.parallel if count >= enough else T.serial)(count) as i:
+            body(i)
+        return
+    with T.If(count < enough):
+        with T.Then(), T.serial(count) as i:
+            body(i)
+        with T.Else(), T.parallel(count) as i:
+            body(i)

@@ -1,0 +1,116 @@
+"""Matrix products against numpy: shapes that do not divide the tiles, every dtype, epilogues, special values."""
+
+import numpy as np
+import pytest
+
+from mlec.backends.tvm.compat import tirx
+from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
+from mlec.backends.tvm.kernels.gemm import column_block, gemm, matmul, pack_gemm
+from mlec.backends.tvm.kernels.vector import select
+from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
+
+ROWS = (0, 1, 2, 5, 8, 11, 33, 1000)
+TOLERANCE = {"float32": 2e-5, "float64": 1e-13, "float16": 2e-3}
+
+
+def symbol(name):
+    return tirx.Var(name, "int64")
+
+
+def normal(shape, dtype="float32", seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def assert_close(got, want, dtype="float32", terms=1):
+    np.testing.assert_allclose(got, want, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * max(1, terms) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "dtype"),
+    [(64, 64, "float32"), (10, 70, "float32"), (100, 33, "float64"), (1, 30, "float64"), (50, 40, "float16")],
+)
+def test_packed_product_with_symbolic_rows(n, k, dtype):
+    block = column_block(n, dtype, HOST)
+    run = compile_kernel(gemm((symbol("m"),), n, k, dtype, block, HOST))
+    w = normal((k, n), dtype, 1)
+    for m in ROWS:
+        a = normal((m, k), dtype)
+        want = (a.astype("float64") @ w.astype("float64")).astype(dtype)
+        assert_close(run(a, pack_gemm(w, block), out=(m, n), dtype=dtype), want, dtype, k)
+
+
+@pytest.mark.parametrize("m", [1, 7, 24, 300])
+def test_packed_product_with_static_rows_and_many_columns(m):
+    n, k, block = 1500, 384, 32
+    a, w = normal((m, k)), normal((k, n), seed=1)
+    got = compile_kernel(gemm((m,), n, k, "float32", block, HOST))(a, pack_gemm(w, block), out=(m, n))
+    assert_close(got, a @ w, terms=k)
+
+
+@pytest.mark.parametrize("block", [3, 8, 16, 48])
+def test_any_block_will_do(block):
+    a, w = normal((9, 20)), normal((20, 50), seed=1)
+    got = compile_kernel(gemm((9,), 50, 20, "float32", block, HOST))(a, pack_gemm(w, block), out=(9, 50))
+    assert_close(got, a @ w, terms=20)
+
+
+def test_a_row_has_the_same_bits_in_every_batch():
+    run = compile_kernel(gemm((symbol("m"),), 300, 200, "float32", 32, HOST))
+    a, w = normal((1000, 200)), pack_gemm(normal((200, 300), seed=1), 32)
+    whole = run(a, w, out=(1000, 300))
+    for m in (1, 3, 8, 37):
+        np.testing.assert_array_equal(run(a[:m], w, out=(m, 300)), whole[:m])
+
+
+def test_epilogue_sees_logical_indices_and_any_dtype():
+    m, t, n, k = symbol("m"), 3, 37, 16
+
+    def apply(acc, where, extra):
+        i, j, col = where
+        bias, residual = extra
+        return select(acc + bias[col] < 0.0, 0.0, acc + bias[col]) + residual[i, j, col]
+
+    epilogue = Epilogue((BufferSpec((n,), "float32"), BufferSpec((m, t, n), "float32")), apply, "float64")
+    run = compile_kernel(gemm((m, t), n, k, "float32", 32, HOST, epilogue))
+    w, bias = normal((k, n), seed=1), normal(n, seed=2)
+    for rows in (0, 1, 5, 50):
+        a, residual = normal((rows, t, k)), normal((rows, t, n), seed=3)
+        want = np.maximum(a @ w + bias, 0) + residual
+        got = run(a, pack_gemm(w, 32), bias, residual, out=(rows, t, n), dtype="float64")
+        assert_close(got, want, terms=k)
+
+
+def test_nan_and_infinity_reach_only_their_row():
+    a, w = normal((20, 30)), normal((30, 40), seed=1)
+    a[3, 5], a[12, 7] = np.nan, np.inf
+    got = compile_kernel(gemm((20,), 40, 30, "float32", 32, HOST))(a, pack_gemm(w, 32), out=(20, 40))
+    assert_close(got, a @ w, terms=30)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_product_of_computed_matrices_with_symbolic_extents(transpose, dtype):
+    b, m, n, k = (symbol(name) for name in "bmnk")
+    run = compile_kernel(matmul((b, 2), (1, 2), m, n, k, dtype, HOST, transpose))
+    for shape in ((1, 1, 1, 1), (3, 5, 7, 9), (0, 4, 4, 4), (2, 33, 50, 20), (1, 300, 65, 8), (2, 3, 4, 0)):
+        batch, rows, columns, depth = shape
+        x, y = normal((batch, 2, rows, depth), dtype), normal((1, 2, depth, columns), dtype, 1)
+        given = np.swapaxes(y, -1, -2) if transpose else y
+        assert_close(run(x, given, out=(batch, 2, rows, columns), dtype=dtype), x @ y, dtype, depth)
+
+
+@pytest.mark.parametrize("n", [1, 3, 40])
+def test_product_with_a_plain_matrix_and_an_epilogue(n):
+    m = symbol("m")
+    epilogue = Epilogue((BufferSpec((n,), "float64"),), lambda acc, where, extra: acc + extra[0][where[-1]])
+    run = compile_kernel(matmul((), (), m, n, 30, "float64", HOST, epilogue=epilogue))
+    w, bias = normal((30, n), "float64", 1), normal(n, "float64", 2)
+    for rows in ROWS:
+        a = normal((rows, 30), "float64")
+        assert_close(run(a, w, bias, out=(rows, n), dtype="float64"), a @ w + bias, "float64", 30)
+
+
+def test_integer_product():
+    a, b = np.arange(35, dtype=np.int64).reshape(5, 7), np.arange(21, dtype=np.int64).reshape(7, 3) - 10
+    got = compile_kernel(matmul((), (), 5, 3, 7, "int64", HOST))(a, b, out=(5, 3), dtype="int64")
+    np.testing.assert_array_equal(got, a @ b)
