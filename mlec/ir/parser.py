@@ -191,6 +191,7 @@ class _Parser:
         return scope[name]
 
     def node(self, scope: dict[str, Value], depth: int) -> Node:
+        start = self.start
         names = [self.binding(scope)]
         while self.accept(","):
             names.append(self.binding(scope))
@@ -214,14 +215,16 @@ class _Parser:
         location = self.location()
         if len(types) != len(names):
             raise self.error(f"{len(names)} results are bound, {len(types)} types are given")
-        complete = self.checked(op, inputs, attrs, types)
+        complete = self.checked(op, inputs, attrs, types, start)
         outputs = tuple(Value(t, n) for t, n in zip(types, names, strict=True))
         scope.update(zip(names, outputs, strict=True))
         return Node(op, tuple(inputs), outputs, complete, location)
 
     def checked(
-        self, op: OpDef, inputs: list[Value], attrs: dict[str, AttrValue], types: list[TensorType]
+        self, op: OpDef, inputs: list[Value], attrs: dict[str, AttrValue], types: list[TensorType], start: int
     ) -> dict[str, AttrValue]:
+        """The complete attributes of a node that keeps to the rules; errors point to where the node starts."""
+        here, self.start = self.start, start
         try:
             complete = op.complete_attrs(attrs)
             if op.name == "constant":
@@ -236,6 +239,7 @@ class _Parser:
             raise
         except IRError as error:
             raise self.error(error.message, code=error.code) from None
+        self.start = here
         return complete
 
     def check_constant(self, value: AttrValue, types: list[TensorType]) -> None:

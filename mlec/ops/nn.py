@@ -268,7 +268,8 @@ def _conv_transpose(
     for g in range(groups):
         channels = x[:, g * step : (g + 1) * step].astype(accumulate)
         for tap in itertools.product(*map(range, kernel)):
-            weights = w[g * step : (g + 1) * step][(..., *tap)].astype(accumulate)
+            taps: Any = (..., *tap)
+            weights = w[g * step : (g + 1) * step][taps].astype(accumulate)
             where = tuple(
                 slice(t * d, t * d + (x.shape[2 + i] - 1) * s + 1, s)
                 for i, (t, d, s) in enumerate(zip(tap, dilations, strides, strict=True))

@@ -23,21 +23,21 @@ class FuseOperators(Pass):
     name: ClassVar[str] = "fuse"
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        groups = find_groups(graph, self.max_nodes)
+        found = find_groups(graph, self.max_nodes)
+        groups = [group for group in found if len(group.nodes) > 1]
         by_root = {group.root: group for group in groups}
         inside = {node for group in groups for node in group.nodes}
         names = value_names(graph)
-        remarks: list[Remark] = []
+        remarks = [remark for group in found for remark in _remarks(group, names)]
         b = GraphBuilder(graph.name)
         b.adopt_interface(graph)
         for node in graph.nodes:
             if node in by_root:
                 _emit(b, graph, by_root[node])
-                remarks += _remarks(by_root[node], names)
             elif node not in inside:
                 b.keep(node)
         if not groups:
-            return PassResult(graph)
+            return PassResult(graph, tuple(remarks))
         return PassResult(b.finish(graph.outputs, signature=graph.given_signature), tuple(remarks))
 
 
@@ -69,9 +69,11 @@ def _emit(b: GraphBuilder, graph: Graph, group: Group) -> None:
 
 
 def _remarks(group: Group, names: dict[Value, str]) -> list[Remark]:
-    chain = " + ".join(node.name for node in reversed(group.nodes))
-    loc = Location.merged((n.loc for n in reversed(group.nodes)), "fuse")
-    found = [Remark("applied", f"one kernel: {chain}", loc, "fuse")]
+    found: list[Remark] = []
+    if len(group.nodes) > 1:
+        chain = " + ".join(node.name for node in reversed(group.nodes))
+        loc = Location.merged((n.loc for n in reversed(group.nodes)), "fuse")
+        found.append(Remark("applied", f"one kernel: {chain}", loc, "fuse"))
     for node, reason in group.refused:
         found.append(
             Remark(

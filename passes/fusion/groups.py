@@ -1,9 +1,10 @@
 """Which nodes go into one kernel.
 
 A group has a root (whose result leaves the group), elementwise nodes on the root's shape, and at most one anchor: the
-contraction, reduction or normalisation whose result they transform in registers (its epilogue). A producer joins when all its users are in the group, so
-nothing is computed twice and no value leaves the group in the middle; going from the results backwards, users come before producers.
-A reduction can be the root itself and then takes the elementwise nodes on its operand's shape as its prologue.
+contraction, reduction or normalisation whose result they transform in registers (its epilogue). A producer joins when all
+its users are in the group, so nothing is computed twice and no value leaves the group in the middle; going from the results
+backwards, users come before producers. A reduction can be the root itself and then takes the elementwise nodes on its
+operand's shape as its prologue.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Group:
 
 
 def find_groups(graph: Graph, max_nodes: int) -> list[Group]:
-    """Groups of two nodes and more; each node is in one group at most."""
+    """Every group that could be formed, also those of one node; each node is in one group at most."""
     taken: set[Node] = set()
     groups: list[Group] = []
     for root in reversed(graph.nodes):
@@ -42,9 +43,8 @@ def find_groups(graph: Graph, max_nodes: int) -> list[Group]:
         else:
             continue
         _grow(group, graph, taken, max_nodes)
-        if len(group.nodes) > 1:
-            groups.append(group)
-            taken.update(group.nodes)
+        groups.append(group)
+        taken.update(group.nodes)
     return groups
 
 

@@ -7,7 +7,20 @@ import pytest
 
 import mlec.ops
 from mlec.errors import TypeRuleError
-from mlec.ir import OPS, ConstantRef, DType, Graph, GraphBuilder, SymDim, TensorType, Trait, parse_graph, print_graph, run_graph, verify
+from mlec.ir import (
+    OPS,
+    ConstantRef,
+    DType,
+    Graph,
+    GraphBuilder,
+    SymDim,
+    TensorType,
+    Trait,
+    parse_graph,
+    print_graph,
+    run_graph,
+    verify,
+)
 from mlec.ir.dim import evaluate
 from mlec.ir.op import SYMBOLIC_EXTENT, Attrs, Case, OpDef
 
@@ -82,7 +95,10 @@ class TestEveryOp:
     def test_cost_is_not_negative_and_grows_with_the_batch(self, op: OpDef) -> None:
         for case in cases(op):
             cost = one_op_graph(op, case).cost
-            small, large = ([evaluate(d, {"n": n}) for d in (cost.flops, cost.bytes)] for n in (SYMBOLIC_EXTENT, 10 * SYMBOLIC_EXTENT))
+            small, large = (
+                [evaluate(d, {"n": n}) for d in (cost.flops, cost.bytes)]
+                for n in (SYMBOLIC_EXTENT, 10 * SYMBOLIC_EXTENT)
+            )
             assert 0 <= small[0] <= large[0]
             assert 0 < small[1] <= large[1]
 
@@ -143,7 +159,9 @@ def test_constants_round_trip_bit_for_bit() -> None:
     b = GraphBuilder("constants")
     x = b.input("x", TensorType((N, 2), DType.F32))
     weights = np.array([np.nan, -0.0], np.float32)
-    graph = b.finish([b("add", b("mul", x, -0.0), b.constant(weights, "w")), b("mul", x, 0.1), b.constant(float("nan"))])
+    graph = b.finish(
+        [b("add", b("mul", x, -0.0), b.constant(weights, "w")), b("mul", x, 0.1), b.constant(float("nan"))]
+    )
     again = parse_graph(print_graph(graph), graph.constants)
     assert print_graph(again) == print_graph(graph)
     assert again.digest == graph.digest

@@ -1,0 +1,79 @@
+"""The parser refuses what the printer would not write, with line and column."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import mlec.ops
+from mlec.errors import ParseError
+from mlec.ir import Location, parse_graph, print_graph
+from mlec.ir.parser import MAX_DEPTH
+
+assert mlec.ops.OPS
+
+GOOD = """graph @mlp(%x: f32[n, 8]) -> (f32[n, 2]) {
+  %w = constant {value = @w0} : f32[8, 2]
+  %h = matmul(%x, %w) : f32[n, 2]  loc("model.py":12 in "layers.0")
+  %y = relu(%h) : f32[n, 2]  loc("model.py":13, in "layers.1" rule "fuse")
+  return %y
+}"""
+CONSTANTS = {"w0": np.ones((8, 2), np.float32)}
+
+
+def test_round_trip_with_locations() -> None:
+    graph = parse_graph(GOOD, CONSTANTS)
+    assert print_graph(graph) == GOOD
+    assert graph.nodes[1].loc == Location("model.py", 12, "layers.0")
+    assert graph.nodes[2].loc.rule == "fuse"
+
+
+def test_comments_and_white_space_are_free() -> None:
+    text = GOOD.replace("  %h", "\n\n  // a product\n\t%h")
+    assert print_graph(parse_graph(text, CONSTANTS)) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message", "line"),
+    [
+        ("%h = matmul", "%x = matmul", "%x is bound twice", 3),
+        ("relu(%h)", "relu(%z)", "%z is used before it is bound", 4),
+        ("relu(%h)", "rellu(%h)", "there is no op 'rellu'", 4),
+        (
+            "relu(%h) : f32[n, 2]",
+            "relu(%h) : f32[n, 3]",
+            r"relu gives \(f32\[n, 2\]\), the text says \(f32\[n, 3\]\)",
+            4,
+        ),
+        ("matmul(%x, %w)", "matmul(%x)", "takes 2 operands, got 1", 3),
+        ("value = @w0", "value = @w1", "there is no constant @w1", 2),
+        ("f32[8, 2]\n", "f32[8, 3]\n", r"@w0 is f32\[8, 2\]", 2),
+        ("relu(%h)", "relu(%h) {size = 3}", "no attribute 'size'", 4),
+        ("-> (f32[n, 2])", "-> (f32[n, 9])", "the graph declares results", 6),
+        ("f32[n, 8]", "f99[n, 8]", "'f99' is not an element type", 1),
+        ("f32[n, 8]", "f32[n, 8*]", "is not a dim", 1),
+        ("f32[n, 8]", "f32[n, 999999999999999999]", "an extent must lie between", 1),
+        ("return %y", "return %y extra", "expected '}'", 5),
+        ("return %y\n}", "return %y\n} more", "text after the end", 6),
+        ("%y = relu", "%y ? relu", "unexpected character", 4),
+        ("graph @mlp", "graf @mlp", "expected 'graph'", 1),
+    ],
+)
+def test_errors_say_where_and_what(old: str, new: str, message: str, line: int) -> None:
+    with pytest.raises(ParseError, match=message) as caught:
+        parse_graph(GOOD.replace(old, new), CONSTANTS)
+    assert caught.value.message.startswith(f"line {line},")
+
+
+def test_every_truncation_is_a_parse_error() -> None:
+    for end in range(len(GOOD) - 1):
+        with pytest.raises(ParseError):
+            parse_graph(GOOD[:end], CONSTANTS)
+
+
+def test_nesting_is_bounded() -> None:
+    text = "graph @a() -> () { return }"
+    for _ in range(MAX_DEPTH + 5):
+        text = f"graph @a() -> () {{ %v = fused {{body = {text}}} : f32[1] return }}"
+    with pytest.raises(ParseError, match="nested deeper"):
+        parse_graph(text)

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+import mlec.ops
+from mlec.errors import ParseError, PassError, ToleranceError, UsageError
+from mlec.ir import Graph, GraphBuilder, tensor
+from mlec.passes.canonicalize import Canonicalize
+from mlec.passes.dce import EliminateDeadCode
+from mlec.passes.fusion import FuseOperators
+from mlec.passes.pipelines import named_pipeline
+from mlec.pipeline import EXACT, Pass, PassContext, PassPipeline, PassResult, Tolerance, approx
+
+assert mlec.ops.OPS
+
+
+def graph() -> Graph:
+    b = GraphBuilder("g")
+    x = b.input("x", tensor("f32", ("n", 3)))
+    return b.finish([b("exp", b("mul", x, 2.0))])
+
+
+@dataclass(frozen=True)
+class WrongBy(Pass):
+    """Adds a number to every output."""
+
+    offset: float = 0.5
+    name: ClassVar[str] = "wrong-by"
+
+    def run(self, graph: Graph, context: PassContext) -> PassResult:
+        b = GraphBuilder(graph.name)
+        b.adopt_interface(graph)
+        for node in graph.nodes:
+            b.keep(node)
+        return PassResult(b.finish([b("add", v, self.offset) for v in graph.outputs]))
+
+
+@dataclass(frozen=True)
+class Crashes(Pass):
+    name: ClassVar[str] = "crashes"
+
+    def run(self, graph: Graph, context: PassContext) -> PassResult:
+        raise ZeroDivisionError("oops")
+
+
+@dataclass(frozen=True)
+class Invalid(Pass):
+    name: ClassVar[str] = "invalid"
+
+    def run(self, graph: Graph, context: PassContext) -> PassResult:
+        return PassResult(Graph(graph.name, graph.inputs, graph.nodes[:-1], graph.outputs, graph.constants))
+
+
+@pytest.mark.parametrize(
+    "text", ["dce", "canonicalize,fuse{max_nodes = 3},dce", "fold-constants{max_growth = 2}", "layout{images = false}"]
+)
+def test_text_round_trips(text: str) -> None:
+    assert str(PassPipeline.parse(text)) == text
+
+
+def test_named_pipelines_splice_in() -> None:
+    pipeline = PassPipeline.parse("O1,fuse")
+    assert [p.name for p in pipeline] == [*(p.name for p in named_pipeline("O1")), "fuse"]
+    assert len(named_pipeline("O0")) < len(named_pipeline("O1")) < len(named_pipeline("O2")) < len(named_pipeline("O3"))
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("nonsense", UsageError, "nonsense"),
+        ("fuse{size = 3}", UsageError, "no option 'size'"),
+        ("fuse{max_nodes = many}", UsageError, "takes int"),
+        ("fuse{max_nodes = 3", ParseError, "unbalanced"),
+        ("fuse!", ParseError, "is not a pass"),
+        ("O7", UsageError, "O7"),
+    ],
+)
+def test_text_that_is_no_pipeline(text: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        PassPipeline.parse(text)
+
+
+def test_editing() -> None:
+    pipeline = PassPipeline([Canonicalize(), FuseOperators()])
+    names = [p.name for p in pipeline.insert(EliminateDeadCode(), after="canonicalize")]
+    assert names == ["canonicalize", "dce", "fuse"]
+    assert [p.name for p in pipeline.insert(EliminateDeadCode(), before="canonicalize")] == [
+        "dce",
+        "canonicalize",
+        "fuse",
+    ]
+    assert str(pipeline.replace("fuse", FuseOperators(max_nodes=2))) == "canonicalize,fuse{max_nodes = 2}"
+    assert str(pipeline.without("fuse")) == "canonicalize"
+    assert str(PassPipeline([pipeline, EliminateDeadCode()])) == "canonicalize,fuse,dce"
+    with pytest.raises(UsageError, match="no pass 'cse'"):
+        pipeline.without("cse")
+    with pytest.raises(UsageError, match="takes passes"):
+        PassPipeline([FuseOperators])  # type: ignore[list-item]
+
+
+def test_numeric_verification_names_the_guilty_pass() -> None:
+    pipeline = PassPipeline([Canonicalize(), WrongBy(), EliminateDeadCode()], verify="numeric")
+    with pytest.raises(ToleranceError, match=r"pass 2 of 3, wrong-by changed output 0"):
+        pipeline.run(graph())
+    PassPipeline([WrongBy()], verify="structure").run(graph())
+
+
+def test_a_failing_pass_is_named() -> None:
+    with pytest.raises(PassError, match=r"pass 2 of 2, crashes failed: ZeroDivisionError: oops"):
+        PassPipeline([Canonicalize(), Crashes()]).run(graph())
+    with pytest.raises(PassError, match=r"pass 1 of 1, invalid: .* not valid after invalid"):
+        PassPipeline([Invalid()]).run(graph())
+
+
+def test_instruments_see_every_pass() -> None:
+    seen: list[tuple[int, str, bool]] = []
+
+    class Watch:
+        def after(self, index: int, step: Pass, before: Graph, result: PassResult, seconds: float) -> None:
+            seen.append((index, step.name, result.graph is before))
+
+    PassPipeline([EliminateDeadCode(), FuseOperators()]).run(graph(), instruments=[Watch()])
+    assert seen == [(0, "dce", True), (1, "fuse", False)]
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "tolerance", "fits"),
+    [
+        ([1.0, -0.0], [1.0, 0.0], EXACT, True),
+        ([1.0], [1.0 + 2**-20], EXACT, False),
+        ([np.nan, np.inf], [np.nan, np.inf], EXACT, True),
+        ([np.nan], [1.0], approx(1.0), False),
+        ([1.0], [np.nan], approx(1.0), False),
+        ([np.inf], [-np.inf], approx(1.0), False),
+        ([1.0, 100.0], [1.001, 100.0], approx(1e-4), True),
+        ([1.0, 100.0], [1.1, 100.0], approx(1e-4), False),
+        ([], [], EXACT, True),
+    ],
+)
+def test_tolerance(expected: list[float], actual: list[float], tolerance: Tolerance, fits: bool) -> None:
+    assert (tolerance.excess(np.array(expected), np.array(actual)) <= 1) is fits
+
+
+def test_tolerance_refuses_other_shapes_and_dtypes() -> None:
+    assert approx(1.0).excess(np.zeros(3), np.zeros((3, 1))) == float("inf")
+    assert approx(1.0).excess(np.zeros(3), np.zeros(3, np.float32)) == float("inf")
+    assert approx(1.0).excess(np.zeros(3, np.int64), np.ones(3, np.int64)) == float("inf")
