@@ -131,7 +131,7 @@ def conv(
     for g in range(groups):
         channels = padded[:, g * w.shape[1] : (g + 1) * w.shape[1]]
         columns = np.moveaxis(_patches(channels, kernel, strides, dilations, out), 1, 1 + rank).reshape(
-            n, math.prod(out), -1
+            n, math.prod(out), math.prod(w.shape[1:])
         )
         weights = w[g * per_group : (g + 1) * per_group].reshape(per_group, -1).astype(accumulate)
         results.append((columns @ weights.T).transpose(0, 2, 1).reshape(n, per_group, *out))
@@ -518,7 +518,7 @@ def _group_norm_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
 
 
 def _group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float) -> Array:
-    grouped = _wide(x).reshape(x.shape[0], groups, -1)
+    grouped = _wide(x).reshape(x.shape[0], groups, math.prod(x.shape[1:]) // groups)
     centred = grouped - grouped.mean(axis=2, keepdims=True)
     normal = (centred / np.sqrt((centred * centred).mean(axis=2, keepdims=True) + eps)).reshape(x.shape)
     return np.asarray(normal * _on_channels(scale, x.ndim) + _on_channels(bias, x.ndim)).astype(x.dtype)
