@@ -1,0 +1,397 @@
+"""From a module or an exported program to ATen ops with symbolic sizes that have names: what torch.export needs and gives."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import Dim as ExportDim
+from torch.export import ExportedProgram, default_decompositions
+from torch.utils import _pytree as pytree
+
+from mlec.errors import FrontendError, MlecError, UnsupportedModelError, UsageError
+from mlec.frontends import fx_nn, fx_ops, fx_shape  # noqa: F401  (they fill HANDLERS)
+from mlec.frontends.base import InputShapes, LowerOptions
+from mlec.frontends.fx_context import HANDLERS, to_torch
+from mlec.ir import Dim, SymDim, parse_dim
+
+BATCH = "n"
+_EXAMPLE_EXTENT = 2  # torch.export takes an extent of 0 or 1 for a constant
+_EXAMPLE_SPACE = 64  # for a named axis other than the first, when there is no example: enough for any usual kernel
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A program in ATen ops that `HANDLERS` has, as far as torch can decompose it.
+
+    Attributes:
+        program: its graph is functional: no op writes into its operands.
+        name: class of the model.
+        inputs: names of the user's inputs, in order.
+        symbols: torch's name of each symbolic size to the dim that it is in our graph.
+    """
+
+    program: ExportedProgram
+    name: str
+    inputs: tuple[str, ...]
+    symbols: Mapping[str, Dim]
+
+    def ranges(self) -> dict[str, tuple[int, int | None]]:
+        """For each of our symbols the smallest and the largest value that the model takes."""
+        found: dict[str, tuple[int, int | None]] = {}
+        for symbol, bounds in self.program.range_constraints.items():
+            ours = self.symbols.get(str(symbol))
+            if not isinstance(ours, SymDim):
+                continue
+            # A lower bound of 2 is torch.export's own assumption about every symbolic size, not the model's.
+            low = int(bounds.lower) if bounds.lower > _EXAMPLE_EXTENT else 0
+            high = int(bounds.upper) if bounds.upper.is_Integer and bounds.upper < 2**62 else None
+            before = found.get(str(ours), (0, None))
+            smallest = [h for h in (before[1], high) if h is not None]
+            found[str(ours)] = (max(low, before[0]), min(smallest) if smallest else None)
+        return found
+
+
+@contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Puts a module and its parts into eval mode, and each back into its own mode afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    fused_attention = torch.backends.mha.get_fastpath_enabled()
+    try:
+        module.eval()
+        torch.backends.mha.set_fastpath_enabled(False)  # its fused ops have no meaning in ATen's core
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused_attention)
+        for part, mode in modes:
+            part.training = mode
+
+
+def export_model(model: torch.nn.Module | ExportedProgram, options: LowerOptions) -> Exported:
+    """The model as ATen ops.
+
+    Raises:
+        UsageError: example inputs or shapes that are missing or contradict each other.
+        UnsupportedModelError: a model that torch.export cannot capture, or that fixes its batch size.
+    """
+    if isinstance(model, ExportedProgram):
+        names = tuple(str(name) for name in model.graph_signature.user_inputs)
+        wanted = _wanted_shapes(options.input_shapes, names)
+        symbols = _named_symbols(model, names, wanted, {})
+        return Exported(_decomposed(model), "Program", names, symbols)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            "TorchScript modules are not supported", code="E_TORCHSCRIPT", hint="pass the nn.Module it was made from"
+        )
+    program, names, symbols = _export_module(model, options)
+    return Exported(_decomposed(program), type(model).__name__, names, symbols)
+
+
+# -- modules ---------------------------------------------------------------------------------------------------------
+
+
+def _export_module(
+    module: torch.nn.Module, options: LowerOptions
+) -> tuple[ExportedProgram, tuple[str, ...], Mapping[str, Dim]]:
+    signature = inspect.signature(module.forward)
+    wanted: dict[str, tuple[Dim, ...]]
+    if options.example_inputs is None:
+        wanted = _wanted_shapes(options.input_shapes, _parameter_names(signature))
+        values: tuple[Any, ...] = tuple(_examples_from_shapes(module, wanted))
+    else:
+        values = tuple(pytree.tree_map(lambda leaf: _example(leaf, module), options.example_inputs, is_leaf=_is_array))
+    try:
+        arguments = signature.bind(*values).arguments
+    except TypeError as error:
+        shown = ", ".join(p.name for p in signature.parameters.values())
+        raise UsageError(
+            f"{len(values)} example inputs do not fit {type(module).__name__}.forward({shown}): {error}",
+            code="E_EXAMPLE_COUNT",
+        ) from None
+    paths, structure = pytree.tree_flatten_with_path(dict(arguments))
+    names = tuple("_".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) for path, _ in paths)
+    leaves = [leaf for _, leaf in paths]
+    for name, leaf in zip(names, leaves, strict=True):
+        if leaf is not None and not isinstance(leaf, torch.Tensor):
+            raise UsageError(
+                f"example input {name!r} is of type {type(leaf).__name__}; the inputs of a compiled model are tensors",
+                code="E_EXAMPLE_TYPE", hint="give that argument its value in a wrapping module's forward()",
+            )  # fmt: skip
+    if options.example_inputs is not None:
+        wanted = _wanted_shapes(options.input_shapes, names)
+    defaults = _batch_axes(names, leaves, wanted) if options.dynamic_batch else {}
+    leaves, specs = _dynamic_examples(names, leaves, wanted, defaults)
+    program = _run_export(module, signature, structure, leaves, specs, names)
+    kept = tuple(name for name, leaf in zip(names, leaves, strict=True) if leaf is not None)
+    return program, kept, _named_symbols(program, kept, wanted, defaults)
+
+
+def _parameter_names(signature: inspect.Signature) -> tuple[str, ...]:
+    return tuple(signature.parameters)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or hasattr(value, "to_numpy")
+
+
+def _example(value: Any, module: torch.nn.Module) -> Any:
+    """An array as a tensor of the device, and for arrays of floats of the dtype, that the module's parameters have."""
+    like = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if hasattr(value, "to_numpy"):
+        value = value.to_numpy()
+    if isinstance(value, (np.ndarray, np.generic)):
+        tensor = to_torch(value)
+        if like is not None and tensor.is_floating_point():
+            tensor = tensor.to(like.dtype)
+    elif isinstance(value, torch.Tensor):
+        tensor = value.detach()
+    else:
+        return value
+    return tensor if like is None else tensor.to(like.device)
+
+
+def _wanted_shapes(shapes: InputShapes | None, names: Sequence[str]) -> dict[str, tuple[Dim, ...]]:
+    """The shapes that the user states, by input name."""
+    if shapes is None:
+        return {}
+    if isinstance(shapes, Mapping):
+        if unknown := [name for name in shapes if name not in names]:
+            raise UsageError(
+                f"input_shapes names {unknown[0]!r}, but the model's inputs are: {', '.join(names)}",
+                code="E_INPUT_NAME",
+            )
+        items = list(shapes.items())
+    else:
+        if len(shapes) > len(names):
+            raise UsageError(
+                f"{len(shapes)} input shapes for {len(names)} inputs ({', '.join(names)})", code="E_INPUT_COUNT"
+            )
+        items = list(zip(names, shapes, strict=False))
+    found: dict[str, tuple[Dim, ...]] = {}
+    for name, shape in items:
+        try:
+            found[name] = tuple(parse_dim(d) for d in shape)
+        except ValueError as error:
+            raise UsageError(f"shape of input {name!r}: {error}", code="E_INPUT_SHAPE") from None
+        if any(isinstance(d, SymDim) and not str(d).isidentifier() for d in found[name]):
+            raise UsageError(
+                f"shape of input {name!r}: an axis is a number or a plain name, got {list(shape)}", code="E_INPUT_SHAPE"
+            )
+    return found
+
+
+def _examples_from_shapes(module: torch.nn.Module, wanted: Mapping[str, tuple[Dim, ...]]) -> Iterator[torch.Tensor]:
+    if not wanted:
+        raise UsageError(
+            f"{type(module).__name__} does not say what its inputs look like", code="E_EXAMPLE_NEEDED",
+            hint='give example_inputs=(tensor, ...), or input_shapes={"x": ("n", 3, 224, 224)}',
+        )  # fmt: skip
+    extents: dict[str, int] = {}
+    for shape in wanted.values():
+        for axis, dim in enumerate(shape):
+            if isinstance(dim, SymDim):
+                extents.setdefault(str(dim), _EXAMPLE_SPACE + 32 * len(extents) if axis else _EXAMPLE_EXTENT)
+    like = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+    for shape in wanted.values():
+        size = [extents[str(d)] if isinstance(d, SymDim) else d for d in shape]
+        yield torch.rand(size, dtype=like.dtype, device=like.device)
+
+
+def _batch_axes(
+    names: Sequence[str], leaves: Sequence[Any], wanted: Mapping[str, tuple[Dim, ...]]
+) -> dict[str, tuple[Dim | None, ...]]:
+    """The inputs whose first axis is taken for the batch: those as long as the first input, without a stated shape."""
+    tensors = {
+        n: t for n, t in zip(names, leaves, strict=True) if isinstance(t, torch.Tensor) and t.ndim and n not in wanted
+    }
+    if not tensors:
+        return {}
+    batch = next(iter(tensors.values())).shape[0]
+    return {name: (SymDim.named(BATCH), *[None] * (t.ndim - 1)) for name, t in tensors.items() if t.shape[0] == batch}
+
+
+def _dynamic_examples(
+    names: Sequence[str],
+    leaves: Sequence[Any],
+    wanted: Mapping[str, tuple[Dim, ...]],
+    defaults: Mapping[str, tuple[Dim | None, ...]],
+) -> tuple[list[Any], list[Any]]:
+    """Examples in which no symbolic axis is shorter than 2, and for each which axes are symbolic."""
+    examples: list[Any] = []
+    specs: list[Any] = []
+    for name, leaf in zip(names, leaves, strict=True):
+        if leaf is None:
+            examples.append(None)
+            specs.append(None)
+            continue
+        shape = wanted.get(name) or defaults.get(name) or ()
+        if name in wanted and len(wanted[name]) != leaf.ndim:
+            raise UsageError(
+                f"input {name!r}: the example has {leaf.ndim} axes, input_shapes states {len(wanted[name])}",
+                code="E_INPUT_SHAPE",
+            )
+        spec: dict[int, Any] = {}
+        for axis, dim in enumerate(shape):
+            if isinstance(dim, int) and dim != leaf.shape[axis]:
+                raise UsageError(
+                    f"input {name!r}, axis {axis}: the example has {leaf.shape[axis]}, input_shapes states {dim}",
+                    code="E_INPUT_SHAPE",
+                )
+            if isinstance(dim, SymDim):
+                spec[axis] = ExportDim.DYNAMIC if name in wanted else ExportDim.AUTO
+                if leaf.shape[axis] < _EXAMPLE_EXTENT:
+                    size = list(leaf.shape)
+                    size[axis] = _EXAMPLE_EXTENT
+                    leaf = leaf.expand(size).clone() if leaf.shape[axis] else leaf.new_zeros(size)
+        examples.append(leaf)
+        specs.append(spec or None)
+    return examples, specs
+
+
+def _run_export(
+    module: torch.nn.Module, signature: inspect.Signature, structure: Any, leaves: Sequence[Any], specs: Sequence[Any],
+    names: Sequence[str],
+) -> ExportedProgram:  # fmt: skip
+    bound = inspect.BoundArguments(signature, pytree.tree_unflatten(list(leaves), structure))
+    dynamic = any(specs)
+    shapes = pytree.tree_unflatten(list(specs), structure) if dynamic else None
+    try:
+        with evaluating(module), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(module, bound.args, bound.kwargs, dynamic_shapes=shapes, strict=False)
+    except MlecError:
+        raise
+    except Exception as error:
+        # Whatever a model's forward() raises comes through here.
+        reason = str(error).strip().split("\n\n")[0]
+        hint = "torch.export must be able to capture the model: no Python control flow on tensor values, no data-dependent shapes"
+        if dynamic:
+            first = next(n for n, s in zip(names, specs, strict=True) if s)
+            hint += (
+                "; if the model needs a fixed batch size, pass dynamic_batch=False; if the batch is not the first axis, "
+                f'say which it is: input_shapes={{"{first}": (...)}} with the name "n" on that axis'
+            )
+        raise UnsupportedModelError(
+            f"{type(module).__name__} could not be captured by torch.export: {type(error).__name__}: {reason}",
+            code="E_EXPORT",
+            hint=hint,
+        ) from error
+
+
+# -- programs --------------------------------------------------------------------------------------------------------
+
+
+def _named_symbols(
+    program: ExportedProgram,
+    names: Sequence[str],
+    wanted: Mapping[str, tuple[Dim, ...]],
+    defaults: Mapping[str, tuple[Dim | None, ...]],
+) -> Mapping[str, Dim]:
+    """What each of torch's symbols is called (or fixed to) by the stated shapes, by ``n`` for the batch, or by a new name."""
+    inputs = dict(zip(names, _user_tensors(program), strict=True))
+    symbols: dict[str, Dim] = {}
+
+    def bind(size: Any, dim: Dim) -> bool:
+        """Whether a size can be what a shape states."""
+        if isinstance(size, int):
+            return isinstance(dim, int) and size == dim
+        expression = size.node.expr
+        if not expression.is_Symbol:
+            return False
+        return symbols.setdefault(str(expression), dim) == dim
+
+    for name, shape in wanted.items():
+        sizes = inputs[name].shape
+        if len(shape) != len(sizes) or not all(bind(size, dim) for size, dim in zip(sizes, shape, strict=True)):
+            raise UsageError(
+                f"input {name!r}: the model takes {list(sizes)}, input_shapes states {list(shape)}", code="E_INPUT_SHAPE",
+                hint="a program that is exported already keeps the fixed sizes of its export; export it with dynamic_shapes",
+            )  # fmt: skip
+    batches = 0
+    for name, shape in defaults.items():
+        size, dim = inputs[name].shape[0], shape[0]
+        assert dim is not None
+        if not isinstance(size, int) and size.node.expr.is_Symbol:
+            symbols.setdefault(str(size.node.expr), dim)
+            batches += 1
+    if defaults and not batches:
+        name = next(iter(defaults))
+        raise UnsupportedModelError(
+            f"the model works for one size of the first axis of {name!r} only ({inputs[name].shape[0]}): "
+            "its code turns that size into a constant", code="E_DYNAMIC_BATCH",
+            hint="pass dynamic_batch=False to compile for that size; if the batch is another axis, name it: "
+            f'input_shapes={{"{name}": {_example_shape(inputs[name])}}}',
+        )  # fmt: skip
+    taken = {str(dim) for dim in symbols.values()}
+    for tensor in inputs.values():
+        for axis, size in enumerate(tensor.shape):
+            for symbol in () if isinstance(size, int) else sorted(size.node.expr.free_symbols, key=str):
+                if str(symbol) not in symbols:
+                    free = (
+                        BATCH
+                        if axis == 0 and BATCH not in taken
+                        else next(f"d{i}" for i in range(1, 1000) if f"d{i}" not in taken)
+                    )
+                    taken.add(free)
+                    symbols[str(symbol)] = SymDim.named(free)
+    return symbols
+
+
+def _example_shape(tensor: torch.Tensor) -> str:
+    shown = [str(s) for s in tensor.shape]
+    if len(shown) > 1:
+        shown[1] = f'"{BATCH}"'
+    return f"({', '.join(shown)},)"
+
+
+def _user_tensors(program: ExportedProgram) -> list[torch.Tensor]:
+    """What torch.export traced the user's inputs with."""
+    names = set(program.graph_signature.user_inputs)
+    found = []
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is torch.export.graph_signature.InputKind.USER_INPUT and isinstance(
+            spec.arg, torch.export.graph_signature.ConstantArgument
+        ):
+            if spec.arg.value is None:
+                continue
+            raise UnsupportedModelError(
+                f"input {spec.arg.name!r} is the constant {spec.arg.value!r}; the inputs of a compiled model are tensors",
+                hint="export a wrapping module whose forward() supplies that value",
+            )
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in names:
+            value = node.meta.get("val")
+            if not isinstance(value, torch.Tensor):
+                raise UnsupportedModelError(
+                    f"input {node.name!r} is of type {type(value).__name__}; the inputs of a compiled model are tensors",
+                    hint="export a wrapping module that makes that value from a tensor's shape",
+                )
+            found.append(value)
+    return found
+
+
+def _decomposed(program: ExportedProgram) -> ExportedProgram:
+    """The program in ops that we lower, and in core ATen ops for the rest."""
+    table = {op: how for op, how in default_decompositions().items() if str(op) not in HANDLERS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            result = program.run_decompositions(table)
+            more = {
+                node.target: torch._decomp.decomposition_table[node.target]
+                for node in result.graph.nodes
+                if node.op == "call_function"
+                and str(node.target) not in HANDLERS
+                and node.target in torch._decomp.decomposition_table
+            }
+            return result.run_decompositions({**table, **more}) if more else result
+        except Exception as error:
+            raise FrontendError(
+                f"torch could not decompose the exported program: {type(error).__name__}: {error}", code="E_EXPORT"
+            ) from error

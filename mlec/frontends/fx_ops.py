@@ -1,0 +1,513 @@
+"""ATen ops on elements, reductions and matrix products, as IR ops. `mlec.frontends.fx_context.HANDLERS` is the table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mlec.frontends.fx_context import HANDLERS, Context, Number, Operand, lowers
+from mlec.ir import Dim, DType, SymDim, Value
+
+# -- one operand -----------------------------------------------------------------------------------------------------
+
+
+def _table(names: dict[str, str], make: Callable[[str], Callable[..., Value]]) -> None:
+    for aten, op in names.items():
+        HANDLERS[f"aten.{aten}"] = make(op)
+
+
+def _float_unary(op: str) -> Callable[..., Value]:
+    return lambda c, x: c.float_op(op, x)
+
+
+def _unary(op: str) -> Callable[..., Value]:
+    return lambda c, x: c.b(op, x)
+
+
+def _rounding(op: str) -> Callable[..., Value]:
+    return lambda c, x: c.b(op, x) if x.type.dtype.is_float else x
+
+
+_FLOAT_UNARY = "exp expm1 log log1p sqrt rsqrt sin cos tan atan tanh sigmoid erf silu"
+_table({f"{name}.default": name for name in _FLOAT_UNARY.split()}, _float_unary)
+_table({"neg.default": "neg", "relu.default": "relu"}, _unary)
+_table(
+    {
+        "floor.default": "floor",
+        "ceil.default": "ceil",
+        "round.default": "round",
+        "trunc.default": "trunc",
+        "fix.default": "trunc",
+    },
+    _rounding,
+)
+
+
+@lowers("abs.default", "sign.default", "sgn.default")
+def _sign(c: Context, x: Value) -> Value:
+    return x if x.type.dtype.is_bool else c.b("abs" if "abs" in c.target else "sign", x)
+
+
+@lowers("isnan.default", "isinf.default")
+def _test(c: Context, x: Value) -> Value:
+    return c.b(c.target.split(".")[1], x) if x.type.dtype.is_float else c.full(False, x.type.shape, DType.BOOL)
+
+
+@lowers("logical_not.default")
+def _not(c: Context, x: Value) -> Value:
+    return c.b("logical_not", c.cast(x, DType.BOOL))
+
+
+@lowers("bitwise_not.default")
+def _bitwise_not(c: Context, x: Value) -> Value:
+    return c.b("logical_not", x) if x.type.dtype.is_bool else c.b("sub", c.b("neg", x), 1)
+
+
+@lowers("reciprocal.default")
+def _reciprocal(c: Context, x: Value) -> Value:
+    return c.b("div", c.number(1, c.dtype), c.cast(x, c.dtype))
+
+
+@lowers("log2.default", "log10.default")
+def _log(c: Context, x: Value) -> Value:
+    # In float64, so that powers of the base come out as whole numbers.
+    base = 2.0 if "log2" in c.target else 10.0
+    wide = c.b("div", c.b("log", c.cast(x, DType.F64)), math.log(base))
+    return c.cast(wide, c.dtype)
+
+
+@lowers("exp2.default")
+def _exp2(c: Context, x: Value) -> Value:
+    return c.b("pow", c.number(2, c.dtype), c.cast(x, c.dtype))
+
+
+@lowers("sinh.default", "cosh.default")
+def _hyperbolic(c: Context, x: Value) -> Value:
+    x = c.cast(x, c.dtype)
+    # exp(x / 2) squared step by step does not overflow before the result does.
+    half = c.b("exp", c.b("mul", x, 0.5))
+    up, down = c.b("mul", c.b("mul", half, 0.5), half), c.b("div", c.b("div", c.number(0.5, c.dtype), half), half)
+    if "cosh" in c.target:
+        return c.b("add", up, down)
+    t = c.b("expm1", x)  # accurate near 0, where up and down cancel
+    small = c.b("mul", c.b("add", t, c.b("div", t, c.b("add", t, 1))), 0.5)
+    return c.b("where", c.b("lt", c.b("abs", x), 1), small, c.b("sub", up, down))
+
+
+@lowers("asin.default", "acos.default")
+def _arc(c: Context, x: Value) -> Value:
+    x = c.cast(x, c.dtype)
+    other = c.b("sqrt", c.b("mul", c.b("sub", c.number(1, c.dtype), x), c.b("add", x, 1)))
+    return c.b("atan2", x, other) if "asin" in c.target else c.b("atan2", other, x)
+
+
+@lowers("atanh.default")
+def _atanh(c: Context, x: Value) -> Value:
+    x = c.cast(x, c.dtype)
+    ratio = c.b("div", c.b("mul", x, 2), c.b("sub", c.number(1, c.dtype), x))
+    return c.b("mul", c.b("log1p", ratio), 0.5)
+
+
+@lowers("gelu.default")
+def _gelu(c: Context, x: Value, approximate: str = "none") -> Value:
+    return c.b("gelu", x, approximate=approximate)
+
+
+@lowers("elu.default")
+def _elu(c: Context, x: Value, alpha: Number = 1, scale: Number = 1, input_scale: Number = 1) -> Value:
+    below = c.b("mul", c.b("expm1", c.b("mul", x, input_scale) if input_scale != 1 else x), alpha * scale)
+    above = c.b("mul", x, scale) if scale != 1 else x
+    return c.b("where", c.b("gt", x, 0), above, below)
+
+
+@lowers("leaky_relu.default")
+def _leaky_relu(c: Context, x: Value, negative_slope: Number = 0.01) -> Value:
+    return c.b("where", c.b("gt", x, 0), x, c.b("mul", x, negative_slope))
+
+
+@lowers("clamp.default", "hardtanh.default", "clamp_min.default", "clamp_max.default")
+def _clamp(c: Context, x: Value, min: Operand | None = None, max: Operand | None = None) -> Value:
+    if "hardtanh" in c.target:
+        min, max = -1 if min is None else min, 1 if max is None else max
+    if "clamp_max" in c.target:
+        min, max = None, min
+    return _between(c, x, min, max)
+
+
+@lowers("clamp.Tensor", "clamp_min.Tensor", "clamp_max.Tensor")
+def _clamp_tensor(c: Context, x: Value, min: Value | None = None, max: Value | None = None) -> Value:
+    return _between(c, x, None, min) if "clamp_max" in c.target else _between(c, x, min, max)
+
+
+def _between(c: Context, x: Value, low: Operand | None, high: Operand | None) -> Value:
+    x = c.cast(x, c.dtype)
+    if c.dtype.is_float and not isinstance(low, (Value, SymDim)) and not isinstance(high, (Value, SymDim)):
+        if low == 0 and high is None:
+            return c.b("relu", x)
+        bounds = {"lo": low, "hi": high}
+        return c.b("clip", x, **{name: float(bound) for name, bound in bounds.items() if bound is not None})
+    if low is not None:
+        x = c.b("maximum", x, c.operand(low, c.dtype))
+    return x if high is None else c.b("minimum", x, c.operand(high, c.dtype))
+
+
+# -- two operands ----------------------------------------------------------------------------------------------------
+
+
+def _scaled(c: Context, x: Operand, alpha: Number | Dim) -> Operand:
+    """``x * alpha`` in the dtype of the result."""
+    return x if alpha == 1 else c.b("mul", c.operand(x, c.dtype), c.number(alpha, c.dtype))
+
+
+@lowers("add.Tensor", "add.Scalar")
+def _add(c: Context, x: Value, y: Operand, alpha: Number = 1) -> Value:
+    if c.dtype.is_bool:
+        return c.b("logical_or", x, c.operand(y, DType.BOOL))
+    return c.b("add", c.operand(x, c.dtype), c.operand(_scaled(c, y, alpha), c.dtype))
+
+
+@lowers("sub.Tensor", "sub.Scalar")
+def _sub(c: Context, x: Operand, y: Operand, alpha: Number = 1) -> Value:
+    return c.b("sub", c.operand(x, c.dtype), c.operand(_scaled(c, y, alpha), c.dtype))
+
+
+@lowers("rsub.Tensor", "rsub.Scalar")
+def _rsub(c: Context, x: Value, y: Operand, alpha: Number = 1) -> Value:
+    return _sub(c, y, x, alpha)
+
+
+@lowers("mul.Tensor", "mul.Scalar")
+def _mul(c: Context, x: Value, y: Operand) -> Value:
+    op = "logical_and" if c.dtype.is_bool else "mul"
+    return c.b(op, c.operand(x, c.dtype), c.operand(y, c.dtype))
+
+
+@lowers("div.Tensor", "div.Scalar")
+def _div(c: Context, x: Value, y: Operand) -> Value:
+    return c.b("div", c.operand(x, c.dtype), c.operand(y, c.dtype))
+
+
+@lowers("div.Tensor_mode", "div.Scalar_mode")
+def _div_mode(c: Context, x: Value, y: Operand, rounding_mode: str | None = None) -> Value:
+    if rounding_mode is None:
+        return _div(c, x, y)
+    a, b = c.operand(x, c.dtype), c.operand(y, c.dtype)
+    if rounding_mode == "floor":
+        return c.b("floordiv", a, b)
+    if c.dtype.is_float:
+        return c.b("trunc", c.b("div", a, b))
+    if c.dtype is DType.U8:
+        return c.b("floordiv", a, b)
+    sign = c.b("mul", c.b("sign", a), c.b("sign", b))
+    return c.b("mul", c.b("floordiv", c.b("abs", a), c.b("abs", b)), sign)
+
+
+@lowers("floor_divide.default", "floor_divide.Scalar")
+def _floor_divide(c: Context, x: Value, y: Operand) -> Value:
+    return _div_mode(c, x, y, "floor")
+
+
+@lowers("remainder.Tensor", "remainder.Scalar")
+def _remainder(c: Context, x: Value, y: Operand) -> Value:
+    return c.b("mod", c.operand(x, c.dtype), c.operand(y, c.dtype))
+
+
+@lowers("fmod.Tensor", "fmod.Scalar")
+def _fmod(c: Context, x: Value, y: Operand) -> Value:
+    a, b = c.operand(x, c.dtype), c.operand(y, c.dtype)
+    if c.dtype is DType.U8:
+        return c.b("mod", a, b)
+    magnitude = c.b("mod", c.b("abs", a), c.b("abs", b))
+    return c.b("where", c.b("lt", a, 0), c.b("neg", magnitude), magnitude)
+
+
+@lowers("maximum.default", "minimum.default")
+def _extremum(c: Context, x: Value, y: Value) -> Value:
+    op = c.target.split(".")[1]
+    if c.dtype.is_bool:
+        return c.b("logical_or" if op == "maximum" else "logical_and", x, y)
+    return c.b(op, c.cast(x, c.dtype), c.cast(y, c.dtype))
+
+
+@lowers("atan2.default")
+def _atan2(c: Context, x: Value, y: Value) -> Value:
+    return c.b("atan2", c.cast(x, c.dtype), c.cast(y, c.dtype))
+
+
+@lowers("pow.Tensor_Tensor", "pow.Scalar")
+def _pow(c: Context, x: Operand, y: Operand) -> Value:
+    if not c.dtype.is_float:
+        raise c.unsupported(
+            "integer powers of integers are supported for a fixed exponent only", "make one operand a float"
+        )
+    return c.b("pow", c.operand(x, c.dtype), c.operand(y, c.dtype))
+
+
+@lowers("pow.Tensor_Scalar")
+def _pow_scalar(c: Context, x: Value, exponent: Number) -> Value:
+    # The same special cases as torch's, for the same results.
+    x = c.cast(x, c.dtype)
+    whole = float(exponent).is_integer()
+    if exponent == 0:
+        return c.full(1, x.type.shape, c.dtype)
+    if (whole and 1 <= exponent <= 3) or (whole and exponent > 0 and not c.dtype.is_float):
+        result = x
+        for _ in range(int(exponent) - 1):
+            result = c.b("mul", result, x)
+        return result
+    if not c.dtype.is_float:
+        raise c.unsupported(f"an integer to the power of {exponent}", "cast to a float first")
+    if exponent == 0.5:
+        return c.b("sqrt", x)
+    if exponent == -0.5:
+        return c.b("rsqrt", x)
+    if exponent in (-1, -2):
+        return c.b("div", c.number(1, c.dtype), x if exponent == -1 else c.b("mul", x, x))
+    return c.b("pow", x, exponent)
+
+
+def _compare(op: str) -> Callable[..., Value]:
+    def handler(c: Context, x: Value, y: Operand) -> Value:
+        a, b = c.promoted(x, y)
+        if a.type.dtype.is_bool and op not in ("eq", "ne"):
+            a, b = c.cast(a, DType.U8), c.cast(b, DType.U8)
+        return c.b(op, a, b)
+
+    return handler
+
+
+for _form in ("Tensor", "Scalar"):
+    _table({f"{op}.{_form}": op for op in ("eq", "ne", "lt", "le", "gt", "ge")}, _compare)
+
+
+def _logical(op: str) -> Callable[..., Value]:
+    def handler(c: Context, x: Value, y: Operand) -> Value:
+        if "bitwise" in c.target and not c.dtype.is_bool:
+            raise c.unsupported(f"bitwise arithmetic on {c.dtype}", "only masks (bool) are supported")
+        return c.b(op, c.operand(x, DType.BOOL), c.operand(y, DType.BOOL))
+
+    return handler
+
+
+for _word in ("and", "or", "xor"):
+    _forms = (f"logical_{_word}.default", f"bitwise_{_word}.Tensor", f"bitwise_{_word}.Scalar")
+    _table(dict.fromkeys(_forms, f"logical_{_word}"), _logical)
+
+
+@lowers("where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar")
+def _where(c: Context, condition: Value, x: Operand, y: Operand) -> Value:
+    return c.b("where", c.cast(condition, DType.BOOL), c.operand(x, c.dtype), c.operand(y, c.dtype))
+
+
+@lowers("masked_fill.Scalar", "masked_fill.Tensor")
+def _masked_fill(c: Context, x: Value, mask: Value, value: Operand) -> Value:
+    return c.b("where", mask, c.operand(value, c.dtype), x)
+
+
+# -- the same elements -----------------------------------------------------------------------------------------------
+
+
+@lowers(
+    "clone.default",
+    "alias.default",
+    "detach.default",
+    "contiguous.default",
+    "lift_fresh_copy.default",
+    "positive.default",
+)
+def _same(c: Context, x: Value, **memory_format: Any) -> Value:
+    return x
+
+
+@lowers("_to_copy.default", "to.dtype", "to.dtype_layout", "to.device", "to.other", "copy.default", "type_as.default")
+def _to(c: Context, x: Value, *settings: Any, **more: Any) -> Value:
+    if c.target == "aten.copy.default":  # copy(destination, source)
+        return c.broadcast(c.cast(settings[0], c.dtype), c.shape)
+    return c.cast(x, c.dtype)
+
+
+@lowers(
+    "dropout.default",
+    "native_dropout.default",
+    "alpha_dropout.default",
+    "feature_dropout.default",
+    "feature_alpha_dropout.default",
+)
+def _dropout(c: Context, x: Value, p: float, train: bool | None) -> Value | tuple[Value, None]:
+    if train and p > 0:
+        raise c.unsupported(
+            "dropout is active", "call model.eval() before torch.export, and pass training=self.training to F.dropout"
+        )
+    return (x, None) if "native" in c.target else x
+
+
+# -- reductions ------------------------------------------------------------------------------------------------------
+
+
+@lowers("sum.dim_IntList", "sum.default", "mean.dim", "mean.default", "prod.default", "prod.dim_int")
+def _sum(c: Context, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
+    axes = [dim] if isinstance(dim, int) else dim
+    return c.reduce(c.target.split(".")[1], c.cast(x, c.dtype), axes, keepdim)
+
+
+@lowers("amax.default", "amin.default")
+def _amax(c: Context, x: Value, dim: Sequence[int] = (), keepdim: bool = False) -> Value:
+    if x.type.dtype.is_bool:
+        return c.reduce("any" if "amax" in c.target else "all", x, dim, keepdim)
+    return c.reduce("max" if "amax" in c.target else "min", x, dim, keepdim)
+
+
+@lowers("max.default", "min.default")
+def _max(c: Context, x: Value) -> Value:
+    return c.reduce(c.target.split(".")[1], x, None, False)
+
+
+@lowers("max.dim", "min.dim")
+def _max_dim(c: Context, x: Value, dim: int, keepdim: bool = False) -> tuple[Value, Value]:
+    name = c.target.split(".")[1]
+    if not x.type.rank:
+        return x, c.number(0, DType.I64)
+    return c.reduce(name, x, [dim], keepdim), c.b(f"arg{name}", x, axis=dim, keepdims=keepdim)
+
+
+@lowers("argmax.default", "argmin.default")
+def _argmax(c: Context, x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
+    name = c.target.split(".")[1]
+    if dim is None:
+        return c.reshape(c.b(name, c.reshape(x, (x.type.size,)), axis=0, keepdims=False), c.shape)
+    return c.b(name, x, axis=dim, keepdims=keepdim) if x.type.rank else c.number(0, DType.I64)
+
+
+@lowers("any.default", "any.dim", "any.dims", "all.default", "all.dim", "all.dims")
+def _any(c: Context, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
+    axes = [dim] if isinstance(dim, int) else dim
+    return c.cast(c.reduce(c.target.split(".")[1], c.cast(x, DType.BOOL), axes, keepdim), c.dtype)
+
+
+@lowers("logsumexp.default")
+def _logsumexp(c: Context, x: Value, dim: Sequence[int], keepdim: bool = False) -> Value:
+    return c.reduce("logsumexp", c.cast(x, c.dtype), dim, keepdim)
+
+
+@lowers("var.correction", "std.correction", "var_mean.correction", "std_mean.correction")
+def _var(c: Context, x: Value, dim: Any = None, correction: Number | None = 1, keepdim: bool = False) -> Any:
+    axes = [dim] if isinstance(dim, int) else list(dim or range(x.type.rank))
+    centre = c.reduce("mean", x, axes, True)
+    difference = c.b("sub", x, centre)
+    total = c.reduce("sum", c.b("mul", difference, difference), axes, keepdim)
+    count: Dim = 1
+    for axis in axes:
+        count = count * x.type.shape[axis]
+    free = c.number(count, c.dtype)
+    if correction != 0:
+        free = c.b("maximum", c.b("sub", free, 1 if correction is None else correction), 0)
+    variance = c.b("div", total, free)
+    if "std" in c.target:
+        variance = c.b("sqrt", variance)
+    return (variance, c.reshape(centre, variance.type.shape)) if "mean" in c.target else variance
+
+
+@lowers("cumsum.default")
+def _cumsum(c: Context, x: Value, dim: int, dtype: Any = None) -> Value:
+    return c.b("cumsum", c.cast(x, c.dtype), axis=dim) if x.type.rank else c.cast(x, c.dtype)
+
+
+@lowers("topk.default")
+def _topk(c: Context, x: Value, k: Dim, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Value, ...]:
+    if not isinstance(k, int):
+        raise c.unsupported(f"k must be fixed, but it is {k}")
+    return c.b.multi("topk", x, k=k, axis=dim, largest=largest)
+
+
+@lowers("sort.default", "sort.stable")
+def _sort(c: Context, x: Value, *settings: Any, **named: Any) -> tuple[Value, ...]:
+    names = ("stable", "dim", "descending") if c.target == "aten.sort.stable" else ("dim", "descending")
+    given = {**dict(zip(names, settings, strict=False)), **named}
+    return c.b.multi("sort", x, axis=given.get("dim", -1), descending=given.get("descending", False))
+
+
+# -- matrix products -------------------------------------------------------------------------------------------------
+
+
+@lowers("mm.default", "bmm.default")
+def _mm(c: Context, x: Value, y: Value) -> Value:
+    return c.b("matmul", x, y)
+
+
+@lowers("matmul.default", "mv.default", "dot.default")
+def _matmul(c: Context, x: Value, y: Value) -> Value:
+    """A vector is a row on the left and a column on the right; its axis is dropped from the result."""
+    if x.type.rank == 1:
+        x = c.reshape(x, (1, *x.type.shape))
+    if y.type.rank == 1:
+        y = c.reshape(y, (*y.type.shape, 1))
+    return c.reshape(c.b("matmul", x, y), c.shape)
+
+
+@lowers("addmm.default", "baddbmm.default", "addmv.default")
+def _addmm(c: Context, added: Value, x: Value, y: Value, beta: Number = 1, alpha: Number = 1) -> Value:
+    result = c.operand(_scaled(c, _matmul(c, x, y), alpha), c.dtype)
+    # beta = 0 ignores what would be added, even a NaN.
+    return (
+        result if beta == 0 else c.broadcast(c.b("add", result, c.operand(_scaled(c, added, beta), c.dtype)), c.shape)
+    )
+
+
+@lowers("linear.default")
+def _linear(c: Context, x: Value, weight: Value, bias: Value | None = None) -> Value:
+    if weight.type.rank == 1:
+        result = _matmul(c, x, weight)
+    else:
+        rows = c.reshape(x, (1, *x.type.shape)) if x.type.rank == 1 else x
+        result = c.reshape(c.b("matmul", rows, c.transpose(weight, (1, 0))), c.shape)
+    return result if bias is None else c.b("add", result, bias)
+
+
+@lowers("_cdist_forward.default")
+def _cdist(c: Context, x: Value, y: Value, p: float, compute_mode: int | None = None) -> Value:
+    if x.type.rank != 2 or y.type.rank != 2:
+        raise c.unsupported(
+            f"distances between batches of matrices, {x.type} and {y.type}", "only two matrices are supported"
+        )
+    metric = {1.0: "manhattan", 2.0: "euclidean", math.inf: "chebyshev"}.get(p, "minkowski")
+    if p == 0:
+        raise c.unsupported("p = 0 (the count of differing features)")
+    return c.b("pairwise_distance", x, y, metric=metric, p=p)
+
+
+# -- made from nothing -----------------------------------------------------------------------------------------------
+
+
+@lowers("full.default", "full_like.default", "new_full.default", "scalar_tensor.default")
+def _full(c: Context, *args: Any, fill_value: Any = None, **settings: Any) -> Value:
+    if fill_value is None:
+        fill_value = args[0] if "scalar_tensor" in c.target else args[2] if "new_full" in c.target else args[1]
+    return c.full(fill_value, c.shape, c.dtype)
+
+
+_ZEROS = ("zeros", "zeros_like", "new_zeros", "empty", "empty_like", "new_empty")
+
+
+@lowers(*(f"{n}.default" for n in _ZEROS if n != "empty"), "empty.memory_format")
+def _zeros(c: Context, *args: Any, **settings: Any) -> Value:
+    return c.full(0, c.shape, c.dtype)
+
+
+@lowers("ones.default", "ones_like.default", "new_ones.default")
+def _ones(c: Context, *args: Any, **settings: Any) -> Value:
+    return c.full(1, c.shape, c.dtype)
+
+
+@lowers("arange.start_step", "arange.default", "arange.start")
+def _arange(c: Context, *bounds: Any, **settings: Any) -> Value:
+    start: Any = bounds[0] if len(bounds) > 1 else 0
+    step: Any = bounds[2] if len(bounds) > 2 else 1
+    # torch computes start + i * step in double precision and rounds once.
+    wide = DType.F64 if c.dtype.is_float else DType.I64
+    line = c.b("iota", shape=c.shape, dtype=wide)
+    if step != 1:
+        line = c.b("mul", line, c.number(step, wide))
+    if start != 0:
+        line = c.b("add", line, c.number(start, wide))
+    return c.cast(line, c.dtype)

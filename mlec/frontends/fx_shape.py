@@ -1,0 +1,345 @@
+"""ATen ops that move, pick, join and repeat elements, as IR ops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from mlec.frontends.fx_context import Context, Number, lowers, to_numpy
+from mlec.ir import Dim, DType, Value
+
+# -- views -----------------------------------------------------------------------------------------------------------
+
+
+@lowers(
+    "view.default", "_unsafe_view.default", "reshape.default", "view_copy.default", "squeeze.default", "squeeze.dim", "squeeze.dims",
+    "unsqueeze.default", "flatten.using_ints", "unflatten.int",
+)  # fmt: skip
+def _reshape(c: Context, x: Value, *settings: Any, **named: Any) -> Value:
+    return c.reshape(x, c.shape)
+
+
+@lowers("permute.default")
+def _permute(c: Context, x: Value, dims: Sequence[int]) -> Value:
+    return c.transpose(x, [d % x.type.rank for d in dims])
+
+
+@lowers("transpose.int", "t.default")
+def _transpose(c: Context, x: Value, dim0: int = 0, dim1: int = 1) -> Value:
+    return c.swap(x, dim0, dim1) if x.type.rank > 1 else x
+
+
+@lowers("expand.default", "expand_as.default", "broadcast_to.default")
+def _expand(c: Context, x: Value, *size: Any, **named: Any) -> Value:
+    return c.broadcast(x, c.shape)
+
+
+@lowers("flip.default")
+def _flip(c: Context, x: Value, dims: Sequence[int]) -> Value:
+    return c.b("flip", x, axes=tuple(dims)) if dims else x
+
+
+# -- cutting ---------------------------------------------------------------------------------------------------------
+
+
+def _position(index: Dim | None, extent: Dim, default: Dim) -> Dim:
+    """A bound of a slice, counted from the front and within the axis where that can be told."""
+    if index is None:
+        return default
+    if isinstance(index, int) and index < 0:
+        index = index + extent
+    if isinstance(index, int) and isinstance(extent, int):
+        return min(max(index, 0), extent)
+    return index
+
+
+@lowers("slice.Tensor", "slice_copy.Tensor")
+def _slice(
+    c: Context, x: Value, dim: int = 0, start: Dim | None = None, end: Dim | None = None, step: int = 1
+) -> Value:
+    first = _position(start, x.type.shape[dim], 0)
+    count = c.shape[dim]  # torch has worked out where the end is
+    return c.take(x, dim, first, first + (count - 1) * step + 1 if count != 0 else first, step)
+
+
+@lowers("select.int", "select_copy.int")
+def _select(c: Context, x: Value, dim: int, index: Dim) -> Value:
+    first = _position(index, x.type.shape[dim], 0)
+    return c.reshape(c.take(x, dim, first, first + 1), c.shape)
+
+
+@lowers(
+    "split.Tensor", "split_with_sizes.default", "split.sizes", "chunk.default", "tensor_split.sections", "split_copy.Tensor",
+    "split_with_sizes_copy.default",
+)  # fmt: skip
+def _split(c: Context, x: Value, parts: Any, dim: int = 0) -> list[Value]:
+    pieces: list[Value] = []
+    at: Dim = 0
+    for result in c.results:
+        assert result is not None
+        extent = result.shape[dim]
+        pieces.append(c.take(x, dim, at, at + extent))
+        at = at + extent
+    return pieces
+
+
+@lowers("unbind.int", "unbind_copy.int")
+def _unbind(c: Context, x: Value, dim: int = 0) -> list[Value]:
+    return [c.pick(x, dim, i) for i in range(len(c.results))]
+
+
+@lowers("unfold.default")
+def _unfold(c: Context, x: Value, dimension: int, size: int, step: int) -> Value:
+    if not x.type.rank:
+        return c.reshape(x, c.shape)
+    axis = dimension % x.type.rank
+    count = c.shape[axis]
+    starts = c.b("mul", c.b("iota", shape=(count, 1), axis=0), step)
+    windows = c.b("gather", x, c.b("add", starts, c.b("iota", shape=(1, size), axis=1)), axis=axis)
+    order = [i for i in range(x.type.rank + 1) if i != axis + 1] + [axis + 1]
+    return c.transpose(windows, order)
+
+
+# -- joining ---------------------------------------------------------------------------------------------------------
+
+
+@lowers("cat.default")
+def _cat(c: Context, tensors: Sequence[Value], dim: int = 0) -> Value:
+    # torch lets empty vectors join anything.
+    parts = [c.cast(t, c.dtype) for t in tensors if t.type.shape != (0,) or c.type.rank == 1]
+    return parts[0] if len(parts) == 1 else c.b("concat", *parts, axis=dim)
+
+
+@lowers("stack.default")
+def _stack(c: Context, tensors: Sequence[Value], dim: int = 0) -> Value:
+    axis = dim % c.type.rank
+    parts = [c.reshape(c.cast(t, c.dtype), (*t.type.shape[:axis], 1, *t.type.shape[axis:])) for t in tensors]
+    return parts[0] if len(parts) == 1 else c.b("concat", *parts, axis=axis)
+
+
+@lowers("slice_scatter.default")
+def _slice_scatter(
+    c: Context, x: Value, source: Value, dim: int = 0, start: Dim | None = None, end: Dim | None = None, step: int = 1
+) -> Value:
+    if step != 1:
+        raise c.unsupported(
+            f"assigning to a slice with step {step}", "build the result with torch.stack or torch.where"
+        )
+    first = _position(start, x.type.shape[dim], 0)
+    return _replaced(c, x, source, dim, first, first + source.type.shape[dim])
+
+
+@lowers("select_scatter.default")
+def _select_scatter(c: Context, x: Value, source: Value, dim: int, index: Dim) -> Value:
+    axis = dim % x.type.rank
+    first = _position(index, x.type.shape[axis], 0)
+    row = c.reshape(source, (*x.type.shape[:axis], 1, *x.type.shape[axis + 1 :]))
+    return _replaced(c, x, row, axis, first, first + 1)
+
+
+def _replaced(c: Context, x: Value, source: Value, axis: int, start: Dim, stop: Dim) -> Value:
+    """``x`` with ``source`` in place of ``[start, stop)``."""
+    extent = x.type.shape[axis]
+    pieces = [c.cast(source, x.type.dtype)]
+    if start != 0:
+        pieces.insert(0, c.take(x, axis, 0, start))
+    if stop != extent:
+        pieces.append(c.take(x, axis, stop, extent))
+    return pieces[0] if len(pieces) == 1 else c.b("concat", *pieces, axis=axis)
+
+
+@lowers("repeat.default", "tile.default")
+def _repeat(c: Context, x: Value, repeats: Sequence[Dim]) -> Value:
+    repeats = [1] * (x.type.rank - len(repeats)) + list(repeats)
+    shape = (1,) * (len(repeats) - x.type.rank) + x.type.shape
+    # Each axis becomes (repeat, extent), and the repeats are a broadcast.
+    apart = c.reshape(x, [d for extent in shape for d in (1, extent)])
+    return c.reshape(c.broadcast(apart, [d for pair in zip(repeats, shape, strict=True) for d in pair]), c.shape)
+
+
+@lowers("repeat_interleave.self_int")
+def _repeat_interleave(c: Context, x: Value, repeats: int, dim: int | None = None, output_size: Any = None) -> Value:
+    if dim is None:
+        x, dim = c.reshape(x, (x.type.size,)), 0
+    axis = dim % x.type.rank
+    head, extent, tail = x.type.shape[:axis], x.type.shape[axis], x.type.shape[axis + 1 :]
+    apart = c.reshape(x, (*head, extent, 1, *tail))
+    return c.reshape(c.broadcast(apart, (*head, extent, repeats, *tail)), c.shape)
+
+
+@lowers("roll.default")
+def _roll(c: Context, x: Value, shifts: Sequence[Dim], dims: Sequence[int] = ()) -> Value:
+    shape = x.type.shape
+    if not dims:
+        x, dims = c.reshape(x, (x.type.size,)), [0]
+    for shift, dim in zip(shifts, dims, strict=True):
+        extent = c.static(x, dim, "the rolled axis")
+        if not isinstance(shift, int):
+            raise c.unsupported(f"the shift must be fixed, but it is {shift}")
+        if extent and shift % extent:
+            cut = extent - shift % extent
+            x = c.b("concat", c.take(x, dim, cut, extent), c.take(x, dim, 0, cut), axis=dim)
+    return c.reshape(x, shape)
+
+
+@lowers("constant_pad_nd.default")
+def _pad(c: Context, x: Value, pad: Sequence[Dim], value: Number = 0) -> Value:
+    return _padded(c, x, pad, "constant", value)
+
+
+@lowers(*(f"{kind}_pad{rank}d.default" for kind in ("reflection", "replication") for rank in (1, 2, 3)))
+def _pad_mirror(c: Context, x: Value, padding: Sequence[Dim]) -> Value:
+    return _padded(c, x, padding, "reflect" if "reflection" in c.target else "edge")
+
+
+def _padded(c: Context, x: Value, pad: Sequence[Dim], mode: str, value: Number = 0) -> Value:
+    """``pad``: (before, after) from the last axis to the first; a negative number crops."""
+    before, after = [0] * x.type.rank, [0] * x.type.rank
+    for i in range(len(pad) // 2):
+        low, high = pad[2 * i], pad[2 * i + 1]
+        if not isinstance(low, int) or not isinstance(high, int):
+            raise c.unsupported(f"padding must be fixed, but it is {low}, {high}")
+        axis = x.type.rank - 1 - i
+        if low < 0 or high < 0:
+            x = c.take(x, axis, max(-low, 0), x.type.shape[axis] - max(-high, 0))
+        before[axis], after[axis] = max(low, 0), max(high, 0)
+    if not any(before) and not any(after):
+        return x
+    if x.type.dtype.is_bool:
+        wide = c.b("pad", c.cast(x, DType.U8), before=tuple(before), after=tuple(after), value=float(value), mode=mode)
+        return c.cast(wide, DType.BOOL)
+    return c.b("pad", x, before=tuple(before), after=tuple(after), value=float(value), mode=mode)
+
+
+@lowers("pixel_shuffle.default")
+def _pixel_shuffle(c: Context, x: Value, upscale_factor: int) -> Value:
+    *batch, channels, height, width = x.type.shape
+    r, rank = upscale_factor, len(batch)
+    apart = c.reshape(x, (*batch, channels // (r * r), r, r, height, width))
+    perm = [*range(rank), *(rank + i for i in (0, 3, 1, 4, 2))]
+    return c.reshape(c.transpose(apart, perm), c.shape)
+
+
+@lowers("pixel_unshuffle.default")
+def _pixel_unshuffle(c: Context, x: Value, downscale_factor: int) -> Value:
+    *batch, channels, height, width = x.type.shape
+    r, rank = downscale_factor, len(batch)
+    apart = c.reshape(x, (*batch, channels, height // r, r, width // r, r))
+    perm = [*range(rank), *(rank + i for i in (0, 2, 4, 1, 3))]
+    return c.reshape(c.transpose(apart, perm), c.shape)
+
+
+@lowers("tril.default", "triu.default")
+def _triangle(c: Context, x: Value, diagonal: int = 0) -> Value:
+    rows, columns = x.type.shape[-2:]
+    i = c.b("iota", shape=(rows, 1), axis=0)
+    j = c.b("iota", shape=(1, columns), axis=1)
+    kept = c.b("le" if "tril" in c.target else "ge", c.b("sub", j, i), diagonal)
+    if x.type.dtype.is_bool:
+        return c.b("logical_and", x, kept)
+    return c.b("where", kept, x, c.number(0, x.type.dtype))
+
+
+# -- indexing --------------------------------------------------------------------------------------------------------
+
+
+@lowers("embedding.default")
+def _embedding(c: Context, weight: Value, indices: Value, *settings: Any, **named: Any) -> Value:
+    return c.b("gather", weight, indices, axis=0)
+
+
+@lowers("index_select.default")
+def _index_select(c: Context, x: Value, dim: int, index: Value) -> Value:
+    if not x.type.rank:
+        return x
+    return c.reshape(c.b("gather", x, index, axis=dim), c.shape)
+
+
+@lowers("gather.default")
+def _gather(c: Context, x: Value, dim: int, index: Value, sparse_grad: bool = False) -> Value:
+    if not x.type.rank:
+        return c.broadcast(x, c.shape)
+    axis = dim % x.type.rank
+    if not index.type.rank:
+        index = c.reshape(index, (1,) * x.type.rank)
+    for other, extent in enumerate(index.type.shape):
+        if other != axis and extent != x.type.shape[other]:
+            x = c.take(x, other, 0, extent)  # torch reads only as far as the index goes
+    return c.b("take_along_axis", x, index, axis=axis)
+
+
+@lowers("index.Tensor", "_unsafe_index.Tensor")
+def _index(c: Context, x: Value, indices: Sequence[Value | None]) -> Value:
+    """Several index tensors become one index into their axes, laid out as one axis."""
+    at = [axis for axis, index in enumerate(indices) if index is not None]
+    picks = [index for index in indices if index is not None]
+    for index in picks:
+        if index.type.dtype in (DType.BOOL, DType.U8):
+            raise c.unsupported(
+                "indexing by a mask gives as many elements as the mask has ones",
+                "shapes may not depend on values; use torch.where, or a multiplication by the mask",
+            )
+    adjacent = at == list(range(at[0], at[0] + len(at)))
+    if not adjacent:  # then torch puts the picked axes in front
+        x = c.transpose(x, [*at, *(i for i in range(x.type.rank) if i not in at)])
+        at = list(range(len(at)))
+    first = at[0]
+    extents = x.type.shape[first : first + len(at)]
+    flat: Value | None = None
+    merged: Dim = 1
+    for index, extent in zip(picks, extents, strict=True):
+        position = _from_front(c, c.cast(index, DType.I64), extent)
+        flat = position if flat is None else c.b("add", c.b("mul", flat, c.number(extent, DType.I64)), position)
+        merged = merged * extent
+    assert flat is not None
+    joined = c.reshape(x, (*x.type.shape[:first], merged, *x.type.shape[first + len(at) :]))
+    return c.reshape(c.b("gather", joined, flat, axis=first), c.shape)
+
+
+def _from_front(c: Context, index: Value, extent: Dim) -> Value:
+    """Negative indices count from the end."""
+    known = c.constants.get(index)
+    if known is not None and (known.size == 0 or known.min() >= 0):
+        return index
+    return c.b("where", c.b("lt", index, 0), c.b("add", index, c.number(extent, DType.I64)), index)
+
+
+# -- upsampling ------------------------------------------------------------------------------------------------------
+
+
+@lowers(
+    *(f"upsample_nearest{rank}d.vec" for rank in (1, 2, 3)),
+    *(f"_upsample_nearest_exact{rank}d.vec" for rank in (1, 2, 3)),
+)
+def _nearest(c: Context, x: Value, output_size: Any, scale_factors: Sequence[float] | None) -> Value:
+    result = x
+    for i, size in enumerate(c.shape[2:]):
+        extent = c.static(x, 2 + i, "the resized axis")
+        scale = scale_factors[i] if scale_factors else None
+        # torch itself says which element each position takes; its rounding is not a formula to repeat.
+        line = torch.arange(extent, dtype=torch.float32).reshape(1, 1, -1)
+        op = torch.ops.aten._upsample_nearest_exact1d if "exact" in c.target else torch.ops.aten.upsample_nearest1d
+        index = to_numpy(op(line, None, [scale]) if scale else op(line, [size], None)).ravel().astype("int64")
+        if (index == [math.floor(j * (extent / int(size))) for j in range(int(size))]).all():
+            target = (*result.type.shape[2 : 2 + i], size, *result.type.shape[3 + i :])
+            result = c.b("resize", result, size=target, mode="nearest") if size != extent else result
+        else:
+            result = c.b("gather", result, c.b.constant(index), axis=2 + i)
+    return result
+
+
+@lowers("upsample_linear1d.vec", "upsample_bilinear2d.vec", "upsample_trilinear3d.vec")
+def _linear_resize(
+    c: Context, x: Value, output_size: Any, align_corners: bool, scale_factors: Sequence[float] | None
+) -> Value:
+    for i, size in enumerate(c.shape[2:]):
+        extent = c.static(x, 2 + i, "the resized axis")
+        if scale_factors and not align_corners and extent * scale_factors[i] != size:
+            raise c.unsupported(
+                f"scale factor {scale_factors[i]} of extent {extent} is no whole number of elements",
+                "pass size=, or recompute_scale_factor=True, to interpolate",
+            )
+    return c.b("resize", x, size=c.shape[2:], mode="linear", align_corners=align_corners)
