@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Epilogue, Expr
-from mlec.backends.tvm.kernels.vector import broadcast, const, share, vector_type
+from mlec.backends.tvm.kernels.vector import broadcast, cast_to, const, share, store, vector_type
 from mlec.backends.tvm.target import TargetInfo
 
 SERIAL_WORK = 1 << 19
@@ -115,14 +115,15 @@ def ceildiv(a: Dim, b: int) -> Dim:
     return (a + (b - 1)) // b
 
 
-def parallel_if_large(count: Dim, work_per_item: float, body: Callable[[Expr], None]) -> None:
+def parallel_if_large(count: Dim, work_per_item: float, body: Callable[[Expr], None], multiple: int = 1) -> None:
     """Run ``body(i)`` for each i below ``count``, on all threads if there is enough to do.
 
-    ``work_per_item`` is in multiply-adds (or what takes as long). For a symbolic count the program holds both loops.
+    ``work_per_item`` is in multiply-adds (or what takes as long). A symbolic count is known to be a ``multiple`` of
+    something; unless that alone is enough work for threads, the program holds both loops.
     """
     enough = max(2, math.ceil(SERIAL_WORK / max(work_per_item, 1)))
-    if isinstance(count, int):
-        with (T.parallel if count >= enough else T.serial)(count) as i:
+    if isinstance(count, int) or multiple >= enough:
+        with (T.parallel if max(count if isinstance(count, int) else 0, multiple) >= enough else T.serial)(count) as i:
             body(i)
         return
     with T.If(count < enough):
@@ -130,3 +131,30 @@ def parallel_if_large(count: Dim, work_per_item: float, body: Callable[[Expr], N
             body(i)
         with T.Else(), T.parallel(count) as i:
             body(i)
+
+
+def fill_run(buffer: Buffer, prefix: Sequence[Expr], start: Expr, count: int, lanes: int) -> None:
+    """Zero ``count`` consecutive elements of the last axis."""
+    copy_run(buffer, prefix, start, count, lanes, None)
+
+
+def copy_run(
+    buffer: Buffer,
+    prefix: Sequence[Expr],
+    start: Expr,
+    count: int,
+    lanes: int,
+    source: Callable[[Expr, int], Expr] | None,
+) -> None:
+    """Store ``source(offset, width)`` (zeros if there is none) for ``count`` consecutive elements of the last axis."""
+    dtype = buffer_dtype(buffer)
+
+    def piece(offset: Expr, width: int) -> None:
+        value = const(0, dtype, width) if source is None else cast_to(dtype, source(offset, width))
+        store(buffer, value, [*prefix, start + offset])
+
+    if count >= lanes:
+        with T.serial(count // lanes) as i:
+            piece(i * lanes, lanes)
+    if count % lanes:
+        piece(count // lanes * lanes, count % lanes)

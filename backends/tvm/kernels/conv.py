@@ -1,0 +1,330 @@
+"""Convolutions: on channel blocks (NCHWc) for dense 2-d ones, on plain tensors for every other kind.
+
+Zero padding is a copy, by each task, of the part of its input it needs into a padded scratch that stays in L2: the inner
+loops then have no borders. The copy moves each element once for some hundred to some thousand multiply-adds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from mlec.backends.tvm.compat import T, prim_func, tirx
+from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.gemm import put
+from mlec.backends.tvm.kernels.tile import (
+    SERIAL_WORK,
+    RegisterTile,
+    accumulator_dtype,
+    bits,
+    ceildiv,
+    copy_run,
+    epilogue_parameters,
+    fill_run,
+    flat_view,
+    parallel_if_large,
+    parameter,
+    product,
+    unflatten,
+)
+from mlec.backends.tvm.kernels.vector import cast_to, const, load, share
+from mlec.backends.tvm.target import TargetInfo
+
+
+def pack_nchwc(weights: npt.NDArray[np.generic], in_block: int, out_block: int) -> npt.NDArray[np.generic]:
+    """``[k, c, r, s]`` to ``[k / out_block, c / in_block, r, s, in_block, out_block]``, zero-padded."""
+    k, c, r, s = weights.shape
+    kb, cb = -(-k // out_block), -(-c // in_block)
+    padded = np.zeros((kb * out_block, cb * in_block, r, s), weights.dtype)
+    padded[:k, :c] = weights
+    return np.ascontiguousarray(padded.reshape(kb, out_block, cb, in_block, r, s).transpose(0, 2, 4, 5, 3, 1))
+
+
+def conv2d_nchwc(
+    x_shape: Sequence[Dim],
+    w_shape: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    dtype: str,
+    target: TargetInfo,
+    epilogue: Epilogue = IDENTITY,
+    name: str = "conv2d_nchwc",
+) -> tirx.PrimFunc:
+    """``y[n, k/kb, p, q, kb] = epilogue(conv(x[n, c/b, h, w, b], w[k/kb, c/b, r, s, b, kb]))``; only n may be symbolic.
+
+    ``pads`` lists top, left, bottom, right. Parameters of the program: x, w, the epilogue's inputs, y; the epilogue's
+    indices are those of y (five).
+
+    A tile is one or two blocks of output channels times up to 12 output positions (of one row, or of several rows where
+    they are short): 24 sums in registers. For each input channel and tap it loads the weight vectors once and broadcasts
+    one input value per position. A task is an image (or part of its rows, or of its output channels): weights of a pair of
+    blocks (``c * r * s`` vectors, 36 KB per block for 64 channels, 3 x 3) are reused over all positions from L2.
+    """
+    n, cb, h, w, b = x_shape
+    kb, _, r, s, _, k = w_shape
+    (sh, sw), (dh, dw), (top, left, _, _) = strides, dilations, pads
+    p = (h + pads[0] + pads[2] - dh * (r - 1) - 1) // sh + 1
+    q = (w + pads[1] + pads[3] - dw * (s - 1) - 1) // sw + 1
+    acc = accumulator_dtype(dtype)
+    y_shape = (n, kb, p, q, k)
+    padded = any(pads)
+    if (r, s, sh, sw) == (1, 1, 1, 1) and not padded:  # pointwise: one long row
+        h, w, p, q = 1, h * w, 1, p * q
+
+    lanes = target.lanes(bits(acc))
+    group = 2 if kb % 2 == 0 else 1
+    per_sum = -(-k // lanes)  # registers a sum takes
+    most = max(1, min(12, (target.vector_registers - 2) // (group * per_sum) - 1))
+    qt = -(-q // -(-q // most))
+    pt = max(1, min(p, most // q)) if qt == q else 1
+
+    item = bits(acc) // 8
+    work = k * kb * p * q * cb * b * r * s
+    columns = (q - 1) * sw + (s - 1) * dw + 1
+    parts = max(1, min(2 * target.cores, work // SERIAL_WORK))
+    split_channels = kb * k * r * s > h * w
+    k_parts = min(parts, kb // group) if split_channels else 1
+    p_parts = 1 if split_channels else min(parts, ceildiv(p, pt))
+    if padded:
+        p_parts = max(p_parts, min(ceildiv(p, pt), cb * b * h * columns * item * 2 // target.l2_bytes))
+    p_chunk, k_chunk = ceildiv(ceildiv(p, pt), p_parts) * pt, ceildiv(kb // group, k_parts)
+    p_parts, k_parts = ceildiv(p, p_chunk), ceildiv(kb // group, k_chunk)
+    rows = (p_chunk - 1) * sh + (r - 1) * dh + 1
+
+    with prim_func(name) as kernel:
+        x_arg = parameter("x", BufferSpec(x_shape, dtype))
+        weights = parameter("w", BufferSpec(w_shape, dtype))
+        extra = epilogue_parameters(epilogue)
+        y_arg = parameter("y", BufferSpec(y_shape, epilogue.out_dtype or dtype))
+        x = flat_view(x_arg, (n, cb, h, w * b), dtype)
+        y = flat_view(y_arg, (n, kb, p, q, k), epilogue.out_dtype or dtype)
+
+        def task(index: Expr) -> None:
+            image, k_part, p_part = unflatten(index, (n, k_parts, p_parts))
+            first_row = share(p_part * p_chunk)
+            count = share(tirx.min(p_chunk, p - first_row))
+            if padded:
+                source = T.alloc_buffer((cb, rows, columns * b), acc)
+                pad(source, image, first_row, count)
+            else:
+                source = x
+
+            def value(channel_block: Expr, row: Expr, column: Expr, channel: Expr) -> Expr:
+                """Input at a row counted from the task's first, or from the image's if there is no scratch."""
+                if padded:
+                    return source[channel_block, row, column * b + channel]
+                return cast_to(acc, x[image, channel_block, first_row * sh + row, column * b + channel])
+
+            def tile(k_group: Expr, row: Expr, tile_rows: int, column: Expr, tile_columns: int) -> None:
+                places = [(i, j) for i in range(tile_rows) for j in range(tile_columns)]
+                sums = RegisterTile(len(places), group, k, acc)
+                with T.grid(cb, r, s, b) as (ci, ri, si, c):
+                    sums.multiply_add(
+                        [value(ci, (row + i) * sh + ri * dh, (column + j) * sw + si * dw, c) for i, j in places],
+                        [cast_to(acc, load(weights, [k_group * group + g, ci, ri, si, c, 0], k)) for g in range(group)],
+                    )
+                for place, (i, j) in enumerate(places):
+                    at = (first_row + row + i, column + j)
+                    for g in range(group):
+                        block = k_group * group + g
+                        where = unflatten(at[0] * q + at[1], y_shape[2:4]) if p != y_shape[2] else at
+                        put(
+                            y,
+                            (image, block, *at),
+                            (image, block, *where),
+                            0,
+                            k,
+                            [sums.value(place, g)],
+                            epilogue,
+                            extra,
+                        )
+
+            def all_columns(k_group: Expr, row: Expr, tile_rows: int) -> None:
+                if q >= qt:
+                    with T.serial(q // qt) as j:
+                        tile(k_group, row, tile_rows, j * qt, qt)
+                if q % qt:
+                    tile(k_group, row, tile_rows, q // qt * qt, q % qt)
+
+            with T.serial(tirx.min(k_chunk, kb // group - k_part * k_chunk)) as kk:
+                k_group = share(k_part * k_chunk + kk)
+                with T.serial(count // pt) as i:
+                    all_columns(k_group, i * pt, pt)
+                if p % pt:
+                    with T.serial(count % pt) as i:
+                        all_columns(k_group, count // pt * pt + i, 1)
+
+        def pad(scratch: Buffer, image: Expr, first_row: Expr, count: Expr) -> None:
+            before = min(left, columns)
+            inside = min(w, columns - before) * b
+            with T.serial(cb) as ci, T.serial((count - 1) * sh + (r - 1) * dh + 1) as row:
+                source_row = share(first_row * sh + row - top)
+                with T.If(tirx.And(source_row >= 0, source_row < h)):
+                    with T.Then():
+                        fill_run(scratch, (ci, row), 0, before * b, lanes)
+                        copy_run(
+                            scratch, (ci, row), before * b, inside, lanes,
+                            lambda offset, width: load(x, [image, ci, source_row, offset], width),
+                        )  # fmt: skip
+                        fill_run(scratch, (ci, row), before * b + inside, (columns - before) * b - inside, lanes)
+                    with T.Else():
+                        fill_run(scratch, (ci, row), 0, columns * b, lanes)
+
+        parallel_if_large(product((n, k_parts, p_parts)), work // (k_parts * p_parts), task, k_parts * p_parts)
+    return kernel.func
+
+
+def pack_transposed(weights: npt.NDArray[np.generic], groups: int) -> npt.NDArray[np.generic]:
+    """Weights ``[c, k / groups, *kernel]`` of a transposed convolution as those of the convolution it equals.
+
+    That convolution has ``input_dilations`` where the transposed one has strides, and pads ``dilation * (kernel - 1) - pad``.
+    """
+    c, per_group, *kernel = weights.shape
+    grouped = weights.reshape(groups, c // groups, per_group, *kernel).swapaxes(1, 2)
+    flipped = np.flip(grouped, tuple(range(3, 3 + len(kernel))))
+    return np.ascontiguousarray(flipped.reshape(groups * per_group, c // groups, *kernel))
+
+
+def conv(
+    x_shape: Sequence[Dim],
+    w_shape: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    groups: int,
+    dtype: str,
+    target: TargetInfo,
+    epilogue: Epilogue = IDENTITY,
+    input_dilations: Sequence[int] = (),
+    name: str = "conv",
+) -> tirx.PrimFunc:
+    """``y[n, k, *out] = epilogue(conv(x[n, c, *space], w[k, c / groups, *kernel]))`` over one to three spatial axes.
+
+    ``pads`` lists all befores, then all afters (an after may be negative: it cuts). ``input_dilations`` puts so many minus
+    one zeros between the elements of x. The batch and spatial extents may be symbolic. Parameters of the program: x, w,
+    the epilogue's inputs, y.
+
+    Vectors run along the last axis; a tile is some output channels of one group times some rows times one or two vectors.
+    The scratch holds the padded input of one group, its last axis split by stride (position ``i`` at ``[i % stride, i //
+    stride]``) so that every tap is a plain vector load whatever the stride. Depthwise convolutions are the case of one
+    channel per group: the tile is then several rows of one channel.
+    """
+    rank = len(x_shape) - 2
+    ones = (1,) * (3 - rank)
+    n, c, *space = x_shape
+    k, cg, *taps = w_shape
+    # Everything below sees three axes.
+    d_in, h_in, w_in = (*ones, *space)
+    kd, kh, kw = (*ones, *taps)
+    sd, sh, sw = (*ones, *strides)
+    dd, dh, dw = (*ones, *dilations)
+    zd, zh, zw = (*ones, *(input_dilations or (1,) * rank))
+    before_d, before_h, before_w = (*(0 for _ in ones), *pads[:rank])
+    after_d, after_h, after_w = (*(0 for _ in ones), *pads[rank:])
+    od = ((d_in - 1) * zd + before_d + after_d - dd * (kd - 1)) // sd + 1
+    oh = ((h_in - 1) * zh + before_h + after_h - dh * (kh - 1)) // sh + 1
+    ow = ((w_in - 1) * zw + before_w + after_w - dw * (kw - 1)) // sw + 1
+    y_shape = (n, k, *(od, oh, ow)[3 - rank :])
+
+    acc = accumulator_dtype(dtype)
+    lanes = target.lanes(bits(acc))
+    if isinstance(ow, int):
+        lanes = min(lanes, 1 << (ow - 1).bit_length())
+    per_group = k // groups
+    budget = (target.vector_registers - 4) * 2 // 3
+    vectors = 2 if not isinstance(ow, int) or ow > lanes else 1
+    kt = next(t for t in range(min(8, budget // vectors), 0, -1) if per_group % t == 0)
+    ht = max(1, min(4, budget // (kt * vectors)))
+    ht = min(ht, oh) if isinstance(oh, int) else 1
+
+    static = [extent for extent in (od, oh, ow) if isinstance(extent, int)]
+    work = per_group * cg * math.prod(taps) * math.prod(static) * 32 ** (3 - len(static))
+    parts = max(1, min(2 * target.cores, work // SERIAL_WORK))
+    k_parts = min(parts, per_group // kt)
+    k_chunk = ceildiv(per_group // kt, k_parts)
+    k_parts = ceildiv(per_group // kt, k_chunk)
+    width = ceildiv(ow, lanes * vectors) * (lanes * vectors) + (kw - 1) * dw // sw
+    depth, height = (od - 1) * sd + (kd - 1) * dd + 1, (oh - 1) * sh + (kh - 1) * dh + 1
+
+    with prim_func(name) as kernel:
+        x_arg = parameter("x", BufferSpec(x_shape, dtype))
+        w_arg = parameter("w", BufferSpec(w_shape, dtype))
+        extra = epilogue_parameters(epilogue)
+        y_arg = parameter("y", BufferSpec(y_shape, epilogue.out_dtype or dtype))
+        x = flat_view(x_arg, (n, c, d_in, h_in, w_in), dtype)
+        weights = flat_view(w_arg, (k, cg, kd, kh, kw), dtype)
+        y = flat_view(y_arg, (n, k, od, oh, ow), epilogue.out_dtype or dtype)
+
+        def task(index: Expr) -> None:
+            image, g, k_part = unflatten(index, (n, groups, k_parts))
+            scratch = T.alloc_buffer((cg, depth, height, sw, width), acc)
+            fill(scratch, image, g)
+
+            def tile(channel: Expr, z: Expr, row: Expr, rows: int, column: Expr) -> None:
+                sums = RegisterTile(kt, rows * vectors, lanes, acc)
+                with T.grid(cg, kd, kh, kw) as (ci, di, ri, si):
+                    sums.multiply_add(
+                        [cast_to(acc, weights[channel + j, ci, di, ri, si]) for j in range(kt)],
+                        [
+                            load(
+                                scratch,
+                                [
+                                    ci,
+                                    z * sd + di * dd,
+                                    (row + i) * sh + ri * dh,
+                                    si * dw % sw,
+                                    column + si * dw // sw + v * lanes,
+                                ],
+                                lanes,
+                            )
+                            for i in range(rows)
+                            for v in range(vectors)
+                        ],
+                    )
+                for j in range(kt):
+                    for i in range(rows):
+                        at = (image, channel + j, z, row + i)
+                        where = (image, channel + j, *at[5 - rank :])
+                        values = [sums.value(j, i * vectors + v) for v in range(vectors)]
+                        put(y, at, where, column, ow, values, epilogue, extra)
+
+            with T.serial(tirx.min(k_chunk, per_group // kt - k_part * k_chunk)) as kk:
+                channel = share(g * per_group + (k_part * k_chunk + kk) * kt)
+                with T.serial(od) as z:
+                    with T.serial(oh // ht) as i, T.serial(ceildiv(ow, lanes * vectors)) as j:
+                        tile(channel, z, i * ht, ht, j * (lanes * vectors))
+                    if not isinstance(oh, int) or oh % ht:
+                        with T.serial(oh % ht) as i, T.serial(ceildiv(ow, lanes * vectors)) as j:
+                            tile(channel, z, oh // ht * ht + i, 1, j * (lanes * vectors))
+
+        def fill(scratch: Buffer, image: Expr, g: Expr) -> None:
+            with T.grid(cg, depth, height) as (ci, z, row):
+                dz, dr = share(z - before_d), share(row - before_h)
+                inside = tirx.all(
+                    dz >= 0, dr >= 0, dz < (d_in - 1) * zd + 1, dr < (h_in - 1) * zh + 1, dz % zd == 0, dr % zh == 0
+                )
+                with T.If(inside):
+                    with T.Then():
+                        fill_row(scratch, (ci, z, row), (image, g * cg + ci, dz // zd, dr // zh))
+                    with T.Else(), T.serial(sw) as phase, T.serial(width) as i:
+                        T.buffer_store(scratch, const(0, acc), [ci, z, row, phase, i])
+
+        def fill_row(scratch: Buffer, to: tuple[Expr, ...], source: tuple[Expr, ...]) -> None:
+            if sw == zw == 1 and before_w >= 0 and isinstance(w_in, int) and isinstance(width, int):
+                count = min(w_in, width - before_w)
+                fill_run(scratch, (*to, 0), 0, before_w, lanes)
+                copy_run(scratch, (*to, 0), before_w, count, lanes, lambda o, wide: load(x, [*source, o], wide))
+                fill_run(scratch, (*to, 0), before_w + count, width - before_w - count, lanes)
+                return
+            with T.serial(sw) as phase, T.serial(width) as i:
+                at = share(i * sw + phase - before_w)
+                inside = tirx.all(at >= 0, at < (w_in - 1) * zw + 1, at % zw == 0)
+                value = tirx.if_then_else(inside, cast_to(acc, x[(*source, at // zw)]), const(0, acc))
+                T.buffer_store(scratch, value, [*to, phase, i])
+
+        parallel_if_large(product((n, groups, k_parts)), work // k_parts, task, groups * k_parts)
+    return kernel.func

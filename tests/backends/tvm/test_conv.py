@@ -1,0 +1,163 @@
+"""Convolutions against torch in float64: strides, pads, dilations, groups, odd channel counts, symbolic batch and length."""
+
+import numpy as np
+import pytest
+import torch
+
+from mlec.backends.tvm.compat import tirx
+from mlec.backends.tvm.kernels.conv import conv, conv2d_nchwc, pack_nchwc, pack_transposed
+from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
+from mlec.backends.tvm.kernels.vector import select
+from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
+
+BATCHES = (0, 1, 2, 5)
+
+
+def normal(shape, dtype="float32", seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def reference(x, w, strides, pads, dilations, groups=1):
+    rank = x.ndim - 2
+    padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)]).astype("float64")
+    function = (torch.conv1d, torch.conv2d, torch.conv3d)[rank - 1]
+    arguments = (torch.from_numpy(padded), torch.from_numpy(w.astype("float64")), None, strides, 0, dilations, groups)
+    return function(*arguments).numpy()
+
+
+def to_blocks(x, block):
+    n, c, h, w = x.shape
+    return np.ascontiguousarray(x.reshape(n, c // block, block, h, w).transpose(0, 1, 3, 4, 2))
+
+
+def from_blocks(y):
+    n, kb, p, q, k = y.shape
+    return y.transpose(0, 1, 4, 2, 3).reshape(n, kb * k, p, q)
+
+
+def assert_close(got, want, terms, dtype="float32"):
+    unit = 1e-5 if dtype == "float32" else 1e-13
+    np.testing.assert_allclose(got, want, rtol=unit, atol=unit * terms**0.5)
+
+
+BLOCKED = [
+    # c, h, w, k, kernel, strides, pads, dilations, in block, out block
+    (1, 8, 8, 16, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, 16),
+    (3, 19, 17, 32, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1), 3, 16),
+    (32, 8, 8, 32, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 16, 16),
+    (16, 4, 4, 48, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 16, 16),
+    (48, 9, 11, 40, (3, 2), (2, 1), (1, 0, 2, 1), (1, 2), 16, 8),
+    (24, 14, 13, 64, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 8, 16),
+    (16, 9, 9, 16, (1, 1), (2, 2), (0, 0, 0, 0), (1, 1), 16, 16),
+    (12, 5, 40, 12, (5, 1), (1, 1), (0, 0, 0, 0), (1, 1), 4, 4),
+    (16, 3, 3, 16, (3, 3), (1, 1), (4, 4, 4, 4), (2, 2), 16, 16),
+]
+
+
+@pytest.mark.parametrize("case", BLOCKED, ids=str)
+def test_on_channel_blocks(case):
+    c, h, width, k, kernel, strides, pads, dilations, b, kb = case
+    n = tirx.Var("n", "int64")
+    run = compile_kernel(
+        conv2d_nchwc(
+            (n, c // b, h, width, b), (k // kb, c // b, *kernel, b, kb), strides, pads, dilations, "float32", HOST
+        )
+    )
+    w = normal((k, c, *kernel), seed=1)
+    for batch in BATCHES:
+        x = normal((batch, c, h, width))
+        want = reference(x, w, strides, pads, dilations)
+        got = run(to_blocks(x, b), pack_nchwc(w, b, kb), out=(batch, k // kb, *want.shape[2:], kb))
+        assert_close(from_blocks(got), want, c * kernel[0] * kernel[1])
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_large_image_is_shared_by_threads_and_keeps_its_epilogue(kernel):
+    x, w, bias, pad = normal((1, 32, 40, 44)), normal((64, 32, kernel, kernel), seed=1), normal(64, seed=2), kernel // 2
+
+    def apply(acc, where, extra):
+        i, block, p, q, channel = where
+        total = acc + extra[0][block, channel] + extra[1][i, block, p, q, channel]
+        return select(total < 0.0, 0.0, total)
+
+    shape = (1, 4, 40, 44, 16)
+    epilogue = Epilogue((BufferSpec((4, 16), "float32"), BufferSpec(shape, "float32")), apply)
+    func = conv2d_nchwc(
+        (1, 2, 40, 44, 16), (4, 2, kernel, kernel, 16, 16), (1, 1), (pad,) * 4, (1, 1), "float32", HOST, epilogue
+    )
+    residual = normal((1, 64, 40, 44), seed=3)
+    got = compile_kernel(func)(
+        to_blocks(x, 16), pack_nchwc(w, 16, 16), bias.reshape(4, 16), to_blocks(residual, 16), out=shape
+    )
+    want = np.maximum(reference(x, w, (1, 1), (pad,) * 4, (1, 1)) + bias[:, None, None] + residual, 0)
+    assert_close(from_blocks(got), want, 32 * kernel**2)
+
+
+PLAIN = [
+    # x shape after the batch, w shape, strides, pads, dilations, groups
+    ((4, 9), (8, 4, 3), (1,), (1, 1), (1,), 1),
+    ((6, 50), (9, 2, 5), (2,), (2, 1), (3,), 3),
+    ((16, 8, 8), (16, 1, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 16),
+    ((8, 21, 37), (16, 1, 3, 3), (2, 2), (1, 1, 1, 1), (1, 1), 8),
+    ((4, 10, 18), (6, 2, 3, 2), (2, 1), (1, 0, 1, 2), (1, 2), 2),
+    ((3, 7, 100), (5, 3, 3, 7), (1, 3), (0, 3, 0, 2), (2, 1), 1),
+    ((2, 4, 5, 6), (4, 2, 3, 2, 3), (1, 2, 1), (1, 0, 1, 1, 1, 0), (1, 1, 2), 1),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", PLAIN, ids=str)
+def test_on_plain_tensors(case, dtype):
+    shape, w_shape, strides, pads, dilations, groups = case
+    n = tirx.Var("n", "int64")
+    run = compile_kernel(conv((n, *shape), w_shape, strides, pads, dilations, groups, dtype, HOST))
+    w = normal(w_shape, dtype, 1)
+    for batch in BATCHES:
+        x = normal((batch, *shape), dtype)
+        want = reference(x, w, strides, pads, dilations, groups)
+        assert_close(run(x, w, out=want.shape, dtype=dtype), want, w[0].size, dtype)
+
+
+def test_symbolic_length():
+    n, t = tirx.Var("n", "int64"), tirx.Var("t", "int64")
+    epilogue = Epilogue((BufferSpec((8,), "float32"),), lambda acc, where, extra: acc + extra[0][where[1]])
+    run = compile_kernel(conv((n, 4, t), (8, 4, 3), (2,), (1, 1), (1,), 1, "float32", HOST, epilogue))
+    w, bias = normal((8, 4, 3), seed=1), normal(8, seed=2)
+    for length in (1, 2, 17, 64, 201):
+        x = normal((2, 4, length))
+        want = reference(x, w, (2,), (1, 1), (1,)) + bias[:, None]
+        assert_close(run(x, w, bias, out=want.shape), want, 12)
+
+
+TRANSPOSED = [
+    # x shape, w shape, stride, padding, output padding, dilation, groups
+    ((2, 4, 7), (4, 3, 3), (2,), (1,), (1,), (1,), 1),
+    ((1, 4, 5, 6), (4, 2, 3, 4), (2, 3), (1, 0), (0, 2), (1, 2), 2),
+    ((1, 2, 3, 4, 3), (2, 3, 2, 3, 2), (1, 2, 2), (0, 1, 0), (0, 1, 0), (1, 1, 1), 1),
+]
+
+
+@pytest.mark.parametrize("case", TRANSPOSED, ids=str)
+def test_transposed(case):
+    shape, w_shape, stride, padding, extra, dilation, groups = case
+    x, w = normal(shape), normal(w_shape, seed=1)
+    rank = len(shape) - 2
+    function = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)[rank - 1]
+    arguments = (
+        torch.from_numpy(x).double(),
+        torch.from_numpy(w).double(),
+        None,
+        stride,
+        padding,
+        extra,
+        groups,
+        dilation,
+    )
+    want = function(*arguments).numpy()
+    packed = pack_transposed(w, groups)
+    before = [d * (k - 1) - p for d, k, p in zip(dilation, w_shape[2:], padding, strict=True)]
+    after = [b + e for b, e in zip(before, extra, strict=True)]
+    func = conv(
+        shape, packed.shape, (1,) * rank, (*before, *after), dilation, groups, "float32", HOST, input_dilations=stride
+    )
+    assert_close(compile_kernel(func)(x, packed, out=want.shape), want, w[:, 0].size)
