@@ -1,0 +1,175 @@
+"""Times several implementations of one model in turn.
+
+A `Case` is a trained model with inputs; a `Competitor` turns it into a function of the inputs. All functions of a case run in one process,
+in rounds A B C A B C ..., so that a drift of the machine's speed meets all of them alike. Every figure is a ratio within such a run.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+ROUNDS = 15
+ROUND_SECONDS = 0.02
+
+
+@dataclass
+class Case:
+    """One trained model.
+
+    Attributes:
+        name, group: for the tables.
+        framework: "sklearn", "xgboost", "lightgbm" or "torch".
+        model: the trained object.
+        inputs: makes the inputs (a list of arrays) for a batch size.
+        batches: the batch sizes to time.
+        method: the estimator method to time; empty for networks.
+    """
+
+    name: str
+    group: str
+    framework: str
+    model: Any
+    inputs: Callable[[int], list[Any]]
+    batches: Sequence[int] = (1, 64, 1024)
+    method: str = ""
+
+
+Predict = Callable[[list[Any]], Any]
+
+
+class UnavailableError(Exception):
+    """A competitor cannot run this case; the message says why."""
+
+
+class Competitor(ABC):
+    """Something that runs trained models."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def prepare(self, case: Case, threads: int) -> Predict:
+        """The function to time; conversion and compilation happen here.
+
+        Raises:
+            UnavailableError: when it doesn't run models of this kind, or isn't installed.
+        """
+
+
+@dataclass
+class Timing:
+    """Seconds of single calls of one competitor."""
+
+    case: str
+    group: str
+    batch: int
+    threads: int
+    competitor: str
+    p50: float
+    p99: float
+    calls: int
+    max_difference: float
+    error: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class _Lane:
+    competitor: str
+    predict: Predict
+    calls_per_round: int = 1
+    seconds: list[float] = field(default_factory=list)
+
+
+def run_case(
+    case: Case, competitors: Sequence[Competitor], threads: int, log: Callable[[str], None] = lambda text: None
+) -> list[Timing]:
+    """Times every competitor that takes the case, at each batch size."""
+    prepared: dict[str, Predict] = {}
+    timings: list[Timing] = []
+    for competitor in competitors:
+        try:
+            log(f"{case.name}: preparing {competitor.name}")
+            prepared[competitor.name] = competitor.prepare(case, threads)
+        except UnavailableError as reason:
+            log(f"{case.name}: no {competitor.name}: {reason}")
+        except Exception as error:
+            log(f"{case.name}: {competitor.name} failed: {type(error).__name__}: {error}")
+            timings.append(
+                Timing(
+                    case.name,
+                    case.group,
+                    0,
+                    threads,
+                    competitor.name,
+                    0,
+                    0,
+                    0,
+                    0,
+                    f"{type(error).__name__}: {error}"[:300],
+                )
+            )
+    for batch in case.batches:
+        inputs = case.inputs(batch)
+        timings += _time_batch(case, batch, inputs, prepared, threads)
+    return timings
+
+
+def _time_batch(case: Case, batch: int, inputs: list[Any], prepared: dict[str, Predict], threads: int) -> list[Timing]:
+    lanes: list[_Lane] = []
+    outputs: dict[str, list[np.ndarray[Any, Any]]] = {}
+    failed: list[Timing] = []
+    for name, predict in prepared.items():
+        try:
+            outputs[name] = _floats(predict(inputs))
+            predict(inputs)
+            start = time.perf_counter()
+            predict(inputs)
+            once = time.perf_counter() - start
+        except Exception as error:
+            failed.append(
+                Timing(
+                    case.name, case.group, batch, threads, name, 0, 0, 0, 0, f"{type(error).__name__}: {error}"[:300]
+                )
+            )
+            continue
+        lanes.append(_Lane(name, predict, max(1, min(2000, int(ROUND_SECONDS / max(once, 1e-7))))))
+    for _ in range(ROUNDS):
+        for lane in lanes:
+            for _ in range(lane.calls_per_round):
+                start = time.perf_counter()
+                lane.predict(inputs)
+                lane.seconds.append(time.perf_counter() - start)
+    reference = outputs.get("source") or next(iter(outputs.values()), [])
+    return failed + [
+        Timing(
+            case.name, case.group, batch, threads, lane.competitor, float(np.median(lane.seconds)), float(np.quantile(lane.seconds, 0.99)),
+            len(lane.seconds), _difference(reference, outputs[lane.competitor]),
+        )
+        for lane in lanes
+    ]  # fmt: skip
+
+
+def _floats(outputs: Any) -> list[np.ndarray[Any, Any]]:
+    """The numeric outputs."""
+    listed = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    arrays = [np.asarray(o) for o in listed]
+    return [a.astype(np.float64) for a in arrays if a.dtype.kind in "fiub"]
+
+
+def _difference(expected: list[np.ndarray[Any, Any]], actual: list[np.ndarray[Any, Any]]) -> float:
+    """Largest difference relative to the output's scale; NaN when the outputs are of other shapes."""
+    worst = 0.0
+    for a, b in zip(expected, actual, strict=False):
+        if a.size != b.size:
+            return float("nan")
+        scale = float(np.max(np.abs(a), initial=0.0)) or 1.0
+        worst = max(worst, float(np.max(np.abs(a.ravel() - b.ravel()), initial=0.0)) / scale)
+    return worst

@@ -1,0 +1,214 @@
+"""The cases: models trained here on bundled or generated data. A case is made when it is run, by its function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bench.harness import Case
+
+CASES: dict[str, Callable[[], Case]] = {}
+
+
+def case(function: Callable[[], Case]) -> Callable[[], Case]:
+    CASES[function.__name__] = function
+    return function
+
+
+def rows_of(x: Any) -> Callable[[int], list[Any]]:
+    """Batches taken from a table, repeated as often as needed."""
+    return lambda n: [np.ascontiguousarray(np.resize(x, (n, *x.shape[1:])) if n > len(x) else x[:n])]
+
+
+def _random(*shape: int) -> Callable[[int], list[Any]]:
+    return lambda n: [np.random.default_rng(0).normal(size=(n, *shape)).astype(np.float32)]
+
+
+def _regression(rows: int, features: int) -> tuple[Any, Any]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(rows, features)).astype(np.float32)
+    return x, np.sin(x[:, 0] * 2) * 3 + x[:, 1] * x[:, 2] + 0.3 * rng.normal(size=rows)
+
+
+# -- scikit-learn --------------------------------------------------------------------------------------------------------
+
+
+@case
+def logistic_pipeline() -> Case:
+    from sklearn.datasets import load_breast_cancer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    x, y = load_breast_cancer(return_X_y=True)
+    return Case(
+        "scaler + logistic, 30 features",
+        "sklearn",
+        "sklearn",
+        make_pipeline(StandardScaler(), LogisticRegression()).fit(x, y),
+        rows_of(x),
+        method="predict_proba",
+    )
+
+
+@case
+def svc_rbf() -> Case:
+    from sklearn.datasets import load_digits
+    from sklearn.svm import SVC
+
+    x, y = load_digits(return_X_y=True)
+    return Case("SVC rbf, digits", "sklearn", "sklearn", SVC(gamma=0.001).fit(x, y), rows_of(x), method="predict")
+
+
+@case
+def mlp_classifier() -> Case:
+    from sklearn.datasets import load_digits
+    from sklearn.neural_network import MLPClassifier
+
+    x, y = load_digits(return_X_y=True)
+    model = MLPClassifier((128, 64), max_iter=60, random_state=0).fit(x, y)
+    return Case("MLP 64-128-64-10, digits", "sklearn", "sklearn", model, rows_of(x), method="predict_proba")
+
+
+@case
+def neighbours() -> Case:
+    from sklearn.datasets import load_digits
+    from sklearn.neighbors import KNeighborsClassifier
+
+    x, y = load_digits(return_X_y=True)
+    return Case(
+        "5 neighbours, digits", "sklearn", "sklearn", KNeighborsClassifier().fit(x, y), rows_of(x), method="predict"
+    )
+
+
+@case
+def polynomial_ridge() -> Case:
+    from sklearn.datasets import load_diabetes
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+
+    x, y = load_diabetes(return_X_y=True)
+    model = make_pipeline(StandardScaler(), PolynomialFeatures(2), Ridge()).fit(x, y)
+    return Case("scaler + polynomial + ridge", "sklearn", "sklearn", model, rows_of(x), method="predict")
+
+
+# -- trees ---------------------------------------------------------------------------------------------------------------
+
+TREE_BATCHES = (1, 64, 1024, 4096)
+
+
+@case
+def random_forest() -> Case:
+    from sklearn.datasets import load_digits
+    from sklearn.ensemble import RandomForestClassifier
+
+    x, y = load_digits(return_X_y=True)
+    model = RandomForestClassifier(100, max_depth=8, random_state=0).fit(x, y)
+    return Case("random forest 100 x d8, digits", "trees", "sklearn", model, rows_of(x), TREE_BATCHES, "predict_proba")
+
+
+@case
+def hist_gradient_boosting() -> Case:
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    x, y = _regression(8000, 28)
+    model = HistGradientBoostingRegressor(max_iter=100).fit(x, y)
+    return Case(
+        "HistGradientBoosting 100 x 31 leaves, 28 features",
+        "trees",
+        "sklearn",
+        model,
+        rows_of(x.astype(np.float64)),
+        TREE_BATCHES,
+        "predict",
+    )
+
+
+def _xgboost(name: str, trees: int, depth: int, features: int) -> Case:
+    from xgboost import XGBRegressor
+
+    x, y = _regression(8000, features)
+    model = XGBRegressor(n_estimators=trees, max_depth=depth, learning_rate=0.1, random_state=0).fit(x, y)
+    return Case(name, "trees", "xgboost", model, rows_of(x), TREE_BATCHES, "predict")
+
+
+@case
+def xgboost_d6() -> Case:
+    return _xgboost("XGBoost 100 x d6, 28 features", 100, 6, 28)
+
+
+@case
+def xgboost_d8() -> Case:
+    return _xgboost("XGBoost 500 x d8, 28 features", 500, 8, 28)
+
+
+@case
+def lightgbm_31() -> Case:
+    from lightgbm import LGBMRegressor
+
+    x, y = _regression(8000, 28)
+    model = LGBMRegressor(n_estimators=100, num_leaves=31, verbose=-1).fit(x.astype(np.float64), y)
+    return Case(
+        "LightGBM 100 x 31 leaves, 28 features",
+        "trees",
+        "lightgbm",
+        model,
+        rows_of(x.astype(np.float64)),
+        TREE_BATCHES,
+        "predict",
+    )
+
+
+# -- networks ------------------------------------------------------------------------------------------------------------
+
+
+def _network(name: str, module: Any, inputs: Callable[[int], list[Any]], batches: tuple[int, ...]) -> Case:
+    return Case(name, "networks", "torch", module.eval(), inputs, batches)
+
+
+@case
+def mlp_784() -> Case:
+    from bench.networks import Mlp
+
+    return _network("MLP 784-512-512-10", _seeded(lambda: Mlp(784, 512, 512, 10)), _random(784), (1, 64, 1024))
+
+
+@case
+def resnet8() -> Case:
+    from bench.networks import ResNet8
+
+    return _network("ResNet-8, 32 x 32", _seeded(ResNet8), _random(3, 32, 32), (1, 64))
+
+
+@case
+def depthwise_cnn() -> Case:
+    from bench.networks import DepthwiseCnn
+
+    return _network("DS-CNN, 49 x 10", _seeded(DepthwiseCnn), _random(1, 49, 10), (1, 64))
+
+
+@case
+def lstm() -> Case:
+    from bench.networks import Recurrent
+
+    return _network("LSTM 32-128, 20 steps", _seeded(Recurrent), _random(20, 32), (1, 64))
+
+
+@case
+def encoder() -> Case:
+    from bench.networks import Encoder
+
+    def ids(n: int) -> list[Any]:
+        return [np.random.default_rng(0).integers(0, 1000, (n, 64))]
+
+    return _network("transformer encoder 2 x 128, 64 tokens", _seeded(Encoder), ids, (1, 16))
+
+
+def _seeded(make: Callable[[], Any]) -> Any:
+    import torch
+
+    torch.manual_seed(0)
+    return make()
