@@ -1,0 +1,236 @@
+"""Loops over the elements of a result, each computed from the inputs by an expression: elementwise ops and moves of data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlec.backends.tvm.compat import T, prim_func, tirx
+from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
+from mlec.backends.tvm.kernels.vector import broadcast, cast_to, ramp
+from mlec.backends.tvm.target import TargetInfo
+
+PARALLEL_WORK = 1 << 15
+"""Elements of a cheap expression from which waking the other threads pays (about 20 us on one)."""
+
+CHUNK = 1 << 13
+"""Elements that one turn of the parallel loop over a flat result computes."""
+
+
+class NotContiguousError(Exception):
+    """Neighbouring results do not need neighbouring inputs: the expression has no vector form."""
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The elements computed at once.
+
+    Attributes:
+        count: how many: their last index is ``base``, ``base + 1`` ...
+        base: a variable; None for a single element.
+        extent: of the last axis.
+    """
+
+    count: int = 1
+    base: Any = None
+    extent: Any = None
+
+    @property
+    def is_vector(self) -> bool:
+        return self.count > 1
+
+
+Element = Callable[[tuple[Buffer, ...], tuple[Expr, ...], Lanes], Expr]
+"""``(flat input buffers, index of the first element, lanes) -> value``; raises `NotContiguousError` where there is no vector form."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A box of one output that one loop nest computes.
+
+    Attributes:
+        output: which output.
+        shape: extents of the box.
+        element: the value at an index inside the box.
+        offset: where the box lies in the output; none: it is the whole output, which may have another rank.
+    """
+
+    output: int
+    shape: tuple[Dim, ...]
+    element: Element
+    offset: tuple[Dim, ...] = ()
+
+
+def elementwise(
+    name: str,
+    inputs: Sequence[BufferSpec],
+    outputs: Sequence[BufferSpec],
+    pieces: Sequence[Piece],
+    target: TargetInfo,
+    work: int = 1,
+    symbols: Sequence[Expr] = (),
+) -> Any:
+    """A PrimFunc that computes its outputs piece by piece.
+
+    The last axis of a piece is computed in vectors where the expression allows it; the others are one loop, parallel if
+    there is enough to do (decided when the kernel runs if an extent is symbolic).
+
+    Args:
+        inputs, outputs: the parameter buffers.
+        pieces: together they cover the outputs.
+        work: arithmetic operations for each element, for the decision between one thread and all.
+        symbols: extents that no buffer's shape tells; scalar parameters between inputs and outputs.
+    """
+    with prim_func(name) as kernel:
+        arguments = [T.arg(f"x{i}", T.buffer(spec.shape, spec.dtype)) for i, spec in enumerate(inputs)]
+        for symbol in symbols:
+            T.arg(symbol.name, symbol)
+        arguments += [T.arg(f"y{i}", T.buffer(spec.shape, spec.dtype)) for i, spec in enumerate(outputs)]
+        flat = [
+            T.decl_buffer((_size(spec.shape),), spec.dtype, data=buffer.data)
+            for spec, buffer in zip((*inputs, *outputs), arguments, strict=True)
+        ]
+        sources, results = tuple(flat[: len(inputs)]), flat[len(inputs) :]
+        bits = max(_bits(spec.dtype) for spec in (*inputs, *outputs))
+        for piece in pieces:
+            _nest(piece, sources, results[piece.output], outputs[piece.output], target.lanes(bits), work)
+    return kernel.func
+
+
+def _nest(piece: Piece, sources: tuple[Buffer, ...], result: Buffer, spec: BufferSpec, lanes: int, work: int) -> None:
+    """The loops of one piece."""
+    shape = piece.shape
+    if any(isinstance(d, int) and d == 0 for d in shape):
+        return
+    *outer, last = shape if shape else (1,)
+    vector = lanes > 1 and not _is_one(last) and _has_vector_form(piece, sources, last)
+    strides = _strides(spec.shape)
+
+    def compute(position: tuple[Expr, ...], index: Expr, count: int) -> None:
+        base = T.bind(index) if count > 1 else index
+        indices = (*position, base) if shape else ()
+        lanes = Lanes(count, base, last) if count > 1 else Lanes()
+        value = cast_to(spec.dtype, piece.element(sources, indices, lanes))
+        if piece.offset:
+            place = sum(((o + i) * s for o, i, s in zip(piece.offset, indices, strides, strict=True)), _zero())
+        else:
+            place = sum((i * s for i, s in zip(indices, _strides(shape), strict=True)), _zero())
+        T.buffer_store(result, broadcast(value, count), [ramp(place, count)])
+
+    def row(position: tuple[Expr, ...], begin: Expr, extent: Dim) -> None:
+        """Elements ``begin .. begin + extent`` of the last axis."""
+        step = lanes if vector else 1
+        whole = extent // step
+        if not isinstance(whole, int) or whole > 1:
+            with T.serial(_wide(whole)) as turn:
+                compute(position, begin + turn * step, step)
+        elif whole == 1:
+            compute(position, begin, step)
+        if step == 1:
+            return
+        done = begin + whole * step
+        if isinstance(extent, int):
+            if extent % step:
+                compute(position, done, extent % step)
+        else:
+            with T.serial(extent % step) as turn:
+                compute(position, done + turn, 1)
+
+    total = _size(shape)
+    if not outer:
+        _several_threads(
+            _ceil_div(last, CHUNK),
+            total,
+            work,
+            lambda turn: row((), turn * CHUNK, _min(CHUNK, last - turn * CHUNK, last)),
+        )
+    else:
+        _several_threads(_size(outer), total, work, lambda turn: row(_unravel(turn, outer), _zero(), last))
+
+
+def _several_threads(turns: Dim, total: Dim, work: int, body: Callable[[Expr], None]) -> None:
+    """A loop, parallel if ``total`` elements are enough work."""
+    threshold = max(1, PARALLEL_WORK * 8 // (8 + work))
+    turns = _wide(turns)
+
+    def loop(kind: Any) -> None:
+        with kind(turns) as turn:
+            body(turn)
+
+    if isinstance(turns, tirx.IntImm) and turns.value == 1:
+        body(_zero())
+    elif isinstance(total, int):
+        loop(T.parallel if total >= threshold else T.serial)
+    else:
+        with T.If(total >= threshold):
+            with T.Then():
+                loop(T.parallel)
+            with T.Else():
+                loop(T.serial)
+
+
+def _has_vector_form(piece: Piece, sources: tuple[Buffer, ...], last: Dim) -> bool:
+    """Whether the piece's expression can be built for two lanes."""
+    with prim_func("probe"):
+        indices = tuple(tirx.Var(f"i{axis}", "int64") for axis in range(len(piece.shape)))
+        try:
+            piece.element(sources, indices, Lanes(2, indices[-1], last))
+        except NotContiguousError:
+            return False
+    return True
+
+
+def _unravel(index: Expr, shape: Sequence[Dim]) -> tuple[Expr, ...]:
+    """The index in a box of this shape, from the number of the element."""
+    indices: list[Expr] = []
+    for extent in reversed(shape[1:]):
+        indices.append(index % extent if not _is_one(extent) else _zero())
+        index = index // extent
+    return tuple(reversed([*indices, index]))
+
+
+def _strides(shape: Sequence[Dim]) -> list[Dim]:
+    strides: list[Dim] = []
+    stride: Dim = 1
+    for extent in reversed(shape):
+        strides.append(stride)
+        stride = stride * extent
+    return strides[::-1]
+
+
+def _size(shape: Sequence[Dim]) -> Dim:
+    size: Dim = 1
+    for extent in shape:
+        size = size * extent
+    return size
+
+
+def _min(bound: int, rest: Dim, whole: Dim) -> Dim:
+    """``min(bound, rest)``; the plain number where the whole fits one chunk."""
+    if isinstance(whole, int):
+        if whole <= bound:
+            return whole
+        if whole % bound == 0:
+            return bound
+    return tirx.min(tirx.const(bound, "int64"), rest)
+
+
+def _ceil_div(a: Dim, b: int) -> Dim:
+    return (a + (b - 1)) // b
+
+
+def _is_one(extent: Dim) -> bool:
+    return isinstance(extent, int) and extent == 1
+
+
+def _zero() -> Expr:
+    return tirx.const(0, "int64")
+
+
+def _wide(extent: Dim) -> Expr:
+    return tirx.const(extent, "int64") if isinstance(extent, int) else extent
+
+
+def _bits(dtype: str) -> int:
+    return 8 if dtype == "bool" else int("".join(c for c in dtype if c.isdigit()))

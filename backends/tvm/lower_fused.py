@@ -1,0 +1,175 @@
+"""``fused`` nodes: one kernel for a whole body where there is a template for its form, else the body node by node.
+
+Forms with one kernel:
+
+* only elementwise ops and moves of data: one loop nest (`lower_region`);
+* an anchor (matrix product, convolution, reduction, normalisation ...) followed by elementwise ops on its result: the
+  anchor's template, which applies a `Tail` to each accumulator;
+* elementwise ops followed by a reduction, which evaluates them as it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from mlec.backends.tvm.compat import T, tirx
+from mlec.backends.tvm.kernels.elementwise import Lanes
+from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, Epilogue, Expr
+from mlec.backends.tvm.kernels.tile import flat_view, product
+from mlec.backends.tvm.kernels.vector import cast_to, lanes_of, share
+from mlec.backends.tvm.lower_elementwise import lower_region
+from mlec.backends.tvm.lowering import LOWERINGS, Lowering, Tensor, lowers
+from mlec.backends.tvm.region import Dims, Known, Load, Number, Region, Source, is_elementwise, is_injective
+from mlec.backends.tvm.scalar import CALLS_LIBM, TVM_NAMES
+from mlec.ir.builder import GraphBuilder
+from mlec.ir.graph import Graph, Node, Value
+from mlec.ir.types import TensorType
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Elementwise nodes that follow an anchor and work on each element of its result.
+
+    Attributes:
+        anchor: the anchor's result.
+        output: the last node's result; the anchor's own if there are no nodes.
+        nodes: in order.
+        inputs: what other values the nodes read are.
+    """
+
+    anchor: Value
+    output: Value
+    nodes: tuple[Node, ...] = ()
+    inputs: Mapping[Value, Tensor] = field(default_factory=dict)
+
+    @property
+    def type(self) -> TensorType:
+        """Type of the kernel's result."""
+        return self.output.type
+
+    def operands(self, lowering: Lowering) -> tuple[Tensor, ...]:
+        """The tensors that the epilogue reads, in the order of its inputs."""
+        return tuple(dict.fromkeys(lowering.in_memory(t) for t in self.inputs.values() if t.number is None))
+
+    def epilogue(self, lowering: Lowering, dims: Dims) -> Epilogue:
+        """The same as the templates take it."""
+        if not self.nodes:
+            return IDENTITY
+        operands = self.operands(lowering)
+        producers = {v: n for n in self.nodes for v in n.outputs}
+
+        def apply(accumulator: Expr, indices: tuple[Expr, ...], extra: tuple[Buffer, ...]) -> Expr:
+            position, lanes = _scalar_position(indices, lanes_of(accumulator))
+            sources: dict[Value, Source] = {
+                self.anchor: Known(share(cast_to(TVM_NAMES[self.anchor.type.dtype], accumulator)))
+            }
+            for value, tensor in self.inputs.items():
+                if tensor.number is not None:
+                    sources[value] = Number(tensor.number, tensor.type.dtype)
+                    continue
+                shape = dims.shape(value.type.shape)
+                buffer = extra[operands.index(lowering.in_memory(tensor))]
+                sources[value] = Load.of(flat_view(buffer, (product(shape),), tensor.dtype), shape)
+            return Region(producers, sources, dims, lanes).operand(self.output, position)
+
+        specs = tuple(lowering.spec(t, dims) for t in operands)
+        return Epilogue(specs, apply, TVM_NAMES[self.type.dtype])
+
+    def __str__(self) -> str:
+        return f", then {' '.join(n.name for n in self.nodes)}" if self.nodes else ""
+
+
+def _scalar_position(indices: tuple[Expr, ...], count: int) -> tuple[tuple[Expr, ...], Lanes]:
+    """Index of the first lane, and the lanes."""
+    if count == 1:
+        return indices, Lanes()
+    *rest, last = indices
+    base = T.bind(tirx.Cast("int64", last.base if isinstance(last, tirx.Ramp) else last))
+    return (*rest, base), Lanes(count, base)
+
+
+AnchorRule = Callable[[Lowering, Node, "tuple[Tensor, ...]", Tail], Tensor]
+
+ANCHORS: dict[str, AnchorRule] = {}
+"""Lowerings of ops whose templates take an epilogue."""
+
+
+def lowers_with_tail(*ops: str) -> Callable[[AnchorRule], AnchorRule]:
+    """Registers ``(lowering, node, operands, tail) -> result``, for the op by itself and as the anchor of a fused body."""
+
+    def add(rule: AnchorRule) -> AnchorRule:
+        def alone(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
+            return rule(lowering, node, operands, Tail(node.output, node.output))
+
+        ANCHORS.update(dict.fromkeys(ops, rule))
+        LOWERINGS.update(dict.fromkeys(ops, alone))
+        return rule
+
+    return add
+
+
+@lowers("fused")
+def lower_fused(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    body = _body(node)
+    values: dict[Value, Tensor] = dict(zip(body.inputs, operands, strict=True))
+    nodes = []
+    for inner in body.nodes:
+        if inner.is_constant:
+            values[inner.output] = Tensor(inner.output.type, number=inner.attrs["value"])
+        else:
+            nodes.append(inner)
+    if len(body.outputs) == 1:
+        (output,) = body.outputs
+        if all(map(is_injective, nodes)):
+            return (lower_region(lowering, node, nodes, _read(nodes, values), output),)
+        anchors = [inner for inner in nodes if not is_injective(inner)]
+        if len(anchors) == 1 and (result := _with_tail(lowering, anchors[0], nodes, values, output)) is not None:
+            return (result,)
+    for inner in nodes:
+        results = lowering.lower(inner, tuple(values[v] for v in inner.inputs))
+        values.update(zip(inner.outputs, results, strict=True))
+    return tuple(values[v] for v in body.outputs)
+
+
+def _with_tail(
+    lowering: Lowering, anchor: Node, nodes: list[Node], values: dict[Value, Tensor], output: Value
+) -> Tensor | None:
+    """One kernel for an anchor and the elementwise nodes after it; None if the body has another form."""
+    if anchor.name not in ANCHORS or len(anchor.outputs) != 1:
+        return None
+    after: set[Value] = {anchor.output}
+    tail: list[Node] = []
+    for inner in nodes:
+        if inner is anchor:
+            if any(v not in values for v in inner.inputs):
+                return None
+        elif any(v in after for v in inner.inputs) or all(v in values for v in inner.inputs):
+            # Side computations on other operands are evaluated in the epilogue too.
+            if not is_elementwise(inner) or inner.name in CALLS_LIBM:
+                return None
+            if any(v in after for v in inner.inputs) and inner.output.type.shape != anchor.output.type.shape:
+                return None
+            after.add(inner.output)
+            tail.append(inner)
+        else:
+            return None
+    if output not in after:
+        return None
+    inputs = {v: values[v] for inner in tail for v in inner.inputs if v in values}
+    rest = Tail(anchor.output, output, tuple(tail), inputs)
+    return ANCHORS[anchor.name](lowering, anchor, tuple(values[v] for v in anchor.inputs), rest)
+
+
+def _read(nodes: list[Node], values: Mapping[Value, Tensor]) -> dict[Value, Tensor]:
+    return {v: values[v] for inner in nodes for v in inner.inputs if v in values}
+
+
+def _body(node: Node) -> Graph:
+    """The body, in the symbols of the graph around it."""
+    body: Graph = node.attrs["body"]
+    if all(a.type == b.type for a, b in zip(body.inputs, node.inputs, strict=True)):
+        return body
+    b = GraphBuilder(body.name)
+    inputs = [b.input(inner.hint, outer.type) for inner, outer in zip(body.inputs, node.inputs, strict=True)]
+    return b.finish(b.inline(body, inputs))

@@ -1,0 +1,245 @@
+"""Ops that move, pick or repeat elements: where each element of the result comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlec.backends.tvm.compat import tirx
+from mlec.backends.tvm.kernels.epilogue import Expr
+from mlec.backends.tvm.kernels.vector import broadcast, const_like, lanes_of, select, share
+from mlec.backends.tvm.lower_elementwise import RegionKernel, lower_node
+from mlec.backends.tvm.lowering import Lowering, Tensor, lowers
+from mlec.backends.tvm.region import Index, Region, element_rule
+from mlec.backends.tvm.scalar import TVM_NAMES
+from mlec.ir.dim import Dim, product
+from mlec.ir.graph import Node, Value
+from mlec.ir.op import lookup
+from mlec.ir.types import TensorType
+
+# -- views -----------------------------------------------------------------------------------------------------------
+
+
+@lowers("reshape")
+def lower_reshape(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
+    return lowering.reshape(operands[0], node.output.type.shape)
+
+
+@lowers("transpose")
+def lower_transpose(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
+    """A promise: a matrix product reads its operand transposed, other kernels make `transposed` carry it out."""
+    (x,), perm = operands, tuple(node.attrs["perm"])
+    if x.number is not None:
+        return Tensor(node.output.type, number=x.number)
+    if x.array is not None:
+        return lowering.packed(x, f"t{''.join(map(str, perm))}", lambda a: a.transpose(perm))
+    if x.transposed is not None:
+        x, first = x.transposed
+        perm = tuple(first[p] for p in perm)
+    kept = [p for p in perm if x.shape[p] != 1]
+    if kept == sorted(kept):
+        return lowering.reshape(x, node.output.type.shape)
+    return Tensor(node.output.type, transposed=(x, perm))
+
+
+def transposed(lowering: Lowering, x: Tensor) -> Tensor:
+    """Carries a transposition out."""
+    assert x.transposed is not None
+    source, perm = x.transposed
+    value = Value(source.type)
+    node = Node(lookup("transpose"), (value,), (Value(x.type),), {"perm": perm})
+    return lower_node(lowering, node, (source,))
+
+
+@element_rule("reshape")
+def reshape_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
+    (x,) = node.inputs
+    return region.at(x, reshaped_index(region, indices, node.output.type.shape, x.type.shape))
+
+
+def reshaped_index(
+    region: Region, indices: Sequence[Index], shape: Sequence[Dim], source: Sequence[Dim]
+) -> tuple[Index, ...]:
+    """The index in ``source`` of the element that stands at ``indices`` in ``shape``.
+
+    Axes are matched in the smallest groups of equal size, so that an axis that the reshape leaves alone keeps its index.
+    """
+    answer: list[Index] = []
+    i = j = 0
+    while i < len(shape) or j < len(source):
+        a, b = _group(shape, i, source, j)
+        if shape[i:a] == source[j:b]:
+            answer += indices[i:a]
+        else:
+            number: Any = 0
+            for index, extent in zip(indices[i:a], shape[i:a], strict=True):
+                number = number * region.dims(extent) + index
+            split: list[Index] = []
+            for extent in reversed(source[j + 1 : b]):
+                size = region.dims(extent)
+                split.append(0 if extent == 1 else region.simplify(number % size))
+                number = region.simplify(number // size)
+            answer += [number, *reversed(split)] if b > j else []
+        i, j = a, b
+    return tuple(answer)
+
+
+def _group(shape: Sequence[Dim], i: int, source: Sequence[Dim], j: int) -> tuple[int, int]:
+    """The smallest ends ``a, b`` with as many elements in ``shape[i:a]`` as in ``source[j:b]``; the ends if there are none."""
+    for total in range(1, len(shape) - i + len(source) - j + 1):
+        for a in range(max(i, i + total - (len(source) - j)), min(len(shape), i + total) + 1):
+            b = j + total - (a - i)
+            if product(tuple(shape[i:a])) == product(tuple(source[j:b])) != 0:
+                return a, b
+    return len(shape), len(source)
+
+
+@element_rule("transpose")
+def transpose_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
+    source: list[Index] = [0] * len(indices)
+    for index, axis in zip(indices, node.attrs["perm"], strict=True):
+        source[axis] = index
+    return region.at(node.inputs[0], tuple(source))
+
+
+@element_rule("broadcast_to")
+def broadcast_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
+    return region.operand(node.inputs[0], indices)
+
+
+@element_rule("flip")
+def flip_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
+    (x,) = node.inputs
+    axes = {a % x.type.rank for a in node.attrs["axes"]}
+    extents = [region.dims(d) for d in x.type.shape]
+    return region.at(
+        x, tuple(e - 1 - i if k in axes else i for k, (i, e) in enumerate(zip(indices, extents, strict=True)))
+    )
+
+
+# -- joining and cutting ---------------------------------------------------------------------------------------------
+
+
+@lowers("concat")
+def lower_concat(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
+    """One loop nest for each operand, into its part of the result."""
+    axis = node.attrs["axis"] % node.output.type.rank
+    inputs = {Value(t.type): t for t in operands}
+    begin: Dim = 0
+    pieces = []
+    for value in inputs:
+        offset: list[Dim] = [0] * value.type.rank
+        offset[axis] = begin
+        pieces.append((value.type.shape, value, tuple(offset)))
+        begin = begin + value.type.shape[axis]
+    return RegionKernel((node,), inputs).lower(lowering, node, node.output.type, pieces)
+
+
+@element_rule("concat")
+def concat_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
+    axis = node.attrs["axis"] % len(indices)
+
+    def from_operand(k: int, index: Index) -> Expr:
+        x = node.inputs[k]
+        extent = region.dims(x.type.shape[axis])
+        here = (*indices[:axis], index, *indices[axis + 1 :])
+        if k == len(node.inputs) - 1:
+            return region.at(x, here)
+        return region.choose(
+            index < extent, lambda: region.at(x, here), lambda: from_operand(k + 1, index - extent), x.type.dtype
+        )
+
+    return from_operand(0, indices[axis])
+
+
+@element_rule("slice")
+def slice_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
+    axis = node.attrs["axis"] % len(indices)
+    index = region.dims(node.attrs["start"]) + indices[axis] * node.attrs["step"]
+    return region.at(node.inputs[0], (*indices[:axis], index, *indices[axis + 1 :]))
+
+
+@element_rule("pad")
+def pad_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
+    (x,) = node.inputs
+    source: list[Index] = []
+    outside: list[Expr] = []
+    for index, before, after, dim in zip(indices, node.attrs["before"], node.attrs["after"], x.type.shape, strict=True):
+        extent = region.dims(dim)
+        at = index - before if before else index
+        if (before or after) and node.attrs["mode"] == "constant":
+            outside += [at < 0] * bool(before) + [at >= extent] * bool(after)
+        elif before or after:
+            at = _inside(at, extent, node.attrs["mode"])
+        source.append(at)
+    if not outside:
+        return region.at(x, tuple(source))
+    fill = tirx.const(_python_number(node.attrs["value"], x.type), TVM_NAMES[x.type.dtype])
+    anywhere = outside[0]
+    for condition in outside[1:]:
+        anywhere = tirx.Or(anywhere, condition)
+    return region.choose(anywhere, lambda: fill, lambda: region.at(x, tuple(source)), x.type.dtype)
+
+
+def _inside(at: Expr, extent: Any, mode: str) -> Expr:
+    """The index of the element that stands for one outside."""
+    if mode == "reflect":
+        at = tirx.Select(at < 0, -at, at)
+        at = tirx.Select(at >= extent, 2 * extent - 2 - at, at)
+    return tirx.max(tirx.min(at, extent - 1), tirx.const(0, "int64"))
+
+
+def _python_number(value: float, kind: TensorType) -> bool | int | float:
+    if kind.dtype.is_bool:
+        return bool(value)
+    return value if kind.dtype.is_float else int(value)
+
+
+# -- indexing --------------------------------------------------------------------------------------------------------
+
+
+@element_rule("gather")
+def gather_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
+    x, picks = node.inputs
+    axis = node.attrs["axis"] % x.type.rank
+    pick = _clamped(region, region.at(picks, indices[axis : axis + picks.type.rank]), x.type.shape[axis])
+    return region.at(x, (*indices[:axis], pick, *indices[axis + picks.type.rank :]))
+
+
+@element_rule("take_along_axis")
+def take_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
+    x, picks = node.inputs
+    axis = node.attrs["axis"] % x.type.rank
+    pick = _clamped(region, region.at(picks, indices), x.type.shape[axis])
+    return region.at(x, (*indices[:axis], pick, *indices[axis + 1 :]))
+
+
+def _clamped(region: Region, pick: Expr, extent: Dim) -> Expr:
+    wide = region.scalar(pick).astype("int64")
+    return share(tirx.max(tirx.min(wide, region.dims(extent + -1)), tirx.const(0, "int64")))
+
+
+@element_rule("one_hot")
+def one_hot_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
+    (picks,) = node.inputs
+    picked = region.at(picks, indices[:-1])
+    here = region.index_value(indices[-1], picks.type.dtype)
+    lanes = max(lanes_of(picked), lanes_of(here))
+    kind = TVM_NAMES[node.attrs["dtype"]]
+    equal = tirx.EQ(broadcast(picked, lanes), broadcast(here, lanes))
+    one = broadcast(tirx.const(1, kind), lanes)
+    return share(select(equal, one, const_like(0, one)))
+
+
+@element_rule("iota")
+def iota_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
+    return region.index_value(indices[node.attrs["axis"] % len(indices)], node.attrs["dtype"])
+
+
+@element_rule("constant")
+def constant_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
+    """A number spread over a shape; arrays are operands of a region."""
+    return tirx.const(_python_number(node.attrs["value"], node.output.type), TVM_NAMES[node.output.type.dtype])
+
+
+lowers("broadcast_to", "flip", "slice", "pad", "gather", "take_along_axis", "one_hot", "iota")(lower_node)

@@ -1,0 +1,323 @@
+"""Turns a graph into kernels and the Relax function that calls them.
+
+Each op has a *lowering*: a function that is given the operands as `Tensor` and calls `Lowering.kernel` once or more, or returns
+a view. Lowerings are registered by op name in the ``lower_*`` modules of this package.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mlec.backends.base import CompileOptions, KernelNote
+from mlec.backends.tvm.compat import IRModule, relax, tirx
+from mlec.backends.tvm.kernels.epilogue import BufferSpec
+from mlec.backends.tvm.region import Dims
+from mlec.backends.tvm.scalar import TVM_NAMES
+from mlec.backends.tvm.target import TargetInfo
+from mlec.errors import UnsupportedOpError
+from mlec.ir.dim import Dim, SymDim
+from mlec.ir.dtype import DType
+from mlec.ir.graph import Graph, Node
+from mlec.ir.op import Array, ConstantRef
+from mlec.ir.types import Location, TensorType
+from mlec.runtime.program import KernelInfo
+
+LowerRule = Callable[["Lowering", Node, "tuple[Tensor, ...]"], "Tensor | Sequence[Tensor]"]
+
+LOWERINGS: dict[str, LowerRule] = {}
+"""The lowering of each op; filled by `lowers`."""
+
+
+def lowers(*ops: str) -> Callable[[LowerRule], LowerRule]:
+    """Registers a lowering: ``(lowering, node, operands) -> result or results``."""
+
+    def add(rule: LowerRule) -> LowerRule:
+        LOWERINGS.update(dict.fromkeys(ops, rule))
+        return rule
+
+    return add
+
+
+@dataclass(eq=False)
+class Tensor:
+    """A value during lowering. Constants and transpositions are put into memory only where a kernel reads them.
+
+    Attributes:
+        type: shape and element type.
+        array: the elements, where they are known at compile time.
+        number: the one number that it holds everywhere, where it does.
+        name: of a constant.
+        transposed: the tensor that this one is a transposition of, and the permutation.
+    """
+
+    type: TensorType
+    array: Array | None = field(default=None, repr=False)
+    number: bool | int | float | None = None
+    name: str = ""
+    transposed: tuple[Tensor, tuple[int, ...]] | None = None
+    _memory: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        return self.type.shape
+
+    @property
+    def dtype(self) -> str:
+        """TVM's name of the element type."""
+        return TVM_NAMES[self.type.dtype]
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """One kernel call of the Relax function; ``extents`` are passed after the operands."""
+
+    symbol: str
+    function: Any
+    operands: tuple[Tensor, ...]
+    results: tuple[Tensor, ...]
+    extents: tuple[Dim, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """The same memory with another shape."""
+
+    source: Tensor
+    result: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """What lowering a graph gives.
+
+    Attributes:
+        module: a Relax module: ``main`` (the graph's inputs, then the constants) and the kernels that it calls.
+        constants: by name, in the order of ``main``'s parameters.
+        kernels: in the order in which ``main`` calls them.
+        notes: one for each kernel.
+    """
+
+    module: Any
+    constants: Mapping[str, Array]
+    kernels: tuple[KernelInfo, ...]
+    notes: tuple[KernelNote, ...]
+
+
+BuildKernel = Callable[[str, Dims], Any]
+"""``(name, extents) -> PrimFunc``: its parameters are the operands, scalars for some extents, the results."""
+
+
+class Lowering:
+    """State of lowering one graph.
+
+    Args:
+        graph: verified.
+        target: what the kernels are generated for.
+    """
+
+    def __init__(self, graph: Graph, target: TargetInfo, options: CompileOptions | None = None) -> None:
+        self.graph = graph
+        self.target = target
+        self._options = options or CompileOptions()
+        self._steps: list[_Call | _View] = []
+        self._constants: dict[str, Tensor] = {}
+        self._kernels: list[KernelInfo] = []
+        self._notes: list[KernelNote] = []
+        self._names: set[str] = set()
+        self._place = Location()
+        self._label = ""
+
+    def run(self) -> Lowered:
+        """Lowers every node of the graph.
+
+        Raises:
+            UnsupportedOpError: naming the node that has no lowering.
+        """
+        values = {v: Tensor(v.type) for v in self.graph.inputs}
+        for index, node in enumerate(self.graph.nodes):
+            self._options.report("lower", index, len(self.graph.nodes))
+            if node.is_constant:
+                values[node.output] = self._constant(node)
+                continue
+            self._place, self._label = node.loc, f"{_kernel_name(node)}_{index}"
+            results = self.lower(node, tuple(values[v] for v in node.inputs))
+            values.update(zip(node.outputs, results, strict=True))
+        outputs = [self.in_memory(values[v]) for v in self.graph.outputs]
+        module = self._module([values[v] for v in self.graph.inputs], outputs)
+        constants = {name: tensor.array for name, tensor in self._constants.items() if tensor.array is not None}
+        return Lowered(module, constants, tuple(self._kernels), tuple(self._notes))
+
+    # -- what lowerings call -------------------------------------------------------------------------------------
+
+    def lower(self, node: Node, operands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Lowers one node."""
+        rule = LOWERINGS.get(node.name)
+        if rule is None:
+            raise UnsupportedOpError(
+                f"the tvm backend has no lowering of {node.name}",
+                loc=node.loc,
+                hint="`mlec ops` lists what each backend has",
+            )
+        results = rule(self, node, operands)
+        return (results,) if isinstance(results, Tensor) else tuple(results)
+
+    def kernel(
+        self,
+        build: BuildKernel,
+        operands: Sequence[Tensor],
+        results: Sequence[TensorType],
+        *,
+        node: Node,
+        strategy: str,
+        extents: Sequence[str] = (),
+    ) -> tuple[Tensor, ...]:
+        """Adds a call of a kernel.
+
+        Args:
+            build: makes the kernel; its parameters are ``operands``, a scalar for each of ``extents``, and ``results``.
+            results: types of what it computes.
+            node: whose arithmetic this kernel does (for the profile).
+            strategy: what was chosen, for the report.
+            extents: names of symbols that no buffer's shape tells.
+        """
+        symbol = self._free_name()
+        memory = tuple(self.in_memory(t) for t in operands)
+        made = tuple(Tensor(t) for t in results)
+        symbols = tuple(SymDim.named(name) for name in extents)
+        self._steps.append(_Call(symbol, build(symbol, Dims()), memory, made, symbols))
+        moved: Dim = 0
+        for tensor in (*memory, *made):
+            moved = moved + tensor.type.nbytes
+        self._kernels.append(KernelInfo(symbol, node.name, str(self._place), _plain(node.cost.flops), _plain(moved)))
+        self._notes.append(KernelNote(symbol, node.name, strategy))
+        return made
+
+    def reshape(self, x: Tensor, shape: Sequence[Dim]) -> Tensor:
+        """The same elements with another shape; costs nothing."""
+        if tuple(shape) == x.shape:
+            return x
+        result_type = TensorType(tuple(shape), x.type.dtype)
+        if x.number is not None:
+            return Tensor(result_type, number=x.number)
+        if x.array is not None:
+            return self.packed(x, f"{'x'.join(map(str, shape))}", lambda a: a.reshape([int(str(d)) for d in shape]))
+        result = Tensor(result_type)
+        self._steps.append(_View(self.in_memory(x), result))
+        return result
+
+    def packed(self, x: Tensor, what: str, pack: Callable[[Array], Array]) -> Tensor:
+        """A constant in another layout, computed now. ``what`` names the layout."""
+        assert x.array is not None
+        array = np.ascontiguousarray(pack(x.array))
+        return Tensor(TensorType(array.shape, x.type.dtype), array, name=f"{x.name}.{what}")
+
+    def in_memory(self, x: Tensor) -> Tensor:
+        """A tensor that kernels can read: constants become parameters of the program, transpositions are carried out."""
+        if x._memory is None:
+            if x.number is not None:
+                shape = [int(str(d)) for d in x.shape]
+                x._memory = self._parameter(np.full(shape, x.number, x.type.dtype.numpy), "number")
+            elif x.array is not None:
+                x._memory = self._parameter(x.array, x.name)
+            elif x.transposed is not None:
+                x._memory = self._transpose(x)
+            else:
+                x._memory = x
+        return x._memory
+
+    def spec(self, x: Tensor | TensorType, dims: Dims) -> BufferSpec:
+        """The buffer of a tensor, with the extents of a kernel."""
+        t = x.type if isinstance(x, Tensor) else x
+        return BufferSpec(dims.shape(t.shape), TVM_NAMES[t.dtype])
+
+    # -- helpers -------------------------------------------------------------------------------------------------
+
+    def _constant(self, node: Node) -> Tensor:
+        value = node.attrs["value"]
+        if isinstance(value, ConstantRef):
+            return Tensor(node.output.type, self.graph.constants[value.name], name=value.name)
+        return Tensor(node.output.type, number=value)
+
+    def _parameter(self, array: Array, name: str) -> Tensor:
+        """The constant parameter that holds the array, under that name or a similar one."""
+        free, count = name, 1
+        while free in self._constants and self._constants[free].array is not array:
+            count += 1
+            free = f"{name}.{count}"
+        return self._constants.setdefault(
+            free, Tensor(TensorType(array.shape, DType.of(array.dtype)), array, name=free)
+        )
+
+    def _transpose(self, x: Tensor) -> Tensor:
+        from mlec.backends.tvm.lower_shape import transposed
+
+        return transposed(self, x)
+
+    def _free_name(self) -> str:
+        name, count = self._label, 1
+        while name in self._names:
+            count += 1
+            name = f"{self._label}_{count}"
+        self._names.add(name)
+        return name
+
+    def _module(self, inputs: list[Tensor], outputs: list[Tensor]) -> Any:
+        """The Relax module of all steps."""
+        dims = Dims()
+
+        def type_of(x: Tensor) -> Any:
+            return relax.TensorType([_extent(dims, d) for d in x.shape], x.dtype)
+
+        variables: dict[Tensor, Any] = {}
+        for i, x in enumerate((*inputs, *self._constants.values())):
+            variables[x] = relax.Var(f"p{i}", type_of(x))
+        parameters = list(variables.values())
+        builder = relax.BlockBuilder()
+        with builder.function("main", parameters):
+            for step in self._steps:
+                if isinstance(step, _View):
+                    shape = relax.ShapeExpr([_extent(dims, d) for d in step.result.shape])
+                    variables[step.result] = builder.emit(relax.op.reshape(variables[step.source], shape))
+                    continue
+                callee = builder.add_func(step.function, step.symbol)
+                arguments = [*(variables[x] for x in step.operands), *(_extent(dims, d) for d in step.extents)]
+                types = [type_of(x) for x in step.results]
+                call = relax.call_tir(callee, relax.Tuple(arguments), types[0] if len(types) == 1 else types)
+                made = builder.emit(call)
+                for i, x in enumerate(step.results):
+                    variables[x] = made if len(types) == 1 else builder.emit(relax.TupleGetItem(made, i))
+            results = [variables[x] for x in outputs]
+            builder.emit_func_output(results[0] if len(results) == 1 else relax.Tuple(results))
+        module: IRModule = builder.get()
+        return module
+
+
+def needed_extents(types: Sequence[TensorType], used: frozenset[str]) -> tuple[str, ...]:
+    """Of the symbols that a kernel uses, those that no extent of its buffers is by itself."""
+    plain = {str(d) for t in types for d in t.shape if not isinstance(d, int)}
+    return tuple(sorted((used | frozenset().union(*(t.symbols for t in types))) - plain))
+
+
+def _extent(dims: Dims, dim: Dim) -> Any:
+    value = dims(dim)
+    return tirx.const(value, "int64") if isinstance(value, int) else value
+
+
+def _plain(dim: Dim) -> int | str:
+    return dim if isinstance(dim, int) else str(dim)
+
+
+def _kernel_name(node: Node) -> str:
+    """The op, or the ops of a fused body."""
+    if node.name != "fused":
+        return node.name
+    ops = "_".join(n.name for n in node.attrs["body"].compute_nodes)
+    return re.sub(r"\W", "_", ops if len(ops) <= 48 else f"{ops[:44]}_etc")
+
+
+__all__ = ["LOWERINGS", "Lowered", "Lowering", "Tensor", "lowers", "needed_extents"]

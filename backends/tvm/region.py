@@ -1,0 +1,247 @@
+"""Regions of a graph in which every result element is an expression of input elements.
+
+An op of a region is either elementwise (`scalar`), or it moves data: then its *element rule* says which element of which
+operand stands at an index of its result. A region is evaluated backwards from the index of a result: rules turn it into
+indices of the operands until inputs are reached, which are loads. So a chain of ops, or a whole fused body, becomes one
+expression without a buffer in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from mlec.backends.tvm import scalar
+from mlec.backends.tvm.compat import T, tirx, tvm
+from mlec.backends.tvm.kernels.elementwise import Lanes, NotContiguousError
+from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
+from mlec.backends.tvm.kernels.vector import broadcast, lanes_of, ramp, share
+from mlec.ir.dim import Dim, Symbol
+from mlec.ir.dtype import DType
+from mlec.ir.graph import Node, Value
+
+Index = Any
+"""An ``int`` or an int64 expression."""
+
+ElementRule = Callable[["Region", Node, tuple[Index, ...]], Expr]
+
+ELEMENT_RULES: dict[str, ElementRule] = {}
+"""For each op that moves data: ``(region, node, index of the result) -> value``."""
+
+
+def element_rule(*ops: str) -> Callable[[ElementRule], ElementRule]:
+    """Registers the element rule of some ops."""
+
+    def add(rule: ElementRule) -> ElementRule:
+        ELEMENT_RULES.update(dict.fromkeys(ops, rule))
+        return rule
+
+    return add
+
+
+def is_elementwise(node: Node) -> bool:
+    """Whether the node computes each element from the elements at the same place."""
+    return node.name == "cast" or node.name in scalar.FUNCTIONS
+
+
+def is_injective(node: Node) -> bool:
+    """Whether the node can be part of a region."""
+    return is_elementwise(node) or node.name in ELEMENT_RULES
+
+
+class Dims:
+    """The extents of one function: a variable for each symbol."""
+
+    def __init__(self) -> None:
+        self.symbols: dict[str, Expr] = {}
+
+    def __call__(self, dim: Dim) -> Any:
+        """The extent as an int or an int64 expression."""
+        if isinstance(dim, int):
+            return dim
+        total: Any = 0
+        for monomial, coefficient in dim.terms:
+            product: Any = coefficient
+            for atom in monomial:
+                if isinstance(atom, Symbol):
+                    factor = self.symbols.setdefault(atom.name, tirx.Var(atom.name, "int64"))
+                else:
+                    factor = tirx.floordiv(self(atom.numerator), tirx.const(atom.divisor, "int64"))
+                product = factor if isinstance(product, int) and product == 1 else factor * product
+            total = product if isinstance(total, int) and total == 0 else total + product
+        return total
+
+    def shape(self, dims: Sequence[Dim]) -> tuple[Any, ...]:
+        return tuple(self(d) for d in dims)
+
+
+@dataclass(frozen=True)
+class Load:
+    """An input of a region in memory: a flat buffer and the strides by which it is read (0: repeated along that axis)."""
+
+    buffer: Buffer
+    strides: tuple[Any, ...]
+
+    @staticmethod
+    def of(buffer: Buffer, shape: Sequence[Any]) -> Load:
+        """Reads a compact buffer of this shape."""
+        strides: list[Any] = []
+        stride: Any = 1
+        for extent in reversed(shape):
+            strides.append(0 if isinstance(extent, int) and extent == 1 else stride)
+            stride = stride * extent
+        return Load(buffer, tuple(reversed(strides)))
+
+
+@dataclass(frozen=True)
+class Number:
+    """An input of a region that is one number everywhere."""
+
+    value: bool | int | float
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class Known:
+    """An input of a region whose element at the index in question is known: the accumulator of a kernel."""
+
+    value: Expr
+
+
+Source = Load | Number | Known
+
+
+class Region:
+    """Evaluates values of a region at an index; needs an open builder.
+
+    Args:
+        producers: the node of each value that is not an input.
+        sources: the inputs.
+        dims: of the function under construction.
+        lanes: the elements evaluated at once; their last index varies, and all expressions are written for the first.
+        aligned: the sources' strides are for the index of the result (only in a region without moves of data), so that
+            no op looks at the shapes of its operands.
+    """
+
+    def __init__(
+        self,
+        producers: Mapping[Value, Node],
+        sources: Mapping[Value, Source],
+        dims: Dims,
+        lanes: Lanes,
+        aligned: bool = False,
+    ) -> None:
+        self.producers = producers
+        self.sources = sources
+        self.dims = dims
+        self.lanes = lanes
+        self.aligned = aligned
+        self._known: list[dict[tuple[Any, ...], Expr]] = [{}]
+        self._analyzer = tvm.sym.Analyzer()
+        if lanes.extent is not None:
+            self._analyzer.bind(lanes.base, tvm.ir.Range(0, lanes.extent))
+
+    def at(self, value: Value, indices: tuple[Index, ...]) -> Expr:
+        """The element of a value, as a name or a constant: a vector, or a scalar if all lanes share it."""
+        key = (value, *indices)
+        for known in self._known:
+            if key in known:
+                return known[key]
+        source = self.sources.get(value)
+        if source is None:
+            node = self.producers[value]
+            rule = ELEMENT_RULES.get(node.name, _elementwise)
+            result = rule(self, node, indices)
+        elif isinstance(source, Load):
+            result = self._load(source, indices)
+        elif isinstance(source, Number):
+            result = tirx.const(source.value, scalar.TVM_NAMES[source.dtype])
+        else:
+            result = source.value
+        self._known[-1][key] = result
+        return result
+
+    def operand(self, value: Value, indices: tuple[Index, ...]) -> Expr:
+        """The element of an operand that broadcasts to the shape that ``indices`` are in."""
+        if self.aligned:
+            return self.at(value, indices)
+        shape = value.type.shape
+        own = indices[len(indices) - len(shape) :]
+        return self.at(value, tuple(0 if d == 1 else i for d, i in zip(shape, own, strict=True)))
+
+    def index_value(self, index: Index, dtype: DType) -> Expr:
+        """An index as a value of the region."""
+        stride = self._stride(index)
+        name = scalar.TVM_NAMES[dtype]
+        whole = ramp(_expr(index), self.lanes.count) if stride == 1 else _expr(index)
+        return share(scalar.cast(whole, name))
+
+    def choose(
+        self, condition: Expr, when_true: Callable[[], Expr], when_false: Callable[[], Expr], dtype: DType
+    ) -> Expr:
+        """One of two values, of which only the chosen one is evaluated.
+
+        Raises:
+            NotContiguousError: when the lanes may choose differently.
+        """
+        if self.lanes.is_vector and self._depends_on_lane(condition):
+            raise NotContiguousError
+        lanes = self.lanes.count
+        cell = T.alloc_buffer((lanes,), scalar.TVM_NAMES[dtype], scope="local")
+        with T.If(condition):
+            for frame, branch in ((T.Then, when_true), (T.Else, when_false)):
+                with frame(), self._inner():
+                    T.buffer_store(cell, broadcast(branch(), lanes), [ramp(tirx.const(0, "int32"), lanes)])
+        return share(cell[ramp(tirx.const(0, "int32"), lanes)])
+
+    def scalar(self, value: Expr) -> Expr:
+        """A value that is used as an index: it must be the same in all lanes."""
+        if lanes_of(value) > 1:
+            raise NotContiguousError
+        return value
+
+    def simplify(self, index: Index) -> Index:
+        return self._analyzer.simplify(index) if not isinstance(index, int) else index
+
+    @contextmanager
+    def _inner(self) -> Iterator[None]:
+        """What is evaluated in a branch is not known outside of it."""
+        self._known.append({})
+        try:
+            yield
+        finally:
+            self._known.pop()
+
+    def _load(self, source: Load, indices: tuple[Index, ...]) -> Expr:
+        position: Any = tirx.const(0, "int64")
+        for index, stride in zip(indices, source.strides, strict=True):
+            if not (isinstance(stride, int) and stride == 0):
+                position = position + index * stride
+        vector = self.lanes.is_vector and self._stride(position) == 1
+        return share(source.buffer[ramp(position, self.lanes.count if vector else 1)])
+
+    def _stride(self, index: Index) -> int:
+        """By how much an index grows from lane to lane: 0 or 1."""
+        if not self.lanes.is_vector or isinstance(index, int) or not self._depends_on_lane(index):
+            return 0
+        linear = tvm.sym.detect_linear_equation(self._analyzer.simplify(index), [self.lanes.base])
+        if linear and isinstance(linear[0], tirx.IntImm) and linear[0].value in (0, 1):
+            return int(linear[0].value)
+        raise NotContiguousError
+
+    def _depends_on_lane(self, index: Expr) -> bool:
+        return any(v.same_as(self.lanes.base) for v in tirx.analysis.undefined_vars(index))
+
+
+def _elementwise(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
+    arguments = [region.operand(v, indices) for v in node.inputs]
+    lanes = max(map(lanes_of, arguments))
+    if lanes > 1 and node.name in scalar.CALLS_LIBM and not (node.inputs[0].type.dtype.is_int):
+        raise NotContiguousError
+    return share(scalar.apply(node.name, node.attrs, [broadcast(a, lanes) for a in arguments], node.output.type.dtype))
+
+
+def _expr(index: Index) -> Expr:
+    return tirx.const(index, "int64") if isinstance(index, int) else index
