@@ -1,0 +1,67 @@
+"""What flows between the steps of a scikit-learn model: columns, each of the source table or computed in the graph.
+
+A column of the table stays `TableColumn` for as long as it is only picked, dropped, or filled in where it is missing. So a
+column of strings can travel through a ColumnTransformer and an imputer to the encoder that codes it, though the graph itself
+holds numbers only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlec.ir import Value
+from mlec.signature import Scalar
+
+
+@dataclass(frozen=True)
+class TableColumn:
+    """A column of the source's input table.
+
+    Attributes:
+        position: of the column in the table.
+        fill: what stands in for a missing value; None: nothing, it stays missing.
+        missing: the value that is missing besides (or, for a number, instead of) NaN and None, e.g. ``"?"``.
+    """
+
+    position: int
+    fill: Scalar = None
+    missing: Scalar = None
+
+    @property
+    def origin(self) -> int | None:
+        """The table column whose NaN this column can still hold."""
+        return self.position if self.fill is None else None
+
+
+@dataclass(frozen=True)
+class ComputedColumn:
+    """Column ``index`` of a matrix in the graph.
+
+    Attributes:
+        origin: the table column whose NaN this column can still hold, if there is one.
+    """
+
+    matrix: Value
+    index: int
+    origin: int | None = None
+
+
+Column = TableColumn | ComputedColumn
+Columns = tuple[Column, ...]
+
+
+def runs(columns: Columns) -> list[tuple[int, int]]:
+    """Splits into half-open ranges that can be read at once: adjacent columns of one matrix, or columns of the table."""
+    found: list[tuple[int, int]] = []
+    for i, column in enumerate(columns):
+        if found and _continues(columns[i - 1], column):
+            found[-1] = (found[-1][0], i + 1)
+        else:
+            found.append((i, i + 1))
+    return found
+
+
+def _continues(before: Column, column: Column) -> bool:
+    if isinstance(before, TableColumn) or isinstance(column, TableColumn):
+        return isinstance(before, TableColumn) and isinstance(column, TableColumn)
+    return before.matrix is column.matrix and column.index == before.index + 1

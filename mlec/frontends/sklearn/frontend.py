@@ -1,0 +1,66 @@
+"""`SklearnFrontend`: what the rest of mlec sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mlec.frontends.base import LowerOptions, Oracle
+from mlec.ir import Graph
+
+
+class SklearnFrontend:
+    """Lowers fitted scikit-learn estimators. The graph computes in float64, as the library does."""
+
+    name = "sklearn"
+
+    def accepts(self, model: object) -> bool:
+        """Whether the model is an estimator of scikit-learn, or of a class derived from one."""
+        modules = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
+        own = type(model).__module__.partition(".")[0]
+        return "sklearn" in modules and own not in ("xgboost", "lightgbm")
+
+    def lower(self, model: Any, options: LowerOptions) -> Graph:
+        """The model as a verified graph.
+
+        Its inputs are columns of the source's table: (n, k) of f64 for numbers (f32 where the model rounds its input to
+        float32 first) and (n, k) of i64 for coded categories.
+
+        Raises:
+            NotFittedModelError: the model, or a part of it, was never fitted.
+            UnsupportedModelError: a part or a setting of it cannot be lowered exactly; names both.
+        """
+        from mlec.frontends.sklearn.lowering import lower
+
+        return lower(model, options)
+
+    def oracle(self, model: Any) -> Oracle:
+        """The model's own inference methods; sparse results as dense arrays."""
+        from mlec.frontends.sklearn.lowering import METHODS
+
+        return {name: _dense_result(getattr(model, name)) for name in METHODS if hasattr(model, name)}
+
+    def sniff(self, head: bytes, path: Path) -> bool:
+        """Whether the file is a pickle (of pickle or joblib, compressed or not) or a skops file of an estimator."""
+        from mlec.frontends.sklearn.files import sniff
+
+        return sniff(head, path)
+
+    def load(self, path: Path, options: LowerOptions) -> Any:
+        """The estimator in the file.
+
+        Raises:
+            UntrustedPickleError: the file is a pickle, and ``options.trust_pickle`` does not allow it.
+            FrontendError: the file cannot be read.
+        """
+        from mlec.frontends.sklearn.files import load
+
+        return load(path, options)
+
+
+def _dense_result(function: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        return result.toarray() if hasattr(result, "toarray") else result
+
+    return call

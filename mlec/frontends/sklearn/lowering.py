@@ -1,0 +1,170 @@
+"""A fitted estimator as a graph with its signature."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+
+from mlec.errors import FrontendError
+from mlec.frontends.base import LowerOptions
+from mlec.frontends.sklearn import clusters, compose, decomposition, encoders, linear, naive_bayes, neighbors, neural
+from mlec.frontends.sklearn import preprocessing, svm, trees
+from mlec.frontends.sklearn.columns import TableColumn
+from mlec.frontends.sklearn.context import Array, Context, Lowered, Output
+from mlec.frontends.sklearn.preprocessing import scalar
+from mlec.frontends.sklearn.registry import CONVERTERS, convert
+from mlec.ir import Graph, Value, verify
+from mlec.signature import Labels, MethodSpec, Signature, TableSpec, TensorSpec
+
+FAMILIES = (clusters, compose, decomposition, encoders, linear, naive_bayes, neighbors, neural, preprocessing, svm, trees)
+"""The modules whose import fills the table of converters."""
+
+METHODS = (
+    "predict", "predict_proba", "predict_log_proba", "predict_joint_log_proba", "decision_function", "score_samples", "transform",
+)  # fmt: skip
+
+
+def supported() -> list[str]:
+    """Names of the estimator classes with a converter."""
+    return sorted(cls.__name__ for cls in CONVERTERS)
+
+
+def lower(model: Any, options: LowerOptions) -> Graph:
+    """The whole of `SklearnFrontend.lower`."""
+    names = feature_names(model)
+    width = count_features(model, options)
+    root = "pipeline" if type(model).__name__ == "Pipeline" else ""
+    ctx = Context(_identifier(type(model).__name__), width)
+    lowered = convert(ctx, model, tuple(TableColumn(i) for i in range(width)), root)
+    with ctx.inside(root, model):
+        methods = _methods(ctx, model, lowered)
+        if not methods:
+            ctx.refuse("it has no method that could be compiled", "compile an estimator with predict or transform")
+        if not ctx.feeds:
+            ctx.refuse("its result does not depend on its input")
+        outputs, specs = _outputs(ctx, methods)
+    graph = ctx.b.finish(outputs)
+    signature = Signature(
+        inputs=tuple(_tensor_spec(value, value.hint) for value in graph.inputs),
+        outputs=tuple(_tensor_spec(value, name) for value, name in zip(outputs, _output_names(specs), strict=True)),
+        symbols={"n": (0, None)},
+        table=TableSpec(n_features=width, feeds=tuple(ctx.feeds), feature_names=names, numbers=_numbers(ctx)),
+        methods=specs,
+        run=_run(lowered.kind, [spec.name for spec in specs]),
+        kind=lowered.kind,
+    )
+    graph = graph.with_signature(signature)
+    verify(graph)
+    return graph
+
+
+def feature_names(model: Any) -> tuple[str, ...] | None:
+    """Names of the columns that the model was fitted with, if it was a table with names."""
+    names = getattr(model, "feature_names_in_", None)
+    return None if names is None else tuple(map(str, names))
+
+
+def count_features(model: Any, options: LowerOptions) -> int:
+    """Number of columns that the model takes.
+
+    Raises:
+        FrontendError: neither the model nor the example inputs tell.
+    """
+    width = getattr(model, "n_features_in_", None)
+    if width is None and options.example_inputs:
+        shape = np.shape(options.example_inputs[0])
+        width = shape[1] if len(shape) == 2 else None
+    if width is None:
+        convert(Context("probe", 1), model, (TableColumn(0),))  # an unfitted or unsupported model says so
+        raise FrontendError(
+            f"{type(model).__name__} does not say how many columns it takes", hint="pass example_inputs=X", code="E_EXAMPLE"
+        )
+    return int(width)
+
+
+def _methods(ctx: Context, model: Any, lowered: Lowered) -> dict[str, tuple[Output, Literal["", "log"]]]:
+    """What the compiled model offers: those of the source's methods that were lowered."""
+    made: dict[str, Output] = dict(lowered.methods)
+    if lowered.columns is not None and "transform" not in made and hasattr(model, "transform"):
+        made["transform"] = Output((ctx.matrix(lowered.columns, check=False),), dtype=lowered.dtype)
+    methods: dict[str, tuple[Output, Literal["", "log"]]] = {}
+    for name in METHODS:
+        if not hasattr(model, name):
+            continue
+        if name in made:
+            methods[name] = made[name], ""
+        elif name == "predict_log_proba" and "predict_proba" in made:
+            methods[name] = made["predict_proba"], "log"
+    return methods
+
+
+def _outputs(
+    ctx: Context, methods: dict[str, tuple[Output, Literal["", "log"]]]
+) -> tuple[list[Value], tuple[MethodSpec, ...]]:
+    """The graph's outputs, each once, and which of them a method returns."""
+    outputs: list[Value] = []
+    specs = []
+    for name, (output, function) in methods.items():
+        positions = []
+        for value in output.values:
+            if value not in outputs:
+                outputs.append(value)
+            positions.append(outputs.index(value))
+        specs.append(
+            MethodSpec(
+                name=name, outputs=tuple(positions), labels=tuple(_labels(ctx, classes) for classes in output.classes),
+                dtype=output.dtype, function=function, as_list=output.as_list, stack=output.stack,
+            )
+        )  # fmt: skip
+    return outputs, tuple(specs)
+
+
+def _labels(ctx: Context, classes: Array | None) -> Labels | None:
+    if classes is None:
+        return None
+    try:
+        return Labels(values=tuple(scalar(value) for value in classes), dtype=classes.dtype.str.lstrip("<|=") if classes.dtype.kind == "U" else classes.dtype.name)
+    except TypeError as error:
+        ctx.refuse(f"class labels may be strings, numbers or booleans; {error}")
+
+
+def _output_names(specs: tuple[MethodSpec, ...]) -> list[str]:
+    """A name for each output: that of the first method that returns it."""
+    names: dict[int, str] = {}
+    for spec in specs:
+        for i, position in enumerate(spec.outputs):
+            names.setdefault(position, spec.name if len(spec.outputs) == 1 else f"{spec.name}_{i}")
+    return [names[position] for position in range(len(names))]
+
+
+def _run(kind: str, names: list[str]) -> tuple[str, ...]:
+    """The methods whose results ``run`` returns."""
+    wanted = {
+        "classifier": ("predict", "predict_proba" if "predict_proba" in names else "decision_function"),
+        "outlier": ("predict", "decision_function"),
+        "transformer": ("transform",),
+    }.get(kind, ("predict",))
+    return tuple(name for name in wanted if name in names) or tuple(names[:1])
+
+
+def _numbers(ctx: Context) -> Literal["finite", "nan", "any"]:
+    """What numbers the table may hold: the mildest check among the columns that are read as numbers."""
+    read = {position for feed in ctx.feeds if not feed.codings for position in feed.columns}
+    levels = {ctx.numbers.get(position, "any") for position in read}
+    for level in ("any", "nan"):
+        if level in levels:
+            return level  # type: ignore[return-value]
+    return "finite"
+
+
+def _tensor_spec(value: Value, name: str) -> TensorSpec:
+    shape = tuple(extent if isinstance(extent, int) else str(extent) for extent in value.type.shape)
+    return TensorSpec(name=name, dtype=value.type.dtype.value, shape=shape)
+
+
+def _identifier(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name).lower() or "model"
+
+
