@@ -1,0 +1,1 @@
+"""How an `OptimizationReport` is shown: text for a terminal, and a page for a browser."""

@@ -1,0 +1,203 @@
+"""The report's data with types: what `OptimizationReport.to_dict` holds, as `docs/report.md` lists it.
+
+The renderers read a report through `typed`, because a report may come out of a file that somebody else wrote. Missing keys take their
+defaults and unknown keys are left out, so that reports of other versions can be shown too.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+from msgspec import field
+
+from mlec.errors import CorruptedFileError
+from mlec.report import OptimizationReport
+
+
+class Remark(msgspec.Struct, frozen=True):
+    """What a pass did or did not do, and where in the user's code."""
+
+    message: str
+    rule: str = ""
+    location: str = ""
+    locations: tuple[str, ...] = ()
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """Size of a graph, symbolic dims at the nominal extent."""
+
+    nodes: int = 0
+    flops: int = 0
+    bytes: int = 0
+
+
+class PassEntry(msgspec.Struct, frozen=True):
+    """What one pass did; gains are old time / new time."""
+
+    name: str
+    applied: tuple[Remark, ...] = ()
+    missed: tuple[Remark, ...] = ()
+    before: Stats = Stats()
+    after: Stats = Stats()
+    seconds: float = 0.0
+    predicted_gain: float | None = None
+    measured_gain: float | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """It changed nothing and has nothing to say."""
+        return not self.applied and not self.missed and self.before == self.after
+
+
+class Kernel(msgspec.Struct, frozen=True):
+    """One kernel; ``flops`` and ``bytes`` may be texts in the symbolic dims, the ``nominal`` ones are numbers."""
+
+    symbol: str
+    op: str = ""
+    location: str = ""
+    strategy: str = ""
+    flops: int | str = 0
+    bytes: int | str = 0
+    nominal_flops: int = 0
+    nominal_bytes: int = 0
+    predicted_seconds: float | None = None
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """Compiled against source for one result; see `mlec.validation.Comparison`."""
+
+    method: str = ""
+    rows: int = 0
+    max_abs_error: float = 0.0
+    max_rel_error: float = 0.0
+    mean_abs_error: float = 0.0
+    label_mismatches: int = 0
+    ties: int = 0
+    excess: float = 0.0
+
+
+class Bound(msgspec.Struct, frozen=True):
+    rtol: float = 0.0
+    atol: float = 0.0
+
+    def __str__(self) -> str:
+        parts = [f"{name} {value:.3g}" for name, value in (("relative", self.rtol), ("absolute", self.atol)) if value]
+        return " + ".join(parts) or "exact"
+
+
+class Parity(msgspec.Struct, frozen=True):
+    tolerance: Bound = Bound()
+    methods: dict[str, Comparison] = field(default_factory=dict)
+
+    @property
+    def worst(self) -> Comparison | None:
+        """The comparison that comes nearest to its bound."""
+        return max(self.methods.values(), key=lambda c: c.excess, default=None)
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """Milliseconds of one call."""
+
+    rows: int = 0
+    compiled_ms: float = 0.0
+    source_ms: float | None = None
+    speedup: float | None = None
+
+
+class Timing(msgspec.Struct, frozen=True):
+    compile_seconds: float | None = None
+    predicted_seconds: dict[str, float] = field(default_factory=dict)
+    measured: Measured | None = None
+
+
+class Memory(msgspec.Struct, frozen=True):
+    weights_bytes: int | None = None
+    peak_bytes: int | None = None
+
+
+class Roofline(msgspec.Struct, frozen=True):
+    """The machine: peaks in operations and bytes a second, and the overhead of one kernel call."""
+
+    flops: float
+    bandwidth: float
+    kernel_seconds: float = 0.0
+
+
+class PictureNode(msgspec.Struct, frozen=True):
+    id: str
+    op: str = ""
+    label: str = ""
+    type: str = ""
+    location: str = ""
+    locations: tuple[str, ...] = ()
+    flops: int = 0
+    bytes: int = 0
+
+
+class Picture(msgspec.Struct, frozen=True):
+    """A graph for drawing; edges are pairs of node ids."""
+
+    nodes: tuple[PictureNode, ...] = ()
+    edges: tuple[tuple[str, str], ...] = ()
+    text: str = ""
+
+
+class Graphs(msgspec.Struct, frozen=True):
+    before: Picture = Picture()
+    after: Picture = Picture()
+
+
+class ReportData(msgspec.Struct, frozen=True):
+    """A whole report."""
+
+    model: dict[str, Any] = field(default_factory=dict)
+    passes: tuple[PassEntry, ...] = ()
+    parity: Parity = Parity()
+    timing: Timing = Timing()
+    memory: Memory = Memory()
+    kernels: tuple[Kernel, ...] = ()
+    graphs: Graphs = Graphs()
+    machine: Roofline | None = None
+    quantization: tuple[dict[str, Any], ...] = ()
+    stability: tuple[dict[str, Any], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return str(self.model.get("name") or "model")
+
+    @property
+    def target(self) -> str:
+        """What it was compiled for, in short; empty when only passes ran."""
+        target = self.model.get("target") or {}
+        if not isinstance(target, dict):
+            return str(target)
+        return " ".join(str(target[key]) for key in ("device", "mcpu", "arch") if target.get(key))
+
+    @property
+    def first(self) -> Stats:
+        """The graph before all passes."""
+        return self.passes[0].before if self.passes else Stats()
+
+    @property
+    def last(self) -> Stats:
+        """The graph after all passes."""
+        return self.passes[-1].after if self.passes else Stats()
+
+
+def typed(report: OptimizationReport) -> ReportData:
+    """The report's data with types.
+
+    Raises:
+        CorruptedFileError: for data that is no report, naming the place.
+    """
+    plain = json.loads(report.to_json())
+    plain["machine"] = plain["machine"] or None
+    try:
+        return msgspec.convert(plain, ReportData)
+    except msgspec.ValidationError as error:
+        raise CorruptedFileError(
+            f"this is not a report: {error}", code="E_REPORT", hint="compile the model again to get a new one"
+        ) from error

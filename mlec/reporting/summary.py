@@ -1,0 +1,175 @@
+"""The first thing that a report says, the same in every form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mlec.pipeline import NOMINAL_EXTENT
+from mlec.reporting import units
+from mlec.reporting.schema import Kernel, Remark, ReportData, Stats
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of the summary.
+
+    Attributes:
+        title: what it is about, one or two words.
+        value: the number to remember.
+        detail: what stands behind it.
+        good: True and False colour it; None is neither.
+    """
+
+    title: str
+    value: str
+    detail: str = ""
+    good: bool | None = None
+
+
+def facts(data: ReportData) -> list[Fact]:
+    """What is known, most important first; what was not measured is left out."""
+    found = [_speed(data), _parity(data), _graph(data), _predicted(data), _memory(data), _compile_time(data)]
+    return [fact for fact in found if fact is not None]
+
+
+def headline(data: ReportData) -> str:
+    """``"torch network for cpu znver4"``."""
+    source = " ".join(str(data.model[key]) for key in ("source", "kind") if data.model.get(key))
+    return " for ".join(part for part in (source, data.target) if part)
+
+
+def change(before: float, after: float, show: str) -> str:
+    """``" (-26%)"`` for a number that changed; ``show`` is the new number as text."""
+    if not before or before == after:
+        return show
+    return f"{show} ({100 * (after - before) / before:+.0f}%)"
+
+
+def stats_lines(before: Stats, after: Stats) -> list[tuple[str, str, str]]:
+    """Title, before and after of nodes, arithmetic and memory traffic."""
+    return [
+        ("nodes", f"{before.nodes:,}", change(before.nodes, after.nodes, f"{after.nodes:,}")),
+        ("arithmetic", units.count(before.flops, "FLOP"), change(before.flops, after.flops, units.count(after.flops, "FLOP"))),
+        ("memory traffic", units.size(before.bytes), change(before.bytes, after.bytes, units.size(after.bytes))),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RemarkGroup:
+    """Remarks that say the same of several nodes.
+
+    Attributes:
+        message: the common words.
+        rule: the rewrite.
+        places: source locations, each once; the node's text where the location is unknown.
+        count: number of remarks.
+    """
+
+    message: str
+    rule: str
+    places: tuple[str, ...]
+    count: int
+
+
+def grouped(remarks: Iterable[Remark]) -> list[RemarkGroup]:
+    """Remarks with the same words and rule once, in order of first appearance."""
+    groups: dict[tuple[str, str], list[tuple[Remark, str]]] = {}
+    for remark in remarks:
+        words, _, node = remark.message.partition(" at %")  # the rewrite driver adds the node's text
+        groups.setdefault((words, remark.rule), []).append((remark, node))
+    result = []
+    for (words, rule), members in groups.items():
+        places = (
+            place
+            for remark, node in members
+            for place in (remark.locations or (remark.location or (f"%{node}" if node else ""),))
+            if place
+        )
+        result.append(RemarkGroup(words, rule, tuple(dict.fromkeys(places)), len(members)))
+    return result
+
+
+def by_time(kernels: Iterable[Kernel]) -> list[tuple[Kernel, float]]:
+    """Kernels with their share of the predicted time (0 when there is no prediction), slowest first."""
+    listed = list(kernels)
+    whole = sum(k.predicted_seconds or 0.0 for k in listed)
+    shares = [(k, (k.predicted_seconds or 0.0) / whole if whole else 0.0) for k in listed]
+    return sorted(shares, key=lambda item: -item[1])
+
+
+def _speed(data: ReportData) -> Fact | None:
+    measured = data.timing.measured
+    if measured is None:
+        return None
+    ours = units.seconds(measured.compiled_ms / 1e3)
+    rows = units.plural(measured.rows, "row")
+    if measured.speedup is None or measured.source_ms is None:
+        return Fact("Speed", ours, f"measured, {rows}")
+    faster = measured.speedup >= 1
+    word = "faster" if faster else "slower"
+    ratio = units.times(measured.speedup if faster else 1 / measured.speedup if measured.speedup else float("inf"))
+    detail = f"measured {ours}, source {units.seconds(measured.source_ms / 1e3)}, {rows}"
+    return Fact("Speed", f"{ratio} {word}", detail, faster)
+
+
+def _parity(data: ReportData) -> Fact | None:
+    worst = data.parity.worst
+    if worst is None:
+        return None
+    methods = ", ".join(data.parity.methods)
+    different = sum(c.label_mismatches for c in data.parity.methods.values())
+    if worst.excess > 1:
+        return Fact(
+            "Parity",
+            "differs",
+            f"{worst.method}: {units.times(worst.excess)} the bound ({data.parity.tolerance})",
+            False,
+        )
+    if all(c.excess == 0 for c in data.parity.methods.values()):
+        return Fact("Parity", "identical", f"{methods}: no difference from the source", True)
+    largest = max(c.max_rel_error for c in data.parity.methods.values())
+    detail = f"{methods}: {units.share(worst.excess)} of the bound ({data.parity.tolerance}), {different} labels differ"
+    return Fact("Parity", f"error {units.error(largest)}", detail, True)
+
+
+def _graph(data: ReportData) -> Fact | None:
+    if not data.passes:
+        return None
+    first, last = data.first, data.last
+    applied = sum(len(p.applied) for p in data.passes)
+    missed = sum(len(p.missed) for p in data.passes)
+    detail = f"{units.plural(applied, 'rewrite')} applied, {missed:,} missed, in {units.plural(len(data.passes), 'pass', 'es')}"
+    return Fact("Graph", f"{first.nodes:,} → {units.plural(last.nodes, 'node')}", detail)
+
+
+def _predicted(data: ReportData) -> Fact | None:
+    gains = [p.predicted_gain for p in data.passes if p.predicted_gain is not None]
+    predicted = data.timing.predicted_seconds
+    if not gains and not predicted:
+        return None
+    gain = 1.0
+    for value in gains:
+        gain *= value
+    detail = ", ".join(f"{units.seconds(s)} at {n} row{'' if n == '1' else 's'}" for n, s in predicted.items())
+    if not gains:
+        return Fact("Predicted", detail)
+    return Fact("Predicted gain", units.times(gain), detail or f"by the passes, at {NOMINAL_EXTENT} rows")
+
+
+def _memory(data: ReportData) -> Fact | None:
+    memory = data.memory
+    if memory.weights_bytes is None:
+        return None
+    peak = "" if memory.peak_bytes is None else f"peak while running {units.size(memory.peak_bytes)}"
+    return Fact("Weights", units.size(memory.weights_bytes), peak)
+
+
+def _compile_time(data: ReportData) -> Fact | None:
+    if data.timing.compile_seconds is None:
+        return None
+    spent = sum(p.seconds for p in data.passes)
+    kernels = units.plural(len(data.kernels), "kernel")
+    return Fact(
+        "Code generation", units.seconds(data.timing.compile_seconds), f"{kernels}; passes took {units.seconds(spent)}"
+    )

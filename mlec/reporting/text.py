@@ -1,0 +1,203 @@
+"""The report as text: at most 100 columns wide, plain; coloured only on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from mlec.pipeline import NOMINAL_EXTENT
+from mlec.report import OptimizationReport
+from mlec.reporting import units
+from mlec.reporting.schema import PassEntry, Remark, ReportData, typed
+from mlec.reporting.summary import by_time, facts, grouped, headline, stats_lines
+
+WIDTH = 100
+SHOWN_REMARKS = 5
+SHOWN_KERNELS = 20
+SHOWN_PLACES = 2
+
+
+def render_text(report: OptimizationReport) -> str:
+    """The report as plain text.
+
+    Raises:
+        CorruptedFileError: for data that is no report.
+    """
+    data = typed(report)
+    blocks = [
+        _summary(data),
+        _findings("Stability", data.stability),
+        *[_pass(entry) for entry in data.passes if not entry.is_idle],
+        _idle(data),
+        _parity(data),
+        _kernels(data),
+        _findings("Quantisation", data.quantization),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in blocks if lines) + "\n"
+
+
+def print_report(report: OptimizationReport) -> None:
+    """Writes the text to stdout, in colours when that is a terminal."""
+    text = render_text(report)
+    if not sys.stdout.isatty():
+        sys.stdout.write(text)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    for line in text.splitlines():
+        console.print(Text(line, _style(line)), soft_wrap=True)
+
+
+def _style(line: str) -> str:
+    """Headings are bold; what was done is green, what was not is yellow, warnings are red."""
+    if line[:1].strip():
+        return "bold"
+    return {"+": "green", "-": "yellow", "!": "red"}.get(line.strip()[:1], "")
+
+
+# -- blocks ----------------------------------------------------------------------------------------------------------
+
+
+def _summary(data: ReportData) -> list[str]:
+    known = facts(data)
+    lines = _cut(f"{data.name}: {headline(data)}" if headline(data) else data.name)
+    titles = max((len(f.title) for f in known), default=0)
+    values = max((len(f.value) for f in known), default=0)
+    for fact in known:
+        head = f"  {fact.title:{titles}}  {_line(fact.value):{values}}  "
+        lines += textwrap.wrap(
+            _line(fact.detail), WIDTH, initial_indent=head, subsequent_indent=" " * len(head)
+        ) or [head.rstrip()]  # fmt: skip
+    for warning in data.warnings:
+        lines += _wrapped(f"! {_line(warning)}", 2)
+    if not known and not data.warnings:
+        lines.append("  nothing was recorded")
+    return lines
+
+
+def _pass(entry: PassEntry) -> list[str]:
+    gains = [f"predicted gain {units.times(entry.predicted_gain)}"] if entry.predicted_gain is not None else []
+    gains += [f"measured gain {units.times(entry.measured_gain)}"] if entry.measured_gain is not None else []
+    counts = f"{len(entry.applied):,} applied, {len(entry.missed):,} missed"
+    lines = _cut(", ".join([f"pass {entry.name}: {counts}", *gains]))
+    lines += [
+        f"  {title}: {before} -> {after}"
+        for title, before, after in stats_lines(entry.before, entry.after)
+        if before != after
+    ]
+    return [*lines, *_remarks("+", entry.applied), *_remarks("-", entry.missed)]
+
+
+def _remarks(mark: str, remarks: Sequence[Remark]) -> list[str]:
+    groups = grouped(remarks)
+    lines: list[str] = []
+    for group in groups[:SHOWN_REMARKS]:
+        often = f" ({group.count:,} times)" if group.count > 1 else ""
+        lines += _wrapped(f"{mark} {_line(group.message)}{often}", 2)
+        lines += [f"      {place}" for place in _some(group.places)]
+    if len(groups) > SHOWN_REMARKS:
+        lines.append(
+            f"  {mark} and {len(groups) - SHOWN_REMARKS:,} more kinds, {'missed' if mark == '-' else 'applied'}"
+        )
+    return lines
+
+
+def _some(places: Sequence[str]) -> list[str]:
+    shown = [_shortened(_line(place), WIDTH - 6) for place in places[:SHOWN_PLACES]]
+    rest = len(places) - len(shown)
+    return [*shown, f"and {units.plural(rest, 'more place')}"] if rest else shown
+
+
+def _idle(data: ReportData) -> list[str]:
+    idle = dict.fromkeys(entry.name for entry in data.passes if entry.is_idle)
+    if not idle:
+        return []
+    return _wrapped(f"passes that had nothing to do: {', '.join(idle)}", 0)
+
+
+def _parity(data: ReportData) -> list[str]:
+    if not data.parity.methods:
+        return []
+    rows = [["result", "rows", "max error", "relative", "mean error", "labels differ", "of the bound"]]
+    rows += [
+        [
+            name, f"{c.rows:,}", units.error(c.max_abs_error), units.error(c.max_rel_error), units.error(c.mean_abs_error),
+            f"{c.label_mismatches:,}", units.share(c.excess),
+        ]
+        for name, c in data.parity.methods.items()
+    ]  # fmt: skip
+    return [f"parity with the source, bound: {data.parity.tolerance}", *_table(rows, numbers=range(1, 7))]
+
+
+def _kernels(data: ReportData) -> list[str]:
+    if not data.kernels:
+        return []
+    shown = by_time(data.kernels)
+    rows = [["time", "share", "kernel", "strategy", "source"]]
+    rows += [
+        [
+            "" if kernel.predicted_seconds is None else units.seconds(kernel.predicted_seconds),
+            units.share(part),
+            kernel.symbol,
+            kernel.strategy,
+            kernel.location,
+        ]
+        for kernel, part in shown[:SHOWN_KERNELS]
+    ]
+    lines = [f"kernels, predicted by the roofline at {NOMINAL_EXTENT} rows", *_table(rows, numbers=(0, 1))]
+    rest = shown[SHOWN_KERNELS:]
+    if rest:
+        lines.append(
+            f"  and {units.plural(len(rest), 'more kernel')}, {units.share(sum(part for _, part in rest))} of the time"
+        )
+    return lines
+
+
+def _findings(title: str, entries: Sequence[dict[str, object]]) -> list[str]:
+    lines = [title] if entries else []
+    for entry in entries:
+        lines += _wrapped("- " + _line(", ".join(f"{key} {value}" for key, value in entry.items())), 2)
+    return lines
+
+
+# -- lines -----------------------------------------------------------------------------------------------------------
+
+
+def _line(text: str) -> str:
+    """One line without control characters: a name out of a file must not drive the terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _cut(text: str) -> list[str]:
+    return [_shortened(_line(text), WIDTH)]
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=" " * indent, subsequent_indent=" " * (indent + 2)) or [""]
+
+
+def _table(rows: Sequence[Sequence[str]], numbers: Iterable[int] = ()) -> list[str]:
+    """Aligned columns, indented by two, the widest ones shortened until a row fits."""
+    cells = [[_line(cell) for cell in row] for row in rows]
+    if not cells:
+        return []
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    room = WIDTH - 2 - 2 * (len(widths) - 1)
+    while sum(widths) > room:
+        widest = max(range(len(widths)), key=lambda i: widths[i])
+        second = max((w for i, w in enumerate(widths) if i != widest), default=0)
+        widths[widest] -= max(1, min(sum(widths) - room, widths[widest] - second))
+    right = set(numbers)
+    lines = []
+    for row in cells:
+        shown = [_shortened(cell, width) for cell, width in zip(row, widths, strict=True)]
+        aligned = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(shown, widths, strict=True))]
+        lines.append(("  " + "  ".join(aligned)).rstrip())
+    return lines
