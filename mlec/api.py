@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from mlec.progress import progress_bar
 from mlec.report import OptimizationReport, graph_picture, graph_stats
 from mlec.runtime import CompiledModel
 from mlec.target import Target
+from mlec.timing import interleaved
 from mlec.validation import default_tolerance, probe_inputs
 from mlec.validation import validate as validate_model
 
@@ -361,18 +361,11 @@ class _DeviceOnUse:
 
 
 def _fill(report: OptimizationReport, before: Graph, after: Graph, module: CompiledModule, machine: Machine) -> None:
-    notes = {note.symbol: note.strategy for note in module.notes}
-    report.kernels = [
-        {
-            "symbol": k.symbol,
-            "op": k.op,
-            "location": k.location,
-            "flops": k.flops,
-            "bytes": k.bytes,
-            "strategy": notes.get(k.symbol, ""),
-        }
-        for k in module.program.kernels
-    ]
+    report.model |= {
+        "kind": after.signature.kind,
+        "target": {"device": module.program.device, "backend": module.program.backend, **module.program.target},
+    }
+    report.add_kernels(module.program.kernels, {note.symbol: note.strategy for note in module.notes}, machine)
     report.graphs = {"before": graph_picture(before), "after": graph_picture(after)}
     report.machine = machine.to_dict()
     report.timing = {
@@ -419,15 +412,7 @@ def _timing(compiled: CompiledModel, inputs: list[Any], oracle: Oracle | None) -
     actions = {"compiled": ours} | (
         {"source": source} if oracle is not None and all(n in oracle for n in names) else {}
     )
-    times: dict[str, list[float]] = {name: [] for name in actions}
-    for action in actions.values():
-        action()
-    until = time.perf_counter() + 0.3
-    while time.perf_counter() < until or len(times["compiled"]) < 3:
-        for name, action in actions.items():
-            start = time.perf_counter()
-            action()
-            times[name].append(time.perf_counter() - start)
+    times = interleaved(actions)
     medians = {name: float(np.median(values)) * 1e3 for name, values in times.items()}
     result: dict[str, Any] = {"rows": int(shape[0]) if shape else 1, "compiled_ms": medians["compiled"]}
     if "source" in medians:

@@ -38,7 +38,11 @@ class Machine:
         cost = node.cost
         binding = {name: extent for dim in (cost.flops, cost.bytes) for name in symbols_of(dim)}
         flops, moved = evaluate(cost.flops, binding), evaluate(cost.bytes, binding)
-        peak = self.flops / (2 if node.outputs[0].type.dtype.bits == 64 else 1)
+        return self.roofline(flops, moved, node.outputs[0].type.dtype.bits)
+
+    def roofline(self, flops: int, moved: int, bits: int = 32) -> float:
+        """Seconds of a kernel of ``flops`` operations on floats of ``bits`` bits that moves ``moved`` bytes."""
+        peak = self.flops / (2 if bits == 64 else 1)
         return max(flops / peak, moved / self.bandwidth) + self.kernel_seconds
 
     def graph_seconds(self, graph: Graph, extent: int = NOMINAL_EXTENT) -> float:

@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlec.artifact.atomic import replace_file
 from mlec.errors import UsageError
-from mlec.ir import Graph
-from mlec.ir.dim import evaluate
+from mlec.ir import Graph, Node
+from mlec.ir.dim import evaluate, parse_dim, symbols_of
 from mlec.machine import Machine
 from mlec.pipeline import NOMINAL_EXTENT, PassRecord, Remark
+from mlec.runtime.program import KernelInfo
+
+REPORT_ENDINGS = (".html", ".json", ".txt")
 
 
 @dataclass
@@ -20,7 +24,7 @@ class OptimizationReport:
     """Everything that a compilation can say about itself, as plain data.
 
     Attributes:
-        model: name, framework, kind.
+        model: name, source (the frontend), kind, target.
         passes: one entry for each pass, in order.
         parity: errors against the source, by method.
         timing: predicted and measured seconds.
@@ -70,6 +74,30 @@ class OptimizationReport:
                 }
             )
 
+    def add_kernels(self, kernels: Sequence[KernelInfo], strategies: Mapping[str, str], machine: Machine) -> None:
+        """Appends the kernels, with what the roofline predicts for each.
+
+        Args:
+            kernels: in the order in which they run.
+            strategies: by symbol, how the kernel was made.
+            machine: where it will run.
+        """
+        for kernel in kernels:
+            flops, moved = (_nominal(work) for work in (kernel.flops, kernel.bytes))
+            self.kernels.append(
+                {
+                    "symbol": kernel.symbol,
+                    "op": kernel.op,
+                    "location": kernel.location,
+                    "strategy": strategies.get(kernel.symbol, ""),
+                    "flops": kernel.flops,
+                    "bytes": kernel.bytes,
+                    "nominal_flops": flops,
+                    "nominal_bytes": moved,
+                    "predicted_seconds": machine.roofline(flops, moved),
+                }
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON; the keys are stable."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -97,14 +125,25 @@ class OptimizationReport:
 
         Raises:
             UsageError: for another ending.
+            WriteError: when the file cannot be written.
         """
         target = Path(path)
-        renderers = {".html": self.to_html, ".json": self.to_json, ".txt": self.to_text}
-        if target.suffix not in renderers:
-            raise UsageError(
-                f"a report is written as {', '.join(renderers)}, not as {target.suffix or 'a file without ending'!r}"
-            )
-        target.write_text(renderers[target.suffix](), encoding="utf-8")
+        check_report_name(target)
+        render = {".html": self.to_html, ".json": self.to_json, ".txt": self.to_text}[target.suffix]
+        content = render().encode()
+        replace_file(target, len(content), lambda: [content])
+
+
+def check_report_name(path: Path) -> None:
+    """Whether a report can be written under this name.
+
+    Raises:
+        UsageError: for an ending that is not .html, .json or .txt.
+    """
+    if path.suffix not in REPORT_ENDINGS:
+        raise UsageError(
+            f"{path}: a report is written as {', '.join(REPORT_ENDINGS)}", hint="choose one of these endings"
+        )
 
 
 def graph_stats(graph: Graph, extent: int = NOMINAL_EXTENT) -> dict[str, int]:
@@ -129,7 +168,10 @@ def remark_dict(remark: Remark) -> dict[str, Any]:
 
 
 def graph_picture(graph: Graph) -> dict[str, Any]:
-    """Nodes and edges for drawing: constants are left out, a fused node lists the ops of its body."""
+    """Nodes and edges for drawing: constants are left out, a fused node lists the ops of its body.
+
+    Work is counted with symbolic dims at the nominal extent.
+    """
     ids = {value: f"in{i}" for i, value in enumerate(graph.inputs)}
     nodes: list[dict[str, Any]] = [
         {"id": f"in{i}", "op": "input", "label": value.hint, "type": str(value.type), "location": ""}
@@ -146,6 +188,8 @@ def graph_picture(graph: Graph) -> dict[str, Any]:
                 "label": " + ".join(inner) or node.name,
                 "type": ", ".join(str(v.type) for v in node.outputs),
                 "location": str(node.loc),
+                "locations": [str(leaf) for leaf in node.loc.leaves],
+                **_node_work(node),
             }
         )
         edges += [(ids[v], f"n{i}") for v in node.inputs if v in ids]
@@ -154,3 +198,9 @@ def graph_picture(graph: Graph) -> dict[str, Any]:
         nodes.append({"id": f"out{i}", "op": "output", "label": value.hint, "type": str(value.type), "location": ""})
         edges += [(ids[value], f"out{i}")] if value in ids else []
     return {"nodes": nodes, "edges": [list(e) for e in edges], "text": str(graph)}
+
+
+def _node_work(node: Node) -> dict[str, int]:
+    cost = node.cost
+    binding = dict.fromkeys(symbols_of(cost.flops) | symbols_of(cost.bytes), NOMINAL_EXTENT)
+    return {"flops": evaluate(cost.flops, binding), "bytes": evaluate(cost.bytes, binding)}
