@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mlec.errors import ToleranceError
+from mlec.errors import ToleranceError, UsageError
 from mlec.frontends.base import Oracle
 from mlec.ir import Graph
 from mlec.ir.dim import evaluate, parse_dim, symbols_of
@@ -206,15 +206,34 @@ def probe_inputs(graph: Graph, rows: int = PROBE_ROWS, seed: int = 0) -> list[An
     return table_probe(graph, rows, rng)
 
 
-def tensor_probes(signature: Signature, rng: np.random.Generator, extent: int = 3) -> list[Any] | None:
-    """Random arrays for the inputs; None when a symbolic dim is bounded so that 3 does not fit."""
+def batch_inputs(graph: Graph, rows: int, seed: int = 0) -> list[Any]:
+    """Inputs of a given number of rows, for timing.
+
+    Raises:
+        UsageError: the model takes another number of rows, or an element type that none are made for.
+    """
+    rng = np.random.default_rng(seed)
+    if graph.signature.table is not None:
+        return table_probe(graph, rows, rng)
+    batch = next((spec.shape[0] for spec in graph.signature.inputs if spec.shape), 1)
+    arrays = tensor_probes(graph.signature, rng, 16, {batch: rows} if isinstance(batch, str) else {})
+    if arrays is None or len(arrays[0]) != rows:
+        raise UsageError(f"this model takes batches of {batch}, not of {rows} rows", code="E_BATCH")
+    return arrays
+
+
+def tensor_probes(
+    signature: Signature, rng: np.random.Generator, extent: int = 3, known: Mapping[str, int] | None = None
+) -> list[Any] | None:
+    """Random arrays for the inputs, symbolic dims as ``known`` or near ``extent``; None for element types that numpy lacks."""
     arrays: list[Any] = []
     for spec in signature.inputs:
         dims = [parse_dim(d) for d in spec.shape]
         binding: dict[str, int] = {}
         for name in frozenset().union(*(symbols_of(d) for d in dims)):
             low, high = signature.symbols.get(name, (0, None))
-            binding[name] = max(low, extent if high is None else min(extent, high))
+            wanted = (known or {}).get(name, extent)
+            binding[name] = max(low, wanted if high is None else min(wanted, high))
         shape = tuple(evaluate(d, binding) for d in dims)
         if spec.dtype in ("f64", "f32", "f16"):
             arrays.append(

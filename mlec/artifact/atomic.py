@@ -15,6 +15,7 @@ import hashlib
 import os
 import secrets
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -79,6 +80,19 @@ def replace_file(path: str | os.PathLike[str], size: int, chunks: Callable[[], I
     finally:
         os.close(directory)
     return str(target)
+
+
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """Whether `replace_file` could start to write now; changes nothing. For asking before long work.
+
+    Raises:
+        WriteError: as `replace_file` would.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=_resolve(path).parent):
+            pass
+    except (OSError, ValueError) as error:
+        raise _explain(path, error) from error
 
 
 def _resolve(path: str | os.PathLike[str]) -> Path:
