@@ -79,7 +79,7 @@ class RegionKernel:
                             sources[v] = Number(t.number, t.type.dtype)
                         else:
                             shape = aligned(v.type.shape, result.shape, flat) if flat else v.type.shape
-                            sources[v] = Load.of(by_tensor[lowering.in_memory(t)], dims.shape(shape))
+                            sources[v] = Load.of(by_tensor[lowering.in_memory(t)], dims.shape(shape), t.type.dtype)
                     region = Region(producers, sources, dims, lanes, aligned=flat is not None)
                     return region.at(value, indices)
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mlec.backends.tvm.compat import T, tirx
-from mlec.backends.tvm.kernels.elementwise import Lanes
+from mlec.backends.tvm.decompose import decompose
+from mlec.backends.tvm.kernels.elementwise import Lanes, memory_type
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, Epilogue, Expr
 from mlec.backends.tvm.kernels.tile import flat_view, product
 from mlec.backends.tvm.kernels.vector import cast_to, lanes_of, share
@@ -60,7 +61,7 @@ class Tail:
         producers = {v: n for n in self.nodes for v in n.outputs}
 
         def apply(accumulator: Expr, indices: tuple[Expr, ...], extra: tuple[Buffer, ...]) -> Expr:
-            position, lanes = _scalar_position(indices, lanes_of(accumulator))
+            position, lanes = _scalar_position(indices, lanes_of(accumulator)) if operands else ((), Lanes(lanes_of(accumulator)))
             sources: dict[Value, Source] = {
                 self.anchor: Known(share(cast_to(TVM_NAMES[self.anchor.type.dtype], accumulator)))
             }
@@ -70,7 +71,10 @@ class Tail:
                     continue
                 shape = dims.shape(value.type.shape)
                 buffer = extra[operands.index(lowering.in_memory(tensor))]
-                sources[value] = Load.of(flat_view(buffer, (product(shape),), tensor.dtype), shape)
+                flat = flat_view(buffer, (product(shape),), memory_type(tensor.dtype))
+                sources[value] = Load.of(flat, shape, tensor.type.dtype)
+            if not operands:  # some templates do not compute indices that nobody needs
+                return Region(producers, sources, dims, lanes, aligned=True).at(self.output, ())
             return Region(producers, sources, dims, lanes).operand(self.output, position)
 
         specs = tuple(lowering.spec(t, dims) for t in operands)
@@ -111,7 +115,16 @@ def lowers_with_tail(*ops: str) -> Callable[[AnchorRule], AnchorRule]:
 
 @lowers("fused")
 def lower_fused(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    body = _body(node)
+    return lower_body(lowering, node, _body(node), operands)
+
+
+def lower_decomposed(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The node as the ops that it consists of."""
+    return lower_body(lowering, node, decompose(node), operands)
+
+
+def lower_body(lowering: Lowering, node: Node, body: Graph, operands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """One kernel for a body if it has one of the forms above, else one for each of its nodes."""
     values: dict[Value, Tensor] = dict(zip(body.inputs, operands, strict=True))
     nodes = []
     for inner in body.nodes:
@@ -154,8 +167,8 @@ def _with_tail(
             tail.append(inner)
         else:
             return None
-    if output not in after:
-        return None
+    if output not in after or output.type.dtype.is_bool:
+        return None  # the templates store vectors, and a vector of booleans is stored as bits
     inputs = {v: values[v] for inner in tail for v in inner.inputs if v in values}
     rest = Tail(anchor.output, output, tuple(tail), inputs)
     return ANCHORS[anchor.name](lowering, anchor, tuple(values[v] for v in anchor.inputs), rest)

@@ -17,7 +17,7 @@ from mlec.backends.tvm import scalar
 from mlec.backends.tvm.compat import T, tirx, tvm
 from mlec.backends.tvm.kernels.elementwise import Lanes, NotContiguousError
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
-from mlec.backends.tvm.kernels.vector import broadcast, lanes_of, ramp, share
+from mlec.backends.tvm.kernels.vector import broadcast, const_like, lanes_of, ramp, share
 from mlec.ir.dim import Dim, Symbol
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Node, Value
@@ -79,20 +79,27 @@ class Dims:
 
 @dataclass(frozen=True)
 class Load:
-    """An input of a region in memory: a flat buffer and the strides by which it is read (0: repeated along that axis)."""
+    """An input of a region in memory.
+
+    Attributes:
+        buffer: flat; of bytes for booleans (a vector of booleans is loaded as bits, which is not how memory holds them).
+        strides: by which it is read (0: repeated along that axis).
+        boolean: the bytes are booleans.
+    """
 
     buffer: Buffer
     strides: tuple[Any, ...]
+    boolean: bool = False
 
     @staticmethod
-    def of(buffer: Buffer, shape: Sequence[Any]) -> Load:
-        """Reads a compact buffer of this shape."""
+    def of(buffer: Buffer, shape: Sequence[Any], dtype: DType) -> Load:
+        """Reads a compact buffer of this shape that holds elements of this type."""
         strides: list[Any] = []
         stride: Any = 1
         for extent in reversed(shape):
             strides.append(0 if isinstance(extent, int) and extent == 1 else stride)
             stride = stride * extent
-        return Load(buffer, tuple(reversed(strides)))
+        return Load(buffer, tuple(reversed(strides)), dtype.is_bool)
 
 
 @dataclass(frozen=True)
@@ -220,7 +227,8 @@ class Region:
             if not (isinstance(stride, int) and stride == 0):
                 position = position + index * stride
         vector = self.lanes.is_vector and self._stride(position) == 1
-        return share(source.buffer[ramp(position, self.lanes.count if vector else 1)])
+        value = source.buffer[ramp(position, self.lanes.count if vector else 1)]
+        return share(tirx.NE(value, const_like(0, value)) if source.boolean else value)
 
     def _stride(self, index: Index) -> int:
         """By how much an index grows from lane to lane: 0 or 1."""

@@ -65,7 +65,7 @@ def cast(x: Expr, dtype: str) -> Expr:
         return x
     if dtype == "bool":
         zero = const_like(0, x)
-        return x != zero
+        return tirx.NE(x, zero)
     if source == "bool":
         return select(x, const_like(1, cast_to(dtype, x)), const_like(0, cast_to(dtype, x)))
     if "float16" in (dtype, source) or "bfloat16" in (dtype, source):

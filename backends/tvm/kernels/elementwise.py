@@ -8,7 +8,7 @@ from typing import Any
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
-from mlec.backends.tvm.kernels.vector import broadcast, cast_to, ramp
+from mlec.backends.tvm.kernels.vector import broadcast, cast_to, const, ramp, select
 from mlec.backends.tvm.target import TargetInfo
 
 PARALLEL_WORK = 1 << 15
@@ -16,6 +16,11 @@ PARALLEL_WORK = 1 << 15
 
 CHUNK = 1 << 13
 """Elements that one turn of the parallel loop over a flat result computes."""
+
+
+def memory_type(dtype: str) -> str:
+    """How elements lie in memory: booleans as bytes. TVM would load and store a vector of them as packed bits."""
+    return "int8" if dtype == "bool" else dtype
 
 
 class NotContiguousError(Exception):
@@ -88,7 +93,7 @@ def elementwise(
             T.arg(symbol.name, symbol)
         arguments += [T.arg(f"y{i}", T.buffer(spec.shape, spec.dtype)) for i, spec in enumerate(outputs)]
         flat = [
-            T.decl_buffer((_size(spec.shape),), spec.dtype, data=buffer.data)
+            T.decl_buffer((_size(spec.shape),), memory_type(spec.dtype), data=buffer.data)
             for spec, buffer in zip((*inputs, *outputs), arguments, strict=True)
         ]
         sources, results = tuple(flat[: len(inputs)]), flat[len(inputs) :]
@@ -111,7 +116,8 @@ def _nest(piece: Piece, sources: tuple[Buffer, ...], result: Buffer, spec: Buffe
         base = T.bind(index) if count > 1 else index
         indices = (*position, base) if shape else ()
         lanes = Lanes(count, base, last) if count > 1 else Lanes()
-        value = cast_to(spec.dtype, piece.element(sources, indices, lanes))
+        value = piece.element(sources, indices, lanes)
+        value = select(value, const(1, "int8"), const(0, "int8")) if spec.dtype == "bool" else cast_to(spec.dtype, value)
         if piece.offset:
             place = sum(((o + i) * s for o, i, s in zip(piece.offset, indices, strides, strict=True)), _zero())
         else:

@@ -70,6 +70,9 @@ def share(x: Expr) -> Expr:
     """
     if isinstance(x, tirx.FloatImm | tirx.IntImm | tirx.Broadcast):
         return x
+    if dtype_of(x) == "bool" and lanes_of(x) > 1:  # memory holds booleans as bytes, but a vector of them is stored as bits
+        byte = share(select(x, const(1, "int8"), const(0, "int8")))
+        return tirx.NE(byte, const_like(0, byte))
     cell = T.alloc_buffer((1,), str(x.ty.dtype), scope="global")
     T.buffer_store(cell, x, [0])
     return cell[0]
