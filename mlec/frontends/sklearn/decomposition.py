@@ -15,13 +15,22 @@ from mlec.frontends.sklearn.registry import converts
 
 @converts(decomposition.PCA, decomposition.IncrementalPCA)
 def pca(ctx: Context, model: Any, columns: Columns) -> Lowered:
+    x = ctx.matrix(columns)
     components = np.ascontiguousarray(dense(model.components_).T)
-    projected = ctx.b("matmul", ctx.matrix(columns), ctx.constant(components, "components"))
+    projected = ctx.b("matmul", x, ctx.constant(components, "components"))
     projected = ctx.b("sub", projected, ctx.constant(np.reshape(model.mean_, (1, -1)) @ components, "mean"))
     if model.whiten:
         scale = np.sqrt(model.explained_variance_)
         projected = ctx.b("div", projected, ctx.constant(np.maximum(scale, np.finfo(scale.dtype).eps), "scale"))
-    return ctx.transformed(projected)
+    transformed = ctx.transformed(projected)
+    if not hasattr(model, "score_samples"):
+        return transformed
+    precision = model.get_precision()
+    centred = ctx.b("sub", x, ctx.constant(model.mean_, "mean"))
+    distance = ctx.b("sum", ctx.b("mul", centred, ctx.b("matmul", centred, ctx.constant(precision, "precision"))), axes=(1,))
+    constant = 0.5 * (len(columns) * np.log(2.0 * np.pi) - np.linalg.slogdet(precision)[1])
+    likelihood = ctx.b("sub", ctx.b("mul", distance, -0.5), float(constant))
+    return Lowered("transformer", {"score_samples": Output((likelihood,))}, columns=transformed.columns)
 
 
 @converts(decomposition.TruncatedSVD, random_projection.GaussianRandomProjection, random_projection.SparseRandomProjection)

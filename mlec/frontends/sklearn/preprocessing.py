@@ -65,7 +65,8 @@ def normalizer(ctx: Context, model: Any, columns: Columns) -> Lowered:
     else:
         norm = ctx.b("sum" if model.norm == "l1" else "max", ctx.b("abs", x), axes=(1,), keepdims=True)
     # As the library: a row without length keeps its values.
-    return ctx.transformed(ctx.b("div", x, ctx.b("where", ctx.b("eq", norm, 0.0), ctx.constant(1.0), norm)))
+    vanishing = ctx.b("lt", norm, 10 * float(np.finfo(np.float64).eps))
+    return ctx.transformed(ctx.b("div", x, ctx.b("where", vanishing, ctx.constant(1.0), norm)))
 
 
 @converts(preprocessing.Binarizer)
