@@ -146,6 +146,12 @@ def check_report_name(path: Path) -> None:
         )
 
 
+def _nominal(work: int | str, extent: int = NOMINAL_EXTENT) -> int:
+    """A number, or the text of an expression in the symbolic dims, each of which counts as ``extent``."""
+    dim = parse_dim(work)
+    return evaluate(dim, dict.fromkeys(symbols_of(dim), extent))
+
+
 def graph_stats(graph: Graph, extent: int = NOMINAL_EXTENT) -> dict[str, int]:
     """Nodes, flops and bytes; symbolic dims count as ``extent``."""
     cost = graph.cost
