@@ -1,0 +1,169 @@
+"""What the frontends of gradient boosting libraries share: their tables, their signatures, their files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlec.errors import FrontendError
+from mlec.frontends.base import LowerOptions
+from mlec.ir import DType, Graph, GraphBuilder, Value, tensor, verify
+from mlec.signature import Coding, ColumnFeed, MethodSpec, Signature, TableSpec
+
+Array = NDArray[Any]
+
+UNKNOWN_CODE = -1
+MISSING_CODE = -2
+MAX_FEATURES = 1 << 22
+MAX_OUTPUTS = 1 << 20
+
+
+def damaged(message: str, where: object = None) -> FrontendError:
+    """The error for a model file that does not hold what its format says."""
+    return FrontendError(
+        message,
+        code="E_MODEL_FILE",
+        loc=where,
+        hint="the file is damaged; save the model again from the source library",
+    )
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a model file.
+
+    Raises:
+        FrontendError: when it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FrontendError(f"cannot read {path}: {error.strerror or error}", code="E_MODEL_FILE") from error
+
+
+@dataclass(frozen=True)
+class Table:
+    """The table that a model reads.
+
+    Attributes:
+        x: (n, n_features), columns in the order of ``position``.
+        position: for each feature of the model its column of x.
+        spec: how the table becomes the graph's inputs.
+    """
+
+    x: Value
+    position: Array
+    spec: TableSpec
+
+
+def table_input(
+    b: GraphBuilder,
+    dtype: DType,
+    n_features: int,
+    options: LowerOptions,
+    *,
+    names: Sequence[str] | None,
+    codings: Mapping[int, Coding],
+    numbers: Literal["nan", "any"],
+) -> Table:
+    """Adds the graph inputs for a table: its numbers, and the codes of those columns that hold categories.
+
+    A code equal to `MISSING_CODE` becomes NaN; all others become the number itself.
+    """
+    rows = batch_extent(options)
+    plain = [i for i in range(n_features) if i not in codings]
+    coded = sorted(codings)
+    parts: list[Value] = []
+    feeds: list[ColumnFeed] = []
+    if plain or not coded:
+        parts.append(b.input("x", tensor(dtype, (rows, len(plain)))))
+        feeds.append(ColumnFeed(tuple(plain)))
+    if coded:
+        codes = b.input("codes", tensor("i32", (rows, len(coded))))
+        feeds.append(ColumnFeed(tuple(coded), tuple(codings[i] for i in coded)))
+        nan = b.constant(np.nan, dtype=dtype)
+        parts.append(b("where", b("eq", codes, MISSING_CODE), nan, b("cast", codes, dtype=dtype)))
+    x = parts[0] if len(parts) == 1 else b("concat", *parts, axis=1)
+    position = np.empty(n_features, np.int64)
+    position[[*plain, *coded]] = np.arange(n_features)
+    return Table(x, position, TableSpec(n_features, tuple(feeds), tuple(names) if names else None, numbers))
+
+
+def batch_extent(options: LowerOptions) -> int | str:
+    """The symbol ``n``, or the number of rows of the example when the batch is to be fixed."""
+    if options.dynamic_batch or not options.example_inputs:
+        return "n"
+    return len(options.example_inputs[0])
+
+
+def one_column(b: GraphBuilder, value: Value) -> Value:
+    """(n, 1) as (n,), as these libraries return a single output."""
+    return b("reshape", value, shape=(value.type.shape[0],))
+
+
+def two_classes(b: GraphBuilder, positive: Value) -> Value:
+    """(n, 2) from the probability (n, 1) of the second class."""
+    return b("concat", b("sub", 1.0, positive), positive, axis=1, hint="probabilities")
+
+
+Kind = Literal["classifier", "regressor", "ranker"]
+
+
+def finish(
+    b: GraphBuilder, table: Table, methods: Sequence[tuple[MethodSpec, Value]], run: Sequence[str], kind: Kind
+) -> Graph:
+    """Freezes and verifies the graph; each method returns one value, in the order given.
+
+    ``MethodSpec.outputs`` is filled in here.
+    """
+    values = [value for _, value in methods]
+    bare = b.finish(values)
+    specs = tuple(
+        MethodSpec(m.name, (i,), m.labels, m.dtype, m.function, m.as_list, m.stack) for i, (m, _) in enumerate(methods)
+    )
+    signature = Signature(
+        inputs=bare.signature.inputs,
+        outputs=bare.signature.outputs,
+        table=table.spec,
+        methods=specs,
+        run=tuple(run),
+        kind=kind,
+    )
+    graph = bare.with_signature(signature)
+    verify(graph)
+    return graph
+
+
+def with_categories(
+    function: Callable[[Any], Any], codings: Mapping[int, Coding], names: Sequence[str] | None
+) -> Callable[[Any], Any]:
+    """A source's function that also takes tables whose category columns hold the plain values.
+
+    The source itself wants pandas' category type there.
+    """
+    if not codings:
+        return function
+
+    def call(table: Any) -> Any:
+        import pandas as pd
+
+        frame = (
+            table.copy()
+            if isinstance(table, pd.DataFrame)
+            else pd.DataFrame(table, columns=list(names) if names else None)
+        )
+        for i, name in enumerate(frame.columns):
+            column = frame.iloc[:, i]
+            if i in codings and not isinstance(column.dtype, pd.CategoricalDtype):
+                known = list(codings[i].categories)
+                others = [v for v in dict.fromkeys(column.dropna().tolist()) if v not in known]
+                frame[name] = pd.Categorical(column, categories=known + others)
+            elif column.dtype == object:
+                frame[name] = column.astype(np.float64)
+        return function(frame)
+
+    return call
