@@ -1,0 +1,7 @@
+"""`python -m mlec` is the command `mlec`."""
+
+import sys
+
+from mlec.cli import main
+
+sys.exit(main())

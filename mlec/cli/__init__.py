@@ -1,0 +1,101 @@
+"""The command line. One file for each group of commands; this one joins them and decides how a command ends.
+
+Exit codes: 0 done; 1 a clear error (message and hint, no traceback); 2 wrong usage; 130 interrupted. Modules of this package import
+nothing heavy: what a command needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from mlec import __version__
+from mlec.cli.compiling import compile_command
+from mlec.cli.demonstration import demo_command
+from mlec.cli.inspecting import inspect_command, report_command
+from mlec.cli.optimizing import opt_command
+from mlec.cli.output import print_error, print_json
+from mlec.cli.running import bench_command, run_command, verify_command
+from mlec.cli.tables import frontends_command, ops_command, passes_command, targets_command
+from mlec.errors import MlecError, UsageError
+
+ERROR, USAGE, INTERRUPTED = 1, 2, 130
+DEFECT_HINT = "this is a defect of mlec: run again with --debug and report what it shows"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__)
+def commands() -> None:
+    """A compiler for trained models: exact, fast, and it says what it did."""
+
+
+for _command in (
+    compile_command, run_command, inspect_command, verify_command, bench_command, report_command,
+    opt_command, passes_command, ops_command, targets_command, frontends_command, demo_command,
+):  # fmt: skip
+    # Every command takes --debug, so that it can be added to a line that has just failed.
+    _command.params.append(
+        click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
+    )
+    commands.add_command(_command)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        args: what follows ``mlec``; that of this process by default.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks is no reason to fail.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s", stream=sys.stderr)
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Who read the output has seen enough (`| head`). Nothing more can be written, not even when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ERROR
+
+
+def _run(words: list[str]) -> int:
+    as_json, debug = "--json" in words, "--debug" in words
+    error: MlecError
+    try:
+        result = commands.main(words, prog_name="mlec", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.ClickException as wrong:
+        if as_json:
+            print_json(UsageError(wrong.format_message()).to_dict())
+        else:
+            wrong.show()
+        return USAGE
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted: nothing half-written is left behind", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except MlecError as known:
+        if debug:
+            raise
+        error = known
+    except Exception as defect:
+        if debug:
+            raise
+        error = MlecError(f"{type(defect).__name__}: {defect}", code="E_DEFECT", hint=DEFECT_HINT)
+    if as_json:
+        print_json(error.to_dict())
+    else:
+        print_error(error)
+    return ERROR

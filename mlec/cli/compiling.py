@@ -1,0 +1,163 @@
+"""mlec compile: from a model file to a .mle file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlec.cli.output import json_option, print_json, print_pairs, size_text, time_text
+
+if TYPE_CHECKING:
+    from mlec.artifact import SaveResult
+    from mlec.report import OptimizationReport
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command("compile")
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, help="The .mle file to write. [default: MODEL's name with .mle]")
+@click.option(
+    "--target", default="cpu", show_default=True, help="cpu, cpu:x86-64-v3, cuda, cuda:sm_90 ...: see `mlec targets`."
+)
+@click.option("--precision", default="fp32", show_default=True, help="fp32, fp64, fp16, bf16 or int8.")
+@click.option(
+    "--input-shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME=n,3,224,224",
+    help="Shape of one input; a word is a dim that stays free.",
+)
+@click.option(
+    "--example",
+    type=PATH,
+    help="Example inputs (.npz .npy .csv .parquet): their shapes count, and they are used for validation.",
+)
+@click.option("--calibration", type=PATH, help="Inputs to calibrate int8 with.")
+@click.option(
+    "--passes", default="default", show_default=True, help="O0 .. O3, default, or passes: 'canonicalize,fuse'."
+)
+@click.option(
+    "--tune", type=click.IntRange(min=0), default=0, show_default=True, help="Trials of kernel search for each kernel."
+)
+@click.option("--compress", type=click.Choice(["zstd"]), help="Compress the file.")
+@click.option("--sign", type=PATH, help="Key to sign the file with.")
+@click.option("--encrypt-key-file", type=PATH, help="Key to encrypt the file with.")
+@click.option("--report", type=PATH, help="Also write the report: .html, .json or .txt.")
+@click.option("--trust-pickle", is_flag=True, help="Allow a pickled model to execute its code.")
+@click.option("--model-class", metavar="pkg.mod:Class", help="The class whose state dict the file holds.")
+@click.option("--fixed-batch", is_flag=True, help="Compile for the number of rows in the example only.")
+@click.option("--no-validate", is_flag=True, help="Do not compare the compiled model with its source.")
+@click.option("--measure-passes", is_flag=True, help="Measure what each pass is worth (compiles once for each).")
+@json_option
+def compile_command(
+    model: Path, output: Path | None, target: str, precision: str, shapes: Sequence[str], example: Path | None, calibration: Path | None,
+    passes: str, tune: int, compress: str | None, sign: Path | None, encrypt_key_file: Path | None, report: Path | None,
+    trust_pickle: bool, model_class: str | None, fixed_batch: bool, no_validate: bool, measure_passes: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Compile MODEL to a .mle file.
+
+    MODEL is a file from torch.export.save, a pickled torch module or estimator (with --trust-pickle), a state dict (with
+    --model-class), or a file of skops, XGBoost (.json, .ubj) or LightGBM (.txt). Its content decides which.
+    """
+    output = output or model.with_suffix(".mle")
+    input_shapes = dict(map(_input_shape, shapes)) or None
+    if output.exists() and model.exists() and output.samefile(model):
+        raise click.UsageError(f"the output {output} is the model itself: name another file with -o")
+
+    import mlec
+    from mlec.artifact.atomic import check_replaceable
+    from mlec.cli.files import examples
+    from mlec.packing import refuse_reserved
+    from mlec.report import check_report_name
+
+    # Whatever can go wrong at the end is found before the long work.
+    refuse_reserved({"compression": compress, "sign_key": sign, "encryption_key": encrypt_key_file})
+    if report is not None:
+        check_report_name(report)
+    for path in filter(None, (output, report)):
+        check_replaceable(path)
+    allow_own_modules(trust_pickle, model_class)
+
+    compiled = mlec.compile(
+        str(model), examples(example), input_shapes=input_shapes, target=target, precision=precision,
+        dynamic_batch=not fixed_batch, passes=passes, calibration=examples(calibration), tune=tune, validate=not no_validate,
+        trust_pickle=trust_pickle, model_class=model_class, measure_passes=measure_passes,
+    )  # fmt: skip
+    saved = compiled.save(output)
+    if report is not None:
+        compiled.report.save(report)
+    if as_json:
+        print_json(
+            {
+                "path": saved.path, "size_bytes": saved.size_bytes, "sections": saved.sections, "code_id": saved.code_id,
+                "report": compiled.report.to_dict(),
+            }
+        )  # fmt: skip
+    else:
+        print_pairs(_summary(saved, compiled.report, report))
+
+
+def _input_shape(text: str) -> tuple[str, tuple[int | str, ...]]:
+    name, found, dims = text.partition("=")
+    words = [word.strip() for word in dims.strip("[]() ").split(",") if word.strip()]
+    if not found or not name.strip() or not all(word.isdigit() or word.isidentifier() for word in words):
+        raise click.BadParameter(f"{text!r} does not read NAME=n,3,224,224", param_hint="--input-shape")
+    return name.strip(), tuple(int(word) if word.isdigit() else word for word in words)
+
+
+def allow_own_modules(trust_pickle: bool, model_class: str | None) -> None:
+    """Lets the user's own classes be imported from the current directory, as `python -m` does; only where code was asked for."""
+    if trust_pickle or model_class:
+        sys.path.insert(0, os.getcwd())
+
+
+def _summary(saved: SaveResult, report: OptimizationReport, written: Path | None) -> list[tuple[str, object]]:
+    parts = ", ".join(f"{name} {size_text(size)}" for name, size in saved.sections.items() if size)
+    return [
+        ("wrote", f"{saved.path}  {size_text(saved.size_bytes)} ({parts})"),
+        ("report", written or ""),
+        ("model", f"{report.model['name']} (from {report.model['source']})"),
+        ("graph", _graph_line(report)),
+        ("parity", "\n".join(parity_lines(report.parity))),
+        ("speed", _speed_line(report.timing)),
+        ("warning", "\n".join(report.warnings)),
+    ]
+
+
+def _graph_line(report: OptimizationReport) -> str:
+    before, after = report.memory["before"]["nodes"], report.memory["after"]["nodes"]
+    seconds = report.timing["compile_seconds"]
+    return (
+        f"{before} nodes before the passes, {after} after; {len(report.kernels)} kernels, compiled in {seconds:.1f} s"
+    )
+
+
+def parity_lines(parity: dict[str, Any]) -> list[str]:
+    """One line for each method that was compared with the source."""
+    lines = []
+    for name, found in parity.get("methods", {}).items():
+        tied = f" ({found['ties']} at ties)" if found["ties"] else ""
+        if found["label_mismatches"] or found["max_abs_error"] == 0.0:
+            lines.append(f"{name}: {found['label_mismatches']} of {found['rows']} rows differ{tied}")
+        else:
+            lines.append(
+                f"{name}: largest error {found['max_abs_error']:.2g}, relative {found['max_rel_error']:.2g}, "
+                f"{found['excess']:.2g} of the bound; {found['rows']} rows"
+            )
+    return lines
+
+
+def _speed_line(timing: dict[str, Any]) -> str:
+    measured = timing.get("measured")
+    if not measured:
+        return ""
+    line = f"{time_text(measured['compiled_ms'])} for {measured['rows']} rows"
+    if "source_ms" in measured:
+        line += f"; the source takes {time_text(measured['source_ms'])}: {measured['speedup']:.1f}x"
+    return line

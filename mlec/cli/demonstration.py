@@ -1,0 +1,72 @@
+"""mlec demo: real models, trained here, compiled, verified and timed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlec.cli.compiling import PATH
+from mlec.cli.output import json_option, print_json, print_table, size_text, time_text
+from mlec.errors import MlecError
+
+if TYPE_CHECKING:
+    from mlec.demo import Outcome
+
+
+@click.command("demo")
+@click.option(
+    "-o", "--output", type=PATH, default=Path("demo-out"), show_default=True, help="Folder for the files made."
+)
+@click.option("--only", multiple=True, metavar="TEXT", help="Only models whose name holds this text; may be repeated.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of mlec and of the libraries."
+)
+@json_option
+def demo_command(output: Path, only: tuple[str, ...], threads: int, as_json: bool) -> None:
+    """Train models on data sets bundled with scikit-learn, compile them, verify them against their source, and time both."""
+    from mlec.demo import BATCHES, run_demo
+
+    outcomes: list[Outcome] = []
+    for outcome in run_demo(output, threads, only):
+        outcomes.append(outcome)
+        click.echo(f"{outcome.recipe.name}: {_status(outcome)}", err=True)
+    if as_json:
+        print_json({"threads": threads, "folder": output, "models": [asdict(outcome) for outcome in outcomes]})
+    else:
+        titles = [
+            f"{rows} {'row' if rows == 1 else 'rows'}: {what}" for rows in BATCHES for what in ("source", "mlec", "")
+        ]
+        columns = ["model", "data", "file", "score", "labels differ", "max error", *titles]
+        print_table(columns, [_row(outcome) for outcome in outcomes], right=columns[2:])
+        click.echo()
+        click.echo(
+            f"Score: accuracy, or R2 of a regressor, on rows not trained on. Error: relative to the largest value, on the same rows.\n"
+            f"Times: medians of interleaved calls, {threads} thread{'s' * (threads != 1)} for mlec and for the libraries.\n"
+            f"Files and reports (open the .html in a browser): {output}"
+        )
+    failed = [outcome.recipe.name for outcome in outcomes if outcome.error]
+    if failed:
+        raise MlecError(f"not compiled: {', '.join(failed)}", code="E_DEMO", hint="this is a defect of mlec")
+
+
+def _status(outcome: Outcome) -> str:
+    found = outcome.measured
+    if found is None:
+        return outcome.missing or outcome.error
+    return f"trained in {found.training_seconds:.1f} s, compiled and validated in {found.compile_seconds:.1f} s"
+
+
+def _row(outcome: Outcome) -> list[str]:
+    found = outcome.measured
+    if found is None:
+        return [outcome.recipe.name, outcome.recipe.data, outcome.missing or "failed"]
+    row = [
+        outcome.recipe.name, outcome.recipe.data, size_text(found.size_bytes), f"{found.score:.3f}",
+        f"{found.label_mismatches} of {found.rows}", f"{found.max_rel_error:.0e}",
+    ]  # fmt: skip
+    for times in found.times.values():
+        row += [time_text(times["source"]), time_text(times["compiled"]), f"{times['source'] / times['compiled']:.1f}x"]
+    return row

@@ -1,0 +1,189 @@
+"""Arrays and tables in files: what `mlec run` reads and writes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlec.artifact.atomic import replace_file
+from mlec.cli.output import plain
+from mlec.errors import InputError, UsageError
+
+Array = NDArray[Any]
+
+READABLE = ".npy, .npz, .csv, .parquet"
+
+
+def read_inputs(path: Path) -> Any:
+    """Inputs of a model.
+
+    Returns:
+        ``.npy``: the array. ``.npz``: a mapping from names to arrays, or a list where they were saved without names. ``.csv``,
+        ``.parquet``: a DataFrame; a CSV whose first row holds numbers only has no header.
+
+    Raises:
+        InputError: for a file that is missing, of another kind, or not what its ending says.
+    """
+    readers: dict[str, Callable[[Path], Any]] = {
+        ".npy": _read_numpy, ".npz": _read_numpy, ".csv": _read_csv, ".parquet": _read_parquet,
+    }  # fmt: skip
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path}: inputs are read from {READABLE}", code="E_INPUT_FILE", hint="convert the file")
+    try:
+        return reader(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot read {path}: {reason}", code="E_INPUT_FILE", hint="check the path") from error
+
+
+def examples(path: Path | None) -> tuple[Any, ...] | None:
+    """Example inputs for compiling, one entry for each input, in the order of the file."""
+    if path is None:
+        return None
+    found = read_inputs(path)
+    if isinstance(found, dict):
+        return tuple(found.values())
+    return tuple(found) if isinstance(found, list) else (found,)
+
+
+def _read_numpy(path: Path) -> Any:
+    try:
+        # Pickles inside would be executed.
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            arrays: dict[str, Array] = {name: loaded[name] for name in loaded.files}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} holds no plain numpy arrays: {error}", code="E_INPUT_FILE",
+            hint="arrays of Python objects are not read, since they are pickles: save text as .csv or .parquet",
+        ) from error  # fmt: skip
+    unnamed = all(name == f"arr_{i}" for i, name in enumerate(arrays))
+    return list(arrays.values()) if unnamed else arrays
+
+
+def _read_csv(path: Path) -> Any:
+    pandas = _pandas()
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        first = next(csv.reader(file), [])
+    header = None if first and all(map(_is_number, first)) else "infer"
+    try:
+        return pandas.read_csv(path, header=header, encoding="utf-8-sig")
+    except ValueError as error:  # a parser's or a decoder's error
+        raise InputError(f"{path} is not a CSV file: {error}", code="E_INPUT_FILE", hint="check the file") from error
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_parquet(path: Path) -> Any:
+    pandas = _pandas()
+    if not path.exists():
+        raise FileNotFoundError(2, "No such file or directory")
+    try:
+        return pandas.read_parquet(path)
+    except ImportError as error:
+        raise _missing("pyarrow") from error
+    except ValueError as error:
+        raise InputError(
+            f"{path} is not a Parquet file: {error}", code="E_INPUT_FILE", hint="check the file"
+        ) from error
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise _missing("pandas") from error
+    return pandas
+
+
+def _missing(package: str) -> UsageError:
+    return UsageError(
+        f"this file needs the package {package!r}", code="E_MISSING_PACKAGE",
+        hint=f"pip install {package}, or save the inputs as .npy",
+    )  # fmt: skip
+
+
+def write_outputs(path: Path, outputs: Mapping[str, Array]) -> None:
+    """Writes results by the ending of the path; the file appears only once it is complete.
+
+    Raises:
+        UsageError: for an ending that cannot hold these results.
+        WriteError: when the file cannot be written.
+    """
+    content = writer_for(path)(path, outputs)
+    replace_file(path, len(content), lambda: [content])
+
+
+def writer_for(path: Path) -> Callable[[Path, Mapping[str, Array]], bytes]:
+    """What turns results into the content of a file of this ending.
+
+    Raises:
+        UsageError: for an ending that is not known.
+    """
+    writers = {".npy": _npy, ".npz": _npz, ".csv": _csv, ".json": _json}
+    if path.suffix.lower() not in writers:
+        raise UsageError(f"{path}: results are written as {', '.join(writers)}", hint="choose one of these endings")
+    return writers[path.suffix.lower()]
+
+
+def _npy(path: Path, outputs: Mapping[str, Array]) -> bytes:
+    if len(outputs) != 1:
+        raise UsageError(
+            f"{path}: the results are {len(outputs)} arrays ({', '.join(outputs)}), a .npy file holds one",
+            hint="write .npz, or choose one with --method",
+        )
+    buffer = io.BytesIO()
+    np.save(buffer, _without_objects(next(iter(outputs.values()))), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _npz(path: Path, outputs: Mapping[str, Array]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **{name: _without_objects(array) for name, array in outputs.items()})
+    return buffer.getvalue()
+
+
+def _csv(path: Path, outputs: Mapping[str, Array]) -> bytes:
+    columns: dict[str, list[Any]] = {}
+    for name, array in outputs.items():
+        if array.ndim not in (1, 2):
+            raise UsageError(
+                f"{path}: {name} has {array.ndim} dimensions, a table holds 1 or 2", hint="write .npz or .json"
+            )
+        if array.ndim == 1:
+            columns[name] = array.tolist()
+        else:
+            columns |= {f"{name}_{i}": column.tolist() for i, column in enumerate(array.T)}
+    if len({len(column) for column in columns.values()}) > 1:
+        raise UsageError(f"{path}: the results differ in their number of rows", hint="write .npz or .json")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue().encode()
+
+
+def _json(path: Path, outputs: Mapping[str, Array]) -> bytes:
+    return json.dumps(plain(outputs), allow_nan=False).encode()
+
+
+def _without_objects(array: Array) -> Array:
+    """Labels kept as Python objects become text, which files can hold without a pickle."""
+    return array.astype(str) if array.dtype == object else array

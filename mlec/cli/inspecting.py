@@ -1,0 +1,160 @@
+"""mlec inspect, mlec report: what is in a .mle file. Nothing in the file is executed, and neither TVM nor a framework is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from mlec.cli.output import json_option, print_json, print_pairs, print_table, size_text, visible
+
+if TYPE_CHECKING:
+    from mlec.artifact import Artifact
+    from mlec.report import OptimizationReport
+    from mlec.runtime.program import Program
+    from mlec.signature import Signature
+
+_Struct = TypeVar("_Struct")
+
+
+@click.command("inspect")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--graph", is_flag=True, help="Print the text of the graph.")
+@click.option(
+    "--kernels",
+    is_flag=True,
+    help="Print the kernels: op, place in the source, work, and the machine code that holds them.",
+)
+@json_option
+def inspect_command(model: Path, graph: bool, kernels: bool, as_json: bool) -> None:
+    """Show what is in MODEL (.mle), without executing anything of it."""
+    from mlec.artifact import Artifact, decide
+
+    with Artifact.open(model, verify="fast") as artifact:
+        if as_json:
+            document = {**artifact.describe(), "trust": decide(artifact).reason}
+            print_json(document | ({"graph": artifact.graph} if graph else {}))
+            return
+        if not (graph or kernels):
+            print_pairs(_facts(artifact, decide(artifact).reason))
+        if kernels:
+            _print_kernels(artifact)
+        if graph:
+            click.echo(visible(artifact.graph))
+
+
+def _facts(artifact: Artifact, trust: str) -> list[tuple[str, object]]:
+    metadata, program = artifact.metadata, _program(artifact)
+    target = " ".join(f"{key}={_joined(value)}" for key, value in program.target.items())
+    sections = {name: section.size for name, section in artifact.header.sections.items() if section.size}
+    user = metadata.get("user")
+    return [
+        ("file", f"{artifact.path}  {size_text(artifact.header.file_size)}, format {artifact.header.version}"),
+        ("model", f"{metadata.get('name')} (from {metadata.get('source')}, mlec {metadata.get('mlec_version')})"),
+        *_interface(_signature(artifact)),
+        ("target", f"{program.device}  {target}"),
+        ("sections", ", ".join(f"{name} {size_text(size)}" for name, size in sections.items())),
+        ("weights", f"{len(artifact.tensors)} tensors"),
+        ("kernels", f"{len(program.kernels)} in {len(artifact.kernels)} object files"),
+        ("trust", trust),
+        ("code id", f"sha256:{artifact.code_id}"),
+        ("metadata", "\n".join(f"{key} = {value}" for key, value in user.items()) if isinstance(user, Mapping) else ""),
+    ]
+
+
+def _program(artifact: Artifact) -> Program:
+    from mlec.runtime.program import Program
+
+    return _converted(artifact, "program", Program)
+
+
+def _signature(artifact: Artifact) -> Signature:
+    from mlec.signature import Signature
+
+    return _converted(artifact, "signature", Signature)
+
+
+def _converted(artifact: Artifact, key: str, kind: type[_Struct]) -> _Struct:
+    import msgspec
+
+    from mlec.errors import CorruptedFileError
+
+    try:
+        return msgspec.convert(artifact.metadata.get(key), kind)
+    except msgspec.ValidationError as error:
+        raise CorruptedFileError(
+            f"{artifact.path}: the metadata holds no readable {key}: {error}", code="E_METADATA",
+            hint="the file is sound, but not made by mlec compile; --json shows all that is in it",
+        ) from error  # fmt: skip
+
+
+def _interface(signature: Signature) -> list[tuple[str, object]]:
+    outputs = "\n".join(f"{s.name}: {s.dtype}[{_joined(s.shape)}]" for s in signature.outputs)
+    methods = ", ".join(method.name for method in signature.methods)
+    return [("kind", signature.kind), ("inputs", _inputs(signature)), ("outputs", outputs), ("methods", methods)]
+
+
+def _inputs(signature: Signature) -> str:
+    table = signature.table
+    if table is None:
+        return "\n".join(f"{s.name}: {s.dtype}[{_joined(s.shape)}]" for s in signature.inputs)
+    text = f"a table of {table.n_features} columns"
+    if table.feature_names is not None:
+        shown = ", ".join(table.feature_names[:8])
+        text += f": {shown}{', ...' if len(table.feature_names) > 8 else ''}"
+    accepted = {"finite": "finite numbers only", "nan": "NaN is a missing value", "any": "any number"}
+    return f"{text} ({accepted[table.numbers]})"
+
+
+def _joined(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _print_kernels(artifact: Artifact) -> None:
+    strategies = {k["symbol"]: k["strategy"] for k in _report(artifact).kernels}
+    print_table(
+        ("kernel", "op", "flops", "bytes", "how", "from"),
+        [
+            (k.symbol, k.op, k.flops, k.bytes, strategies.get(k.symbol, ""), k.location)
+            for k in _program(artifact).kernels
+        ],
+    )
+    click.echo()
+    from mlec.artifact import KINDS
+
+    targets = artifact.metadata["targets"]
+    rows = [
+        (
+            KINDS[blob.kind], size_text(len(blob.data)),
+            " ".join(f"{key}={_joined(value)}" for key, value in targets[blob.target].items() if key != "cpu_flags"),
+            blob.sha256,
+        )
+        for blob in artifact.kernels
+    ]  # fmt: skip
+    print_table(("machine code", "size", "target", "sha256"), rows, right=("size",))
+
+
+def _report(artifact: Artifact) -> OptimizationReport:
+    from mlec.report import OptimizationReport
+
+    return OptimizationReport.from_dict(artifact.metadata.get("report", {}))
+
+
+@click.command("report")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write: .html, .json or .txt.")
+@json_option
+def report_command(model: Path, output: Path | None, as_json: bool) -> None:
+    """Show what compiling MODEL (.mle) did: passes, kernels, parity with the source, speed."""
+    from mlec.artifact import Artifact
+
+    with Artifact.open(model, verify="fast") as artifact:
+        report = _report(artifact)
+    if output is not None:
+        report.save(output)
+    if as_json:
+        print_json(report.to_dict())
+    elif output is None:
+        click.echo(report.to_text())

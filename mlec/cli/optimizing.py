@@ -1,0 +1,117 @@
+"""mlec opt: passes on a graph in text form."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from mlec.cli.output import json_option, print_json
+
+if TYPE_CHECKING:
+    from mlec.ir import Graph
+    from mlec.pipeline import PassRecord
+
+SEPARATOR = "\n// -----"
+_PASSES = re.compile(r"^// passes: *(\S.*)$", re.M)
+_CONSTANT = re.compile(r"=\s*constant\s*\{\s*value\s*=\s*@([\w.]+)\s*\}\s*:\s*(\w+)\[([\d,\s]*)\]")
+
+
+@click.command("opt")
+@click.argument("graph", type=click.Path(path_type=Path))
+@click.option(
+    "--passes",
+    help="Pipeline, e.g. 'canonicalize,fuse'; by default the file's line `// passes: ...`, or else 'default'.",
+)
+@click.option(
+    "--remarks",
+    type=click.Choice(["none", "applied", "missed", "all"]),
+    default="none",
+    show_default=True,
+    help="Also print what the passes did, or did not do and why.",
+)
+@click.option(
+    "--verify",
+    "verification",
+    type=click.Choice(["off", "structure", "numeric"]),
+    default="structure",
+    show_default=True,
+    help="After each pass: nothing, the rules of the IR, or also the results of the reference interpreter.",
+)
+@json_option
+def opt_command(graph: Path, passes: str | None, remarks: str, verification: str, as_json: bool) -> None:
+    """Run passes on GRAPH (.mlet text, or the graph of a .mle file) and print the result.
+
+    Constants that the text names but does not hold get random elements, the same in each run. Of a golden test, the graph before
+    `// -----` is read.
+    """  # fmt: skip
+    from mlec.pipeline import PassContext, PassPipeline
+
+    before, text = _read_graph(graph)
+    named = _PASSES.search(text)
+    pipeline = PassPipeline.parse(passes or (named.group(1) if named else "default"), verify=verification)  # type: ignore[arg-type]
+    after, records = pipeline.run(before, PassContext())
+    shown = ("applied", "missed") if remarks == "all" else (remarks,)
+    if as_json:
+        print_json({"passes": [_record(record, shown) for record in records], "graph": str(after)})
+        return
+    for record in records:
+        for remark in record.remarks:
+            if remark.kind in shown:
+                place = f"  [{remark.loc}]" if str(remark.loc) else ""
+                click.echo(f"// {record.name}: {remark.kind}: {remark.message}{place}")
+    click.echo(str(after))
+
+
+def _record(record: PassRecord, kinds: tuple[str, ...]) -> dict[str, Any]:
+    from mlec.report import graph_stats, remark_dict
+
+    return {
+        "name": record.name,
+        "seconds": record.seconds,
+        "before": graph_stats(record.before),
+        "after": graph_stats(record.after),
+        "remarks": [{"kind": r.kind, **remark_dict(r)} for r in record.remarks if r.kind in kinds],
+    }
+
+
+def _read_graph(path: Path) -> tuple[Graph, str]:
+    """The graph, and the whole text it came from."""
+    import mlec.ops  # noqa: F401  (fills the op table)
+    from mlec.artifact import Artifact
+    from mlec.errors import ParseError
+    from mlec.ir import parse_graph
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ParseError(f"cannot read {path}: {error.strerror}", code="E_OPEN", hint="check the path") from error
+    if data.startswith(b"MLE\0"):
+        artifact = Artifact.open(path)
+        return parse_graph(artifact.graph, artifact.tensors), artifact.graph
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ParseError(f"{path} is not text", hint="give a .mlet or .mle file") from error
+    try:
+        return parse_graph(text.partition(SEPARATOR)[0], _random_constants(text)), text
+    except ParseError as error:
+        error.loc = error.loc or path
+        raise
+
+
+def _random_constants(text: str) -> dict[str, Any]:
+    from mlec.ir.dtype import DType
+
+    rng = np.random.default_rng(0)
+    found: dict[str, Any] = {}
+    for name, dtype, dims in _CONSTANT.findall(text):
+        if dtype in {d.value for d in DType}:
+            shape = tuple(int(extent) for extent in dims.split(",") if extent.strip())
+            # Away from zero: some of them may be variances.
+            values = rng.uniform(0.5, 2.0, shape) if DType(dtype).is_float else rng.integers(0, 2, shape)
+            found[name] = values.astype(DType(dtype).numpy)
+    return found

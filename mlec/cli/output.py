@@ -1,0 +1,91 @@
+"""What commands print: tables and text for people, one JSON document for programs, errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlec.errors import MlecError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDE = 1000
+"""Columns of an output that is no terminal: nothing is wrapped or cut there."""
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def console() -> Console:
+    """For tables on stdout."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, emoji=False, markup=False)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
+    """A table; the columns named in ``right`` are aligned to the right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left")
+    for row in rows:
+        table.add_row(*(visible(str(cell)) for cell in row))
+    console().print(table)
+
+
+def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
+    """Facts by name; a fact of several lines keeps its indent, an empty one is left out."""
+    for name, fact in pairs:
+        lines = visible(str(fact)).splitlines()
+        for i, line in enumerate(lines):
+            click.echo(f"{name if not i else '':<10} {line}".rstrip())
+
+
+def visible(text: str) -> str:
+    """The text without characters that command a terminal: names in a file can come from anybody."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_json(document: Any) -> None:
+    """Strict JSON: a NaN or infinity, which JSON lacks, becomes null."""
+    click.echo(json.dumps(plain(document), indent=1, allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy's arrays and scalars
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int, bool)) else str(value)
+
+
+def print_error(error: MlecError) -> None:
+    label = click.style(f"error[{error.code}]:", fg="red", bold=True)
+    click.echo(f"{label} {error.render()}", err=True)
+
+
+def size_text(size: float) -> str:
+    """Bytes for people: ``"1.2 MB"``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError
+
+
+def time_text(milliseconds: float) -> str:
+    """A duration for people: ``"12.3 us"``."""
+    return f"{milliseconds * 1000:.1f} us" if milliseconds < 1 else f"{milliseconds:.2f} ms"

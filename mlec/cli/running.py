@@ -1,0 +1,242 @@
+"""mlec run, verify, bench: what executes a .mle file. No training framework is imported unless --against names a model of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from mlec.cli.compiling import PATH, allow_own_modules, parity_lines
+from mlec.cli.output import json_option, print_json, print_pairs, print_table, time_text
+
+if TYPE_CHECKING:
+    from mlec.frontends.base import Oracle
+    from mlec.ir import Graph
+    from mlec.runtime import CompiledModel
+
+trust_option = click.option(
+    "--trust", metavar="sha256:...", help="Run the machine code with this identity although it was not built here."
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads of one call. [default: every usable CPU]"
+)
+against_option = click.option("--against", type=PATH, help="The source model's file, to compare with.")
+trust_pickle_option = click.option(
+    "--trust-pickle", is_flag=True, help="Allow a pickled source model to execute its code."
+)
+model_class_option = click.option(
+    "--model-class", metavar="pkg.mod:Class", help="The class whose state dict the source's file holds."
+)
+
+
+@click.command("run")
+@click.argument("model", type=PATH)
+@click.argument("inputs", metavar="INPUT", type=PATH)
+@click.option("-o", "--output", type=PATH, help="File for the results: .npy, .npz, .csv or .json.")
+@click.option("--method", help="Method of the source to call, e.g. predict_proba. [default: its main ones]")
+@threads_option
+@trust_option
+@json_option
+def run_command(
+    model: Path,
+    inputs: Path,
+    output: Path | None,
+    method: str | None,
+    threads: int | None,
+    trust: str | None,
+    as_json: bool,
+) -> None:
+    """Run MODEL (.mle) on INPUT (.npy, .npz, .csv, .parquet).
+
+    An .npz file holds one array for each input, by name or in order. A CSV file has a header, unless its first row holds numbers only.
+    """
+    from mlec.artifact.atomic import check_replaceable
+    from mlec.cli.files import read_inputs, write_outputs, writer_for
+
+    if output is not None:
+        writer_for(output)
+        check_replaceable(output)
+    values = read_inputs(inputs)
+    with _load(model, threads, trust) as compiled:
+        results = _results(compiled, values, method)
+    if output is not None:
+        write_outputs(output, results)
+    if as_json:
+        print_json(
+            {
+                "outputs": [
+                    {"name": name, "dtype": str(array.dtype), "shape": array.shape, "data": array}
+                    for name, array in results.items()
+                ]
+            }
+        )
+    elif output is None:
+        for name, array in results.items():
+            click.echo(f"{name}  {array.dtype}{list(array.shape)}")
+            click.echo(np.array2string(array, threshold=200))
+
+
+def _load(path: Path, threads: int | None, trust: str | None) -> CompiledModel:
+    import mlec
+
+    return mlec.load(path, num_threads=threads, trust="auto" if trust is None else mlec.TrustDigest(trust))
+
+
+def _results(model: CompiledModel, values: Any, method: str | None) -> dict[str, Any]:
+    """The results by name; a method that returns several arrays numbers them."""
+    signature = model.signature
+    if method is None and not signature.run:
+        return dict(zip((spec.name for spec in signature.outputs), model.run(values), strict=True))
+    names = [method] if method is not None else list(signature.run)
+    if method is not None:
+        found = getattr(model, method)(values)
+        parts = [found if isinstance(found, list) else [found]]
+    else:
+        flat = iter(model.run(values))
+        parts = [[next(flat) for _ in range(_count(signature.method(name)))] for name in names]
+    return {
+        name if len(part) == 1 else f"{name}_{i}": array
+        for name, part in zip(names, parts, strict=True)
+        for i, array in enumerate(part)
+    }
+
+
+def _count(method: Any) -> int:
+    """Arrays that a method returns."""
+    return 1 if method.stack else len(method.outputs)
+
+
+@click.command("verify")
+@click.argument("model", type=PATH)
+@against_option
+@click.option("--inputs", type=PATH, help="Compare on these inputs too (.npy .npz .csv .parquet); needs --against.")
+@click.option("--full", is_flag=True, help="Check every byte of the weights as well.")
+@trust_pickle_option
+@model_class_option
+@trust_option
+@json_option
+def verify_command(
+    model: Path, against: Path | None, inputs: Path | None, full: bool, trust_pickle: bool, model_class: str | None, trust: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Check that MODEL (.mle) is intact, whose code it holds, and that it computes what its source computes.
+
+    With --against, the model is run beside its source on rows made to find differences, and on --inputs. Without, the parity
+    that was recorded when it was compiled is shown.
+    """
+    if inputs is not None and against is None:
+        raise click.UsageError("--inputs needs --against: the source model to compare with")
+    from mlec.artifact import Artifact, TrustDigest, decide
+    from mlec.cli.files import examples
+
+    given = examples(inputs)
+    with Artifact.open(model, verify="full" if full else "fast") as artifact:
+        decision = decide(artifact, "auto" if trust is None else TrustDigest(trust))
+        facts = {
+            "path": artifact.path,
+            "integrity": "every byte checked"
+            if full
+            else "header, metadata, graph and kernels checked (weights: --full)",
+            "signature": "none",
+            "code": decision.reason,
+            "code_id": f"sha256:{artifact.code_id}",
+        }
+        recorded = artifact.metadata.get("report", {}).get("parity", {})
+    parity = recorded
+    if against is not None:
+        from mlec.validation import default_tolerance, validate
+
+        graph, oracle = _source(against, trust_pickle, model_class, given)
+        with _load(model, None, trust) as compiled:
+            parity = validate(compiled, graph, oracle, given, default_tolerance(graph))
+    if as_json:
+        print_json({**facts, "against": against, "parity": parity})
+        return
+    print_pairs(
+        [
+            ("file", facts["path"]), ("integrity", facts["integrity"]), ("signature", facts["signature"]), ("code", facts["code"]),
+            ("", facts["code_id"]), ("parity", f"with {against}:" if against else "as recorded when it was compiled:"),
+            *(("", line) for line in parity_lines(parity) or ["nothing"]),
+        ]
+    )  # fmt: skip
+
+
+def _source(
+    path: Path, trust_pickle: bool, model_class: str | None, given: tuple[Any, ...] | None
+) -> tuple[Graph, Oracle]:
+    """The source model's graph before any pass, and its own functions."""
+    import mlec.ops  # noqa: F401  (fills the op table)
+    from mlec.frontends.base import LowerOptions
+    from mlec.frontends.select import load_model_file
+
+    allow_own_modules(trust_pickle, model_class)
+    options = LowerOptions(given, trust_pickle=trust_pickle, model_class=model_class)
+    frontend, model = load_model_file(path, options)
+    return frontend.lower(model, options), frontend.oracle(model)
+
+
+@click.command("bench")
+@click.argument("model", type=PATH)
+@click.option("--batch", "batches", default="1,64,4096", show_default=True, metavar="N,N", help="Numbers of rows.")
+@against_option
+@click.option(
+    "--seconds", type=click.FloatRange(min=0.01), default=1.0, show_default=True, help="Time to spend on each batch."
+)
+@threads_option
+@trust_pickle_option
+@model_class_option
+@trust_option
+@json_option
+def bench_command(
+    model: Path, batches: str, against: Path | None, seconds: float, threads: int | None, trust_pickle: bool, model_class: str | None,
+    trust: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Time MODEL (.mle), and its source with it, on random inputs; runs are interleaved."""
+    rows = [int(word) for word in batches.split(",") if word.strip().isdigit()]
+    if not rows or len(rows) != len(batches.split(",")):
+        raise click.BadParameter(f"{batches!r} does not read 1,64,4096", param_hint="--batch")
+    from mlec.runtime.measure import BenchmarkResult
+    from mlec.timing import interleaved
+    from mlec.validation import batch_inputs
+
+    results: list[dict[str, Any]] = []
+    with _load(model, threads, trust) as compiled:
+        oracle = _source(against, trust_pickle, model_class, None)[1] if against is not None else None
+        num_threads = getattr(compiled.executable, "num_threads", None)
+        for count in rows:
+            inputs = batch_inputs(compiled.graph, count)
+            times = interleaved(_actions(compiled, oracle, inputs), seconds)
+            taken = {
+                name: BenchmarkResult.of(values, count, num_threads if name == "compiled" else None).to_dict()
+                for name, values in times.items()
+            }
+            results.append({"rows": count, **taken})
+    if as_json:
+        print_json({"model": model, "against": against, "threads": num_threads, "batches": results})
+        return
+    click.echo(f"{model}, {num_threads} threads, one call:")
+    columns = ["rows", "p50", "p95", "p99", "rows/s"] + (["source p50", "speedup"] if oracle is not None else [])
+    print_table(columns, [_bench_row(result) for result in results], right=columns)
+
+
+def _actions(compiled: CompiledModel, oracle: Oracle | None, inputs: list[Any]) -> dict[str, Callable[[], object]]:
+    """What to time: one call of the model, and the calls of its source that give the same results."""
+    argument = inputs if compiled.signature.table is None else inputs[0]
+    actions: dict[str, Callable[[], object]] = {"compiled": lambda: compiled.run(argument)}
+    if oracle is not None:
+        functions = [oracle[name] for name in compiled.signature.run or ("run",)]
+        actions["source"] = lambda: [function(argument) for function in functions]
+    return actions
+
+
+def _bench_row(result: dict[str, Any]) -> list[str]:
+    ours, source = result["compiled"], result.get("source")
+    row = [
+        str(result["rows"]),
+        *(time_text(ours[name]) for name in ("p50", "p95", "p99")),
+        f"{ours['throughput']:,.0f}",
+    ]
+    return row + ([time_text(source["p50"]), f"{source['p50'] / ours['p50']:.1f}x"] if source else [])
