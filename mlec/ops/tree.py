@@ -27,7 +27,8 @@ from mlec.ops.common import N, choice_attr, float_dtype, operands, require, same
 DEFAULT_LEFT = 1
 NAN_IS_ZERO = 2
 ZERO_IS_MISSING = 4
-ZERO_LIMIT = 1e-35
+ZERO_LIMIT = float(np.float32(1e-35))
+"""LightGBM's bound, a float32 constant: 1.00000002e-35."""
 
 OPERANDS = "x feature threshold left right flags category categories roots output values base"
 
