@@ -16,7 +16,9 @@ from mlec.ir.graph import Graph
 from mlec.runtime.program import Program
 from mlec.target import Target
 
-from mlec.backends.tvm import lower_elementwise, lower_fused, lower_linalg, lower_shape  # noqa: F401  isort: skip  (they register their lowerings)
+from mlec.backends.tvm import (  # noqa: F401  isort: skip  (they register their lowerings)
+    lower_elementwise, lower_fused, lower_linalg, lower_nn, lower_reduce, lower_shape, lower_tree,
+)  # fmt: skip
 
 
 class TVMBackend:

@@ -80,6 +80,12 @@ class Tail:
         specs = tuple(lowering.spec(t, dims) for t in operands)
         return Epilogue(specs, apply, TVM_NAMES[self.type.dtype])
 
+    def apply(self, lowering: Lowering, node: Node, anchor: Tensor) -> Tensor:
+        """The tail as a kernel of its own, after one that takes no epilogue."""
+        if not self.nodes:
+            return anchor
+        return lower_region(lowering, node, self.nodes, {self.anchor: anchor, **self.inputs}, self.output)
+
     def __str__(self) -> str:
         return f", then {' '.join(n.name for n in self.nodes)}" if self.nodes else ""
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from mlec.backends.base import CompileOptions, KernelNote
-from mlec.backends.tvm.compat import IRModule, relax, tirx
+from mlec.backends.tvm.compat import IRModule, T, prim_func, relax, tirx
+from mlec.backends.tvm.kernels.direct import Spread, spread_on_cpu, spread_on_gpu
 from mlec.backends.tvm.kernels.epilogue import BufferSpec
 from mlec.backends.tvm.region import Dims
 from mlec.backends.tvm.scalar import TVM_NAMES
@@ -152,6 +153,16 @@ class Lowering:
         constants = {name: tensor.array for name, tensor in self._constants.items() if tensor.array is not None}
         return Lowered(module, constants, tuple(self._kernels), tuple(self._notes))
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the kernels run on a GPU."""
+        return False
+
+    @property
+    def spread(self) -> Spread:
+        """How the tasks of a direct kernel run."""
+        return spread_on_gpu if self.on_gpu else spread_on_cpu
+
     # -- what lowerings call -------------------------------------------------------------------------------------
 
     def lower(self, node: Node, operands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -278,6 +289,8 @@ class Lowering:
             variables[x] = relax.Var(f"p{i}", type_of(x))
         parameters = list(variables.values())
         builder = relax.BlockBuilder()
+        if not self._kernels:  # without any machine code, TVM would write C
+            builder.add_func(_nothing(), "nothing")
         with builder.function("main", parameters):
             for step in self._steps:
                 if isinstance(step, _View):
@@ -301,6 +314,12 @@ def needed_extents(types: Sequence[TensorType], used: frozenset[str]) -> tuple[s
     """Of the symbols that a kernel uses, those that no extent of its buffers is by itself."""
     plain = {str(d) for t in types for d in t.shape if not isinstance(d, int)}
     return tuple(sorted((used | frozenset().union(*(t.symbols for t in types))) - plain))
+
+
+def _nothing() -> Any:
+    with prim_func("nothing") as kernel:
+        T.evaluate(0)
+    return kernel.func
 
 
 def _extent(dims: Dims, dim: Dim) -> Any:

@@ -17,7 +17,7 @@ from mlec.backends.tvm import scalar
 from mlec.backends.tvm.compat import T, tirx, tvm
 from mlec.backends.tvm.kernels.elementwise import Lanes, NotContiguousError
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
-from mlec.backends.tvm.kernels.vector import broadcast, const_like, lanes_of, ramp, share
+from mlec.backends.tvm.kernels.vector import Cell, broadcast, const_like, lanes_of, ramp, share
 from mlec.ir.dim import Dim, Symbol
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Node, Value
@@ -196,12 +196,12 @@ class Region:
         if self.lanes.is_vector and self._depends_on_lane(condition):
             raise NotContiguousError
         lanes = self.lanes.count
-        cell = T.alloc_buffer((lanes,), scalar.TVM_NAMES[dtype], scope="local")
+        cell = Cell(scalar.TVM_NAMES[dtype], lanes)
         with T.If(condition):
             for frame, branch in ((T.Then, when_true), (T.Else, when_false)):
                 with frame(), self._inner():
-                    T.buffer_store(cell, broadcast(branch(), lanes), [ramp(tirx.const(0, "int32"), lanes)])
-        return share(cell[ramp(tirx.const(0, "int32"), lanes)])
+                    cell.set(branch())
+        return cell.value
 
     def scalar(self, value: Expr) -> Expr:
         """A value that is used as an index: it must be the same in all lanes."""

@@ -21,9 +21,11 @@ from mlec.backends.tvm.kernels.epilogue import Expr
 from mlec.backends.tvm.kernels.vector import (
     bits_as,
     cast_to,
+    const,
     const_like,
     dtype_of,
     is_nan,
+    lanes_of,
     maximum,
     minimum,
     select,
@@ -67,7 +69,7 @@ def cast(x: Expr, dtype: str) -> Expr:
         zero = const_like(0, x)
         return tirx.NE(x, zero)
     if source == "bool":
-        return select(x, const_like(1, cast_to(dtype, x)), const_like(0, cast_to(dtype, x)))
+        return select(x, const(1, dtype, lanes_of(x)), const(0, dtype, lanes_of(x)))
     if "float16" in (dtype, source) or "bfloat16" in (dtype, source):
         return cast_to(dtype, cast_to("float32", x))
     return cast_to(dtype, x)
@@ -189,6 +191,19 @@ def _fmod(a: Expr, b: Expr) -> Expr:
     return tirx.call_pure_extern(dtype_of(a), name, a, b)
 
 
+def _equal(a: Expr, b: Expr) -> Expr:
+    return tirx.EQ(*_comparable(a, b))
+
+
+def _not_equal(a: Expr, b: Expr) -> Expr:
+    return tirx.NE(*_comparable(a, b))
+
+
+def _comparable(a: Expr, b: Expr) -> tuple[Expr, Expr]:
+    """Booleans as bytes: the code generator would compare them as floats."""
+    return (cast(a, "int8"), cast(b, "int8")) if dtype_of(a) == "bool" else (a, b)
+
+
 def _where(condition: Expr, a: Expr, b: Expr) -> Expr:
     return select(condition, a, b)
 
@@ -234,8 +249,8 @@ FUNCTIONS: dict[str, Function] = {
     "add": _binary(tirx.Add), "sub": _binary(tirx.Sub), "mul": _binary(tirx.Mul), "div": _binary(tirx.Div),
     "floordiv": _floordiv, "mod": _mod, "pow": _extern("pow"), "atan2": _extern("atan2"),
     "maximum": maximum, "minimum": minimum,
-    "eq": _binary(tirx.EQ), "ne": _binary(tirx.NE), "lt": _binary(tirx.LT), "le": _binary(tirx.LE),
+    "eq": _equal, "ne": _not_equal, "lt": _binary(tirx.LT), "le": _binary(tirx.LE),
     "gt": _binary(tirx.GT), "ge": _binary(tirx.GE),
-    "logical_and": _binary(tirx.And), "logical_or": _binary(tirx.Or), "logical_xor": _binary(tirx.NE), "where": _where,
+    "logical_and": _binary(tirx.And), "logical_or": _binary(tirx.Or), "logical_xor": _not_equal, "where": _where,
 }  # fmt: skip
 """The elementwise ops but ``cast``, by name: ``function(*operands, **attributes)``."""

@@ -1,0 +1,152 @@
+"""Ops as graphs of simpler ops: what a backend lowers when it has no template for the op itself.
+
+Each function builds the op's meaning with a `GraphBuilder` from the node's operands. Sums of 16-bit floats are taken in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from mlec.ir.builder import GraphBuilder
+from mlec.ir.dim import Dim
+from mlec.ir.dtype import DType
+from mlec.ir.graph import Graph, Node, Value
+
+Decomposition = Callable[[GraphBuilder, Node, "tuple[Value, ...]"], "Value | Sequence[Value]"]
+
+DECOMPOSITIONS: dict[str, Decomposition] = {}
+"""By op: ``(builder, node, operands) -> results``."""
+
+
+def decomposes(*ops: str) -> Callable[[Decomposition], Decomposition]:
+    """Registers a decomposition."""
+
+    def add(rule: Decomposition) -> Decomposition:
+        DECOMPOSITIONS.update(dict.fromkeys(ops, rule))
+        return rule
+
+    return add
+
+
+def decompose(node: Node) -> Graph:
+    """The node as a graph with the node's operands as inputs."""
+    b = GraphBuilder(node.name)
+    inputs = tuple(b.input(v.hint or f"x{i}", v.type) for i, v in enumerate(node.inputs))
+    with b.at(node.loc):
+        results = DECOMPOSITIONS[node.name](b, node, inputs)
+    return b.finish([results] if isinstance(results, Value) else list(results))
+
+
+def _wide(b: GraphBuilder, x: Value) -> Value:
+    return b("cast", x, dtype=DType.F32) if x.type.dtype in (DType.F16, DType.BF16) else x
+
+
+def _like(b: GraphBuilder, y: Value, x: Value) -> Value:
+    return b("cast", y, dtype=x.type.dtype) if y.type.dtype is not x.type.dtype else y
+
+
+def _softmax_parts(b: GraphBuilder, x: Value, axis: int) -> tuple[Value, Value, Value]:
+    """``x - max(x)``, its exponential, and the sum of that."""
+    top = b("max", x, axes=(axis,), keepdims=True)
+    shifted = b("sub", x, top)
+    e = b("exp", shifted)
+    return shifted, e, b("sum", e, axes=(axis,), keepdims=True)
+
+
+@decomposes("softmax")
+def softmax(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    (x,) = operands
+    _, e, total = _softmax_parts(b, _wide(b, x), node.attrs["axis"] % x.type.rank)
+    return _like(b, b("div", e, total), x)
+
+
+@decomposes("log_softmax")
+def log_softmax(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    (x,) = operands
+    shifted, _, total = _softmax_parts(b, _wide(b, x), node.attrs["axis"] % x.type.rank)
+    return _like(b, b("sub", shifted, b("log", total)), x)
+
+
+@decomposes("logsumexp")
+def logsumexp(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    (x,) = operands
+    axes, wide = node.attrs["axes"], _wide(b, x)
+    top = b("max", wide, axes=axes, keepdims=True)
+    finite = b("where", b("isfinite", top), top, b.constant(0.0, dtype=top.type.dtype))
+    total = b("sum", b("exp", b("sub", wide, finite)), axes=axes, keepdims=True)
+    result = _like(b, b("add", b("log", total), finite), x)
+    return result if node.attrs["keepdims"] else b("reshape", result, shape=node.output.type.shape)
+
+
+@decomposes("layer_norm")
+def layer_norm(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    x, scale, bias = operands
+    wide = _wide(b, x)
+    axes = tuple(range(node.attrs["axis"] % x.type.rank, x.type.rank))
+    normal = _standardized(b, wide, axes, node.attrs["eps"])
+    return _like(b, b("add", b("mul", normal, _wide(b, scale)), _wide(b, bias)), x)
+
+
+def _standardized(b: GraphBuilder, x: Value, axes: tuple[int, ...], eps: float) -> Value:
+    centred = b("sub", x, b("mean", x, axes=axes, keepdims=True))
+    variance = b("mean", b("mul", centred, centred), axes=axes, keepdims=True)
+    return b("div", centred, b("sqrt", b("add", variance, eps)))
+
+
+@decomposes("rms_norm")
+def rms_norm(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    x, scale = operands
+    wide = _wide(b, x)
+    axes = tuple(range(node.attrs["axis"] % x.type.rank, x.type.rank))
+    square = b("mean", b("mul", wide, wide), axes=axes, keepdims=True)
+    normal = b("div", wide, b("sqrt", b("add", square, node.attrs["eps"])))
+    return _like(b, b("mul", normal, _wide(b, scale)), x)
+
+
+@decomposes("batch_norm")
+def batch_norm(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    x, scale, bias, mean, var = operands
+    factor = b("div", scale, b("sqrt", b("add", var, node.attrs["eps"])))
+    rank = x.type.rank
+    return b(
+        "add",
+        b("mul", b("sub", x, _on_channels(b, mean, rank)), _on_channels(b, factor, rank)),
+        _on_channels(b, bias, rank),
+    )
+
+
+def _on_channels(b: GraphBuilder, v: Value, rank: int) -> Value:
+    return b("reshape", v, shape=(1, v.type.shape[0], *(1,) * (rank - 2)))
+
+
+@decomposes("group_norm")
+def group_norm(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    x, scale, bias = operands
+    n, channels, *space = x.type.shape
+    groups = node.attrs["groups"]
+    inner: Dim = int(str(channels)) // groups
+    for extent in space:
+        inner = inner * extent
+    grouped = b("reshape", _wide(b, x), shape=(n, groups, inner))
+    normal = b("reshape", _standardized(b, grouped, (2,), node.attrs["eps"]), shape=x.type.shape)
+    rank = x.type.rank
+    scaled = b("mul", normal, _on_channels(b, _wide(b, scale), rank))
+    return _like(b, b("add", scaled, _on_channels(b, _wide(b, bias), rank)), x)
+
+
+@decomposes("attention")
+def attention(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    q, k, v, *mask = operands
+    wide_q, wide_k, wide_v = (_wide(b, x) for x in (q, k, v))
+    perm = (*range(k.type.rank - 2), k.type.rank - 1, k.type.rank - 2)
+    scores = b("matmul", b("mul", wide_q, node.attrs["scale"]), b("transpose", wide_k, perm=perm))
+    hidden = b.constant(-math.inf, dtype=scores.type.dtype)
+    for m in mask:
+        scores = b("where", m, scores, hidden) if m.type.dtype.is_bool else b("add", scores, _wide(b, m))
+    if node.attrs["causal"]:
+        shape = scores.type.shape[-2:]
+        rows, columns = (b("iota", shape=shape, axis=axis) for axis in (0, 1))
+        scores = b("where", b("le", columns, rows), scores, hidden)
+    _, e, total = _softmax_parts(b, scores, scores.type.rank - 1)
+    return _like(b, b("matmul", b("div", e, total), wide_v), q)

@@ -1,0 +1,272 @@
+"""Plain loops, one task for each element or line of the result: the ops without a tuned template, and every op on a GPU.
+
+A *task* computes one element (or one line along an axis) from beginning to end, in order, by itself. On a CPU tasks are a
+loop, on a GPU threads; nothing else differs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from mlec.backends.tvm.compat import T, prim_func, tirx
+from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
+from mlec.backends.tvm.kernels.tile import bits, ceildiv, flat_view, if_, parallel_if_large, product
+from mlec.backends.tvm.kernels.vector import cast_to, const, is_nan, maximum, minimum, select, share
+
+
+class Spread(Protocol):
+    """Runs ``body(i)`` for each i below ``count``; ``work`` is what one task costs, in multiply-adds."""
+
+    def __call__(self, count: Dim, work: float, body: Callable[[Expr], None]) -> None: ...
+
+
+spread_on_cpu: Spread = parallel_if_large
+
+
+def spread_on_gpu(count: Dim, work: float, body: Callable[[Expr], None]) -> None:
+    """One thread for each task, in blocks of 256."""
+    wide = tirx.const(count, "int64") if isinstance(count, int) else count
+    with T.launch_thread("blockIdx.x", ceildiv(wide, 256)) as block, T.launch_thread("threadIdx.x", 256) as thread:
+        index = T.bind(tirx.Cast("int64", block) * 256 + tirx.Cast("int64", thread))
+        with if_(index < wide):
+            body(index)
+
+
+Task = Callable[[tuple[Buffer, ...], tuple[Buffer, ...], Expr], None]
+"""``(flat inputs, flat outputs, number of the task)``: emits the statements of one task."""
+
+
+def direct(
+    name: str,
+    inputs: Sequence[BufferSpec],
+    outputs: Sequence[BufferSpec],
+    tasks: Dim,
+    work: float,
+    task: Task,
+    spread: Spread,
+    symbols: Sequence[Expr] = (),
+) -> Any:
+    """A PrimFunc that runs ``tasks`` tasks. Its parameters: inputs, ``symbols`` (scalars), outputs."""
+    with prim_func(name) as kernel:
+        arguments = [T.arg(f"x{i}", T.buffer(spec.shape, spec.dtype)) for i, spec in enumerate(inputs)]
+        for symbol in symbols:
+            T.arg(symbol.name, symbol)
+        arguments += [T.arg(f"y{i}", T.buffer(spec.shape, spec.dtype)) for i, spec in enumerate(outputs)]
+        flat = [flat_view(b, (product(s.shape),), s.dtype) for b, s in zip(arguments, (*inputs, *outputs), strict=True)]
+        sources, results = tuple(flat[: len(inputs)]), tuple(flat[len(inputs) :])
+        if not (isinstance(tasks, int) and tasks == 0):
+            spread(tasks, work, lambda i: task(sources, results, i))
+    return kernel.func
+
+
+class Cell:
+    """A variable of a task."""
+
+    def __init__(self, initial: Expr | None = None, dtype: str = "", size: Dim = 1) -> None:
+        kind = dtype or str(initial.ty.dtype)
+        self.buffer = T.alloc_buffer((size,), kind, scope="local")
+        if initial is not None:
+            self.set(initial)
+
+    def get(self, index: Any = 0) -> Expr:
+        return self.buffer[index]
+
+    def set(self, value: Expr, index: Any = 0) -> None:
+        T.buffer_store(self.buffer, value, [index])
+
+
+Read = Callable[[tuple[Expr, ...]], Expr]
+"""The element of the operand at an index; emits what it needs."""
+
+REDUCTIONS: dict[str, tuple[Callable[[str], Expr], Callable[[Expr, Expr], Expr]]] = {
+    "sum": (lambda dtype: const(0, dtype), lambda a, b: a + b),
+    "mean": (lambda dtype: const(0, dtype), lambda a, b: a + b),
+    "prod": (lambda dtype: const(1, dtype), lambda a, b: a * b),
+    "max": (lambda dtype: _lowest(dtype), maximum),
+    "min": (lambda dtype: _highest(dtype), minimum),
+    "any": (lambda dtype: const(False, "bool"), tirx.Or),
+    "all": (lambda dtype: const(True, "bool"), tirx.And),
+}
+"""For each reduction: its start value, and how one more element joins."""
+
+
+def reduce_element(op: str, extents: Sequence[Dim], dtype: str, read: Read) -> Expr:
+    """The reduction over a box of these extents, element by element."""
+    initial, combine = REDUCTIONS[op]
+    total = Cell(initial(dtype))
+    over(extents, lambda indices: total.set(combine(total.get(), share(cast_to(dtype, read(indices))))))
+    if op != "mean":
+        return total.get()
+    count = product(extents)
+    return total.get() / (const(float(count), dtype) if isinstance(count, int) else cast_to(dtype, count))
+
+
+def arg_element(op: str, extent: Dim, dtype: str, read: Read) -> Expr:
+    """Position of the first largest (``"argmax"``) or smallest element of a line; the first NaN wins."""
+    best, at = Cell(read((_index(0),))), Cell(_index(0))
+    with T.serial(_wide(extent)) as i:
+        x, old = share(read((i,))), share(best.get())
+        better = share(x > old if op == "argmax" else x < old)
+        if _is_float(dtype):
+            better = tirx.Or(better, tirx.And(share(is_nan(x)), tirx.Not(share(is_nan(old)))))
+        with if_(better if not _is_float(dtype) else tirx.And(better, tirx.Not(share(is_nan(old))))):
+            best.set(x)
+            at.set(i)
+    return at.get()
+
+
+def scan_line(extent: Dim, dtype: str, read: Read, write: Callable[[Expr, Expr], None]) -> None:
+    """Running sum of a line."""
+    total = Cell(const(0, dtype))
+    with T.serial(_wide(extent)) as i:
+        total.set(total.get() + read((i,)))
+        write(i, total.get())
+
+
+def first_elements(
+    extent: Dim,
+    count: Dim,
+    dtype: str,
+    descending: bool,
+    read: Read,
+    values: Callable[[Expr], Expr],
+    positions: Callable[[Expr], Expr],
+    write: Callable[[Expr, Expr, Expr], None],
+) -> None:
+    """The ``count`` first elements of a line in sorted order, with their positions, by insertion: stable, NaN the largest.
+
+    The result is built where it will stay: ``values(k)`` and ``positions(k)`` read it back, ``write(k, value, position)`` sets.
+    """
+    size = Cell(_index(0))
+    with T.serial(_wide(extent)) as i:
+        x = share(read((i,)))
+        slot = Cell(share(size.get()))
+        moving = Cell(const(True, "bool"))
+        with T.While(tirx.And(moving.get(), slot.get() > 0)):
+            previous = share(slot.get() - 1)
+            with T.If(_before(x, share(values(previous)), dtype, descending)):
+                with T.Then():
+                    with if_(slot.get() < _wide(count)):
+                        write(slot.get(), values(previous), positions(previous))
+                    slot.set(previous)
+                with T.Else():
+                    moving.set(const(False, "bool"))
+        with if_(slot.get() < _wide(count)):
+            write(slot.get(), x, i)
+        size.set(tirx.min(size.get() + 1, _wide(count)))
+
+
+def merge_sort_line(
+    extent: Dim,
+    dtype: str,
+    descending: bool,
+    read: Read,
+    values: Callable[[Expr], Expr],
+    positions: Callable[[Expr], Expr],
+    write: Callable[[Expr, Expr, Expr], None],
+) -> None:
+    """A whole line sorted with its positions: stable, NaN the largest. Needs memory for one more line (CPU only).
+
+    Runs of 1, 2, 4 ... elements are merged from the result into the spare line, which is then copied back.
+    """
+    length = _wide(extent)
+    spare = T.alloc_buffer((length,), dtype)
+    spare_positions = T.alloc_buffer((length,), "int64")
+    with T.serial(length) as i:
+        write(i, read((i,)), i)
+    run = Cell(_index(1))
+    with T.While(run.get() < length):
+        width = share(run.get())
+        with T.serial(ceildiv_by(length, width * 2)) as pair:
+            begin = share(pair * width * 2)
+            middle = share(tirx.min(begin + width, length))
+            end = share(tirx.min(begin + width * 2, length))
+            a, b = Cell(begin), Cell(middle)
+            with T.serial(end - begin) as i:
+                use_b = Cell(const(False, "bool"))
+                with T.If(a.get() >= middle):
+                    with T.Then():
+                        use_b.set(const(True, "bool"))
+                    with T.Else(), if_(b.get() < end):
+                        left, right = share(values(a.get())), share(values(b.get()))
+                        use_b.set(_before(right, left, dtype, descending))
+                with T.If(use_b.get()):
+                    for frame, cell in ((T.Then, b), (T.Else, a)):
+                        with frame():
+                            T.buffer_store(spare, values(cell.get()), [begin + i])
+                            T.buffer_store(spare_positions, positions(cell.get()), [begin + i])
+                            cell.set(cell.get() + 1)
+        with T.serial(length) as i:
+            write(i, spare[i], spare_positions[i])
+        run.set(width * 2)
+
+
+def over(extents: Sequence[Dim], body: Callable[[tuple[Expr, ...]], None]) -> None:
+    """Nested loops over a box."""
+
+    def nest(done: tuple[Expr, ...]) -> None:
+        if len(done) == len(extents):
+            body(done)
+            return
+        with T.serial(_wide(extents[len(done)])) as i:
+            nest((*done, i))
+
+    nest(())
+
+
+def ceildiv_by(a: Expr, b: Expr) -> Expr:
+    """Quotient rounded up, of two expressions."""
+    return (a + b - 1) // b
+
+
+# -- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _before(x: Expr, y: Expr, dtype: str, descending: bool) -> Expr:
+    """Whether x stands strictly before y; NaN counts as the largest."""
+    if not _is_float(dtype):
+        return share(x > y if descending else x < y)
+    x_nan, y_nan = share(is_nan(x)), share(is_nan(y))
+    later, earlier = (y_nan, x_nan) if descending else (x_nan, y_nan)
+    ordered = share(x > y if descending else x < y)
+    return share(tirx.Or(ordered, tirx.And(earlier, select(later, const(False, "bool"), const(True, "bool")))))
+
+
+def _lowest(dtype: str) -> Expr:
+    return const(-math.inf, dtype) if _is_float(dtype) else tirx.min_value(dtype)
+
+
+def _highest(dtype: str) -> Expr:
+    return const(math.inf, dtype) if _is_float(dtype) else tirx.max_value(dtype)
+
+
+def _is_float(dtype: str) -> bool:
+    return dtype.startswith(("float", "bfloat"))
+
+
+def _index(value: int) -> Expr:
+    return tirx.const(value, "int64")
+
+
+def _wide(extent: Dim) -> Expr:
+    return _index(extent) if isinstance(extent, int) else extent
+
+
+__all__ = [
+    "Cell",
+    "Read",
+    "Spread",
+    "Task",
+    "arg_element",
+    "bits",
+    "direct",
+    "first_elements",
+    "merge_sort_line",
+    "over",
+    "reduce_element",
+    "scan_line",
+    "spread_on_cpu",
+    "spread_on_gpu",
+]

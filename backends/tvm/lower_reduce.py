@@ -1,0 +1,85 @@
+"""Reductions, scans and sorting along axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlec.backends.tvm.kernels import direct
+from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
+from mlec.backends.tvm.kernels.reduce import arg_reduce, reduce
+from mlec.backends.tvm.kernels.tile import product, unflatten
+from mlec.backends.tvm.lower_fused import Tail, lowers_with_tail
+from mlec.backends.tvm.lowering import Lowering, Tensor, lowers
+from mlec.backends.tvm.region import Dims
+from mlec.ir.graph import Node
+
+MERGE_FROM = 48
+"""Length of a line from which merging beats insertion."""
+
+
+@lowers_with_tail("sum", "mean", "prod", "max", "min", "any", "all")
+def lower_reduction(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
+    (x,) = operands
+    axes, keepdims = node.attrs["axes"], node.attrs["keepdims"]
+
+    def build(name: str, dims: Dims) -> object:
+        epilogue = tail.epilogue(lowering, dims)
+        return reduce(node.name, dims.shape(x.shape), axes, keepdims, x.dtype, lowering.target, epilogue, name)
+
+    operands = (x, *tail.operands(lowering))
+    return lowering.kernel(build, operands, [tail.type], node=node, strategy=f"reduce{tail}")[0]
+
+
+@lowers("argmax", "argmin")
+def lower_arg(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
+    (x,) = operands
+
+    def build(name: str, dims: Dims) -> object:
+        axis, keepdims = node.attrs["axis"], node.attrs["keepdims"]
+        return arg_reduce(node.name, dims.shape(x.shape), axis, keepdims, x.dtype, lowering.target, name)
+
+    return lowering.kernel(build, operands, [node.output.type], node=node, strategy="one pass over the axis")[0]
+
+
+@lowers("cumsum", "sort", "topk")
+def lower_lines(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Sequence[Tensor]:
+    """One task for each line along the axis."""
+    (x,) = operands
+    axis = node.attrs["axis"] % x.type.rank
+    length = x.shape[axis]
+    merges = node.name == "sort" and not lowering.on_gpu and (not isinstance(length, int) or length >= MERGE_FROM)
+    strategy = {"cumsum": "running sum", "topk": "insertion"}.get(node.name, "merge sort" if merges else "insertion sort")
+
+    def build(name: str, dims: Dims) -> object:
+        shape = dims.shape(x.shape)
+        before, extent, after = product(shape[:axis]), shape[axis], product(shape[axis + 1 :])
+        count = node.attrs["k"] if node.name == "topk" else extent
+
+        def line(inputs: tuple[Buffer, ...], outputs: tuple[Buffer, ...], index: Expr) -> None:
+            first, inner = unflatten(index, (before, after))
+
+            def place(k: Expr, length: object) -> Expr:
+                return (first * length + k) * after + inner
+
+            def read(where: tuple[Expr, ...]) -> Expr:
+                return inputs[0][place(where[0], extent)]
+
+            def write(k: Expr, *values: Expr) -> None:
+                for buffer, value in zip(outputs, values, strict=True):
+                    direct.T.buffer_store(buffer, value, [place(k, count)])
+
+            if node.name == "cumsum":
+                direct.scan_line(extent, x.dtype, read, write)
+                return
+            descending = bool(node.attrs.get("descending", node.attrs.get("largest")))
+            values, positions = (lambda k, b=b: b[place(k, count)] for b in outputs)
+            if merges:
+                direct.merge_sort_line(extent, x.dtype, descending, read, values, positions, write)
+            else:
+                direct.first_elements(extent, count, x.dtype, descending, read, values, positions, write)
+
+        specs = [lowering.spec(x, dims)], [lowering.spec(v.type, dims) for v in node.outputs]
+        work = 4.0 * extent if isinstance(extent, int) else 64.0
+        return direct.direct(name, *specs, before * after, work, line, lowering.spread)
+
+    return lowering.kernel(build, operands, [v.type for v in node.outputs], node=node, strategy=strategy)

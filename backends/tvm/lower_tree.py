@@ -1,0 +1,83 @@
+"""Tree ensembles and distances to a set of points."""
+
+from __future__ import annotations
+
+from mlec.backends.tvm.kernels import direct
+from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
+from mlec.backends.tvm.kernels.pairwise import Metric, pack_points, pairwise
+from mlec.backends.tvm.kernels.tree_ensemble import TreeEnsemble, build, prepare
+from mlec.backends.tvm.kernels.tile import unflatten
+from mlec.backends.tvm.kernels.vector import const, share
+from mlec.backends.tvm.lower_fused import Tail, lowers_with_tail
+from mlec.backends.tvm.lowering import Lowering, Tensor, lowers
+from mlec.backends.tvm.region import Dims
+from mlec.errors import LoweringError
+from mlec.ir.dtype import DType
+from mlec.ir.graph import Node
+from mlec.ir.types import TensorType
+from mlec.ops.tree import OPERANDS
+
+
+@lowers("tree_ensemble")
+def lower_tree_ensemble(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
+    """The structure is repacked now, for the processor and for the kernel that fits it."""
+    x, *structure = operands
+    arrays = {}
+    for name, tensor in zip(OPERANDS.split()[1:], structure, strict=True):
+        if tensor.array is None:
+            raise LoweringError(f"tree_ensemble: {name} must be a constant", code="E_TREE_ARRAYS", loc=node.loc)
+        arrays[name] = tensor.array
+    ensemble = TreeEnsemble(features=int(str(x.shape[1])), compare=node.attrs["compare"], **arrays)
+    plan = prepare(ensemble, lowering.target)
+    packed = [
+        Tensor(TensorType(array.shape, DType.of(array.dtype)), array, name=f"{structure[0].name}.{plan.strategy}.{name}")
+        for name, array in plan.packed.items()
+    ]
+
+    def kernel(name: str, dims: Dims) -> object:
+        return build(plan, dims(x.shape[0]), lowering.target, name)
+
+    return lowering.kernel(kernel, (x, *packed), [node.output.type], node=node, strategy=plan.explain())[0]
+
+
+@lowers_with_tail("pairwise_distance")
+def lower_pairwise_distance(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
+    x, points = operands
+    if points.array is None:
+        return tail.apply(lowering, node, _lower_pairs(lowering, node, operands))
+    metric = Metric(node.attrs["metric"], node.attrs["p"])
+    packed = lowering.packed(points, "points", lambda a: pack_points(a, lowering.target))
+    m, d = points.array.shape
+
+    def kernel(name: str, dims: Dims) -> object:
+        epilogue = tail.epilogue(lowering, dims)
+        return pairwise(dims(x.shape[0]), m, d, x.dtype, metric, lowering.target, epilogue, name)
+
+    operands = (x, packed, *tail.operands(lowering))
+    return lowering.kernel(kernel, operands, [tail.type], node=node, strategy=f"{metric.kind} distances{tail}")[0]
+
+
+def _lower_pairs(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
+    """Both sets of points computed: one task for each pair."""
+    x, y = operands
+    metric = Metric(node.attrs["metric"], node.attrs["p"]).canonical
+
+    def build(name: str, dims: Dims) -> object:
+        (n, features), m = dims.shape(x.shape), dims(y.shape[0])
+
+        def pair(inputs: tuple[Buffer, ...], outputs: tuple[Buffer, ...], index: Expr) -> None:
+            i, j = unflatten(index, (n, m))
+            total = direct.Cell(const(0.0, x.dtype))
+
+            def add(where: tuple[Expr, ...]) -> None:
+                a, b = (share(buffer[row * features + where[0]]) for buffer, row in zip(inputs, (i, j), strict=True))
+                total.set(share(metric.add(share(total.get()), a, b)))
+
+            direct.over((features,), add)
+            direct.T.buffer_store(outputs[0], metric.finish(share(total.get())), [index])
+
+        specs = [lowering.spec(t, dims) for t in operands], [lowering.spec(node.output.type, dims)]
+        work = 2.0 * features if isinstance(features, int) else 64.0
+        return direct.direct(name, *specs, n * m, work, pair, lowering.spread)
+
+    return lowering.kernel(build, operands, [node.output.type], node=node, strategy=f"{metric.kind}, one pair at a time")[0]
