@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Epilogue, Expr
-from mlec.backends.tvm.kernels.vector import broadcast, cast_to, const, share, store, vector_type
+from mlec.backends.tvm.kernels.vector import Cell, broadcast, cast_to, const, reduce_lanes, share, store
 from mlec.backends.tvm.target import TargetInfo
 
 SERIAL_WORK = 1 << 19
@@ -23,12 +23,8 @@ class RegisterTile:
     """
 
     def __init__(self, rows: int, vectors: int, lanes: int, dtype: str) -> None:
-        self.lanes, self.dtype = lanes, dtype
-        kind = vector_type(dtype, lanes)
-        self.cells = [[T.alloc_buffer((1,), kind, scope="global") for _ in range(vectors)] for _ in range(rows)]
-        for row in self.cells:
-            for cell in row:
-                T.buffer_store(cell, const(0, dtype, lanes), [0])
+        self.lanes = lanes
+        self.cells = [[Cell(dtype, lanes, 0) for _ in range(vectors)] for _ in range(rows)]
 
     def multiply_add(self, row_values: Sequence[Expr], vectors: Sequence[Expr]) -> None:
         """Add the outer product: a scalar (or vector) per row times a vector per column of accumulators."""
@@ -36,11 +32,11 @@ class RegisterTile:
         for row, value in zip(self.cells, row_values, strict=True):
             factor = share(broadcast(value, self.lanes))
             for cell, vector in zip(row, named, strict=True):
-                T.buffer_store(cell, cell[0] + factor * vector, [0])
+                cell.set(cell.value + factor * vector)
 
     def value(self, row: int, vector: int, lanes: int | None = None) -> Expr:
         """An accumulator, or its first ``lanes`` lanes."""
-        whole = self.cells[row][vector][0]
+        whole = self.cells[row][vector].value
         return whole if lanes in (None, self.lanes) else first_lanes(whole, lanes or 0)
 
 
@@ -158,3 +154,56 @@ def copy_run(
             piece(i * lanes, lanes)
     if count % lanes:
         piece(count // lanes * lanes, count % lanes)
+
+
+def vector_loop(extent: Dim, lanes: int, body: Callable[[Expr, int], None]) -> None:
+    """``body(start, width)`` for runs that cover ``extent``: whole vectors, then one short one (scalars if it is symbolic)."""
+    if not isinstance(extent, int):
+        with T.serial(extent // lanes) as i:
+            body(i * lanes, lanes)
+        with T.serial(extent % lanes) as i:
+            body(extent // lanes * lanes + i, 1)
+        return
+    if extent >= lanes:
+        with T.serial(extent // lanes) as i:
+            body(i * lanes, lanes)
+    if extent % lanes:
+        body(extent // lanes * lanes, extent % lanes)
+
+
+class Fold:
+    """A reduction along consecutive elements: four vectors of partial results, joined in a fixed order at the end."""
+
+    PARTIALS = 4
+
+    def __init__(self, lanes: int, dtype: str, identity: float, combine: Callable[[Expr, Expr], Expr]) -> None:
+        self.lanes, self.combine = lanes, combine
+        self.cells = [Cell(dtype, lanes, identity) for _ in range(self.PARTIALS)]
+        self.scalar = Cell(dtype, 1, identity)
+
+    def _add(self, cell: Cell, value: Expr) -> None:
+        cell.set(self.combine(cell.value, share(value)))
+
+    def over(self, extent: Dim, term: Callable[[Expr, int], Expr]) -> None:
+        """Take in ``term(start, width)`` for runs that cover ``extent``."""
+        wide = self.lanes * self.PARTIALS
+        whole = extent // wide * wide
+        if not isinstance(extent, int) or extent >= wide:
+            with T.serial(extent // wide) as i:
+                for u, cell in enumerate(self.cells):
+                    self._add(cell, term(i * wide + u * self.lanes, self.lanes))
+
+        def rest(start: Expr, width: int) -> None:
+            value = term(whole + start, width)
+            if width == self.lanes:
+                self._add(self.cells[0], value)
+            else:
+                self._add(self.scalar, reduce_lanes(value, self.combine))
+
+        vector_loop(extent - whole if isinstance(extent, int) else extent % wide, self.lanes, rest)
+
+    def result(self) -> Expr:
+        """The scalar result."""
+        first, second = (share(self.combine(self.cells[i].value, self.cells[i + 2].value)) for i in (0, 1))
+        joined = reduce_lanes(share(self.combine(first, second)), self.combine)
+        return share(self.combine(self.scalar.value, joined))

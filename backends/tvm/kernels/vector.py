@@ -8,6 +8,7 @@ is one short vector. (``T.vectorized`` loops are not used: their bodies cannot h
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any, cast
 
 import numpy as np
@@ -70,12 +71,40 @@ def share(x: Expr) -> Expr:
     """
     if isinstance(x, tirx.FloatImm | tirx.IntImm | tirx.Broadcast):
         return x
-    if dtype_of(x) == "bool" and lanes_of(x) > 1:  # memory holds booleans as bytes, but a vector of them is stored as bits
-        byte = share(select(x, const(1, "int8"), const(0, "int8")))
-        return tirx.NE(byte, const_like(0, byte))
-    cell = T.alloc_buffer((1,), str(x.ty.dtype), scope="global")
-    T.buffer_store(cell, x, [0])
-    return cell[0]
+    return Cell(dtype_of(x), lanes_of(x), x).value
+
+
+class Cell:
+    """A local variable: a vector (or scalar) the program assigns more than once. LLVM keeps it in a register.
+
+    It is a buffer of scalars read and written by a ramp: TVM reuses the memory of buffers that are no longer needed, and
+    does so wrongly between buffers of vectors of different lengths. Booleans are held as bytes: a vector of them would be
+    stored as bits.
+    """
+
+    def __init__(self, dtype: str, lanes: int = 1, value: Any = None) -> None:
+        self.dtype, self.lanes = dtype, lanes
+        self._buffer = T.alloc_buffer((lanes,), "int8" if dtype == "bool" else dtype, scope=CELL_SCOPE.get())
+        if value is not None:
+            self.set(value)
+
+    @property
+    def value(self) -> Expr:
+        """The present value."""
+        held = self._buffer[ramp(0, self.lanes)]
+        return tirx.NE(held, const_like(0, held)) if self.dtype == "bool" else held
+
+    def set(self, value: Any) -> None:
+        """Assign an expression of the cell's type, or a Python number for every lane."""
+        given = value if hasattr(value, "ty") else const(value, self.dtype)
+        if self.dtype == "bool":
+            given = select(given, const(1, "int8"), const(0, "int8"))
+        T.buffer_store(self._buffer, broadcast(given, self.lanes), [ramp(0, self.lanes)])
+
+
+CELL_SCOPE: ContextVar[str] = ContextVar("CELL_SCOPE", default="global")
+"""Where cells live. On a CPU only buffers of global scope are put on the stack (others are heap workspaces); on a GPU it is
+``local`` that means registers."""
 
 
 def select(condition: Expr, when_true: Any, when_false: Any) -> Expr:

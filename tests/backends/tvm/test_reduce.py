@@ -1,0 +1,142 @@
+"""Reductions, softmax and their relatives against numpy: every axis, NaN, infinities, ties, empty batches."""
+
+import numpy as np
+import pytest
+
+from mlec.backends.tvm.compat import tirx
+from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
+from mlec.backends.tvm.kernels.reduce import arg_reduce, reduce, reduced_shape
+from mlec.backends.tvm.kernels.softmax import logsumexp, softmax
+from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
+
+BATCHES = (0, 1, 2, 5, 70)
+TOLERANCE = {"float32": 2e-6, "float64": 1e-14, "float16": 1e-3}
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+def sample(shape, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    if dtype == "bool":
+        return rng.random(shape) < 0.8
+    return (rng.normal(size=shape) * (1 if dtype.startswith("f") else 4)).astype(dtype)
+
+
+def with_special_values(x):
+    flat = x.reshape(-1)
+    flat[3::17], flat[5::29], flat[7::31] = np.nan, np.inf, -np.inf
+    return x
+
+
+def batch_of(shape):
+    return (tirx.Var("n", "int64"), *shape)
+
+
+CASES = [
+    ("sum", (10,), (1,), False, "float32"),
+    ("sum", (7, 300), (-1,), True, "float32"),
+    ("mean", (8, 5, 5), (2, 3), False, "float32"),
+    ("mean", (2, 6, 5, 16), (2, 3), False, "float32"),
+    ("mean", (33, 7), (1,), False, "float64"),
+    ("sum", (5, 6, 7), (1, 3), True, "float64"),
+    ("prod", (4, 9), (1, 2), False, "float32"),
+    ("sum", (40,), (0,), False, "float32"),
+    ("max", (70,), (1,), False, "float32"),
+    ("min", (9, 20), (1,), True, "float64"),
+    ("max", (9, 5), (1,), False, "int64"),
+    ("min", (90,), (1,), False, "int32"),
+    ("sum", (90,), (1,), False, "int64"),
+    ("mean", (50,), (1,), False, "float16"),
+    ("any", (5,), (1,), False, "bool"),
+    ("all", (33, 4), (1,), True, "bool"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_reduction(case):
+    op, shape, axes, keepdims, dtype = case
+    run = compile_kernel(reduce(op, batch_of(shape), axes, keepdims, dtype, HOST))
+    for batch in BATCHES:
+        if 0 in axes and not batch:
+            continue
+        x = sample((batch, *shape), dtype)
+        wide = x.astype("float64") if dtype.startswith("f") else x
+        want = np.asarray(getattr(np, op)(wide, axis=axes, keepdims=keepdims)).astype(dtype)
+        got = run(x, out=reduced_shape(x.shape, axes, keepdims), dtype=dtype)
+        unit = TOLERANCE.get(dtype, 0)
+        np.testing.assert_allclose(got, want, rtol=unit, atol=unit * 10)
+
+
+@pytest.mark.parametrize("op", ["sum", "mean", "max", "min", "prod"])
+@pytest.mark.parametrize("axes", [(1,), (2,)])
+def test_special_values_spread_as_in_numpy(op, axes):
+    x = with_special_values(sample((6, 9, 70), "float32"))
+    got = compile_kernel(reduce(op, x.shape, axes, False, "float32", HOST))(x, out=reduced_shape(x.shape, axes, False))
+    np.testing.assert_allclose(got, getattr(np, op)(x.astype("float64"), axis=axes), rtol=1e-5)
+
+
+def test_whole_tensor_symbolic_length_and_epilogue():
+    n, t = tirx.Var("n", "int64"), tirx.Var("t", "int64")
+    epilogue = Epilogue((BufferSpec((n, 3), "float32"),), lambda acc, where, extra: acc * extra[0][where])
+    run = compile_kernel(reduce("sum", (n, 3, t), (2,), False, "float32", HOST, epilogue))
+    for batch, length in ((0, 5), (2, 0), (3, 1), (4, 77), (1, 400)):
+        x, factor = sample((batch, 3, length), "float32"), sample((batch, 3), "float32", 1)
+        np.testing.assert_allclose(
+            run(x, factor, out=(batch, 3)), x.sum(2, dtype="float64") * factor, rtol=1e-5, atol=1e-5
+        )
+    x = sample((9, 13), "float64")
+    got = compile_kernel(reduce("sum", (9, 13), (0, 1), False, "float64", HOST))(x, out=(), dtype="float64")
+    np.testing.assert_allclose(got, x.sum())
+
+
+@pytest.mark.parametrize("op", ["argmax", "argmin"])
+@pytest.mark.parametrize(("shape", "axis"), [((10,), -1), ((5, 19), 1), ((1, 4), 1), ((3, 2, 40), 2)])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+def test_first_extremum_wins_and_the_first_nan_before_all(op, shape, axis, dtype):
+    run = compile_kernel(arg_reduce(op, batch_of(shape), axis, False, dtype, HOST))
+    for batch in BATCHES:
+        x = np.random.default_rng(0).integers(0, 4, (batch, *shape)).astype(dtype)
+        if dtype != "int64":
+            x = with_special_values(x)
+        want = getattr(np, op)(x, axis=axis)
+        np.testing.assert_array_equal(run(x, out=want.shape, dtype="int64"), want)
+
+
+def reference_softmax(x, axis):
+    e = np.exp(x - x.max(axis=axis, keepdims=True, initial=-np.inf))
+    return e / e.sum(axis=axis, keepdims=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("shape", "axis"), [((10,), -1), ((3, 100), -1), ((7, 20), 1), ((5, 3, 3), 1)])
+def test_softmax_and_its_logarithm(shape, axis, dtype):
+    for log_space in (False, True):
+        run = compile_kernel(softmax(batch_of(shape), axis, dtype, HOST, log_space))
+        for batch in BATCHES:
+            x = sample((batch, *shape), dtype) * 5
+            if batch > 2:
+                x[0], x[1, ..., 1], x[2, ..., 0] = -np.inf, np.nan, 3000
+            want = reference_softmax(x.astype(np.longdouble), axis)
+            if log_space:
+                shifted = x.astype(np.longdouble) - x.max(axis=axis, keepdims=True, initial=-np.inf)
+                want = shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
+            got = run(x, out=x.shape, dtype=dtype)
+            np.testing.assert_allclose(got, want.astype(dtype), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_softmax_over_a_symbolic_axis():
+    n, t = tirx.Var("n", "int64"), tirx.Var("t", "int64")
+    run = compile_kernel(softmax((n, t), -1, "float32", HOST))
+    for shape in ((0, 3), (2, 1), (3, 17), (2, 200)):
+        x = sample(shape, "float32")
+        np.testing.assert_allclose(run(x, out=shape), reference_softmax(x.astype("float64"), -1), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_logsumexp(axis):
+    x = sample((6, 20, 30), "float32")
+    x[0], x[1, 3, 4], x[2, 5] = -np.inf, np.inf, np.nan
+    x[3] += 1000
+    with np.errstate(all="ignore"):
+        want = np.logaddexp.reduce(x.astype("float64"), axis=axis)
+    got = compile_kernel(logsumexp(x.shape, axis, False, "float32", HOST))(x, out=want.shape)
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
