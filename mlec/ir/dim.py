@@ -97,6 +97,11 @@ class SymDim:
         rest = _normal([(m, c % divisor if not m else c) for m, c in self.terms if c % divisor or not m])
         if isinstance(rest, int):
             return _normal([*whole, ((), rest // divisor)])
+        *atoms, (_, constant) = rest.terms if not rest.terms[-1][0] else (*rest.terms, ((), 0))
+        if len(atoms) == 1 and atoms[0][1] == 1 and len(atoms[0][0]) == 1 and isinstance(atoms[0][0][0], Quotient):
+            # (a//b + c)//d == (a + b*c)//(b*d): one division, however many layers an extent went through.
+            inner = atoms[0][0][0]
+            return _normal([*whole]) + (inner.numerator + inner.divisor * constant) // (inner.divisor * divisor)
         return _normal([*whole, ((Quotient(rest, divisor),), 1)])
 
     def __mod__(self, divisor: int) -> Dim:
