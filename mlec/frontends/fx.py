@@ -273,15 +273,15 @@ class _Lowering:
 
     def _lowered(self, node: torch.fx.Node) -> Any:
         target = str(node.target)
-        if target not in HANDLERS:
-            raise _unknown(target)
         context = self.context
         context.target = target
         metas = node.meta.get("val")
         context.results = tuple(self._type(m) for m in (metas if isinstance(metas, (tuple, list)) else (metas,)))
+        if target not in HANDLERS:
+            raise _unknown(target)
         args = torch.fx.map_arg(node.args, self._argument)
         kwargs = torch.fx.map_arg(node.kwargs, self._argument)
-        result = HANDLERS[target](context, *args, **kwargs)  # type: ignore[arg-type]
+        result = HANDLERS[target](context, *args, **kwargs)
         for value, stated in zip(
             result if isinstance(result, (tuple, list)) else (result,), context.results, strict=False
         ):

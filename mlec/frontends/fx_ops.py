@@ -44,9 +44,17 @@ _table(
 )
 
 
-@lowers("abs.default", "sign.default", "sgn.default")
+@lowers("abs.default")
+def _abs(c: Context, x: Value) -> Value:
+    return x if x.type.dtype.is_bool else c.b("abs", x)
+
+
+@lowers("sign.default", "sgn.default")
 def _sign(c: Context, x: Value) -> Value:
-    return x if x.type.dtype.is_bool else c.b("abs" if "abs" in c.target else "sign", x)
+    """0 for NaN, as in torch."""
+    if not x.type.dtype.is_float:
+        return x if x.type.dtype.is_bool else c.b("sign", x)
+    return c.b("sub", c.cast(c.b("gt", x, 0), c.dtype), c.cast(c.b("lt", x, 0), c.dtype))
 
 
 @lowers("isnan.default", "isinf.default")
@@ -228,6 +236,16 @@ def _extremum(c: Context, x: Value, y: Value) -> Value:
     if c.dtype.is_bool:
         return c.b("logical_or" if op == "maximum" else "logical_and", x, y)
     return c.b(op, c.cast(x, c.dtype), c.cast(y, c.dtype))
+
+
+@lowers("fmax.default", "fmin.default")
+def _extremum_of_numbers(c: Context, x: Value, y: Value) -> Value:
+    """A NaN loses against any number."""
+    x, y = c.cast(x, c.dtype), c.cast(y, c.dtype)
+    result = c.b("maximum" if "fmax" in c.target else "minimum", x, y)
+    if not c.dtype.is_float:
+        return result
+    return c.b("where", c.b("isnan", x), y, c.b("where", c.b("isnan", y), x, result))
 
 
 @lowers("atan2.default")
@@ -461,6 +479,16 @@ def _linear(c: Context, x: Value, weight: Value, bias: Value | None = None) -> V
     else:
         rows = c.reshape(x, (1, *x.type.shape)) if x.type.rank == 1 else x
         result = c.reshape(c.b("matmul", rows, c.transpose(weight, (1, 0))), c.shape)
+    return result if bias is None else c.b("add", result, bias)
+
+
+@lowers("bilinear.default")
+def _bilinear(c: Context, x: Value, y: Value, weight: Value, bias: Value | None = None) -> Value:
+    outputs, left, right = weight.type.shape
+    by_row = c.reshape(c.transpose(weight, (1, 0, 2)), (left, outputs * right))
+    partial = c.reshape(c.b("matmul", x, by_row), (*x.type.shape[:-1], outputs, right))
+    product = c.b("mul", partial, c.reshape(y, (*y.type.shape[:-1], 1, right)))
+    result = c.b("sum", product, axes=(-1,))
     return result if bias is None else c.b("add", result, bias)
 
 

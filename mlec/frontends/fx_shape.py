@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from mlec.frontends.fx_context import Context, Number, lowers, to_numpy
@@ -305,6 +306,18 @@ def _from_front(c: Context, index: Value, extent: Dim) -> Value:
     if known is not None and (known.size == 0 or known.min() >= 0):
         return index
     return c.b("where", c.b("lt", index, 0), c.b("add", index, c.number(extent, DType.I64)), index)
+
+
+@lowers("diagonal.default", "diagonal_copy.default")
+def _diagonal(c: Context, x: Value, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Value:
+    first, second = dim1 % x.type.rank, dim2 % x.type.rank
+    rest = [i for i in range(x.type.rank) if i not in (first, second)]
+    rows, columns = c.static(x, first, "the height"), c.static(x, second, "the width")
+    count = max(min(rows + min(offset, 0), columns - max(offset, 0)), 0)
+    start = max(-offset, 0) * columns + max(offset, 0)
+    flat = c.reshape(c.transpose(x, [*rest, first, second]), (*(x.type.shape[i] for i in rest), rows * columns))
+    places = c.b.constant(np.arange(count, dtype=np.int64) * (columns + 1) + start)
+    return c.b("gather", flat, places, axis=-1)
 
 
 # -- upsampling ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,162 @@
+"""What the torch frontend refuses, and what it says then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mlec.errors import UnsupportedModelError, UnsupportedOpError, UsageError
+from mlec.frontends.base import LowerOptions
+from tests.frontends.torch.common import FRONTEND, lower
+from tests.frontends.torch.networks import MLP, Recurrent
+
+X = torch.randn(3, 4)
+
+
+class Unsupported(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.special.bessel_j0(x)  # the first line that cannot be lowered
+        z = torch.digamma(x)
+        return y + z
+
+
+def test_all_unsupported_ops_are_listed_with_their_lines() -> None:
+    with pytest.raises(UnsupportedOpError) as caught:
+        lower(Unsupported(), X)
+    text = str(caught.value)
+    assert caught.value.code == "E_UNSUPPORTED_OP"
+    assert text.startswith("2 operations of Unsupported cannot be lowered")
+    assert "bessel_j0" in text
+    assert "digamma" in text
+    line = Unsupported.forward.__code__.co_firstlineno + 1
+    assert f"test_errors.py:{line}" in text
+    assert f"test_errors.py:{line + 1}" in text
+
+
+REFUSED: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
+    "random": (lambda x: x + torch.rand(4), "random"),
+    "dropout": (lambda x: F.dropout(x, 0.5, training=True), "dropout is active"),
+    "complex": (lambda x: torch.fft.fft(x).real, "complex"),
+    "mask_index": (lambda x: x[x > 0], "depends on the values"),
+    "nonzero": (lambda x: x.nonzero(), "depends on the values"),
+    "pool_indices": (lambda x: F.max_pool1d(x[:, None], 2, return_indices=True), "result 1 is used"),
+    "bits": (lambda x: x.long() & 3, "bitwise"),
+    "integer_power": (lambda x: x.long() ** x.long(), "integer powers"),
+    "size_output": (lambda x: (x, x.shape[0]), "is a size"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    function, message = REFUSED[name]
+    with pytest.raises((UnsupportedOpError, UnsupportedModelError)) as caught:
+        lower(function, X)
+    assert message in str(caught.value)
+    assert caught.value.hint
+
+
+def test_state_changes_are_refused() -> None:
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("steps", torch.zeros(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.steps += 1
+            return x * self.steps
+
+    with pytest.raises(UnsupportedModelError, match="buffer 'steps'") as caught:
+        lower(Counter(), X)
+    assert caught.value.code == "E_MUTATION"
+
+
+def test_writing_into_an_input_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="'x'"):
+        lower(lambda x: x.add_(1) * 2, X)
+
+
+def test_programs_exported_for_training_are_refused() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).train()
+    program = torch.export.export(module, (X,))
+    with pytest.raises(UnsupportedModelError, match="running_mean") as caught:
+        FRONTEND.lower(program, LowerOptions())
+    assert "eval()" in (caught.value.hint or "")
+
+
+def test_models_that_fix_their_batch_size() -> None:
+    with pytest.raises(UnsupportedModelError) as caught:
+        lower(lambda x: x.reshape(3, 2, 2), X)
+    assert caught.value.code == "E_DYNAMIC_BATCH"
+    assert "dynamic_batch=False" in (caught.value.hint or "")
+    assert lower(lambda x: x.reshape(3, 2, 2), X, dynamic_batch=False).outputs[0].type.shape == (3, 2, 2)
+
+
+def test_batch_on_another_axis_is_hinted() -> None:
+    with pytest.raises(UnsupportedModelError) as caught:
+        lower(Recurrent(nn.LSTM, batch_first=False), torch.randn(7, 2, 6))
+    assert 'input_shapes={"x": (7, "n", 6,)}' in (caught.value.hint or "")
+
+
+def test_control_flow_on_values() -> None:
+    with pytest.raises(UnsupportedModelError) as caught:
+        lower(lambda x: x if x.sum() > 0 else -x, X)
+    assert caught.value.code == "E_EXPORT"
+    assert "control flow" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({}, "E_EXAMPLE_NEEDED"),
+        ({"example_inputs": (X, X)}, "E_EXAMPLE_COUNT"),
+        ({"example_inputs": (3,)}, "E_EXAMPLE_TYPE"),
+        ({"example_inputs": (torch.randn(2, 16),), "input_shapes": {"y": ("n", 16)}}, "E_INPUT_NAME"),
+        ({"example_inputs": (torch.randn(2, 16),), "input_shapes": {"x": ("n", 17)}}, "E_INPUT_SHAPE"),
+        ({"example_inputs": (torch.randn(2, 16),), "input_shapes": {"x": ("n",)}}, "E_INPUT_SHAPE"),
+        ({"example_inputs": (torch.randn(2, 16),), "input_shapes": {"x": ("2*n", 16)}}, "E_INPUT_SHAPE"),
+        ({"input_shapes": [("n", 16), ("n", 16)]}, "E_INPUT_COUNT"),
+    ],
+)
+def test_wrong_examples(options: dict[str, Any], code: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        FRONTEND.lower(MLP(), LowerOptions(**options))
+    assert caught.value.code == code
+
+
+def test_programs_keep_their_fixed_sizes() -> None:
+    program = torch.export.export(MLP().eval(), (torch.randn(3, 16),))
+    with pytest.raises(UsageError, match="dynamic_shapes"):
+        FRONTEND.lower(program, LowerOptions(input_shapes={"x": ("n", 16)}))
+
+
+def test_complex_weights_and_inputs() -> None:
+    class Rotation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("turn", torch.ones(4, dtype=torch.complex64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * self.turn).real
+
+    with pytest.raises(UnsupportedOpError, match="complex64"):
+        lower(Rotation(), X)
+    with pytest.raises(UnsupportedModelError, match="complex64"):
+        lower(lambda x: x.real, X.to(torch.complex64))
+
+
+def test_torchscript_is_refused() -> None:
+    scripted = torch.jit.script(nn.Linear(4, 2))
+    assert FRONTEND.accepts(scripted)
+    with pytest.raises(UnsupportedModelError, match="TorchScript"):
+        FRONTEND.lower(scripted, LowerOptions(example_inputs=(X,)))
+
+
+@pytest.mark.parametrize("thing", [np.zeros(3), torch.zeros(3), "model.pt", object(), nn.Module])
+def test_other_objects_are_not_accepted(thing: object) -> None:
+    assert not FRONTEND.accepts(thing)
