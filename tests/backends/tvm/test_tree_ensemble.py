@@ -13,6 +13,7 @@ from mlec.backends.tvm.target import TargetInfo
 from mlec.errors import LoweringError
 
 INFO = TargetInfo.host()
+PLAIN_STORAGE = {"tirx.disable_storage_rewrite": True}  # as the backend compiles
 ROWS = (0, 1, 2, 5, 63, 64, 65, 1000)
 
 
@@ -145,7 +146,8 @@ class Kernel:
         self.plan = plan or prepare(e, info)
         rows = tirx.Var("n", "int64") if n is None else n
         func = build(self.plan, rows, info)
-        self.run = tvm.compile(IRModule({"tree_ensemble": func}), target=info.tvm_target())["tree_ensemble"]
+        with tvm.transform.PassContext(config=PLAIN_STORAGE):
+            self.run = tvm.compile(IRModule({"tree_ensemble": func}), target=info.tvm_target())["tree_ensemble"]
         self.packed = [tvm.runtime.tensor(a) for a in self.plan.packed.values()]
 
     def __call__(self, x: np.ndarray) -> np.ndarray:

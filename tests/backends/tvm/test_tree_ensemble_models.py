@@ -13,6 +13,7 @@ from mlec.backends.tvm.kernels.tree_ensemble import TreeEnsemble, build, prepare
 from mlec.backends.tvm.target import TargetInfo
 
 INFO = TargetInfo.host()
+PLAIN_STORAGE = {"tirx.disable_storage_rewrite": True}  # as the backend compiles
 ZERO = float(np.float32(1e-35))
 
 
@@ -186,7 +187,8 @@ def hist_ensemble(model: Any) -> TreeEnsemble:
 def run(ensemble: TreeEnsemble, x: np.ndarray) -> np.ndarray:
     plan = prepare(ensemble, INFO)
     func = build(plan, tirx.Var("n", "int64"), INFO)
-    kernel = tvm.compile(IRModule({"tree_ensemble": func}), target=INFO.tvm_target())["tree_ensemble"]
+    with tvm.transform.PassContext(config=PLAIN_STORAGE):
+        kernel = tvm.compile(IRModule({"tree_ensemble": func}), target=INFO.tvm_target())["tree_ensemble"]
     packed = [tvm.runtime.tensor(a) for a in plan.packed.values()]
     results = []
     for rows in (x[:1], x[:67], x):

@@ -1,0 +1,180 @@
+"""Distances between every row of the input and every row of a constant set (neighbours, kernels, cluster centres).
+
+The loop is that of a matrix product with packed weights: a tile of sums in registers, the features outside; one step loads a
+few vectors of points and one scalar per row. It does two operations where a product does one FMA. Differences are taken
+before they are squared, so that near points keep their distance (``expanded`` trades that for the speed of a product).
+Every distance is one chain over the features in order: it depends neither on the threads nor on the other rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mlec.backends.tvm.compat import T, prim_func, tirx
+from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.gemm import column_block, pack_gemm, put
+from mlec.backends.tvm.kernels.mathlib import exp, log
+from mlec.backends.tvm.kernels.tile import (
+    RegisterTile,
+    bits,
+    epilogue_parameters,
+    if_,
+    parallel_if_large,
+    parameter,
+    tile_rows,
+)
+from mlec.backends.tvm.kernels.vector import broadcast, const_like, load, maximum, select, share
+from mlec.backends.tvm.target import TargetInfo
+from mlec.errors import LoweringError
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A distance.
+
+    Attributes:
+        kind: ``"sqeuclidean"``, ``"euclidean"``, ``"manhattan"``, ``"chebyshev"`` or ``"minkowski"``.
+        p: the exponent of ``"minkowski"``, at least 1 (1, 2 and infinity are the named distances).
+        expanded: (squared) euclidean distances as ``|x|^2 - 2 x.y + |y|^2``, not below zero, as scikit-learn's
+            ``euclidean_distances`` has them; inexact for near points.
+    """
+
+    kind: Literal["sqeuclidean", "euclidean", "manhattan", "chebyshev", "minkowski"]
+    p: float = 2.0
+    expanded: bool = False
+
+    def __post_init__(self) -> None:
+        kinds = ("sqeuclidean", "euclidean", "manhattan", "chebyshev", "minkowski")
+        if self.kind not in kinds:
+            raise LoweringError(f"unknown metric {self.kind!r}, expected one of {', '.join(kinds)}", code="E_METRIC")
+        if self.kind == "minkowski" and not self.p >= 1:
+            raise LoweringError(f"minkowski distance with p = {self.p}, expected p >= 1", code="E_METRIC")
+        if self.expanded and not self.kind.endswith("euclidean"):
+            raise LoweringError(f"only euclidean distances have an expanded form, got {self.kind}", code="E_METRIC")
+
+    @property
+    def canonical(self) -> Metric:
+        """Minkowski distances that have a name, by that name."""
+        names: dict[float, Literal["manhattan", "euclidean", "chebyshev"]] = {
+            1.0: "manhattan",
+            2.0: "euclidean",
+            math.inf: "chebyshev",
+        }
+        return Metric(names[self.p]) if self.kind == "minkowski" and self.p in names else self
+
+    def add(self, total: Expr, x: Expr, y: Expr) -> Expr:
+        """The running total after one more feature."""
+        if self.expanded:
+            return total + x * y
+        difference = share(x - y)
+        match self.kind:
+            case "sqeuclidean" | "euclidean":
+                return total + difference * difference
+            case "manhattan":
+                return total + tirx.abs(difference)
+            case "chebyshev":
+                return maximum(total, share(tirx.abs(difference)))
+            case _:
+                return total + self._power(share(tirx.abs(difference)))
+
+    def finish(self, total: Expr) -> Expr:
+        """The distance of a complete total."""
+        if self.kind == "euclidean":
+            return tirx.sqrt(total)
+        if self.kind == "minkowski":
+            return exp(log(total) * const_like(1 / self.p, total))
+        return total
+
+    def _power(self, a: Expr) -> Expr:
+        if self.p == int(self.p) and self.p <= 8:
+            power = a
+            for _ in range(int(self.p) - 1):
+                power = power * a
+            return power
+        return exp(log(a) * const_like(self.p, a))
+
+
+def pack_points(points: npt.NDArray[np.generic], target: TargetInfo) -> npt.NDArray[np.generic]:
+    """``y[m, D]`` to ``[ceil(m / block), D, block]``, as `pairwise` reads it."""
+    block = column_block(len(points), str(points.dtype), target)
+    return pack_gemm(np.ascontiguousarray(points.T), block)
+
+
+def pairwise(
+    n: Dim,
+    m: int,
+    d: int,
+    dtype: str,
+    metric: Metric,
+    target: TargetInfo,
+    epilogue: Epilogue = IDENTITY,
+    name: str = "pairwise",
+) -> tirx.PrimFunc:
+    """``out[n, m] = epilogue(distance of x[n, d] and y[m, d])`` in float32 or float64.
+
+    Parameters of the program: x, `pack_points` of y, the epilogue's inputs, out. ``n`` may be symbolic.
+    A NaN in either point makes their distance NaN.
+    """
+    metric = metric.canonical
+    block = column_block(m, dtype, target)
+    lanes = min(target.lanes(bits(dtype)), block)
+    vectors, blocks = block // lanes, -(-m // block)
+    mr = tile_rows(target, vectors + 1)  # differences take registers as well
+
+    with prim_func(name) as kernel:
+        x = parameter("x", BufferSpec((n, d), dtype))
+        y = parameter("y", BufferSpec((blocks, d, block), dtype))
+        extra = epilogue_parameters(epilogue)
+        out = parameter("out", BufferSpec((n, m), epilogue.out_dtype or dtype))
+
+        def tile(rows: int, row: Expr, b: Expr) -> None:
+            """``rows`` rows times one block of points."""
+            sums = RegisterTile(rows, vectors, lanes, dtype)
+            x_norms = RegisterTile(rows if metric.expanded else 0, 1, lanes, dtype)
+            y_norms = RegisterTile(1 if metric.expanded else 0, vectors, lanes, dtype)
+            with T.serial(d) as k:
+                points = [share(load(y, [b, k, v * lanes], lanes)) for v in range(vectors)]
+                for i in range(rows):
+                    value = share(broadcast(x[row + i, k], lanes))
+                    for cell, point in zip(sums.cells[i], points, strict=True):
+                        cell.set(metric.add(cell.value, value, point))
+                    for cells in x_norms.cells[i : i + 1]:
+                        cells[0].set(cells[0].value + value * value)
+                for cells in y_norms.cells:
+                    for cell, point in zip(cells, points, strict=True):
+                        cell.set(cell.value + point * point)
+            for i in range(rows):
+                totals = [sums.value(i, v) for v in range(vectors)]
+                if metric.expanded:
+                    totals = [
+                        _not_negative(share(x_norms.value(i, 0) - (total + total) + y_norms.value(0, v)))
+                        for v, total in enumerate(totals)
+                    ]
+                values = [share(metric.finish(total)) for total in totals]
+                put(out, (row + i,), (row + i,), b * block, m, values, epilogue, extra)
+
+        work = 2 * mr * m * d
+        parallel_if_large(n // mr, work, lambda t: _each(blocks, lambda b: tile(mr, t * mr, b)))
+        for rest in range(1, mr):
+            if not isinstance(n, int):
+                with if_(n % mr == rest):
+                    _each(blocks, lambda b, rest=rest: tile(rest, n - rest, b))
+            elif n % mr == rest:
+                _each(blocks, lambda b, rest=rest: tile(rest, n - rest, b))
+    return kernel.func
+
+
+def _each(count: int, body: Callable[[Expr], None]) -> None:
+    with T.serial(count) as i:
+        body(i)
+
+
+def _not_negative(total: Expr) -> Expr:
+    """Zero for what rounding made negative; NaN stays."""
+    return select(total < const_like(0.0, total), 0.0, total)
