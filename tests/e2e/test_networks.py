@@ -1,0 +1,104 @@
+"""Networks through the whole path: compile, save, load and run, at batch sizes that the compiler never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mlec
+
+torch = pytest.importorskip("torch")
+
+from bench.networks import DepthwiseCnn, Encoder, Mlp, Recurrent, ResNet8  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+BATCHES = (1, 2, 5, 33)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(50, 8)
+        self.numbers = nn.Linear(4, 8)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, ids: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        joined = torch.cat([self.words(ids).mean(1), torch.tanh(self.numbers(numbers))], 1)
+        out = self.head(joined)
+        return out, torch.softmax(out, -1)
+
+
+class Gru(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(6, 10, num_layers=2, bidirectional=True, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.gru(x)[0]
+        return out[:, -1]
+
+
+def floats(*shape: int) -> Callable[[int], list[Any]]:
+    return lambda n: [np.random.default_rng(n).normal(size=(n, *shape)).astype(np.float32)]
+
+
+def ids(*shape: int) -> Callable[[int], list[Any]]:
+    return lambda n: [np.random.default_rng(n).integers(0, 50, (n, *shape))]
+
+
+NETWORKS: dict[str, tuple[Callable[[], Any], Callable[[int], list[Any]]]] = {
+    "mlp": (lambda: Mlp(20, 33, 7), floats(20)),
+    "resnet": (lambda: ResNet8(width=8), floats(3, 16, 16)),
+    "depthwise": (lambda: DepthwiseCnn(width=16), floats(1, 49, 10)),
+    "lstm": (lambda: Recurrent(6, 20, 3), floats(9, 6)),
+    "gru": (Gru, floats(5, 6)),
+    "encoder": (lambda: Encoder(50, 32, 2, 2, 12), ids(12)),
+    "two_inputs": (TwoInputs, lambda n: [*ids(5)(n), *floats(4)(n)]),
+}
+
+
+def trained_like(module: Any) -> Any:
+    """Running statistics that are not the initial ones, as after training."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_()
+            part.running_var.uniform_(0.5, 2.0)
+    return module.eval()
+
+
+def source(module: Any, inputs: list[Any]) -> list[Any]:
+    with torch.no_grad():
+        result = module(*(torch.from_numpy(x) for x in inputs))
+    return [r.numpy() for r in (result if isinstance(result, tuple) else (result,))]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_batch(name: str, tmp_path: Path) -> None:
+    make, inputs = NETWORKS[name]
+    torch.manual_seed(0)
+    module = trained_like(make())
+    compiled = mlec.compile(module, tuple(inputs(2)))
+    compiled.save(tmp_path / "model.mle")
+    loaded = mlec.load(tmp_path / "model.mle")
+    for rows in BATCHES:
+        given = inputs(rows)
+        for got, wanted in zip(loaded.run(given), source(module, given), strict=True):
+            assert got.shape == wanted.shape
+            assert got.dtype == wanted.dtype
+            np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * max(1e-3, np.abs(wanted).max()))
+    empty = loaded.run(inputs(0))
+    assert all(len(e) == 0 for e in empty)
+
+
+def test_exported_program_file(tmp_path: Path) -> None:
+    module = trained_like(Mlp(8, 16, 4))
+    program = torch.export.export(module, (torch.zeros(4, 8),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    compiled = mlec.compile(tmp_path / "model.pt2")
+    x = np.random.default_rng(0).normal(size=(7, 8)).astype(np.float32)
+    np.testing.assert_allclose(compiled.run([x])[0], source(module, [x])[0], atol=1e-5)
+    np.testing.assert_allclose(compiled(x)[0], compiled.run({compiled.signature.inputs[0].name: x})[0])
