@@ -7,7 +7,7 @@ holds numbers only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlec.ir import Value
 from mlec.signature import Scalar
@@ -21,11 +21,14 @@ class TableColumn:
         position: of the column in the table.
         fill: what stands in for a missing value; None: nothing, it stays missing.
         missing: the value that is missing besides (or, for a number, instead of) NaN and None, e.g. ``"?"``.
+        sparse: the source hands this column on in a sparse matrix, which matters to the steps that tell zeros stored from
+            zeros left out.
     """
 
     position: int
     fill: Scalar = None
     missing: Scalar = None
+    sparse: bool = False
 
     @property
     def origin(self) -> int | None:
@@ -39,15 +42,26 @@ class ComputedColumn:
 
     Attributes:
         origin: the table column whose NaN this column can still hold, if there is one.
+        sparse: as of a `TableColumn`.
     """
 
     matrix: Value
     index: int
     origin: int | None = None
+    sparse: bool = False
 
 
 Column = TableColumn | ComputedColumn
 Columns = tuple[Column, ...]
+
+
+def marked(columns: Columns, sparse: bool) -> Columns:
+    """The same columns, in a sparse or in a dense matrix."""
+    return tuple(column if column.sparse == sparse else replace(column, sparse=sparse) for column in columns)
+
+
+def is_sparse(columns: Columns) -> bool:
+    return any(column.sparse for column in columns)
 
 
 def runs(columns: Columns) -> list[tuple[int, int]]:

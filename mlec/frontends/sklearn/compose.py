@@ -5,10 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn import calibration, compose, ensemble, frozen, model_selection, multiclass, multioutput, pipeline, preprocessing
+from sklearn import (
+    calibration,
+    compose,
+    ensemble,
+    frozen,
+    model_selection,
+    multiclass,
+    multioutput,
+    pipeline,
+    preprocessing,
+)
 from sklearn.model_selection._search_successive_halving import HalvingGridSearchCV, HalvingRandomSearchCV
 
-from mlec.frontends.sklearn.columns import Columns, ComputedColumn
+from mlec.errors import NotFittedModelError
+from mlec.frontends.sklearn.columns import Columns, ComputedColumn, is_sparse, marked
 from mlec.frontends.sklearn.context import Array, Context, Lowered, Output
 from mlec.frontends.sklearn.linear import multilabel, normalised
 from mlec.frontends.sklearn.preprocessing import FUNCTIONS
@@ -40,7 +51,7 @@ def column_transformer(ctx: Context, model: Any, columns: Columns) -> Lowered:
             continue
         made = transform(ctx, transformer, tuple(columns[i] for i in positions), name)
         result += _weighted(ctx, made, weights.get(name))
-    return Lowered("transformer", columns=result)
+    return Lowered("transformer", columns=marked(result, bool(model.sparse_output_)))
 
 
 @converts(pipeline.FeatureUnion)
@@ -50,7 +61,7 @@ def feature_union(ctx: Context, model: Any, columns: Columns) -> Lowered:
     for name, transformer in model.transformer_list:
         if not (isinstance(transformer, str) and transformer == "drop"):
             result += _weighted(ctx, transform(ctx, transformer, columns, name), weights.get(name))
-    return Lowered("transformer", columns=result)
+    return Lowered("transformer", columns=marked(result, is_sparse(result)))
 
 
 def _weighted(ctx: Context, columns: Columns, weight: float | None) -> Columns:
@@ -63,6 +74,10 @@ def _weighted(ctx: Context, columns: Columns, weight: float | None) -> Columns:
     model_selection.GridSearchCV, model_selection.RandomizedSearchCV, HalvingGridSearchCV, HalvingRandomSearchCV,
 )  # fmt: skip
 def search(ctx: Context, model: Any, columns: Columns) -> Lowered:
+    if not hasattr(model, "best_estimator_"):
+        raise NotFittedModelError(
+            f"{type(model).__name__} holds no fitted estimator", hint="search with refit=True", loc=ctx.location
+        )
     return convert(ctx, model.best_estimator_, columns, "best_estimator")
 
 
@@ -91,7 +106,8 @@ def class_positions(ctx: Context, codes: Value, classes: Array, among: Array) ->
 def average(ctx: Context, values: list[Value], weights: list[float] | None) -> Value:
     """The (weighted) mean, summed in order."""
     if weights is None:
-        return ctx.b("div", chain(ctx, values), float(len(values)))
+        return ctx.b("div", chain(ctx, ctx.aligned(values)), float(len(values)))
+    values = [ctx.cast(value, "f64") for value in values]
     terms = [ctx.b("mul", value, float(weight)) for value, weight in zip(values, weights, strict=True)]
     return ctx.b("div", chain(ctx, terms), float(np.sum(np.asarray(weights, np.float64))))
 
@@ -106,7 +122,7 @@ def voting_classifier(ctx: Context, model: Any, columns: Columns) -> Lowered:
         lowered = ctx.classifier(model.classes_, ctx.first_of_largest(proba), proba=proba)
         if not model.flatten_transform:
             return lowered
-        together = ctx.b("concat", *probabilities, axis=1) if len(parts) > 1 else proba
+        together = ctx.b("concat", *ctx.aligned(probabilities), axis=1) if len(parts) > 1 else proba
         return Lowered("classifier", {**lowered.methods, "transform": Output((together,))})
     encoded = np.arange(count)
     votes = [
@@ -133,11 +149,15 @@ def stacking(ctx: Context, model: Any, columns: Columns) -> Lowered:
     if classifier and isinstance(model._label_encoder, list):
         ctx.refuse("several outputs are not supported", "fit one model for each output")
     meta: Columns = ()
+    dtypes: list[Any] = [np.float64] if model.passthrough else []
     for (name, member), method in zip(members_of(model), model.stack_method_, strict=True):
         part = convert(ctx, member, columns, name)
         value = part.value(method)
-        if method == "predict" and part.methods["predict"].classes:
+        labelled = method == "predict" and bool(part.methods["predict"].classes)
+        dtypes.append(np.asarray(member.classes_).dtype if labelled else np.float64)
+        if labelled:
             value = ctx.b("gather", ctx.constant(np.asarray(member.classes_, np.float64), "label"), value, axis=0)
+        value = ctx.cast(value, "f64")
         made = ctx.transformed(value if value.type.rank == 2 else ctx.as_columns(value)).columns or ()
         if classifier and method == "predict_proba" and len(model.classes_) == 2:
             made = made[1:]
@@ -150,7 +170,7 @@ def stacking(ctx: Context, model: Any, columns: Columns) -> Lowered:
         encoded = np.arange(len(model.classes_))
         labels = class_positions(ctx, final.value("predict"), np.asarray(model.final_estimator_.classes_), encoded)
         outputs["predict"] = Output((labels,), (np.asarray(model.classes_),))
-    outputs["transform"] = Output((ctx.matrix(meta, check=False),))
+    outputs["transform"] = Output((ctx.matrix(meta, check=False),), dtype=np.result_type(*dtypes).name)
     return Lowered(final.kind, outputs)
 
 
@@ -180,7 +200,7 @@ def _calibrated(ctx: Context, member: Any, part: Lowered) -> Value:
         responses = [ctx.column(scores, 1)] if classes == 2 else [ctx.column(scores, i) for i in range(len(member.calibrators))]
     calibrated = [
         _isotonic(ctx, calibrator, response) if member.method == "isotonic" else _platt(ctx, calibrator, response)
-        for calibrator, response in zip(member.calibrators, responses, strict=True)
+        for calibrator, response in zip(member.calibrators, (ctx.cast(r, "f64") for r in responses), strict=True)
     ]
     if classes == 2:
         proba = ctx.two_columns(calibrated[0])
@@ -231,7 +251,8 @@ def one_versus_rest(ctx: Context, model: Any, columns: Columns) -> Lowered:
         proba = ctx.two_columns(seconds[0]) if single else ctx.as_columns(*seconds)
         if not model.multilabel_:
             total = ctx.b("sum", proba, axes=(1,), keepdims=True)
-            proba = ctx.b("div", proba, ctx.b("where", ctx.b("eq", total, 0.0), ctx.constant(1.0), total))
+            one = ctx.b.constant(1.0, dtype=total.type.dtype)
+            proba = ctx.b("div", proba, ctx.b("where", ctx.b("eq", total, 0.0), one, total))
         methods["predict_proba"] = Output((proba,))
     if model.multilabel_:
         return multilabel(ctx, ctx.positive(together, threshold=threshold), methods)
@@ -269,7 +290,7 @@ def transformed_target(ctx: Context, model: Any, columns: Columns) -> Lowered:
     predicted = convert(ctx, model.regressor_, columns, "regressor").value("predict")
     matrix = predicted if predicted.type.rank == 2 else ctx.as_columns(predicted)
     with ctx.inside("transformer", model.transformer_):
-        restored = _inverse(ctx, model.transformer_, matrix)
+        restored = ctx.cast(_inverse(ctx, model.transformer_, matrix), str(matrix.type.dtype))
     flat = model._training_dim == 1 and restored.type.shape[1] == 1
     return ctx.regressor(ctx.vector(restored) if flat else restored)
 
@@ -284,6 +305,7 @@ def _inverse(ctx: Context, model: Any, x: Value) -> Value:
         if op is None or model.inv_kw_args:
             ctx.refuse(f"the inverse function {getattr(function, '__qualname__', function)!r} cannot be read", "use a numpy function")
         return ctx.b(op, x, x) if function is np.square else ctx.b(op, x)
+    x = ctx.cast(x, "f64")
     if isinstance(model, preprocessing.MinMaxScaler):
         return ctx.b("div", ctx.b("sub", x, ctx.constant(model.min_, "min")), ctx.constant(model.scale_, "scale"))
     if isinstance(model, preprocessing.MaxAbsScaler):

@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import get_tags
 
 from mlec.errors import UnsupportedModelError
-from mlec.frontends.sklearn.columns import Column, Columns, ComputedColumn, TableColumn, runs
+from mlec.frontends.sklearn.columns import Column, Columns, ComputedColumn, TableColumn, is_sparse, runs
 from mlec.ir import DType, GraphBuilder, Location, SymDim, Value, tensor
-from mlec.signature import Coding, ColumnFeed, Scalar
+from mlec.signature import Coding, ColumnFeed
 
 Array = NDArray[Any]
 Kind = Literal["classifier", "regressor", "transformer", "clusterer", "outlier"]
@@ -233,9 +233,14 @@ class Context:
         """(n, 1) as (n,)."""
         return self.b("reshape", matrix, shape=(BATCH,))
 
+    def aligned(self, values: Sequence[Value]) -> list[Value]:
+        """The same values in one float type: f64 unless all have another."""
+        dtypes = {value.type.dtype for value in values}
+        return list(values) if len(dtypes) == 1 else [self.cast(value, "f64") for value in values]
+
     def as_columns(self, *vectors: Value) -> Value:
         """Vectors of (n,) side by side, (n, len(vectors))."""
-        columns = [self.b("reshape", v, shape=(BATCH, 1)) for v in vectors]
+        columns = [self.b("reshape", v, shape=(BATCH, 1)) for v in self.aligned(vectors)]
         return columns[0] if len(columns) == 1 else self.b("concat", *columns, axis=1)
 
     def affine(self, x: Value, weights: ArrayLike, bias: ArrayLike | None) -> Value:
@@ -245,12 +250,22 @@ class Context:
 
     # -- results -------------------------------------------------------------------------------------------------
 
-    def transformed(self, matrix: Value, *, like: Columns | None = None, dtype: str | None = None) -> Lowered:
-        """The result of a transformer. ``like``: the input columns, when each output holds NaN only where its input does."""
+    def transformed(
+        self, matrix: Value, *, like: Columns | None = None, dtype: str | None = None, sparse: bool = False
+    ) -> Lowered:
+        """The result of a transformer.
+
+        Args:
+            like: the input columns, when each output holds NaN only where its input does.
+            dtype: of what ``transform`` returns, where it is not float64.
+            sparse: the source returns a sparse matrix.
+        """
         width = matrix.type.shape[1]
         assert isinstance(width, int)
         origins = [None] * width if like is None else [column.origin for column in like]
-        return Lowered("transformer", columns=tuple(ComputedColumn(matrix, i, origins[i]) for i in range(width)), dtype=dtype)
+        sparse = sparse or (like is not None and is_sparse(like))
+        columns = tuple(ComputedColumn(matrix, i, origins[i], sparse) for i in range(width))
+        return Lowered("transformer", columns=columns, dtype=dtype)
 
     def regressor(self, predicted: Value) -> Lowered:
         """The result of a regressor: (n,) or (n, outputs)."""

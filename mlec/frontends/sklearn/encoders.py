@@ -91,7 +91,8 @@ def _compare(ctx: Context, x: Value, features: Sequence[Feature]) -> Value:
         values[0, i, :count] = feature.categories
         missing[0, i, :count] = np.isnan(values[0, i, :count])
         codes[i, :count] = feature.codes
-        codes[i, width] = feature.unknown
+        if feature.unknown is not None:
+            codes[i, width] = feature.unknown
     cells = ctx.b("reshape", x, shape=(BATCH, len(features), 1))
     equal = ctx.b("eq", cells, ctx.constant(values, "categories"))
     if missing.any():
@@ -137,7 +138,8 @@ def one_hot_encoder(ctx: Context, model: Any, columns: Columns) -> Lowered:
             width -= 1
         features.append(Feature(categories, tuple(codes.tolist()), unknown))
         widths.append(width)
-    return ctx.transformed(one_hot(ctx, encode(ctx, columns, features), widths), dtype=_dtype(model.dtype))
+    indicators = one_hot(ctx, encode(ctx, columns, features), widths)
+    return ctx.transformed(indicators, dtype=_dtype(model.dtype), sparse=bool(model.sparse_output))
 
 
 @converts(preprocessing.OrdinalEncoder)
@@ -177,7 +179,7 @@ def k_bins_discretizer(ctx: Context, model: Any, columns: Columns) -> Lowered:
     bins = ctx.b("sum", above, axes=(2,))
     if model.encode == "ordinal":
         return ctx.transformed(ctx.cast(bins, "f64"))
-    return ctx.transformed(one_hot(ctx, bins, [int(n) for n in model.n_bins_]))
+    return ctx.transformed(one_hot(ctx, bins, [int(n) for n in model.n_bins_]), sparse=model.encode == "onehot")
 
 
 def _dtype(dtype: Any) -> str | None:

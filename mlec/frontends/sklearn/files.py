@@ -7,6 +7,7 @@ import hashlib
 import lzma
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,15 @@ from mlec.frontends.base import LowerOptions
 LIBRARIES = (b"sklearn", b"xgboost", b"lightgbm")
 """Libraries whose estimators a pickle may hold; torch's pickles are another frontend's."""
 
-COMPRESSED = {b"\x1f\x8b": lambda d: zlib.decompressobj(31).decompress(d), b"BZh": lambda d: bz2.BZ2Decompressor().decompress(d),
-              b"\xfd7zXZ": lambda d: lzma.LZMADecompressor().decompress(d), b"]\x00\x00": lambda d: lzma.LZMADecompressor().decompress(d)}  # fmt: skip
+DECOMPRESSORS: tuple[tuple[bytes, Callable[[], Any]], ...] = (
+    (b"\x1f\x8b", lambda: zlib.decompressobj(31)),
+    (b"\x78", zlib.decompressobj),
+    (b"BZh", bz2.BZ2Decompressor),
+    (b"\xfd7zXZ", lzma.LZMADecompressor),
+    (b"]\x00\x00", lzma.LZMADecompressor),
+)
+"""What the compressed files of joblib begin with."""
+
 SKOPS_SCHEMA = "schema.json"
 
 
@@ -60,15 +68,13 @@ def allow_pickle(path: Path, options: LowerOptions) -> None:
 
 
 def _plain(head: bytes) -> bytes:
-    """The first bytes after decompression; what joblib calls zlib starts with 0x78."""
-    try:
-        if head[:1] == b"\x78":
-            return zlib.decompressobj().decompress(head)
-        for magic, decompress in COMPRESSED.items():
-            if head.startswith(magic):
-                return decompress(head)
-    except (zlib.error, OSError, EOFError, lzma.LZMAError):
-        return b""
+    """The first bytes after decompression."""
+    for magic, decompressor in DECOMPRESSORS:
+        if head.startswith(magic):
+            try:
+                return bytes(decompressor().decompress(head))
+            except (zlib.error, OSError, EOFError, lzma.LZMAError):
+                return b""
     return head
 
 

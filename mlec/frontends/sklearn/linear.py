@@ -39,7 +39,7 @@ def linear_regressor(ctx: Context, model: Any, columns: Columns) -> Lowered:
     scores = ctx.affine(ctx.matrix(columns), np.ascontiguousarray(np.atleast_2d(coef).T), np.ravel(model.intercept_))
     # A model fitted on a target of shape (n, 1) answers in that shape; most keep their coefficients so, too. Those that
     # flatten them answer flat.
-    flat = coef.ndim == 1 and np.ndim(model.intercept_) == 0 or type(model).predict is linear_model.SGDRegressor.predict
+    flat = (coef.ndim == 1 and np.ndim(model.intercept_) == 0) or type(model).predict is linear_model.SGDRegressor.predict
     flat = flat or isinstance(model, svm.LinearSVR)
     return ctx.regressor(ctx.vector(scores) if flat or coef.ndim == 1 else scores)
 

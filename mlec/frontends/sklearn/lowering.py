@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
+from sklearn.pipeline import Pipeline
 
-
-from mlec.errors import FrontendError
+from mlec.errors import FrontendError, TypeRuleError
 from mlec.frontends.base import LowerOptions
-from mlec.frontends.sklearn import clusters, compose, decomposition, encoders, linear, naive_bayes, neighbors, neural
-from mlec.frontends.sklearn import preprocessing, svm, trees
+from mlec.frontends.sklearn import (
+    clusters,
+    compose,
+    decomposition,
+    encoders,
+    linear,
+    naive_bayes,
+    neighbors,
+    neural,
+    preprocessing,
+    svm,
+    trees,
+)
 from mlec.frontends.sklearn.columns import TableColumn
 from mlec.frontends.sklearn.context import Array, Context, Lowered, Output
 from mlec.frontends.sklearn.preprocessing import scalar
@@ -35,7 +47,7 @@ def lower(model: Any, options: LowerOptions) -> Graph:
     """The whole of `SklearnFrontend.lower`."""
     names = feature_names(model)
     width = count_features(model, options)
-    root = "pipeline" if type(model).__name__ == "Pipeline" else ""
+    root = "pipeline" if isinstance(model, Pipeline) else ""
     ctx = Context(_identifier(type(model).__name__), width)
     lowered = convert(ctx, model, tuple(TableColumn(i) for i in range(width)), root)
     with ctx.inside(root, model):
@@ -72,12 +84,16 @@ def count_features(model: Any, options: LowerOptions) -> int:
     Raises:
         FrontendError: neither the model nor the example inputs tell.
     """
-    width = getattr(model, "n_features_in_", None)
+    first = model
+    while isinstance(first, Pipeline):
+        first = next((step for _, step in first.steps if not compose.is_absent(step)), None)
+    width = getattr(first, "n_features_in_", None)
     if width is None and options.example_inputs:
         shape = np.shape(options.example_inputs[0])
         width = shape[1] if len(shape) == 2 else None
     if width is None:
-        convert(Context("probe", 1), model, (TableColumn(0),))  # an unfitted or unsupported model says so
+        with suppress(TypeRuleError, AttributeError, ValueError, IndexError):
+            convert(Context("guess", 1), first, (TableColumn(0),))  # what is unsupported or not fitted says so itself
         raise FrontendError(
             f"{type(model).__name__} does not say how many columns it takes", hint="pass example_inputs=X", code="E_EXAMPLE"
         )
@@ -125,9 +141,10 @@ def _labels(ctx: Context, classes: Array | None) -> Labels | None:
     if classes is None:
         return None
     try:
-        return Labels(values=tuple(scalar(value) for value in classes), dtype=classes.dtype.str.lstrip("<|=") if classes.dtype.kind == "U" else classes.dtype.name)
+        values = tuple(scalar(value) for value in classes)
     except TypeError as error:
         ctx.refuse(f"class labels may be strings, numbers or booleans; {error}")
+    return Labels(values=values, dtype=classes.dtype.str if classes.dtype.kind == "U" else classes.dtype.name)
 
 
 def _output_names(specs: tuple[MethodSpec, ...]) -> list[str]:
@@ -155,7 +172,7 @@ def _numbers(ctx: Context) -> Literal["finite", "nan", "any"]:
     levels = {ctx.numbers.get(position, "any") for position in read}
     for level in ("any", "nan"):
         if level in levels:
-            return level  # type: ignore[return-value]
+            return level
     return "finite"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn import feature_selection, impute, preprocessing
 from sklearn.utils import check_array
 
-from mlec.frontends.sklearn.columns import Columns, ComputedColumn, TableColumn
+from mlec.frontends.sklearn.columns import Columns, ComputedColumn, TableColumn, is_sparse, marked
 from mlec.frontends.sklearn.context import BATCH, Array, Context, Lowered, is_table
 from mlec.frontends.sklearn.registry import convert, converts
 from mlec.ir import Value
@@ -66,12 +66,12 @@ def normalizer(ctx: Context, model: Any, columns: Columns) -> Lowered:
         norm = ctx.b("sum" if model.norm == "l1" else "max", ctx.b("abs", x), axes=(1,), keepdims=True)
     # As the library: a row without length keeps its values.
     vanishing = ctx.b("lt", norm, 10 * float(np.finfo(np.float64).eps))
-    return ctx.transformed(ctx.b("div", x, ctx.b("where", vanishing, ctx.constant(1.0), norm)))
+    return ctx.transformed(ctx.b("div", x, ctx.b("where", vanishing, ctx.constant(1.0), norm)), sparse=is_sparse(columns))
 
 
 @converts(preprocessing.Binarizer)
 def binarizer(ctx: Context, model: Any, columns: Columns) -> Lowered:
-    return ctx.transformed(ctx.cast(ctx.b("gt", ctx.matrix(columns), float(model.threshold)), "f64"))
+    return ctx.transformed(ctx.cast(ctx.b("gt", ctx.matrix(columns), float(model.threshold)), "f64"), sparse=is_sparse(columns))
 
 
 @converts(preprocessing.PolynomialFeatures)
@@ -103,7 +103,7 @@ def polynomial_features(ctx: Context, model: Any, columns: Columns) -> Lowered:
     order = np.array([place[m] for m in monomials])
     if len(order) != len(place) or (order != np.arange(len(order))).any():
         everything = ctx.b("gather", everything, ctx.constant(order, "order"), axis=1)
-    return ctx.transformed(everything)
+    return ctx.transformed(everything, sparse=is_sparse(columns))
 
 
 FUNCTIONS = {
@@ -176,10 +176,10 @@ def simple_imputer(ctx: Context, model: Any, columns: Columns) -> Lowered:
     kept = [i for i, fill in enumerate(fills) if fill is not None]
     imputed = _imputed(ctx, tuple(columns[i] for i in kept), [fills[i] for i in kept], missing)
     if model.add_indicator and len(model.indicator_.features_):
-        marked = tuple(columns[i] for i in model.indicator_.features_)
-        indicator = _is_missing(ctx, marked, missing, strings=model.statistics_.dtype.kind in "OU")
+        tested = tuple(columns[i] for i in model.indicator_.features_)
+        indicator = _is_missing(ctx, tested, missing, strings=model.statistics_.dtype.kind in "OU")
         imputed += ctx.transformed(indicator).columns or ()
-    return Lowered("transformer", columns=imputed)
+    return Lowered("transformer", columns=marked(imputed, is_sparse(columns)))
 
 
 @converts(impute.MissingIndicator)
@@ -191,8 +191,8 @@ def missing_indicator(ctx: Context, model: Any, columns: Columns) -> Lowered:
             "set_params(error_on_new=False)",
         )
     ctx.check(columns, nan=missing is None)
-    marked = tuple(columns[i] for i in model.features_)
-    return ctx.transformed(_is_missing(ctx, marked, missing, strings=isinstance(missing, str)), dtype="bool")
+    tested = tuple(columns[i] for i in model.features_)
+    return ctx.transformed(_is_missing(ctx, tested, missing, strings=isinstance(missing, str)), dtype="bool")
 
 
 def _imputed(ctx: Context, columns: Columns, fills: list[Scalar], missing: Scalar) -> Columns:

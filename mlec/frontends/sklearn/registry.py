@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from mlec.errors import NotFittedModelError
 from mlec.frontends.sklearn.columns import Columns
 from mlec.frontends.sklearn.context import Context, Lowered
+from mlec.frontends.sklearn.foreign import convert_foreign, frontend_of
 
 Converter = Callable[[Context, Any, Columns], Lowered]
 _F = TypeVar("_F", bound=Converter)
@@ -58,6 +59,9 @@ def convert(ctx: Context, estimator: Any, columns: Columns, step: str = "") -> L
     """
     with ctx.inside(step, estimator):
         _check_fitted(ctx, estimator)
+        frontend = frontend_of(estimator)
+        if frontend is not None:
+            return convert_foreign(ctx, frontend, estimator, columns)
         converter = find_converter(type(estimator))
         if converter is None:
             ctx.refuse(

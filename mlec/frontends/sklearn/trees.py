@@ -124,7 +124,7 @@ def _boosted(ctx: Context, model: Any, columns: Columns) -> Value:
             member = model.estimators_[i, k]
             add_tree(trees, member, model.learning_rate * node_values(member), output=k)
     constant = isinstance(model.init_, str | dummy.DummyClassifier | dummy.DummyRegressor)
-    if constant and not getattr(model.init_, "strategy", "prior") in ("stratified", "uniform"):
+    if constant and getattr(model.init_, "strategy", "prior") not in ("stratified", "uniform"):
         base = model._raw_predict_init(np.zeros((1, len(columns)), np.float32))[0]
         return emit(ctx, trees, x, base)
     return ctx.b("add", _start(ctx, model, x), emit(ctx, trees, x))
@@ -224,8 +224,8 @@ def take(columns: Columns, features: Sequence[int]) -> Columns:
 
 def chain(ctx: Context, terms: Sequence[Value]) -> Value:
     """The sum from the first to the last."""
-    total = terms[0]
-    for term in terms[1:]:
+    total, *rest = ctx.aligned(terms)
+    for term in rest:
         total = ctx.b("add", total, term)
     return total
 
@@ -260,7 +260,7 @@ def bagging_classifier(ctx: Context, model: Any, columns: Columns) -> Lowered:
                 votes = part.value("predict_proba")
             else:
                 votes = ctx.b("one_hot", part.value("predict"), depth=len(member.classes_), dtype="f64")
-            terms.append(spread(ctx, votes, member.classes_, count))
+            terms.append(spread(ctx, ctx.cast(votes, "f64"), member.classes_, count))
         total = chain(ctx, terms)
         if all("decision_function" in part.methods for part in lowered):
             decision = ctx.b("div", chain(ctx, [part.value("decision_function") for part in lowered]), float(len(members)))

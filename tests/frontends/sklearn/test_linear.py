@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn import (
-    cluster, datasets, discriminant_analysis, linear_model, naive_bayes, neighbors, neural_network, svm,
+    cluster,
+    datasets,
+    discriminant_analysis,
+    linear_model,
+    naive_bayes,
+    neighbors,
+    neural_network,
+    svm,
 )  # fmt: skip
 
 IRIS, KIND = datasets.load_iris(return_X_y=True)

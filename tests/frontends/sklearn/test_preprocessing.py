@@ -8,7 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn import (
-    cross_decomposition, datasets, decomposition, ensemble, feature_selection, impute, linear_model, preprocessing, random_projection,
+    cross_decomposition,
+    datasets,
+    decomposition,
+    ensemble,
+    feature_selection,
+    impute,
+    linear_model,
+    preprocessing,
+    random_projection,
 )  # fmt: skip
 from sklearn.pipeline import make_pipeline
 

@@ -1,0 +1,361 @@
+"""Pipelines, tables, unions, searches, votes, stacks, calibration; refusals; input checks; files."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import (
+    calibration,
+    cluster,
+    compose,
+    datasets,
+    decomposition,
+    ensemble,
+    feature_extraction,
+    feature_selection,
+    impute,
+    linear_model,
+    manifold,
+    model_selection,
+    multiclass,
+    multioutput,
+    naive_bayes,
+    neighbors,
+    neural_network,
+    pipeline,
+    preprocessing,
+    svm,
+    tree,
+)  # fmt: skip
+from sklearn.base import BaseEstimator
+from sklearn.compose import make_column_selector, make_column_transformer
+from sklearn.pipeline import make_pipeline, make_union
+
+from mlec.errors import FrontendError, InputError, NotFittedModelError, UnsupportedModelError, UntrustedPickleError
+from mlec.frontends.base import LowerOptions
+
+IRIS, KIND = datasets.load_iris(return_X_y=True)
+NAMES = np.array(["a", "b", "c"])[KIND]
+SUGAR, PROGRESS = (part[:200] for part in datasets.load_diabetes(return_X_y=True))
+RNG = np.random.default_rng(0)
+
+
+def titanic(rows: int = 240) -> tuple[pd.DataFrame, np.ndarray]:
+    frame = pd.DataFrame(
+        {
+            "age": RNG.uniform(1, 80, rows),
+            "sex": RNG.choice(["male", "female"], rows),
+            "fare": RNG.lognormal(3, 1, rows),
+            "port": RNG.choice(["S", "C", "Q"], rows),
+            "class": RNG.integers(1, 4, rows),
+            "unused": RNG.choice(["x", "y"], rows),
+        }
+    )
+    survived = ((frame["sex"] == "female") | (frame["age"] < 15)).to_numpy()
+    frame.loc[::11, "age"] = np.nan
+    frame.loc[::19, "port"] = np.nan
+    return frame, np.where(survived, "yes", "no")
+
+
+FRAME, SURVIVED = titanic()
+
+
+def titanic_pipeline(last: Any) -> pipeline.Pipeline:
+    numeric = make_pipeline(impute.SimpleImputer(strategy="median"), preprocessing.StandardScaler())
+    words = make_pipeline(impute.SimpleImputer(strategy="most_frequent"), preprocessing.OneHotEncoder(handle_unknown="ignore"))
+    columns = compose.ColumnTransformer([("numeric", numeric, ["age", "fare"]), ("words", words, ["sex", "port", "class"])])
+    return pipeline.Pipeline([("columns", columns), ("model", last)])
+
+
+@pytest.mark.parametrize("last", [
+    linear_model.LogisticRegression(), ensemble.RandomForestClassifier(10, random_state=0), svm.SVC(),
+    ensemble.HistGradientBoostingClassifier(max_iter=5), ensemble.GradientBoostingClassifier(n_estimators=4),
+    neighbors.KNeighborsClassifier(), "passthrough",
+], ids=lambda m: type(m).__name__)  # fmt: skip
+def test_a_table_of_numbers_and_words(lab: Any, last: Any) -> None:
+    model = titanic_pipeline(last)
+    if isinstance(last, ensemble.HistGradientBoostingClassifier):
+        model.set_params(columns__sparse_threshold=0.0)
+    model.fit(FRAME, SURVIVED)
+    strange = FRAME.assign(port="Z", sex=np.where(np.arange(len(FRAME)) % 3 == 0, "other", FRAME["sex"]))
+    compiled = lab.check(model, FRAME, strange, FRAME.iloc[::-1])
+    assert {feed.columns for feed in compiled.signature.table.feeds} == {(0, 2), (1, 3, 4)}
+    assert compiled.signature.table.feature_names == tuple(FRAME.columns)
+    scopes = {str(node.loc) for node in compiled.executable.graph.nodes}
+    assert "pipeline.columns.numeric.standardscaler: StandardScaler" in scopes
+
+
+def test_wrong_columns(lab: Any) -> None:
+    compiled = lab.compile(titanic_pipeline(linear_model.LogisticRegression()).fit(FRAME, SURVIVED))
+    with pytest.raises(InputError, match="names|features"):
+        compiled.predict(FRAME.drop(columns="sex"))
+    with pytest.raises(InputError):
+        compiled.predict(FRAME.assign(age="old"))
+
+
+def test_ways_to_select_columns(lab: Any) -> None:
+    scaler = preprocessing.StandardScaler()
+    for selected in ([0, 2], slice(1, None), slice(None, 2), np.array([1, 3]), [True, False, False, True], [-1, 0], [np.int64(2)]):
+        for rest in ("drop", "passthrough", preprocessing.MinMaxScaler()):
+            lab.check(compose.ColumnTransformer([("a", scaler, selected)], remainder=rest).fit(IRIS), IRIS)
+    numbers = FRAME[["age", "fare", "class"]]
+    for selected in (["fare"], slice("fare", "class"), make_column_selector(pattern="a"), lambda frame: ["class", "age"]):
+        transformer = compose.ColumnTransformer([("a", scaler, selected)], remainder="passthrough").fit(numbers)
+        compiled = lab.compile(transformer)
+        lab.same(compiled.transform(numbers), transformer.transform(numbers), 1e-11, str(selected))
+    by_type = make_column_transformer(
+        (scaler, make_column_selector(dtype_include="number")), (preprocessing.OneHotEncoder(), make_column_selector(dtype_exclude="number"))
+    )
+    lab.check(by_type.fit(FRAME), FRAME)
+
+
+def test_column_transformer_corners(lab: Any) -> None:
+    scaler = preprocessing.StandardScaler()
+    weighted = compose.ColumnTransformer(
+        [("a", scaler, [0]), ("none", scaler, []), ("b", "passthrough", [1, 0]), ("c", "drop", [2])], transformer_weights={"a": 3.0}
+    )
+    lab.check(weighted.fit(IRIS), IRIS)
+    nested = compose.ColumnTransformer([("inner", compose.ColumnTransformer([("deep", scaler, [1])], remainder="passthrough"), [3, 1, 0])])
+    lab.check(nested.fit(IRIS), IRIS)
+    twice = compose.ColumnTransformer([
+        ("one", preprocessing.OneHotEncoder(handle_unknown="ignore"), ["sex", "port"]),
+        ("two", preprocessing.OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["port"]),
+        ("three", preprocessing.OneHotEncoder(), ["sex"]),
+    ])  # fmt: skip
+    lab.check(twice.fit(FRAME), FRAME)
+
+
+def test_pipelines(lab: Any) -> None:
+    lab.check(pipeline.Pipeline([("a", "passthrough"), ("b", None), ("c", linear_model.Ridge())]).fit(SUGAR, PROGRESS), SUGAR)
+    lab.check(make_pipeline(preprocessing.StandardScaler(), None).fit(IRIS), IRIS)
+    lab.check(make_pipeline(make_pipeline(decomposition.PCA(2)), make_pipeline(ensemble.RandomForestClassifier(5))).fit(IRIS, NAMES), IRIS)
+    lab.check(make_pipeline(preprocessing.PolynomialFeatures(2), feature_selection.SelectKBest(k=5), linear_model.LogisticRegression(max_iter=500)).fit(IRIS, KIND), IRIS)
+    lab.check(make_pipeline(preprocessing.StandardScaler(), cluster.KMeans(3, n_init=1, random_state=0)).fit(IRIS), IRIS, rtol=1e-7)
+    lab.check(make_pipeline(cluster.KMeans(3, n_init=1, random_state=0), linear_model.Ridge()).fit(SUGAR, PROGRESS), SUGAR, rtol=1e-7)
+
+
+def test_unions(lab: Any) -> None:
+    union = make_union(decomposition.PCA(2), preprocessing.StandardScaler(), "passthrough", make_pipeline(preprocessing.MinMaxScaler(), preprocessing.Binarizer(threshold=0.5)))
+    lab.check(union.fit(IRIS), IRIS)
+    weighted = pipeline.FeatureUnion([("a", preprocessing.StandardScaler()), ("b", "drop")], transformer_weights={"a": 0.5})
+    lab.check(make_pipeline(weighted, linear_model.Ridge()).fit(SUGAR, PROGRESS), SUGAR)
+
+
+def test_searches(lab: Any) -> None:
+    grid = model_selection.GridSearchCV(make_pipeline(preprocessing.StandardScaler(), svm.SVC()), {"svc__C": [1, 10]}, cv=2)
+    lab.check(grid.fit(IRIS, NAMES), IRIS)
+    draw = model_selection.RandomizedSearchCV(tree.DecisionTreeRegressor(), {"max_depth": [2, 3]}, n_iter=2, cv=2)
+    lab.check(draw.fit(SUGAR, PROGRESS), SUGAR)
+    with pytest.raises(NotFittedModelError):
+        lab.lower(model_selection.GridSearchCV(svm.SVC(), {"C": [1]}, refit=False).fit(IRIS, KIND))
+
+
+MEMBERS = [
+    ("line", linear_model.LogisticRegression(max_iter=200)), ("bayes", naive_bayes.GaussianNB()),
+    ("forest", ensemble.RandomForestClassifier(5, random_state=0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", [NAMES, KIND == 1, KIND * 10], ids=["names", "bools", "numbers"])
+@pytest.mark.parametrize("weights", [None, [1, 2, 1.5]], ids=str)
+def test_votes(lab: Any, target: np.ndarray, weights: Any) -> None:
+    for voting in ("hard", "soft"):
+        lab.check(ensemble.VotingClassifier(MEMBERS, voting=voting, weights=weights).fit(IRIS, target), IRIS + 0.02)
+
+
+def test_votes_of_regressors_and_dropped_members(lab: Any) -> None:
+    members = [("a", linear_model.Ridge()), ("b", tree.DecisionTreeRegressor(max_depth=3)), ("c", "drop")]
+    lab.check(ensemble.VotingRegressor(members).fit(SUGAR, PROGRESS), SUGAR)
+    lab.check(ensemble.VotingRegressor(members, weights=[1, 3, 9]).fit(SUGAR, PROGRESS), SUGAR)
+    lab.check(ensemble.VotingClassifier([*MEMBERS, ("gone", "drop")]).fit(IRIS, NAMES), IRIS)
+
+
+@pytest.mark.parametrize("options", [{}, {"passthrough": True}, {"stack_method": "predict"}, {"final_estimator": ensemble.RandomForestClassifier(5, random_state=0)}], ids=str)
+@pytest.mark.parametrize("target", [NAMES, KIND == 1], ids=["three", "two"])
+def test_stacks(lab: Any, options: Any, target: np.ndarray) -> None:
+    members = [*MEMBERS, ("svm", svm.LinearSVC())]
+    lab.check(ensemble.StackingClassifier(members, cv=3, **options).fit(IRIS, target), IRIS + 0.02)
+
+
+def test_stack_of_regressors(lab: Any) -> None:
+    members = [("a", linear_model.Ridge()), ("b", ensemble.GradientBoostingRegressor(n_estimators=5))]
+    lab.check(ensemble.StackingRegressor(members, cv=3).fit(SUGAR, PROGRESS), SUGAR)
+
+
+@pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
+@pytest.mark.parametrize("target", [NAMES, KIND == 1], ids=["three", "two"])
+@pytest.mark.parametrize("base", [svm.LinearSVC(), ensemble.RandomForestClassifier(5, random_state=0)], ids=lambda m: type(m).__name__)
+def test_calibration(lab: Any, method: str, target: np.ndarray, base: Any) -> None:
+    for together in (True, False):
+        lab.check(calibration.CalibratedClassifierCV(base, method=method, cv=3, ensemble=together).fit(IRIS, target), IRIS, IRIS + 0.05)
+
+
+def test_one_model_for_each_class_or_target(lab: Any) -> None:
+    for base in (linear_model.LogisticRegression(), tree.DecisionTreeClassifier(max_depth=2), svm.LinearSVC()):
+        lab.check(multiclass.OneVsRestClassifier(base).fit(IRIS, NAMES), IRIS)
+        lab.check(multiclass.OneVsRestClassifier(base).fit(IRIS, KIND == 1), IRIS)
+        lab.check(multiclass.OneVsRestClassifier(base).fit(IRIS, np.column_stack([KIND == 0, KIND > 0]).astype(int)), IRIS)
+    labels = np.column_stack([KIND, KIND == 2]).astype(int)
+    lab.check(multioutput.MultiOutputClassifier(linear_model.LogisticRegression()).fit(IRIS, labels), IRIS)
+    targets = np.column_stack([PROGRESS, PROGRESS**2])
+    lab.check(multioutput.MultiOutputRegressor(linear_model.Ridge()).fit(SUGAR, targets), SUGAR)
+    lab.check(multioutput.RegressorChain(linear_model.Ridge(), order=[1, 0]).fit(SUGAR, targets), SUGAR)
+
+
+@pytest.mark.parametrize("how", [
+    {"func": np.log1p, "inverse_func": np.expm1}, {"func": np.sqrt, "inverse_func": np.square}, {"transformer": preprocessing.StandardScaler()},
+    {"transformer": preprocessing.MinMaxScaler()}, {"transformer": preprocessing.RobustScaler()}, {"transformer": preprocessing.MaxAbsScaler()}, {},
+], ids=str)  # fmt: skip
+def test_transformed_targets(lab: Any, how: Any) -> None:
+    lab.check(compose.TransformedTargetRegressor(linear_model.Ridge(), **how).fit(SUGAR, PROGRESS), SUGAR)
+
+
+# -- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def test_forms_of_input(lab: Any) -> None:
+    frame = pd.DataFrame(IRIS, columns=["a", "b", "c", "d"])
+    model = make_pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression()).fit(frame, NAMES)
+    compiled = lab.compile(model)
+    expected = model.predict_proba(frame)
+    for table in (frame, IRIS, IRIS.tolist(), np.asfortranarray(IRIS), np.repeat(IRIS, 2, axis=0)[::2], frame.to_dict("list")):
+        np.testing.assert_allclose(compiled.predict_proba(table), expected, rtol=1e-12)
+    np.testing.assert_allclose(compiled.predict_proba(IRIS.astype(np.float32)), expected, rtol=1e-4)
+    whole = (IRIS * 10).astype(np.int32)
+    np.testing.assert_allclose(compiled.predict_proba(whole), model.predict_proba(pd.DataFrame(whole, columns=frame.columns)), rtol=1e-9)
+    with pytest.raises(InputError, match="order"):
+        compiled.predict(frame[["d", "c", "b", "a"]])
+    for wrong in (IRIS[:, :3], IRIS[0], np.array([["x"] * 4])):
+        with pytest.raises(InputError):
+            compiled.predict(wrong)
+
+
+@pytest.mark.parametrize("model", [
+    linear_model.Ridge(), tree.DecisionTreeRegressor(), ensemble.GradientBoostingRegressor(n_estimators=2), ensemble.HistGradientBoostingRegressor(max_iter=2),
+    make_pipeline(preprocessing.StandardScaler(), linear_model.Ridge()), make_pipeline(impute.SimpleImputer(), linear_model.Ridge()),
+    make_pipeline(preprocessing.StandardScaler(), tree.DecisionTreeRegressor()), make_pipeline(preprocessing.MinMaxScaler(), impute.SimpleImputer(), linear_model.Ridge()),
+    make_pipeline(feature_selection.SelectKBest(feature_selection.f_regression, k=2), neighbors.KNeighborsRegressor()),
+    ensemble.VotingRegressor([("a", linear_model.Ridge()), ("b", tree.DecisionTreeRegressor())]),
+], ids=lambda m: type(m[-1]).__name__ + "s" * len(m) if isinstance(m, pipeline.Pipeline) else type(m).__name__)  # fmt: skip
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+def test_numbers_that_the_source_refuses_are_refused(lab: Any, model: Any, special: float) -> None:
+    compiled = lab.compile(model.fit(SUGAR, PROGRESS))
+    table = SUGAR[:8].copy()
+    table[3, 2] = special
+    try:
+        expected = model.predict(table)
+    except ValueError:
+        with pytest.raises(InputError):
+            compiled.predict(table)
+    else:
+        np.testing.assert_allclose(compiled.predict(table), expected, rtol=1e-11)
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+
+class Doubled(linear_model.LinearRegression):
+    def predict(self, X: Any) -> Any:
+        return 2 * super().predict(X)
+
+
+class Named(linear_model.LinearRegression):
+    """A subclass that computes what its base does."""
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        return super().fit(X, y)
+
+
+class Foreign(BaseEstimator):
+    def fit(self, X: Any, y: Any = None) -> Any:
+        self.fitted_ = True
+        self.n_features_in_ = 4
+        return self
+
+    def predict(self, X: Any) -> Any:
+        return np.zeros(len(X))
+
+
+@pytest.mark.parametrize(("model", "words"), [
+    (Doubled(), "Doubled"), (Foreign(), "Foreign"), (manifold.Isomap(), "Isomap"), (neighbors.KNeighborsClassifier(weights=np.exp), "weights"),
+    (neighbors.KNeighborsClassifier(metric="cosine"), "cosine"), (svm.SVC(kernel=lambda a, b: a @ b.T), "kernel"),
+    (pipeline.Pipeline([("scale", preprocessing.StandardScaler()), ("odd", manifold.Isomap())]), "pipeline.odd"),
+], ids=lambda v: v if isinstance(v, str) else type(v).__name__)  # fmt: skip
+def test_unsupported_models_are_named(lab: Any, model: Any, words: str) -> None:
+    with pytest.raises(UnsupportedModelError) as caught:
+        lab.lower(model.fit(IRIS, KIND))
+    assert words in str(caught.value)
+    assert caught.value.hint
+
+
+def test_subclasses_that_change_nothing(lab: Any) -> None:
+    lab.check(Named().fit(IRIS, KIND), IRIS)
+
+
+def test_text_is_refused(lab: Any) -> None:
+    words = ["good film", "bad film", "good good", "awful"] * 5
+    model = make_pipeline(feature_extraction.text.TfidfVectorizer(), linear_model.LogisticRegression()).fit(words, [1, 0, 1, 0] * 5)
+    with pytest.raises((UnsupportedModelError, FrontendError)) as caught:
+        lab.lower(model)
+    assert "TfidfVectorizer" in str(caught.value)
+
+
+@pytest.mark.parametrize("model", [
+    linear_model.LogisticRegression(), make_pipeline(preprocessing.StandardScaler(), svm.SVC()), ensemble.RandomForestClassifier(),
+    neural_network.MLPClassifier(), model_selection.GridSearchCV(svm.SVC(), {"C": [1]}),
+], ids=lambda m: type(m).__name__)  # fmt: skip
+def test_unfitted_models_are_refused(lab: Any, model: Any) -> None:
+    with pytest.raises(NotFittedModelError, match="fit"):
+        lab.lower(model)
+
+
+# -- the frontend itself ---------------------------------------------------------------------------------------------
+
+
+def test_accepts(lab: Any) -> None:
+    assert lab.frontend.accepts(svm.SVC())
+    assert lab.frontend.accepts(Doubled())
+    assert not lab.frontend.accepts(np.zeros(3))
+    assert not lab.frontend.accepts("model.pkl")
+
+
+def test_the_package_is_imported_without_scikit_learn() -> None:
+    code = "import sys, mlec.frontends.sklearn as s; s.SklearnFrontend().accepts(3); assert 'sklearn' not in sys.modules, 'imported'"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+
+
+@pytest.mark.parametrize("compress", [0, 3, ("gzip", 3), ("bz2", 3), ("xz", 3)], ids=str)
+def test_pickles_need_permission(lab: Any, tmp_path: Path, compress: Any) -> None:
+    model = make_pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression()).fit(IRIS, KIND)
+    path = tmp_path / "no_ending"
+    joblib.dump(model, path, compress=compress)
+    assert lab.frontend.sniff(path.read_bytes()[:65536], path)
+    with pytest.raises(UntrustedPickleError) as caught:
+        lab.frontend.load(path, LowerOptions())
+    digest = str(caught.value).split("trust_pickle='")[1].split("'")[0]
+    for trust in (True, digest):
+        np.testing.assert_array_equal(lab.frontend.load(path, LowerOptions(trust_pickle=trust)).predict(IRIS), model.predict(IRIS))
+    with pytest.raises(UntrustedPickleError):
+        lab.frontend.load(path, LowerOptions(trust_pickle="sha256:" + "0" * 64))
+
+
+def test_other_files_are_left_alone(lab: Any, tmp_path: Path) -> None:
+    for content in (b"", b"\x80", pickle.dumps({"a": 1}), b"{}", b"tree\nversion=v4", b"\x1f\x8bnot really", b"PK\x03\x04broken"):
+        path = tmp_path / "file.pkl"
+        path.write_bytes(content)
+        assert not lab.frontend.sniff(content, path)
+
+
+def test_a_damaged_pickle(lab: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps(svm.SVC().fit(IRIS, KIND))[:-200])
+    with pytest.raises(FrontendError, match=r"model\.pkl"):
+        lab.frontend.load(path, LowerOptions(trust_pickle=True))
