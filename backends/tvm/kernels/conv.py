@@ -15,6 +15,7 @@ import numpy.typing as npt
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
 from mlec.backends.tvm.kernels.gemm import put
+from mlec.backends.tvm.kernels.padding import Windows
 from mlec.backends.tvm.kernels.tile import (
     SERIAL_WORK,
     RegisterTile,
@@ -23,14 +24,13 @@ from mlec.backends.tvm.kernels.tile import (
     ceildiv,
     copy_run,
     epilogue_parameters,
-    fill_run,
     flat_view,
     parallel_if_large,
     parameter,
     product,
     unflatten,
 )
-from mlec.backends.tvm.kernels.vector import cast_to, const, load, share
+from mlec.backends.tvm.kernels.vector import cast_to, load, share
 from mlec.backends.tvm.target import TargetInfo
 
 
@@ -165,14 +165,14 @@ def conv2d_nchwc(
                 source_row = share(first_row * sh + row - top)
                 with T.If(tirx.And(source_row >= 0, source_row < h)):
                     with T.Then():
-                        fill_run(scratch, (ci, row), 0, before * b, lanes)
+                        copy_run(scratch, (ci, row), 0, before * b, lanes)
                         copy_run(
                             scratch, (ci, row), before * b, inside, lanes,
                             lambda offset, width: load(x, [image, ci, source_row, offset], width),
                         )  # fmt: skip
-                        fill_run(scratch, (ci, row), before * b + inside, (columns - before) * b - inside, lanes)
+                        copy_run(scratch, (ci, row), before * b + inside, (columns - before) * b - inside, lanes)
                     with T.Else():
-                        fill_run(scratch, (ci, row), 0, columns * b, lanes)
+                        copy_run(scratch, (ci, row), 0, columns * b, lanes)
 
         parallel_if_large(product((n, k_parts, p_parts)), work // (k_parts * p_parts), task, k_parts * p_parts)
     return kernel.func
@@ -213,22 +213,12 @@ def conv(
     stride]``) so that every tap is a plain vector load whatever the stride. Depthwise convolutions are the case of one
     channel per group: the tile is then several rows of one channel.
     """
-    rank = len(x_shape) - 2
-    ones = (1,) * (3 - rank)
     n, c, *space = x_shape
     k, cg, *taps = w_shape
-    # Everything below sees three axes.
-    d_in, h_in, w_in = (*ones, *space)
-    kd, kh, kw = (*ones, *taps)
-    sd, sh, sw = (*ones, *strides)
-    dd, dh, dw = (*ones, *dilations)
-    zd, zh, zw = (*ones, *(input_dilations or (1,) * rank))
-    before_d, before_h, before_w = (*(0 for _ in ones), *pads[:rank])
-    after_d, after_h, after_w = (*(0 for _ in ones), *pads[rank:])
-    od = ((d_in - 1) * zd + before_d + after_d - dd * (kd - 1)) // sd + 1
-    oh = ((h_in - 1) * zh + before_h + after_h - dh * (kh - 1)) // sh + 1
-    ow = ((w_in - 1) * zw + before_w + after_w - dw * (kw - 1)) // sw + 1
-    y_shape = (n, k, *(od, oh, ow)[3 - rank :])
+    windows = Windows.of(space, taps, strides, pads, dilations, input_dilations)
+    rank, (od, oh, ow), (_, sh, _), (_, dh, _) = windows.rank, windows.out, windows.stride, windows.dilation
+    kd, kh, kw = windows.kernel
+    y_shape = (n, k, *windows.out[3 - rank :])
 
     acc = accumulator_dtype(dtype)
     lanes = target.lanes(bits(acc))
@@ -247,22 +237,20 @@ def conv(
     k_parts = min(parts, per_group // kt)
     k_chunk = ceildiv(per_group // kt, k_parts)
     k_parts = ceildiv(per_group // kt, k_chunk)
-    width = ceildiv(ow, lanes * vectors) * (lanes * vectors) + (kw - 1) * dw // sw
-    depth, height = (od - 1) * sd + (kd - 1) * dd + 1, (oh - 1) * sh + (kh - 1) * dh + 1
-
     with prim_func(name) as kernel:
         x_arg = parameter("x", BufferSpec(x_shape, dtype))
         w_arg = parameter("w", BufferSpec(w_shape, dtype))
         extra = epilogue_parameters(epilogue)
         y_arg = parameter("y", BufferSpec(y_shape, epilogue.out_dtype or dtype))
-        x = flat_view(x_arg, (n, c, d_in, h_in, w_in), dtype)
+        x = flat_view(x_arg, (n, c, *windows.extent), dtype)
         weights = flat_view(w_arg, (k, cg, kd, kh, kw), dtype)
         y = flat_view(y_arg, (n, k, od, oh, ow), epilogue.out_dtype or dtype)
 
         def task(index: Expr) -> None:
             image, g, k_part = unflatten(index, (n, groups, k_parts))
-            scratch = T.alloc_buffer((cg, depth, height, sw, width), acc)
-            fill(scratch, image, g)
+            scratch = T.alloc_buffer((cg, *windows.scratch_shape(lanes * vectors)), acc)
+            with T.serial(cg) as ci:
+                windows.fill(scratch, [ci], x, [image, g * cg + ci], lanes, 0)
 
             def tile(channel: Expr, z: Expr, row: Expr, rows: int, column: Expr) -> None:
                 sums = RegisterTile(kt, rows * vectors, lanes, acc)
@@ -272,13 +260,7 @@ def conv(
                         [
                             load(
                                 scratch,
-                                [
-                                    ci,
-                                    z * sd + di * dd,
-                                    (row + i) * sh + ri * dh,
-                                    si * dw % sw,
-                                    column + si * dw // sw + v * lanes,
-                                ],
+                                [ci, *tap_row(z, di, row + i, ri), *windows.tap_column(si, column + v * lanes)],
                                 lanes,
                             )
                             for i in range(rows)
@@ -301,30 +283,8 @@ def conv(
                         with T.serial(oh % ht) as i, T.serial(ceildiv(ow, lanes * vectors)) as j:
                             tile(channel, z, oh // ht * ht + i, 1, j * (lanes * vectors))
 
-        def fill(scratch: Buffer, image: Expr, g: Expr) -> None:
-            with T.grid(cg, depth, height) as (ci, z, row):
-                dz, dr = share(z - before_d), share(row - before_h)
-                inside = tirx.all(
-                    dz >= 0, dr >= 0, dz < (d_in - 1) * zd + 1, dr < (h_in - 1) * zh + 1, dz % zd == 0, dr % zh == 0
-                )
-                with T.If(inside):
-                    with T.Then():
-                        fill_row(scratch, (ci, z, row), (image, g * cg + ci, dz // zd, dr // zh))
-                    with T.Else(), T.serial(sw) as phase, T.serial(width) as i:
-                        T.buffer_store(scratch, const(0, acc), [ci, z, row, phase, i])
-
-        def fill_row(scratch: Buffer, to: tuple[Expr, ...], source: tuple[Expr, ...]) -> None:
-            if sw == zw == 1 and before_w >= 0 and isinstance(w_in, int) and isinstance(width, int):
-                count = min(w_in, width - before_w)
-                fill_run(scratch, (*to, 0), 0, before_w, lanes)
-                copy_run(scratch, (*to, 0), before_w, count, lanes, lambda o, wide: load(x, [*source, o], wide))
-                fill_run(scratch, (*to, 0), before_w + count, width - before_w - count, lanes)
-                return
-            with T.serial(sw) as phase, T.serial(width) as i:
-                at = share(i * sw + phase - before_w)
-                inside = tirx.all(at >= 0, at < (w_in - 1) * zw + 1, at % zw == 0)
-                value = tirx.if_then_else(inside, cast_to(acc, x[(*source, at // zw)]), const(0, acc))
-                T.buffer_store(scratch, value, [*to, phase, i])
+        def tap_row(z: Expr, di: Expr, row: Expr, ri: Expr) -> list[Expr]:
+            return [z * windows.stride[0] + di * windows.dilation[0], row * sh + ri * dh]
 
         parallel_if_large(product((n, groups, k_parts)), work // k_parts, task, groups * k_parts)
     return kernel.func

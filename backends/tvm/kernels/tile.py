@@ -129,24 +129,20 @@ def parallel_if_large(count: Dim, work_per_item: float, body: Callable[[Expr], N
             body(i)
 
 
-def fill_run(buffer: Buffer, prefix: Sequence[Expr], start: Expr, count: int, lanes: int) -> None:
-    """Zero ``count`` consecutive elements of the last axis."""
-    copy_run(buffer, prefix, start, count, lanes, None)
-
-
 def copy_run(
     buffer: Buffer,
     prefix: Sequence[Expr],
     start: Expr,
     count: int,
     lanes: int,
-    source: Callable[[Expr, int], Expr] | None,
+    source: Callable[[Expr, int], Expr] | None = None,
+    otherwise: float = 0,
 ) -> None:
-    """Store ``source(offset, width)`` (zeros if there is none) for ``count`` consecutive elements of the last axis."""
+    """Store ``source(offset, width)`` (without one: the constant) for ``count`` consecutive elements of the last axis."""
     dtype = buffer_dtype(buffer)
 
     def piece(offset: Expr, width: int) -> None:
-        value = const(0, dtype, width) if source is None else cast_to(dtype, source(offset, width))
+        value = const(otherwise, dtype, width) if source is None else cast_to(dtype, source(offset, width))
         store(buffer, value, [*prefix, start + offset])
 
     if count >= lanes:

@@ -1,0 +1,114 @@
+"""Windows over up to three spatial axes: their geometry, and a padded copy of the input to slide them over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mlec.backends.tvm.compat import T, tirx
+from mlec.backends.tvm.kernels.epilogue import Buffer, Dim, Expr
+from mlec.backends.tvm.kernels.tile import buffer_dtype, copy_run
+from mlec.backends.tvm.kernels.vector import cast_to, const, load, share
+
+Triple = tuple[Dim, Dim, Dim]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Window positions over three axes (depth, rows, columns); missing leading axes have extent one.
+
+    ``out`` is the number of positions along each axis, ``rank`` the number of axes there really are.
+    """
+
+    rank: int
+    extent: Triple
+    kernel: tuple[int, int, int]
+    stride: tuple[int, int, int]
+    before: tuple[int, int, int]
+    after: tuple[int, int, int]
+    dilation: tuple[int, int, int]
+    input_dilation: tuple[int, int, int]
+    out: Triple
+
+    @classmethod
+    def of(
+        cls,
+        space: Sequence[Dim],
+        kernel: Sequence[int],
+        strides: Sequence[int],
+        pads: Sequence[int],
+        dilations: Sequence[int],
+        input_dilations: Sequence[int] = (),
+        out: Sequence[Dim] = (),
+    ) -> Windows:
+        """From one entry per axis; ``pads`` lists all befores, then all afters. ``out`` may say more positions than fit."""
+        rank = len(space)
+        ones = (1,) * (3 - rank)
+        extent, taps, stride = (*ones, *space), (*ones, *kernel), (*ones, *strides)
+        before, after = ((*(0 for _ in ones), *half) for half in (pads[:rank], pads[rank:]))
+        dilation, spread = (*ones, *dilations), (*ones, *(input_dilations or (1,) * rank))
+        fitting = tuple(
+            ((extent[i] - 1) * spread[i] + before[i] + after[i] - dilation[i] * (taps[i] - 1)) // stride[i] + 1
+            for i in range(3)
+        )
+        return cls(rank, extent, taps, stride, before, after, dilation, spread, (*ones, *out) if out else fitting)  # type: ignore[arg-type]
+
+    def reach(self, axis: int, positions: Dim) -> Dim:
+        """Elements of the padded input that so many positions along an axis touch."""
+        return (positions - 1) * self.stride[axis] + (self.kernel[axis] - 1) * self.dilation[axis] + 1
+
+    def scratch_shape(self, width: int) -> tuple[Dim, ...]:
+        """Shape of a padded copy, its last axis split by stride; ``width``: what the column positions are rounded up to.
+
+        Column ``i`` of the padded input lies at ``[.., i % stride, i // stride]``, so that the elements one tap meets at
+        successive positions are neighbours in memory whatever the stride.
+        """
+        columns = (self.out[2] + (width - 1)) // width * width + (self.kernel[2] - 1) * self.dilation[2] // self.stride[
+            2
+        ]
+        return (self.reach(0, self.out[0]), self.reach(1, self.out[1]), self.stride[2], columns)
+
+    def tap_column(self, tap: Expr, position: Expr) -> list[Expr]:
+        """The last two indices into the copy for a tap at a column position."""
+        offset = tap * self.dilation[2]
+        return [offset % self.stride[2], position + offset // self.stride[2]]
+
+    def fill(
+        self, scratch: Buffer, prefix: Sequence[Expr], x: Buffer, source: Sequence[Expr], lanes: int, padding: float
+    ) -> None:
+        """Copy ``x[*source, depth, row, column]`` to ``scratch[*prefix, ...]``, with ``padding`` wherever there is nothing."""
+        depth, height, phases, width = scratch.shape[len(prefix) :]
+        dtype = buffer_dtype(scratch)
+        spread, extent, before = self.input_dilation, self.extent, self.before
+
+        def row(to: list[Expr], origin: list[Expr]) -> None:
+            contiguous = phases == 1 == spread[2] and before[2] >= 0
+            if contiguous and isinstance(extent[2], int) and isinstance(width, int | tirx.IntImm):
+                count = min(extent[2], int(width) - before[2])
+                copy_run(scratch, [*to, 0], 0, before[2], lanes, None, padding)
+                copy_run(scratch, [*to, 0], before[2], count, lanes, lambda o, n: load(x, [*origin, o], n))
+                copy_run(scratch, [*to, 0], before[2] + count, int(width) - before[2] - count, lanes, None, padding)
+                return
+            with T.serial(phases) as phase, T.serial(width) as i:
+                at = share(i * phases + phase - before[2])
+                inside = tirx.all(at >= 0, at < (extent[2] - 1) * spread[2] + 1, at % spread[2] == 0)
+                value = tirx.if_then_else(inside, cast_to(dtype, x[(*origin, at // spread[2])]), const(padding, dtype))
+                T.buffer_store(scratch, value, [*to, phase, i])
+
+        with T.grid(depth, height) as (z, y):
+            at = [share(position - before[axis]) for axis, position in ((0, z), (1, y))]
+            inside = [
+                test
+                for axis, position in enumerate(at)
+                for test in (
+                    position >= 0,
+                    position < (extent[axis] - 1) * spread[axis] + 1,
+                    position % spread[axis] == 0,
+                )
+            ]
+            to = [*prefix, z, y]
+            with T.If(tirx.all(*inside)):
+                with T.Then():
+                    row(to, [*source, at[0] // spread[0], at[1] // spread[1]])
+                with T.Else(), T.serial(phases) as phase, T.serial(width) as i:
+                    T.buffer_store(scratch, const(padding, dtype), [*to, phase, i])
