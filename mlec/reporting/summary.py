@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlec.pipeline import NOMINAL_EXTENT
 from mlec.reporting import units
 from mlec.reporting.schema import Kernel, Remark, ReportData, Stats
+
+
+_VALUE_NAME = re.compile(r"%\w+")
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,15 @@ class RemarkGroup:
 
 
 def grouped(remarks: Iterable[Remark]) -> list[RemarkGroup]:
-    """Remarks with the same words and rule once, in order of first appearance."""
+    """Remarks with the same words (whatever the names of the values) and rule once, in order of first appearance."""
     groups: dict[tuple[str, str], list[tuple[Remark, str]]] = {}
     for remark in remarks:
         words, _, node = remark.message.partition(" at %")  # the rewrite driver adds the node's text
-        groups.setdefault((words, remark.rule), []).append((remark, node))
+        groups.setdefault((_VALUE_NAME.sub("%", words), remark.rule), []).append((remark, node))
     result = []
     for (words, rule), members in groups.items():
+        if len(members) == 1:
+            words = members[0][0].message.partition(" at %")[0]
         places = (
             place
             for remark, node in members

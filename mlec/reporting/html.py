@@ -1,0 +1,391 @@
+"""The report as one self-contained page: nothing is fetched, nothing of a model runs in it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from mlec.pipeline import NOMINAL_EXTENT
+from mlec.report import OptimizationReport
+from mlec.reporting import units
+from mlec.reporting.graph_svg import DRAWN_NODES, draw
+from mlec.reporting.markup import Child, Html, element, join
+from mlec.reporting.roofline_svg import limit_of, roofline
+from mlec.reporting.schema import Comparison, Kernel, PassEntry, Picture, Remark, ReportData, Roofline, typed
+from mlec.reporting.summary import by_time, facts, grouped, headline, stats_lines
+
+SHOWN_GROUPS = 200
+SHOWN_PLACES = 12
+SHOWN_KERNELS = 100
+TEXT_CHARACTERS = 300_000
+
+LIMITS = {"compute": "arithmetic", "memory": "memory traffic", "call": "call overhead"}
+
+
+def render_html(report: OptimizationReport) -> str:
+    """The page, complete with style, script and pictures.
+
+    Raises:
+        CorruptedFileError: for data that is no report.
+    """
+    data = typed(report)
+    sections = [
+        _header(data),
+        _cards(data),
+        _warnings(data),
+        _findings("stability", "Numerical stability", data.stability),
+        _passes(data),
+        _kernels(data),
+        _parity(data),
+        _findings("quantization", "Quantisation", data.quantization),
+        _graphs(data),
+        _footer(data),
+    ]
+    script = _asset("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("title", f"{data.name} – optimisation report"),
+        element("style", Html(_asset("page.css"))),
+    )
+    body = element("body", element("main", sections), element("script", Html(script)))
+    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+@cache
+def _asset(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+# -- the top ---------------------------------------------------------------------------------------------------------
+
+
+def _header(data: ReportData) -> Html:
+    return element(
+        "header",
+        element("p", "mlec · optimisation report", class_="eyebrow"),
+        element("h1", data.name),
+        element("p", headline(data), class_="muted") if headline(data) else None,
+    )
+
+
+def _cards(data: ReportData) -> Html:
+    known = facts(data)
+    if not known:
+        return element("p", "Nothing was recorded in this report.", class_="muted")
+    state = {True: " good", False: " bad", None: ""}
+    cards = [
+        element(
+            "div",
+            element("h2", fact.title),
+            element("p", fact.value, class_="value"),
+            element("p", fact.detail, class_="muted") if fact.detail else None,
+            class_=f"card{state[fact.good]}",
+        )
+        for fact in known
+    ]
+    return element("section", cards, class_="cards", aria_label="summary")
+
+
+def _warnings(data: ReportData) -> Html | None:
+    if not data.warnings:
+        return None
+    return element(
+        "section",
+        element("h2", units.plural(len(data.warnings), "warning")),
+        element("ul", [element("li", warning) for warning in data.warnings]),
+        class_="warnings",
+        id="warnings",
+    )
+
+
+def _footer(data: ReportData) -> Html:
+    words = f"Estimates count each symbolic dim as {NOMINAL_EXTENT}."
+    if data.machine is not None:
+        words += (
+            f" This machine: {units.count(data.machine.flops, 'FLOP')}/s, {units.size(data.machine.bandwidth)}/s, "
+            f"{units.seconds(data.machine.kernel_seconds)} for a kernel call, as measured when the model was compiled."
+        )
+    return element("footer", words, class_="muted")
+
+
+def _section(identifier: str, title: str, *content: Child, note: str = "") -> Html:
+    return element(
+        "section",
+        element("h2", title),
+        element("p", note, class_="muted note") if note else None,
+        *content,
+        id=identifier,
+    )
+
+
+# -- passes ----------------------------------------------------------------------------------------------------------
+
+
+def _passes(data: ReportData) -> Html | None:
+    if not data.passes:
+        return None
+    busy = [entry for entry in data.passes if not entry.is_idle]
+    idle = dict.fromkeys(entry.name for entry in data.passes if entry.is_idle)
+    return _section(
+        "passes",
+        "Passes",
+        [_pass(entry) for entry in busy],
+        element("p", f"Nothing to do for {', '.join(idle)}.", class_="muted") if idle else None,
+        note="What each pass rewrote, what it left alone and why. Gains are time before divided by time after.",
+    )
+
+
+def _pass(entry: PassEntry) -> Html:
+    gains = [("predicted", entry.predicted_gain), ("measured", entry.measured_gain)]
+    before, after = entry.before.nodes, entry.after.nodes
+    return element(
+        "details",
+        element(
+            "summary",
+            element("span", entry.name, class_="name"),
+            element("span", f"{len(entry.applied):,} applied", class_="chip good") if entry.applied else None,
+            element("span", f"{len(entry.missed):,} missed", class_="chip warn") if entry.missed else None,
+            element("span", f"{before:,} → {after:,} nodes", class_="muted") if before != after else None,
+            element(
+                "span",
+                join((_gain(name, value) for name, value in gains if value is not None), " "),
+                class_="gains",
+            ),
+        ),
+        element(
+            "div",
+            _rows(
+                ["", "before", "after"],
+                [[title, old, new] for title, old, new in stats_lines(entry.before, entry.after)],
+                "stats",
+            ),
+            _remarks("Applied", entry.applied, "good"),
+            _remarks("Missed", entry.missed, "warn"),
+            element("p", f"The pass took {units.seconds(entry.seconds)}.", class_="muted"),
+            class_="inside",
+        ),
+        class_="pass",
+    )
+
+
+def _gain(name: str, value: float) -> Html:
+    return element("span", element("b", units.times(value)), f" {name}", class_="gain")
+
+
+def _remarks(title: str, remarks: Sequence[Remark], state: str) -> Html | None:
+    if not remarks:
+        return None
+    groups = grouped(remarks)
+    items = [
+        element(
+            "li",
+            element("span", group.message),
+            element("span", f" ×{group.count:,}", class_="times") if group.count > 1 else None,
+            element("span", group.rule, class_="rule") if group.rule else None,
+            _places(group.places),
+        )
+        for group in groups[:SHOWN_GROUPS]
+    ]
+    if len(groups) > SHOWN_GROUPS:
+        items.append(element("li", f"and {len(groups) - SHOWN_GROUPS:,} more", class_="muted"))
+    return join([element("h3", f"{title} ({len(remarks):,})"), element("ul", items, class_=f"remarks {state}")])
+
+
+def _places(places: Sequence[str]) -> Html | None:
+    if not places:
+        return None
+    shown = [element("code", place) for place in places[:SHOWN_PLACES]]
+    if len(places) > SHOWN_PLACES:
+        shown.append(element("span", f"and {len(places) - SHOWN_PLACES:,} more", class_="muted"))
+    return element("div", join(shown, " "), class_="places")
+
+
+# -- kernels ---------------------------------------------------------------------------------------------------------
+
+
+def _kernels(data: ReportData) -> Html | None:
+    if not data.kernels:
+        return None
+    ranked = by_time(data.kernels)
+    plot = roofline(ranked, data.machine)
+    still = sum(not k.nominal_flops for k in data.kernels)
+    return _section(
+        "kernels",
+        "Where the time goes",
+        None if plot is None else element("figure", element("div", plot, class_="scroll"), _legend(still)),
+        _kernel_table(ranked, data.machine),
+        note=f"Predicted for {NOMINAL_EXTENT} rows by the roofline of the machine, slowest first.",
+    )
+
+
+def _legend(still: int) -> Html:
+    keys = [
+        element("span", element("i", class_=f"key {limit}"), f"bound by {words}") for limit, words in LIMITS.items()
+    ]
+    if still:
+        keys.append(element("span", f"{units.plural(still, 'kernel')} without arithmetic not shown"))
+    return element("figcaption", join(keys, " "), class_="muted")
+
+
+def _kernel_table(ranked: Sequence[tuple[Kernel, float]], machine: Roofline | None) -> Html:
+    slowest = max((k.predicted_seconds or 0.0 for k, _ in ranked), default=0.0)
+    largest = max((k.nominal_bytes for k, _ in ranked), default=0)
+    rows: list[list[Child]] = [
+        [
+            _kernel_name(kernel),
+            _bar(kernel.predicted_seconds or 0.0, slowest, f"{units.seconds(kernel.predicted_seconds or 0.0)} · {units.share(part)}", "time"),
+            _bar(kernel.nominal_bytes, largest, units.size(kernel.nominal_bytes), "bytes"),
+            units.count(kernel.nominal_flops, "FLOP"),
+            "" if machine is None else LIMITS[limit_of(kernel, machine)],
+        ]
+        for kernel, part in ranked[:SHOWN_KERNELS]
+    ]  # fmt: skip
+    rest = ranked[SHOWN_KERNELS:]
+    more = None
+    if rest:
+        part = sum(part for _, part in rest)
+        more = element(
+            "p", f"and {units.plural(len(rest), 'more kernel')}: {units.share(part)} of the time", class_="muted"
+        )
+    return join([_rows(["kernel", "time", "memory traffic", "arithmetic", "bound by"], rows, "kernels"), more])
+
+
+def _kernel_name(kernel: Kernel) -> Html:
+    details = [text for text in (kernel.strategy, kernel.location) if text]
+    return join(
+        [element("code", kernel.symbol, class_="symbol"), *(element("span", text, class_="sub") for text in details)]
+    )
+
+
+def _bar(value: float, whole: float, words: str, kind: str) -> Html:
+    part = 100 * value / whole if whole else 0.0
+    return join(
+        [element("span", words), element("span", element("i", style=f"width:{part:.1f}%"), class_=f"bar {kind}")]
+    )
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _rows(titles: Sequence[str], rows: Sequence[Sequence[Child]], kind: str) -> Html:
+    """A table; on a narrow screen each cell carries its title."""
+    body = [
+        element("tr", [element("td", cell, data_label=title or None) for title, cell in zip(titles, row, strict=True)])
+        for row in rows
+    ]
+    head = element("tr", [element("th", title, scope="col") for title in titles])
+    return element("table", element("thead", head), element("tbody", body), class_=kind)
+
+
+def _parity(data: ReportData) -> Html | None:
+    if not data.parity.methods:
+        return None
+    titles = [
+        "result",
+        "rows",
+        "max error",
+        "relative to scale",
+        "mean error",
+        "labels that differ",
+        "part of the bound",
+    ]
+    rows = [_parity_row(name, found) for name, found in data.parity.methods.items()]
+    return _section(
+        "parity",
+        "Parity with the source",
+        _rows(titles, rows, "parity"),
+        note=f"The worst comparison of each result, on examples and on rows made to find differences. Bound: {data.parity.tolerance}.",
+    )
+
+
+def _parity_row(name: str, found: Comparison) -> list[Child]:
+    ties = f" (+{found.ties:,} at ties)" if found.ties else ""
+    state = "good" if found.excess <= 1 else "bad"
+    return [
+        element("code", name),
+        f"{found.rows:,}",
+        units.error(found.max_abs_error),
+        units.error(found.max_rel_error),
+        units.error(found.mean_abs_error),
+        f"{found.label_mismatches:,}{ties}",
+        element("span", units.share(found.excess), class_=f"chip {state}"),
+    ]
+
+
+def _findings(identifier: str, title: str, entries: Sequence[dict[str, Any]]) -> Html | None:
+    """A table with a column for each key that occurs."""
+    if not entries:
+        return None
+    titles = list(dict.fromkeys(key for entry in entries for key in entry))
+    rows = [[_shown(entry.get(key)) for key in titles] for entry in entries]
+    return _section(identifier, title, _rows(titles, rows, "findings"))
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return units.count(value) if isinstance(value, float) and abs(value) >= 1e-3 else str(value)
+
+
+# -- graphs ----------------------------------------------------------------------------------------------------------
+
+
+def _graphs(data: ReportData) -> Html | None:
+    pictures = [("before", data.graphs.before), ("after", data.graphs.after)]
+    pictures = [(name, picture) for name, picture in pictures if picture.nodes or picture.text]
+    if not pictures:
+        return None
+    drawn = {name: draw(picture, name, data.machine) for name, picture in pictures}
+    tools = element(
+        "div",
+        element("input", type="search", placeholder="Find an op, a type, a file …", aria_label="find a node", data_find=True),
+        element("output", "", class_="muted", data_found=True),
+        class_="tools", hidden=True,
+    )  # fmt: skip
+    return _section(
+        "graphs",
+        "The graph before and after",
+        tools if any(drawn.values()) else None,
+        element("div", [_graph(name, picture, drawn[name]) for name, picture in pictures], class_="graphs"),
+        element("pre", "", class_="picked", hidden=True, aria_live="polite", data_picked=True),
+        note="Darker nodes take more of the predicted time. Select a node for its type, source and cost; the nodes from the same source "
+        "lines light up.",
+    )
+
+
+def _graph(name: str, picture: Picture, drawn: Html | None) -> Html:
+    buttons = [
+        element("button", sign, type="button", data_zoom=step, aria_label=words)
+        for sign, step, words in (("−", "out", "zoom out"), ("+", "in", "zoom in"), ("Fit", "fit", "fit the width"))
+    ]
+    heading = element(
+        "h3",
+        name.capitalize(),
+        element("span", f" {len(picture.nodes):,} nodes with inputs and outputs", class_="muted"),
+    )
+    if drawn is None:
+        notice = f"Graphs of more than {DRAWN_NODES:,} nodes are shown as text."
+        return element("div", heading, element("p", notice, class_="muted"), _text(picture), class_="panel")
+    return element(
+        "div",
+        element("div", heading, element("div", buttons, class_="buttons", hidden=True), class_="bar-top"),
+        element("div", drawn, class_="view", tabindex=0),
+        element("details", element("summary", "Text"), _text(picture), class_="source"),
+        class_="panel",
+    )
+
+
+def _text(picture: Picture) -> Html:
+    cut = picture.text[:TEXT_CHARACTERS]
+    more = f"\n… {len(picture.text) - len(cut):,} more characters" if len(cut) < len(picture.text) else ""
+    return element("pre", cut + more)
