@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from mlec.backends.base import CompiledModule, CompileOptions
-from mlec.backends.tvm.compat import relax, tvm
+from mlec.backends.tvm.compat import llvm
 from mlec.backends.tvm.lowering import LOWERINGS, Lowering
 from mlec.backends.tvm.objects import to_objects
+from mlec.backends.tvm.pipeline import compile_for_cpu
 from mlec.backends.tvm.target import TargetInfo
 from mlec.errors import TargetError
 from mlec.ir.graph import Graph
@@ -45,10 +46,7 @@ class TVMBackend:
         info = cpu_info(target)
         lowered = Lowering(graph, info, options).run()
         options.report("build", 0, 1)
-        with tvm.transform.PassContext(config=_PASS_CONFIG):
-            executable = tvm.compile(
-                lowered.module, info.tvm_target(), relax_pipeline=tvm.transform.Sequential(_RELAX_PASSES)
-            )
+        executable = compile_for_cpu(lowered.module, info.tvm_target())
         objects = to_objects(executable)
         options.report("build", 1, 1)
         program = Program(
@@ -71,28 +69,10 @@ def cpu_info(target: Target) -> TargetInfo:
     """
     if not target.arch:
         return TargetInfo.host()
-    known = {str(name) for name in tvm.target.codegen.llvm_get_cpu_archlist()}
+    known = {str(name) for name in llvm.llvm_get_cpu_archlist()}
     if target.arch not in known:
         raise TargetError(
             f"LLVM does not know the processor {target.arch!r}",
             hint=f"it knows e.g. {', '.join(sorted(n for n in known if n.startswith(target.arch[:3]))[:8]) or 'x86-64-v3'}",
         )
     return TargetInfo.for_cpu(target.arch, attributes=target.features)
-
-
-# The default pipeline less what turns Relax ops into kernels: there are only calls of ours and reshapes, which stay views.
-_RELAX_PASSES = [
-    relax.transform.ToNonDataflow(),
-    relax.transform.RemovePurityChecking(),
-    relax.transform.CallTIRRewrite(),
-    relax.transform.StaticPlanBlockMemory(),
-    relax.transform.LowerAllocTensor(),
-    relax.transform.KillAfterLastUse(),
-    relax.transform.LowerRuntimeBuiltin(),
-    relax.transform.ComputePrimValue(),
-    relax.transform.VMShapeLower(),
-    relax.transform.AttachGlobalSymbol(),
-]
-
-# Sharing one stack slot between values of different vector lengths is what storage rewriting does here, and then refuses.
-_PASS_CONFIG = {"tirx.disable_storage_rewrite": True}

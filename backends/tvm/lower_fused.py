@@ -61,7 +61,9 @@ class Tail:
         producers = {v: n for n in self.nodes for v in n.outputs}
 
         def apply(accumulator: Expr, indices: tuple[Expr, ...], extra: tuple[Buffer, ...]) -> Expr:
-            position, lanes = _scalar_position(indices, lanes_of(accumulator)) if operands else ((), Lanes(lanes_of(accumulator)))
+            position, lanes = (
+                _scalar_position(indices, lanes_of(accumulator)) if operands else ((), Lanes(lanes_of(accumulator)))
+            )
             sources: dict[Value, Source] = {
                 self.anchor: Known(share(cast_to(TVM_NAMES[self.anchor.type.dtype], accumulator)))
             }

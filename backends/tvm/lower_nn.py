@@ -246,7 +246,9 @@ def lower_recurrence(lowering: Lowering, node: Node, operands: tuple[Tensor, ...
         work = float(gates * hidden * (hidden + features) * (steps if isinstance(steps, int) else 8))
         return direct.direct(name, *specs, n, work, sequence, lowering.spread)
 
-    return lowering.kernel(build, operands, [v.type for v in node.outputs], node=node, strategy="one sequence at a time")
+    return lowering.kernel(
+        build, operands, [v.type for v in node.outputs], node=node, strategy="one sequence at a time"
+    )
 
 
 Gates = list[tuple[Expr, Expr]]

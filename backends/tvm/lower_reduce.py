@@ -48,7 +48,9 @@ def lower_lines(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) ->
     axis = node.attrs["axis"] % x.type.rank
     length = x.shape[axis]
     merges = node.name == "sort" and not lowering.on_gpu and (not isinstance(length, int) or length >= MERGE_FROM)
-    strategy = {"cumsum": "running sum", "topk": "insertion"}.get(node.name, "merge sort" if merges else "insertion sort")
+    strategy = {"cumsum": "running sum", "topk": "insertion"}.get(
+        node.name, "merge sort" if merges else "insertion sort"
+    )
 
     def build(name: str, dims: Dims) -> object:
         shape = dims.shape(x.shape)

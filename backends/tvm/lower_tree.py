@@ -5,8 +5,8 @@ from __future__ import annotations
 from mlec.backends.tvm.kernels import direct
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
 from mlec.backends.tvm.kernels.pairwise import Metric, pack_points, pairwise
-from mlec.backends.tvm.kernels.tree_ensemble import TreeEnsemble, build, prepare
 from mlec.backends.tvm.kernels.tile import unflatten
+from mlec.backends.tvm.kernels.tree_ensemble import TreeEnsemble, build, prepare
 from mlec.backends.tvm.kernels.vector import const, share
 from mlec.backends.tvm.lower_fused import Tail, lowers_with_tail
 from mlec.backends.tvm.lowering import Lowering, Tensor, lowers
@@ -30,7 +30,9 @@ def lower_tree_ensemble(lowering: Lowering, node: Node, operands: tuple[Tensor, 
     ensemble = TreeEnsemble(features=int(str(x.shape[1])), compare=node.attrs["compare"], **arrays)
     plan = prepare(ensemble, lowering.target)
     packed = [
-        Tensor(TensorType(array.shape, DType.of(array.dtype)), array, name=f"{structure[0].name}.{plan.strategy}.{name}")
+        Tensor(
+            TensorType(array.shape, DType.of(array.dtype)), array, name=f"{structure[0].name}.{plan.strategy}.{name}"
+        )
         for name, array in plan.packed.items()
     ]
 
@@ -80,4 +82,6 @@ def _lower_pairs(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -
         work = 2.0 * features if isinstance(features, int) else 64.0
         return direct.direct(name, *specs, n * m, work, pair, lowering.spread)
 
-    return lowering.kernel(build, operands, [node.output.type], node=node, strategy=f"{metric.kind}, one pair at a time")[0]
+    return lowering.kernel(
+        build, operands, [node.output.type], node=node, strategy=f"{metric.kind}, one pair at a time"
+    )[0]

@@ -117,7 +117,9 @@ def _nest(piece: Piece, sources: tuple[Buffer, ...], result: Buffer, spec: Buffe
         indices = (*position, base) if shape else ()
         lanes = Lanes(count, base, last) if count > 1 else Lanes()
         value = piece.element(sources, indices, lanes)
-        value = select(value, const(1, "int8"), const(0, "int8")) if spec.dtype == "bool" else cast_to(spec.dtype, value)
+        value = (
+            select(value, const(1, "int8"), const(0, "int8")) if spec.dtype == "bool" else cast_to(spec.dtype, value)
+        )
         if piece.offset:
             place = sum(((o + i) * s for o, i, s in zip(piece.offset, indices, strides, strict=True)), _zero())
         else:
