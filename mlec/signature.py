@@ -57,10 +57,12 @@ class ColumnFeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         columns: positions of the table's columns.
         codings: one for each column when the input holds codes; empty when it holds the numbers themselves.
+        numbers: which numbers the source accepts in these columns; None: as in the whole table.
     """
 
     columns: tuple[int, ...]
     codings: tuple[Coding, ...] = ()
+    numbers: Literal["finite", "nan", "any"] | None = None
 
 
 class TableSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,12 +74,14 @@ class TableSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         feeds: one for each graph input, in order.
         numbers: which numbers the source accepts: "finite" (NaN and infinity are an `InputError`, as in the source),
             "nan" (NaN stands for a missing value, infinity is an error) or "any".
+        by_name: the source finds the columns of a DataFrame by their names: in any order, among others.
     """
 
     n_features: int
     feeds: tuple[ColumnFeed, ...]
     feature_names: tuple[str, ...] | None = None
     numbers: Literal["finite", "nan", "any"] = "any"
+    by_name: bool = False
 
 
 class Labels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

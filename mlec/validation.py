@@ -274,7 +274,7 @@ def table_probe(graph: Graph, rows: int, rng: np.random.Generator) -> list[Any]:
                     side == 0, chosen, np.nextafter(chosen, np.where(side > 0, np.inf, -np.inf).astype(chosen.dtype))
                 )
                 columns[column][: rows // 2] = exact
-            if table.numbers != "finite" and columns[column].dtype.kind == "f":
+            if (feed.numbers or table.numbers) != "finite" and columns[column].dtype.kind == "f":
                 columns[column][rng.random(rows) < 0.05] = np.nan
     order = rng.permutation(rows)
     if table.feature_names is None and not any(c.dtype == object for c in columns):

@@ -261,6 +261,7 @@ class _TableReader:
     def __init__(self, spec: TableSpec, dtypes: Sequence[np.dtype[Any]]) -> None:
         self.spec = spec
         every = tuple(range(spec.n_features))
+        self._read = sorted({column for feed in spec.feeds for column in feed.columns})
         self._feeds = [
             (feed, feed.columns == every, [_Coder(coding) for coding in feed.codings], dtype)
             for feed, dtype in zip(spec.feeds, dtypes, strict=True)
@@ -271,7 +272,10 @@ class _TableReader:
         columns: _Frame | _Matrix
         if type(table) is not np.ndarray and _is_frame(table):
             columns = _Frame(table)
-            self._check_names(columns.names)
+            if self.spec.by_name and self.spec.feature_names and all(isinstance(name, str) for name in columns.names):
+                columns.arrange(self.spec.feature_names, self._read)
+            else:
+                self._check_names(columns.names)
         else:
             columns = _Matrix(as_array(table, "X"))
         rows, width = columns.shape
@@ -291,8 +295,9 @@ class _TableReader:
                 continue
             numbers = columns.numbers(None if whole else feed.columns)
             array = _cast(numbers, dtype, "X")
-            if self.spec.numbers != "any" and numbers.dtype.kind not in "biu":
-                self._check_numbers(array, numbers, feed.columns)
+            accepted = feed.numbers or self.spec.numbers
+            if accepted != "any" and numbers.dtype.kind not in "biu":
+                self._check_numbers(array, numbers, feed.columns, accepted)
             arrays.append(array)
         return arrays
 
@@ -316,8 +321,8 @@ class _TableReader:
             hint="select them in order: X[names]",
         )
 
-    def _check_numbers(self, array: Array, given: Array, positions: Sequence[int]) -> None:
-        bad = np.isinf(array) if self.spec.numbers == "nan" else ~np.isfinite(array)
+    def _check_numbers(self, array: Array, given: Array, positions: Sequence[int], accepted: str) -> None:
+        bad = np.isinf(array) if accepted == "nan" else ~np.isfinite(array)
         if not bad.any():
             return
         row, column = (int(i) for i in np.argwhere(bad)[0])
@@ -424,10 +429,30 @@ class _Frame:
         else:
             rows = len(table)
         self.shape = (rows, len(self.names))
+        self._positions: list[int] | None = None
+
+    def arrange(self, names: Sequence[str], needed: Sequence[int]) -> None:
+        """From now on, position i is the column called ``names[i]``; only those at ``needed`` must be there.
+
+        Raises:
+            InputError: naming the columns that are missing.
+        """
+        places = {name: position for position, name in reversed(list(enumerate(self.names)))}
+        missing = [names[i] for i in needed if names[i] not in places]
+        if missing:
+            raise InputError(
+                f"columns are missing: {', '.join(missing)}",
+                code="E_INPUT_NAME",
+                hint=f"the model reads {', '.join(names[i] for i in needed)}",
+            )
+        if list(names) != self.names:
+            self._positions = [places.get(name, -1) for name in names]
+            self.names = list(names)
+            self.shape = (self.shape[0], len(names))
 
     def numbers(self, positions: Sequence[int] | None) -> Array:
         """These columns (None: all) as an array of shape (n, columns)."""
-        if positions is None and not isinstance(self._table, Mapping):
+        if positions is None and self._positions is None and not isinstance(self._table, Mapping):
             matrix = np.asarray(self._table.to_numpy())
             if matrix.dtype.kind in "biuf":
                 return matrix
@@ -446,6 +471,8 @@ class _Frame:
     def _column(self, position: int) -> Any:
         if isinstance(self._table, Mapping):
             return np.asarray(self._table[self.names[position]])
+        if self._positions is not None:
+            position = self._positions[position]
         if hasattr(self._table, "iloc"):
             return self._table.iloc[:, position]
         return self._table[:, position]

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
+from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 
 from mlec.errors import FrontendError, TypeRuleError
@@ -24,13 +25,25 @@ from mlec.frontends.sklearn import (
     trees,
 )
 from mlec.frontends.sklearn.columns import TableColumn
-from mlec.frontends.sklearn.context import Array, Context, Lowered, Output
+from mlec.frontends.sklearn.context import Array, Context, Lowered, Numbers, Output
 from mlec.frontends.sklearn.preprocessing import scalar
 from mlec.frontends.sklearn.registry import CONVERTERS, convert
 from mlec.ir import Graph, Value, verify
-from mlec.signature import Labels, MethodSpec, Signature, TableSpec, TensorSpec
+from mlec.signature import ColumnFeed, Labels, MethodSpec, Signature, TableSpec, TensorSpec
 
-FAMILIES = (clusters, compose, decomposition, encoders, linear, naive_bayes, neighbors, neural, preprocessing, svm, trees)
+FAMILIES = (
+    clusters,
+    compose,
+    decomposition,
+    encoders,
+    linear,
+    naive_bayes,
+    neighbors,
+    neural,
+    preprocessing,
+    svm,
+    trees,
+)
 """The modules whose import fills the table of converters."""
 
 METHODS = (
@@ -62,7 +75,9 @@ def lower(model: Any, options: LowerOptions) -> Graph:
         inputs=tuple(_tensor_spec(value, value.hint) for value in graph.inputs),
         outputs=tuple(_tensor_spec(value, name) for value, name in zip(outputs, _output_names(specs), strict=True)),
         symbols={"n": (0, None)},
-        table=TableSpec(n_features=width, feeds=tuple(ctx.feeds), feature_names=names, numbers=_numbers(ctx)),
+        table=_table(ctx, model, names),
+            n_features=width, feeds=_checked_feeds(ctx), feature_names=names, by_name=_finds_by_name(model)
+        ),
         methods=specs,
         run=_run(lowered.kind, [spec.name for spec in specs]),
         kind=lowered.kind,
@@ -95,7 +110,9 @@ def count_features(model: Any, options: LowerOptions) -> int:
         with suppress(TypeRuleError, AttributeError, ValueError, IndexError):
             convert(Context("guess", 1), first, (TableColumn(0),))  # what is unsupported or not fitted says so itself
         raise FrontendError(
-            f"{type(model).__name__} does not say how many columns it takes", hint="pass example_inputs=X", code="E_EXAMPLE"
+            f"{type(model).__name__} does not say how many columns it takes",
+            hint="pass example_inputs=X",
+            code="E_EXAMPLE",
         )
     return int(width)
 
@@ -166,14 +183,33 @@ def _run(kind: str, names: list[str]) -> tuple[str, ...]:
     return tuple(name for name in wanted if name in names) or tuple(names[:1])
 
 
-def _numbers(ctx: Context) -> Literal["finite", "nan", "any"]:
-    """What numbers the table may hold: the mildest check among the columns that are read as numbers."""
-    read = {position for feed in ctx.feeds if not feed.codings for position in feed.columns}
-    levels = {ctx.numbers.get(position, "any") for position in read}
-    for level in ("any", "nan"):
-        if level in levels:
-            return level
-    return "finite"
+def _table(ctx: Context, model: Any, names: tuple[str, ...] | None) -> TableSpec:
+    """How the source's table becomes the inputs; each feed of numbers gets the mildest check among its columns."""
+    order: tuple[Numbers, ...] = ("any", "nan", "finite")
+
+    def mildest(levels: list[Numbers]) -> Numbers:
+        return order[min(map(order.index, levels), default=0)]
+
+    checks = [mildest([ctx.numbers.get(i, "any") for i in feed.columns]) for feed in ctx.feeds]
+    whole = mildest([check for feed, check in zip(ctx.feeds, checks, strict=True) if not feed.codings])
+    feeds = tuple(
+        feed if feed.codings or check == whole else ColumnFeed(columns=feed.columns, numbers=check)
+        for feed, check in zip(ctx.feeds, checks, strict=True)
+    )
+    return TableSpec(ctx.n_features, feeds, names, whole, by_name=_finds_by_name(model))
+
+
+def _finds_by_name(model: Any) -> bool:
+    """Whether every reader of the table is a ColumnTransformer, which finds the columns of a DataFrame by name."""
+    if isinstance(model, ColumnTransformer):
+        return True
+    if isinstance(model, Pipeline):
+        first = next((step for _, step in model.steps if not compose.is_absent(step)), None)
+        return first is not None and _finds_by_name(first)
+    for attribute in ("best_estimator_", "regressor_"):
+        if hasattr(model, attribute):
+            return _finds_by_name(getattr(model, attribute))
+    return False
 
 
 def _tensor_spec(value: Value, name: str) -> TensorSpec:
@@ -183,5 +219,3 @@ def _tensor_spec(value: Value, name: str) -> TensorSpec:
 
 def _identifier(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name).lower() or "model"
-
-

@@ -93,12 +93,33 @@ def test_a_table_of_numbers_and_words(lab: Any, last: Any) -> None:
     assert "pipeline.columns.numeric.standardscaler: StandardScaler" in scopes
 
 
-def test_wrong_columns(lab: Any) -> None:
-    compiled = lab.compile(titanic_pipeline(linear_model.LogisticRegression()).fit(FRAME, SURVIVED))
-    with pytest.raises(InputError, match="names|features"):
-        compiled.predict(FRAME.drop(columns="sex"))
-    with pytest.raises(InputError):
-        compiled.predict(FRAME.assign(age="old"))
+def test_columns_are_found_by_name(lab: Any) -> None:
+    """A ColumnTransformer takes a DataFrame's columns in any order, among others, and without those it does not use."""
+    model = titanic_pipeline(linear_model.LogisticRegression()).fit(FRAME, SURVIVED)
+    others = FRAME[FRAME.columns[::-1]].assign(more=1).drop(columns="unused")
+    compiled = lab.check(model, others)
+    search = model_selection.GridSearchCV(titanic_pipeline(tree.DecisionTreeClassifier(random_state=0)), {}, cv=2)
+    lab.check(search.fit(FRAME, SURVIVED), others)
+    for wrong in (FRAME.drop(columns="sex"), FRAME.assign(age="old"), FRAME.to_numpy()[:, :5]):
+        with pytest.raises(InputError):
+            compiled.predict(wrong)
+
+
+def test_numbers_are_checked_column_by_column(lab: Any) -> None:
+    """NaN is imputed in some columns and refused in the others, as by the source."""
+    columns = compose.ColumnTransformer([("gaps", impute.SimpleImputer(), [0]), ("rest", preprocessing.StandardScaler(), [1, 2])])
+    model = make_pipeline(columns, linear_model.Ridge()).fit(SUGAR, PROGRESS)
+    compiled = lab.compile(model)
+    for column in range(4):
+        table = SUGAR[:5].copy()
+        table[2, column] = np.nan
+        if column in (1, 2):
+            with pytest.raises(ValueError, match="NaN"):
+                model.predict(table)
+            with pytest.raises(InputError, match="NaN"):
+                compiled.predict(table)
+        else:
+            np.testing.assert_allclose(compiled.predict(table), model.predict(table), rtol=1e-11)
 
 
 def test_ways_to_select_columns(lab: Any) -> None:
