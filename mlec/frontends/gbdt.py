@@ -17,8 +17,7 @@ from mlec.signature import Coding, ColumnFeed, MethodSpec, Signature, TableSpec
 
 Array = NDArray[Any]
 
-UNKNOWN_CODE = -1
-MISSING_CODE = -2
+MISSING_CODE = -1
 MAX_FEATURES = 1 << 22
 MAX_OUTPUTS = 1 << 20
 

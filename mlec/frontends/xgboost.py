@@ -359,7 +359,11 @@ def _feature_texts(learner: Mapping[str, Any], key: str, n_features: int) -> tup
 
 
 def _codings(cats: Any, n_features: int) -> dict[int, Coding]:
-    """The stored categories, by column; an unseen value is a code of its own, which is in no split's set."""
+    """The stored categories, by column.
+
+    A value that is not among them is an error at the edge, as XGBoost means it to be (it misses some: a search for the place of
+    an unseen value may end at its neighbour).
+    """
     columns = cats.get("enc", []) if isinstance(cats, dict) else []
     if not isinstance(columns, list) or len(columns) not in (0, n_features):
         raise damaged(f"'cats.enc': expected {n_features} entries")
@@ -373,16 +377,19 @@ def _codings(cats: Any, n_features: int) -> dict[int, Coding]:
             letters = (_array(column, "values", np.int64) & 0xFF).astype(np.uint8).tobytes()
             if len(offsets) and (offsets[0] != 0 or offsets[-1] != len(letters) or (np.diff(offsets) < 0).any()):
                 raise damaged(f"'cats.enc': the offsets of entry {i} do not fit its values")
-            try:
-                values = [letters[a:z].decode() for a, z in pairwise(offsets)]
-            except UnicodeDecodeError as error:
-                raise damaged(f"'cats.enc': entry {i} holds text that is not UTF-8") from error
+            if not letters.isascii():
+                raise UnsupportedModelError(
+                    f"column {i} has categories with characters beyond ASCII, which XGBoost stores damaged (it counts characters, "
+                    "not bytes), so that they cannot be told apart",
+                    hint="rename the categories, or train on integer codes",
+                )
+            values = [letters[a:z].decode() for a, z in pairwise(offsets)]
         else:
             values = _array(column, "values", np.int64).tolist()
         if len(set(values)) != len(values):
             raise damaged(f"'cats.enc': entry {i} lists a category twice")
         if values:
-            found[i] = Coding(tuple(values), unknown=gbdt.UNKNOWN_CODE, missing=gbdt.MISSING_CODE)
+            found[i] = Coding(tuple(values), missing=gbdt.MISSING_CODE)
     return found
 
 
