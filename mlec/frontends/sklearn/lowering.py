@@ -76,8 +76,6 @@ def lower(model: Any, options: LowerOptions) -> Graph:
         outputs=tuple(_tensor_spec(value, name) for value, name in zip(outputs, _output_names(specs), strict=True)),
         symbols={"n": (0, None)},
         table=_table(ctx, model, names),
-            n_features=width, feeds=_checked_feeds(ctx), feature_names=names, by_name=_finds_by_name(model)
-        ),
         methods=specs,
         run=_run(lowered.kind, [spec.name for spec in specs]),
         kind=lowered.kind,
