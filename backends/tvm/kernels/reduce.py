@@ -98,7 +98,8 @@ def reduce(
         extra = epilogue_parameters(epilogue)
         out_dtype = epilogue.out_dtype or dtype
         y_arg = parameter("y", BufferSpec(y_shape, out_dtype))
-        x = flat_view(x_arg, [extent for extent, _ in dims], dtype)
+        # Booleans are bytes in memory; a vector of them is loaded as such.
+        x = flat_view(x_arg, [extent for extent, _ in dims], "int8" if dtype == "bool" else dtype)
         y = flat_view(y_arg, (product(kept), inner) if inner_kept else (product(kept), 1), out_dtype)
 
         def at(kept_where: Sequence[Expr], summed_where: Sequence[Expr]) -> list[Expr]:

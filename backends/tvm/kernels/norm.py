@@ -1,0 +1,178 @@
+"""Layer, root-mean-square and group normalisation: each line is read twice or three times from L1 and written once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from mlec.backends.tvm.compat import T, prim_func, tirx
+from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.tile import (
+    Fold,
+    accumulator_dtype,
+    bits,
+    epilogue_parameters,
+    flat_view,
+    parallel_if_large,
+    parameter,
+    product,
+    unflatten,
+    vector_loop,
+)
+from mlec.backends.tvm.kernels.vector import cast_to, const, load, ramp, share, store
+from mlec.backends.tvm.target import TargetInfo
+
+
+def layer_norm(
+    x_shape: Sequence[Dim],
+    axis: int,
+    eps: float,
+    dtype: str,
+    target: TargetInfo,
+    epilogue: Epilogue = IDENTITY,
+    name: str = "layer_norm",
+) -> tirx.PrimFunc:
+    """``y = (x - mean) / sqrt(variance + eps) * scale + bias`` over the axes from ``axis`` on.
+
+    Parameters of the program: x, scale and bias (shape of those axes), the epilogue's inputs, y. Extents may be symbolic.
+    """
+    return _line_norm(x_shape, axis, eps, dtype, target, epilogue, True, name)
+
+
+def rms_norm(
+    x_shape: Sequence[Dim],
+    axis: int,
+    eps: float,
+    dtype: str,
+    target: TargetInfo,
+    epilogue: Epilogue = IDENTITY,
+    name: str = "rms_norm",
+) -> tirx.PrimFunc:
+    """``y = x / sqrt(mean(x²) + eps) * scale`` over the axes from ``axis`` on. Parameters: x, scale, extra, y."""
+    return _line_norm(x_shape, axis, eps, dtype, target, epilogue, False, name)
+
+
+def _line_norm(
+    x_shape: Sequence[Dim],
+    axis: int,
+    eps: float,
+    dtype: str,
+    target: TargetInfo,
+    epilogue: Epilogue,
+    centred: bool,
+    name: str,
+) -> tirx.PrimFunc:
+    acc = accumulator_dtype(dtype)
+    lanes = target.lanes(bits(acc))
+    axis %= len(x_shape)
+    rows, length = product(x_shape[:axis]), product(x_shape[axis:])
+
+    with prim_func(name) as kernel:
+        x_arg = parameter("x", BufferSpec(x_shape, dtype))
+        factors = [parameter(label, BufferSpec(x_shape[axis:], dtype)) for label in ("scale", "bias")[: 1 + centred]]
+        extra = epilogue_parameters(epilogue)
+        out_dtype = epilogue.out_dtype or dtype
+        y_arg = parameter("y", BufferSpec(x_shape, out_dtype))
+        x, y = flat_view(x_arg, (rows, length), dtype), flat_view(y_arg, (rows, length), out_dtype)
+        scale, *bias = (flat_view(buffer, (length,), dtype) for buffer in factors)
+
+        def row(i: Expr) -> None:
+            def value(start: Expr, width: int) -> Expr:
+                return cast_to(acc, load(x, [i, start], width))
+
+            mean, inverse = statistics(
+                length, lanes, acc, eps, centred, lambda fold, term: fold.over(length, lambda s, w: term(value(s, w)))
+            )
+
+            def put(start: Expr, width: int) -> None:
+                normal = (value(start, width) - mean if centred else value(start, width)) * inverse
+                done = normal * cast_to(acc, load(scale, [start], width))
+                if bias:
+                    done = done + cast_to(acc, load(bias[0], [start], width))
+                where: tuple[Expr, ...] = ()
+                if epilogue.inputs:
+                    first = unflatten(i * length + start, x_shape)
+                    where = (*first[:-1], ramp(first[-1], width))
+                store(y, cast_to(out_dtype, epilogue.apply(share(done), where, extra)), [i, start])
+
+            vector_loop(length, lanes, put)
+
+        work = 3 * math.prod(extent for extent in x_shape[axis:] if isinstance(extent, int)) // 4
+        parallel_if_large(rows, max(1, work), row)
+    return kernel.func
+
+
+def group_norm(
+    x_shape: Sequence[Dim],
+    groups: int,
+    eps: float,
+    dtype: str,
+    target: TargetInfo,
+    name: str = "group_norm",
+) -> tirx.PrimFunc:
+    """``y = (x - mean) / sqrt(variance + eps) * scale + bias`` over each group of channels of ``x[n, c, *space]``.
+
+    Parameters of the program: x, scale[c], bias[c], y. The batch and spatial extents may be symbolic.
+    """
+    acc = accumulator_dtype(dtype)
+    lanes = target.lanes(bits(acc))
+    n, c, *space = x_shape
+    size, per_group = product(space), c // groups
+
+    with prim_func(name) as kernel:
+        x_arg = parameter("x", BufferSpec(x_shape, dtype))
+        scale, bias = (parameter(label, BufferSpec((c,), dtype)) for label in ("scale", "bias"))
+        y_arg = parameter("y", BufferSpec(x_shape, dtype))
+        x, y = (flat_view(b, (product((n, groups)), per_group * size), dtype) for b in (x_arg, y_arg))
+
+        def group(i: Expr) -> None:
+            def value(start: Expr, width: int) -> Expr:
+                return cast_to(acc, load(x, [i, start], width))
+
+            length = per_group * size
+            mean, inverse = statistics(
+                length, lanes, acc, eps, True, lambda fold, term: fold.over(length, lambda s, w: term(value(s, w)))
+            )
+            with T.serial(per_group) as j:
+                channel = share(i % groups * per_group + j)
+                factor = share(cast_to(acc, scale[channel]) * inverse)
+                shift = share(cast_to(acc, bias[channel]))
+
+                def put(start: Expr, width: int) -> None:
+                    at = j * size + start
+                    store(y, cast_to(dtype, (value(at, width) - mean) * factor + shift), [i, at])
+
+                vector_loop(size, lanes, put)
+
+        static = math.prod(extent for extent in (per_group, *space) if isinstance(extent, int))
+        parallel_if_large(product((n, groups)), max(1, 3 * static // 4), group, groups)
+    return kernel.func
+
+
+def statistics(
+    length: Dim,
+    lanes: int,
+    dtype: str,
+    eps: float,
+    centred: bool,
+    visit: Callable[[Fold, Callable[[Expr], Expr]], None],
+) -> tuple[Expr, Expr]:
+    """Mean (0 if not ``centred``) and ``1 / sqrt(variance + eps)``; ``visit(fold, term)`` feeds term of each element."""
+    count = cast_to(dtype, length if not isinstance(length, int) else const(length, dtype))
+
+    def add(a: Expr, b: Expr) -> Expr:
+        return a + b
+
+    mean = const(0, dtype)
+    if centred:
+        total = Fold(lanes, dtype, 0, add)
+        visit(total, lambda value: value)
+        mean = share(total.result() / count)
+
+    def square(value: Expr) -> Expr:
+        difference = share(value - mean if centred else value)
+        return difference * difference
+
+    squares = Fold(lanes, dtype, 0, add)
+    visit(squares, square)
+    return mean, share(const(1, dtype) / tirx.sqrt(squares.result() / count + const(eps, dtype)))

@@ -1,0 +1,64 @@
+"""Attention against numpy in float64: masks of every kind, symbolic lengths, broadcast heads."""
+
+import numpy as np
+import pytest
+
+from mlec.backends.tvm.compat import tirx
+from mlec.backends.tvm.kernels.attention import attention
+from mlec.backends.tvm.kernels.epilogue import BufferSpec
+from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
+
+
+def normal(shape, dtype="float32", seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def reference(q, k, v, mask, scale, causal):
+    scores = (q.astype("float64") * scale) @ np.swapaxes(k.astype("float64"), -1, -2)
+    if mask is not None:
+        scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
+    if causal:
+        scores = np.where(np.tri(*scores.shape[-2:], dtype=bool), scores, -np.inf)
+    e = np.exp(scores - scores.max(-1, keepdims=True))
+    return (e / e.sum(-1, keepdims=True)) @ v.astype("float64")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("d", "e"), [(16, 16), (20, 7), (64, 64)])
+def test_symbolic_lengths(d, e, causal, dtype):
+    b, m, t = (tirx.Var(name, "int64") for name in "bmt")
+    run = compile_kernel(attention((b, 2, m, d), (b, 2, t, d), (b, 2, t, e), None, d**-0.5, causal, dtype, HOST))
+    for batch, rows, columns in ((0, 3, 3), (1, 1, 1), (2, 5, 9), (1, 33, 33), (1, 8, 70)):
+        q, k = normal((batch, 2, rows, d), dtype), normal((batch, 2, columns, d), dtype, 1)
+        v = normal((batch, 2, columns, e), dtype, 2)
+        got = run(q, k, v, out=(batch, 2, rows, e), dtype=dtype)
+        unit = 5e-6 if dtype == "float32" else 1e-13
+        np.testing.assert_allclose(got, reference(q, k, v, None, d**-0.5, causal), rtol=unit, atol=unit)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 10, 21), (3, 1, 1, 21), (10, 21), (3, 1, 10, 1)])
+@pytest.mark.parametrize("kind", ["bool", "float32"])
+def test_masks(shape, kind):
+    n = tirx.Var("n", "int64")
+    mask_type = BufferSpec((n, *shape[1:]) if shape[0] == 3 else shape, kind)
+    q_shape, k_shape = (n, 2, 10, 16), (n, 2, 21, 16)
+    run = compile_kernel(attention(q_shape, k_shape, k_shape, mask_type, 0.25, False, "float32", HOST))
+    q, k, v = normal((3, 2, 10, 16)), normal((3, 2, 21, 16), seed=1), normal((3, 2, 21, 16), seed=2)
+    mask = np.random.default_rng(3).random(shape) < 0.6
+    mask[..., 0] = True
+    if kind == "float32":
+        mask = np.where(mask, normal(shape), -np.inf).astype("float32")
+    got = run(q, k, v, mask, out=(3, 2, 10, 16))
+    np.testing.assert_allclose(got, reference(q, k, v, mask, 0.25, False), rtol=5e-6, atol=5e-6)
+
+
+def test_row_without_a_visible_key_is_nan_and_shared_keys_broadcast():
+    q, k, v = normal((2, 3, 4, 8)), normal((1, 3, 5, 8), seed=1), normal((3, 5, 8), seed=2)
+    mask = np.ones((4, 5), bool)
+    mask[2] = False
+    func = attention(q.shape, k.shape, v.shape, BufferSpec((4, 5), "bool"), 1.0, False, "float32", HOST)
+    got = compile_kernel(func)(q, k, v, mask, out=(2, 3, 4, 8))
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(got, reference(q, k, v, mask, 1.0, False), rtol=5e-6, atol=5e-6)
+    assert np.isnan(got[:, :, 2]).all()
