@@ -27,11 +27,13 @@ def ready() -> Path:
     wanted = _state()
     if STAMP.exists() and STAMP.read_text() == wanted and PYTHON.exists():
         return PYTHON
-    print("setting up .venv (once; about two minutes) ...", file=sys.stderr, flush=True)
+    _say("setting up .venv: once, a few minutes")
     shutil.rmtree(VENV, ignore_errors=True)
     # Without pip: what makes it in a new environment (ensurepip) is not part of every distribution's Python.
     _run(sys.executable, "-m", "venv", "--without-pip", str(VENV))
+    _say("1 of 2: torch")
     _install_torch()
+    _say("2 of 2: mlec and everything else")
     _pip("install", "-c", "constraints.txt", "-e", ".[test]")
     STAMP.write_text(wanted)
     return PYTHON
@@ -61,9 +63,14 @@ def _install_torch() -> None:
         _pip("install", "-c", "constraints.txt", "--extra-index-url", CPU_WHEELS, f"{pin}+cpu")
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def _pip(*arguments: str, check: bool = True, quiet: bool = False) -> int:
     command = [sys.executable, "-m", "pip", "--python", str(PYTHON), *arguments]
-    options = ["--quiet", "--disable-pip-version-check", "--no-input"]
+    # Errors only: indexes that lack some of the packages are no news.
+    options = ["--quiet", "--quiet", "--disable-pip-version-check", "--no-input"]
     return _run(*command, *options, check=check, quiet=quiet)
 
 

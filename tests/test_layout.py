@@ -150,7 +150,7 @@ def test_importing_mlec_is_light(code: str) -> None:
 
 def test_loading_and_running_needs_no_framework(tmp_path: Path) -> None:
     save = f"""
-import numpy as np, mlec
+import numpy as np, mlec, mlec.ops
 from mlec.ir import GraphBuilder, tensor
 b = GraphBuilder("g")
 x = b.input("x", tensor("f32", ("n", 3)))

@@ -24,6 +24,8 @@ from mlec.cli.tables import frontends_command, ops_command, passes_command, targ
 from mlec.errors import MlecError, UsageError
 
 ERROR, USAGE, INTERRUPTED = 1, 2, 130
+HINTS = {"E_UNTRUSTED_PICKLE": "if you know where it comes from, add --trust-pickle"}
+"""Hints that name options of the command line where the library's own name arguments of a function."""
 DEFECT_HINT = "this is a defect of mlec: run again with --debug and report what it shows"
 
 
@@ -90,6 +92,7 @@ def _run(words: list[str]) -> int:
         if debug:
             raise
         error = known
+        error.hint = HINTS.get(error.code, error.hint)
     except Exception as defect:
         if debug:
             raise

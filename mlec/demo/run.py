@@ -81,6 +81,8 @@ def run_demo(folder: Path, threads: int = 1, only: tuple[str, ...] = ()) -> Iter
             yield Outcome(recipe, missing=f"{absent.name} is not installed: pip install 'mlec[{recipe.library}]'")
         except MlecError as error:
             yield Outcome(recipe, error=error.render())
+        except Exception as defect:  # the other models are worth seeing all the same
+            yield Outcome(recipe, error=f"{type(defect).__name__}: {defect}")
 
 
 def _measure(recipe: Recipe, folder: Path, threads: int) -> Measured:
