@@ -1,41 +1,19 @@
-"""PyTorch: nn.Module, fx.GraphModule and ExportedProgram. torch.export captures, the tables in fx_ops, fx_shape and fx_nn lower."""
+"""The frontend of PyTorch: nn.Module, fx.GraphModule, ExportedProgram, and their files. Imports torch on use only.
+
+fx_export   torch.export captures the model; sizes get names
+fx_lower    walks the captured graph: weights, locations, problems
+fx_ops, fx_shape, fx_nn   one function for each ATen op, in the table of fx_context
+"""
 
 from __future__ import annotations
 
-import operator
-import re
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
-from torch.utils import _pytree as pytree
-
-import mlec.ops  # noqa: F401  (fills the op table)
-from mlec.errors import MlecError, TypeRuleError, UnsupportedModelError, UnsupportedOpError
+from mlec.errors import UsageError
 from mlec.frontends.base import LowerOptions, Oracle
-from mlec.frontends.fx_context import HANDLERS, Context, Dims, dtype_of, to_numpy, to_torch
-from mlec.frontends.fx_export import Exported, evaluating, export_model
-from mlec.frontends.torch_files import load_torch_file, sniff_torch_file
-from mlec.ir import UNKNOWN, Graph, GraphBuilder, Location, Proof, TensorType, Value, proves_equal, verify
-from mlec.ir.op import Array
-from mlec.signature import Signature, TensorSpec
-
-_TORCH_DIRECTORY = str(Path(torch.__file__).parent)
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-_CHECKS = frozenset(
-    f"aten.{name}"
-    for name in (
-        "_assert_scalar.default", "_assert_async.msg", "_assert_async.default", "_assert_tensor_metadata.default",
-        "sym_constrain_range.default", "sym_constrain_range_for_size.default",
-    )
-)  # fmt: skip
-_RANDOM = re.compile(
-    r"aten\.(rand|randn|randint|randperm|bernoulli|normal|uniform|multinomial|poisson|exponential|rrelu)"
-)
-_SHOWN = 20
+from mlec.frontends.torch_archive import torch_file_kind
+from mlec.ir import Graph
 
 
 class TorchFrontend:
@@ -58,308 +36,27 @@ class TorchFrontend:
             UnsupportedModelError: for a model that torch.export cannot capture, fixes its batch size or changes its state.
             UnsupportedOpError: listing every op that cannot be lowered, with the line of the model's code that uses it.
         """
-        graph = _Lowering(export_model(model, options)).graph()
-        verify(graph, after="the torch frontend")
-        return graph
+        from mlec.frontends.fx_lower import lower_model
+
+        return lower_model(model, options)
 
     def oracle(self, model: Any) -> Oracle:
         """``run``: the model itself on a list of arrays; a list of arrays, in the order of the graph's outputs."""
-        if isinstance(model, ExportedProgram):
-            module, structure = model.module(check_guards=False), model.call_spec.in_spec
+        from mlec.frontends.fx_oracle import source_run
 
-            def run_program(arrays: Sequence[Array]) -> list[Array]:
-                args, kwargs = pytree.tree_unflatten([to_torch(a) for a in arrays], structure)
-                with torch.no_grad():
-                    return _arrays(module(*args, **kwargs))
-
-            return {"run": run_program}
-
-        def run(arrays: Sequence[Array]) -> list[Array]:
-            device = next((p.device for p in model.parameters()), torch.device("cpu"))
-            with torch.no_grad(), evaluating(model):
-                return _arrays(model(*(to_torch(a).to(device) for a in arrays)))
-
-        return {"run": run}
+        return {"run": source_run(model)}
 
     def sniff(self, head: bytes, path: Path) -> bool:
         """Files of torch.export.save and torch.save."""
-        return sniff_torch_file(head, path)
+        return torch_file_kind(head, path) is not None
 
     def load(self, path: Path, options: LowerOptions) -> Any:
         """An exported program, a state dict put into ``options.model_class``, or (if trusted) a pickled module."""
-        return load_torch_file(path, options)
-
-
-def _arrays(outputs: Any) -> list[Array]:
-    return [to_numpy(leaf) for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
-
-
-class _Failed:
-    """Stands for the result of a call that could not be lowered, so that later problems are found as well."""
-
-
-FAILED = _Failed()
-
-
-class _Lowering:
-    """Walks the nodes of an exported program and calls the handler of each."""
-
-    def __init__(self, exported: Exported) -> None:
-        self.exported = exported
-        self.program = exported.program
-        self.b = GraphBuilder(re.sub(r"\W", "_", exported.name) or "main")
-        self.dims = Dims(exported.symbols)
-        self.context = Context(self.b, self.dims)
-        self.values: dict[torch.fx.Node, Any] = {}
-        self.locations: dict[torch.fx.Node, Location] = {}
-        self.problems: list[MlecError] = []
-        self._weights: dict[tuple[object, ...], Array] = {}
-
-    def graph(self) -> Graph:
-        self._check_state()
-        nodes = self.program.graph
-        for node in reversed(list(nodes.nodes)):
-            if str(node.target) in _CHECKS and not node.users:
-                nodes.erase_node(node)
-        nodes.eliminate_dead_code()
-        self._placeholders()
-        for node in nodes.nodes:
-            if node.op == "call_function":
-                self._call(node)
-        self._raise_problems()
-        return self._finish()
-
-    # -- interface -----------------------------------------------------------------------------------------------
-
-    def _check_state(self) -> None:
-        """Refuses programs that write into their inputs or into the module's state."""
-        changed = [
-            f"buffer {spec.target!r}"
-            if spec.kind is OutputKind.BUFFER_MUTATION
-            else f"{spec.kind.name.lower()} {spec.target!r}"
-            for spec in self.program.graph_signature.output_specs
-            if spec.kind is not OutputKind.USER_OUTPUT
-        ]
-        if changed:
-            raise UnsupportedModelError(
-                f"the model changes its own state or its inputs: {', '.join(changed)}", code="E_MUTATION",
-                hint="a compiled model is a function of its inputs: return the new state as an output, copy an input before "
-                "writing into it, and call model.eval() before torch.export (batch norm updates its statistics in training)",
-            )  # fmt: skip
-
-    def _placeholders(self) -> None:
-        names = iter(self.exported.inputs)
-        specs = self.program.graph_signature.input_specs
-        placeholders = [n for n in self.program.graph.nodes if n.op == "placeholder"]
-        for node, spec in zip(placeholders, specs, strict=True):
-            if spec.kind is InputKind.USER_INPUT:
-                if isinstance(spec.arg, ConstantArgument):
-                    self.values[node] = spec.arg.value
-                    continue
-                tensor = node.meta["val"]
-                try:
-                    kind = TensorType(self.dims.shape(tensor.shape), dtype_of(tensor.dtype))
-                except UnsupportedOpError as error:
-                    raise UnsupportedModelError(
-                        f"input {node.name!r}: {error.message}", code=error.code, hint=error.hint
-                    ) from None
-                self.values[node] = self.b.input(next(names), kind)
-            elif node.users:
-                self.values[node] = self._weight(node, spec)
-
-    def _weight(self, node: torch.fx.Node, spec: Any) -> Any:
-        target = str(spec.target)
-        stored = self.program.state_dict.get(target, self.program.constants.get(target))
-        if not isinstance(stored, torch.Tensor) or stored.device.type == "meta":
-            self.problems.append(UnsupportedOpError(f"{target} is no tensor with values, but {type(stored).__name__}"))
-            return FAILED
-        key = (
-            stored.untyped_storage().data_ptr(),
-            stored.storage_offset(),
-            stored.dtype,
-            stored.shape,
-            stored.stride(),
-        )
-        if key not in self._weights or not stored.numel():
-            try:
-                dtype_of(stored.dtype)
-            except UnsupportedOpError as error:
-                self.problems.append(UnsupportedOpError(f"{target}: {error.message}", code=error.code, hint=error.hint))
-                return FAILED
-            self._weights[key] = to_numpy(stored)
-        array = self._weights[key]
-        with self.b.at(Location(scope=target)):
-            value = self.b.constant(array, hint=target)
-        self.context.constants[value] = array
-        return value
-
-    def _finish(self) -> Graph:
-        (output,) = (n for n in self.program.graph.nodes if n.op == "output")
-        results: list[Value] = []
-        names = self._output_names()
-        kept: list[str] = []
-        for name, node, spec in zip(names, output.args[0], self.program.graph_signature.output_specs, strict=True):
-            if isinstance(spec.arg, TensorArgument):
-                results.append(self.values[node])
-                kept.append(name)
-            elif not isinstance(spec.arg, ConstantArgument):
-                raise UnsupportedModelError(
-                    f"output {name!r} is a size, not a tensor",
-                    hint="return tensors only; sizes follow from the inputs' shapes",
-                )
-        ranges = self.exported.ranges()
-        symbols = {s for v in self.b._inputs for s in v.type.symbols}
-        signature = Signature(
-            inputs=tuple(_spec(v.hint, v.type) for v in self.b._inputs),
-            outputs=tuple(_spec(name, v.type) for name, v in zip(kept, results, strict=True)),
-            symbols={name: ranges.get(name, (0, None)) for name in sorted(symbols)},
-        )
-        return self.b.finish(results, signature=signature)
-
-    def _output_names(self) -> list[str]:
-        """Keys for a dict, ``y`` for a single tensor, ``y0``, ``y1`` ... for a tuple."""
-        spec = self.program.call_spec.out_spec
-        count = len(self.program.graph_signature.output_specs)
-        paths = [path for path, _ in pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(count)), spec))[0]]
-        names = [
-            "_".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path)
-            for path in paths
-        ]
-        if count == 1 and names[0] in ("", "0"):
-            return ["y"]
-        return [f"y{name}" if name[:1].isdigit() else name or f"y{i}" for i, name in enumerate(names)]
-
-    # -- calls ---------------------------------------------------------------------------------------------------
-
-    def _call(self, node: torch.fx.Node) -> None:
-        location = self.locations[node] = self._location(node)
-        meta = node.meta.get("val")
-        if isinstance(meta, (int, torch.SymInt)) and not isinstance(meta, bool):
-            self.values[node] = self._attempt(node, location, lambda: self.dims.of(meta))
-        elif isinstance(meta, (float, bool)):
-            self.values[node] = meta
-        elif node.target is operator.getitem:
-            source, index = node.args
-            results = self.values[source]  # type: ignore[index]
-            self.values[node] = FAILED if results is FAILED else self._item(node, location, results, index)
-        elif any(self.values.get(n) is FAILED for n in node.all_input_nodes):
-            self.values[node] = FAILED
-        else:
-            self.values[node] = self._attempt(node, location, lambda: self._lowered(node))
-
-    def _attempt(self, node: torch.fx.Node, location: Location, action: Callable[[], Any]) -> Any:
-        """The result of an action, or FAILED with the problem noted."""
         try:
-            with self.b.at(location):
-                return action()
-        except (UnsupportedOpError, TypeRuleError) as error:
-            message = error.message if str(node.target) in error.message else f"{node.target}: {error.message}"
-            code = error.code if isinstance(error, UnsupportedOpError) else None
-            self.problems.append(UnsupportedOpError(message, code=code, hint=error.hint, loc=location))
-            return FAILED
-
-    def _item(self, node: torch.fx.Node, location: Location, results: Any, index: Any) -> Any:
-        value = results[index]
-        if value is None and node.users:
-            source = node.args[0]
-            self.problems.append(
-                UnsupportedOpError(
-                    f"{source.target}: its result {index} is used, which is not supported",  # type: ignore[union-attr]
-                    loc=location, hint="only the pooled or normalised values themselves can be used, not indices or statistics",
-                )
-            )  # fmt: skip
-            return FAILED
-        return value
-
-    def _lowered(self, node: torch.fx.Node) -> Any:
-        target = str(node.target)
-        context = self.context
-        context.target = target
-        metas = node.meta.get("val")
-        context.results = tuple(self._type(m) for m in (metas if isinstance(metas, (tuple, list)) else (metas,)))
-        if target not in HANDLERS:
-            raise _unknown(target)
-        args = torch.fx.map_arg(node.args, self._argument)
-        kwargs = torch.fx.map_arg(node.kwargs, self._argument)
-        result = HANDLERS[target](context, *args, **kwargs)
-        for value, stated in zip(
-            result if isinstance(result, (tuple, list)) else (result,), context.results, strict=False
-        ):
-            if value is not None and stated is not None:
-                self._check_type(target, value.type, stated)
-        return result
-
-    def _argument(self, node: torch.fx.Node) -> Any:
-        if node not in self.values or isinstance(node.meta.get("val"), (torch.SymFloat, torch.SymBool)):
-            raise UnsupportedOpError(
-                f"takes {node.name}, a number computed from symbolic sizes that is no whole number",
-                hint="fix the sizes it is computed from in input_shapes, or dynamic_batch=False",
-            )
-        return self.values[node]
-
-    def _type(self, meta: Any) -> TensorType | None:
-        if not isinstance(meta, torch.Tensor):
-            return None
-        return TensorType(self.dims.shape(meta.shape), dtype_of(meta.dtype))
-
-    def _check_type(self, target: str, ours: TensorType, theirs: TensorType) -> None:
-        """Guards against a handler that gets a promotion or a shape rule wrong."""
-        same = ours.dtype is theirs.dtype and ours.rank == theirs.rank
-        if not same or any(proves_equal(a, b) is Proof.NO for a, b in zip(ours.shape, theirs.shape, strict=True)):
-            raise UnsupportedOpError(
-                f"lowered to {ours}, but torch computes {theirs}", code="E_FRONTEND",
-                hint="this is a fault of mlec, not of the model: please report it with this message",
-            )  # fmt: skip
-
-    # -- locations and errors ------------------------------------------------------------------------------------
-
-    def _location(self, node: torch.fx.Node) -> Location:
-        """The innermost line of the user's own code, and the path of the submodule."""
-        frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-        own = [(file, int(line)) for file, line in frames if not _is_library(file)]
-        paths = [
-            path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if not path.startswith("_empty_")
-        ]
-        scope = re.sub(r"L\['self'\]\.?|L__self___?", "", paths[-1]) if paths else ""
-        if own or scope:
-            file, line = own[-1] if own else ("", 0)
-            return Location(file, line, scope or self.exported.name)
-        known = (self.locations.get(n, UNKNOWN) for n in node.all_input_nodes)
-        return next((place for place in known if place), Location(scope=self.exported.name))
-
-    def _raise_problems(self) -> None:
-        distinct = list({(e.message, str(e.loc)): e for e in self.problems}.values())
-        if len(distinct) == 1:
-            raise distinct[0]
-        if distinct:
-            lines = [f"{e.message}{f' at {e.loc}' if e.loc else ''}" for e in distinct[:_SHOWN]]
-            if len(distinct) > _SHOWN:
-                lines.append(f"... and {len(distinct) - _SHOWN} more")
-            hints = list(dict.fromkeys(e.hint for e in distinct if e.hint))
-            raise UnsupportedOpError(
-                f"{len(distinct)} operations of {self.exported.name} cannot be lowered", notes=tuple(lines), loc=distinct[0].loc,
-                hint="; ".join(hints[:3]) or None,
-            )  # fmt: skip
-
-
-def _unknown(target: str) -> UnsupportedOpError:
-    if _RANDOM.match(target):
-        return UnsupportedOpError(
-            f"{target} is random; a compiled model is a function of its inputs",
-            hint="make the random numbers an input of the model, or call model.eval() if they belong to training",
-        )
-    return UnsupportedOpError(
-        f"the op {target} is not supported",
-        hint="write that line with other ops, or leave that part of the model outside",
-    )
-
-
-def _is_library(file: str) -> bool:
-    """Frames that are not the user's: torch's own and generated code."""
-    return file.startswith((_TORCH_DIRECTORY, "<", "torch/")) or "/site-packages/torch/" in file
-
-
-def _spec(name: str, kind: TensorType) -> TensorSpec:
-    return TensorSpec(
-        name=name, dtype=kind.dtype.value, shape=tuple(d if isinstance(d, int) else str(d) for d in kind.shape)
-    )
+            from mlec.frontends.torch_files import load_torch_file
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"{path.name} is a file of PyTorch; reading it needs the package {error.name!r}", code="E_MISSING_PACKAGE",
+                hint="pip install 'mlec[torch]'",
+            ) from error  # fmt: skip
+        return load_torch_file(path, options)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +100,14 @@ def test_archives_with_bad_paths(program_file: Path, name: str) -> None:
         FRONTEND.load(rewritten(program_file, same, {name: b"x"}), LowerOptions())
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_archives_with_an_entry_twice(program_file: Path) -> None:
+    with pytest.raises(FrontendError, match="twice"):
+        FRONTEND.load(
+            rewritten(program_file, same, {f"{root_of(program_file)}/models/model.json": b"{}"}), LowerOptions()
+        )
+
+
 def test_archives_that_unpack_to_far_too_much(program_file: Path) -> None:
     copy = rewritten(program_file, same)
     with zipfile.ZipFile(copy, "a", zipfile.ZIP_DEFLATED) as archive:
@@ -153,10 +164,8 @@ def test_sample_inputs_are_never_executed(program_file: Path, tmp_path: Path) ->
     def change(name: str, content: bytes) -> tuple[str, bytes]:
         return name, buffer.getvalue() if "sample_inputs" in name else content
 
-    try:
+    with contextlib.suppress(FrontendError):
         FRONTEND.load(rewritten(program_file, change), LowerOptions())
-    except FrontendError:
-        pass
     assert not mark.exists()
 
 
@@ -257,3 +266,8 @@ def test_damaged_archives(program_file: Path) -> None:
 
     with pytest.raises(FrontendError, match="not JSON"):
         FRONTEND.load(rewritten(program_file, change), LowerOptions())
+
+
+def test_the_frontend_itself_does_not_import_torch() -> None:
+    code = "import sys, mlec.frontends.fx as fx; fx.TorchFrontend().accepts(3); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 
 from mlec.ir import Graph, run_graph
 from tests.frontends.torch.common import FRONTEND, Function, assert_same, compare, lower
