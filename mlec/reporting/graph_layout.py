@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 BENDS_PER_NODE = 6
 """Invisible nodes for each node; the longest edges of a denser graph go straight through what is between."""
@@ -201,7 +202,7 @@ def _spread(wanted: Sequence[float], weights: Sequence[float], widths: Sequence[
     With the distances that neighbours must keep subtracted, this is isotonic regression: pool adjacent violators.
     """
     offsets = [0.0]
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         offsets.append(offsets[-1] + (a + b) / 2 + GAP)
     pools: list[tuple[float, float, int]] = []  # mean, weight, members
     for target, weight, offset in zip(wanted, weights, offsets, strict=False):

@@ -112,7 +112,7 @@ def _footer(data: ReportData) -> Html:
     words = f"Estimates count each symbolic dim as {NOMINAL_EXTENT}."
     if data.machine is not None:
         words += (
-            f" This machine: {units.count(data.machine.flops, 'FLOP')}/s, {units.size(data.machine.bandwidth)}/s, "
+            f" This machine: {units.count(data.machine.flops, 'FLOP')}/s, {units.count(data.machine.bandwidth, 'B')}/s, "
             f"{units.seconds(data.machine.kernel_seconds)} for a kernel call, as measured when the model was compiled."
         )
     return element("footer", words, class_="muted")
@@ -240,16 +240,7 @@ def _legend(still: int) -> Html:
 def _kernel_table(ranked: Sequence[tuple[Kernel, float]], machine: Roofline | None) -> Html:
     slowest = max((k.predicted_seconds or 0.0 for k, _ in ranked), default=0.0)
     largest = max((k.nominal_bytes for k, _ in ranked), default=0)
-    rows: list[list[Child]] = [
-        [
-            _kernel_name(kernel),
-            _bar(kernel.predicted_seconds or 0.0, slowest, f"{units.seconds(kernel.predicted_seconds or 0.0)} · {units.share(part)}", "time"),
-            _bar(kernel.nominal_bytes, largest, units.size(kernel.nominal_bytes), "bytes"),
-            units.count(kernel.nominal_flops, "FLOP"),
-            "" if machine is None else LIMITS[limit_of(kernel, machine)],
-        ]
-        for kernel, part in ranked[:SHOWN_KERNELS]
-    ]  # fmt: skip
+    rows = [_kernel_row(kernel, part, slowest, largest, machine) for kernel, part in ranked[:SHOWN_KERNELS]]
     rest = ranked[SHOWN_KERNELS:]
     more = None
     if rest:
@@ -258,6 +249,17 @@ def _kernel_table(ranked: Sequence[tuple[Kernel, float]], machine: Roofline | No
             "p", f"and {units.plural(len(rest), 'more kernel')}: {units.share(part)} of the time", class_="muted"
         )
     return join([_rows(["kernel", "time", "memory traffic", "arithmetic", "bound by"], rows, "kernels"), more])
+
+
+def _kernel_row(kernel: Kernel, part: float, slowest: float, largest: int, machine: Roofline | None) -> list[Child]:
+    seconds = kernel.predicted_seconds or 0.0
+    return [
+        _kernel_name(kernel),
+        _bar(seconds, slowest, f"{units.seconds(seconds)} · {units.share(part)}", "time"),
+        _bar(kernel.nominal_bytes, largest, units.size(kernel.nominal_bytes), "bytes"),
+        units.count(kernel.nominal_flops, "FLOP"),
+        None if machine is None else LIMITS[limit_of(kernel, machine)],
+    ]
 
 
 def _kernel_name(kernel: Kernel) -> Html:
@@ -358,8 +360,8 @@ def _graphs(data: ReportData) -> Html | None:
         tools if any(drawn.values()) else None,
         element("div", [_graph(name, picture, drawn[name]) for name, picture in pictures], class_="graphs"),
         element("pre", "", class_="picked", hidden=True, aria_live="polite", data_picked=True),
-        note="Darker nodes take more of the predicted time. Select a node for its type, source and cost; the nodes from the same source "
-        "lines light up.",
+        note="The stronger its colour, the more of the predicted time a node takes. Select a node for its type, source and cost; "
+        "the nodes from the same source lines light up.",
     )
 
 

@@ -12,7 +12,7 @@ class Html(str):
     __slots__ = ()
 
 
-Child = str | Html | Iterable[Html] | None
+Child = str | Html | Iterable[Html | None] | None
 
 _EMPTY = frozenset({"meta", "input", "br", "circle", "line", "path", "rect"})
 
@@ -23,7 +23,8 @@ def element(name: str, /, *children: Child, **attributes: str | float | bool | N
     Args:
         name: of the tag.
         children: strings are escaped, `Html` is kept, None is left out.
-        attributes: a trailing underscore is dropped, other underscores become hyphens; None and False leave one out, True gives it no value.
+        attributes: a trailing underscore is dropped, other underscores become hyphens; None and False leave an attribute out, True gives it
+            no value.
     """
     opening = [name]
     for key, value in attributes.items():

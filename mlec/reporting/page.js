@@ -113,6 +113,8 @@
         node.classList.remove("now");
         if (hit) hits.push([v, node]);
       }
+      const first = hits.find(([where]) => where === v);
+      if (first) reveal(...first);
     }
     found.textContent = text && !hits.length ? "nothing found" : "";
     go(1);

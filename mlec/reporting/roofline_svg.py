@@ -112,12 +112,12 @@ def _roof(x: _Axis, y: _Axis, machine: Roofline, ridge: float) -> Html:
     corner = (x.at(ridge), y.at(peak))
     end = WIDTH - RIGHT
     angle = math.degrees(math.atan2(corner[1] - start[1], corner[0] - start[0]))
-    middle = ((start[0] + corner[0]) / 2, (start[1] + corner[1]) / 2 - 8)
+    middle = (0.7 * start[0] + 0.3 * corner[0], 0.7 * start[1] + 0.3 * corner[1] - 8)
     return element(
         "g",
         element("path", d=f"M{start[0]:.1f} {start[1]:.1f}L{corner[0]:.1f} {corner[1]:.1f}H{end}"),
         element(
-            "text", f"memory, {units.size(machine.bandwidth)}/s", x=middle[0], y=middle[1], text_anchor="middle",
+            "text", f"memory, {units.count(machine.bandwidth, 'B')}/s", x=middle[0], y=middle[1], text_anchor="middle",
             transform=f"rotate({angle:.2f} {middle[0]:.1f} {middle[1] + 8:.1f})",
         ),
         element("text", f"compute, {units.count(machine.flops, 'FLOP')}/s", x=end, y=corner[1] - 8, text_anchor="end"),
@@ -144,13 +144,18 @@ def _names(dots: Sequence[tuple[Kernel, float, float, float]]) -> list[Html]:
     """Names of the slowest kernels, below and beside their points, where they cover no other."""
     texts = []
     taken = [(px - r, py - r, px + r, py + r) for _, px, py, r in dots]
+    named: set[tuple[int, int]] = set()
     for kernel, px, py, radius in dots:
+        spot = (round(px), round(py))
+        if spot in named:  # equal kernels lie on one point
+            continue
+        named.add(spot)
         words = kernel.symbol if len(kernel.symbol) <= 30 else f"{kernel.symbol[:29]}…"
         width = len(words) * CHARACTER
         sides = [
             (px + radius + 3, 9),
-            (px - radius - 3 - width, 9),
             (px + radius + 3, 26),
+            (px - radius - 3 - width, 9),
             (px - radius - 3 - width, 26),
         ]
         free = [

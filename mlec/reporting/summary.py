@@ -10,7 +10,6 @@ from mlec.pipeline import NOMINAL_EXTENT
 from mlec.reporting import units
 from mlec.reporting.schema import Kernel, Remark, ReportData, Stats
 
-
 _VALUE_NAME = re.compile(r"%\w+")
 
 

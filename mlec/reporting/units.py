@@ -63,5 +63,6 @@ def _digits(value: float) -> str:
         return str(value)
     if value == 0:
         return "0"
-    decimals = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-9))
+    rounded = float(f"{value:.3g}")
+    decimals = max(0, 2 - math.floor(math.log10(abs(rounded))))
     return f"{value:,.{min(decimals, 6)}f}"

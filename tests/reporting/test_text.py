@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mlec.errors import CorruptedFileError
+from mlec.report import OptimizationReport
+from mlec.reporting.text import WIDTH, print_report
+
+from .conftest import HOSTILE, perceptron, report_of
+
+
+def test_the_summary_comes_first(report: OptimizationReport) -> None:
+    head = report.to_text().split("\n\n")[0]
+    assert head.startswith("mlp: torch network")
+    assert "4.00x faster" in head
+    assert "measured 250 µs, source 1.00 ms, 256 rows" in head
+    assert "0.4% of the bound" in head
+    assert "2.00 KiB" in head
+
+
+def test_a_slower_model_is_called_slower() -> None:
+    report = OptimizationReport(timing={"measured": {"rows": 1, "compiled_ms": 2.0, "source_ms": 1.0, "speedup": 0.5}})
+    assert "2.00x slower" in report.to_text()
+
+
+def test_each_busy_pass_has_a_block_with_its_remarks(report: OptimizationReport) -> None:
+    blocks = {block.split(":")[0]: block for block in report.to_text().split("\n\n")}
+    fuse = blocks["pass fuse"]
+    entry = next(p for p in report.passes if p["name"] == "fuse")
+    assert f"{len(entry['applied'])} applied" in fuse
+    assert f"nodes: {entry['before']['nodes']} -> {entry['after']['nodes']}" in fuse
+    assert "+ one kernel: " in fuse
+    assert "net.py:10 (layers.0)" in fuse
+    assert "cse" in blocks["passes that had nothing to do"]
+
+
+def test_equal_remarks_are_said_once(report: OptimizationReport) -> None:
+    many = report_of(perceptron(blocks=30))
+    layout = next(block for block in many.to_text().split("\n\n") if block.startswith("pass layout"))
+    assert "(30 times)" in layout
+    assert layout.count("packed in blocks") == 1
+    assert "and 28 more places" in layout
+
+
+def test_the_kernels_are_listed_slowest_first(report: OptimizationReport) -> None:
+    slowest = max(report.kernels, key=lambda k: k["predicted_seconds"])
+    lines = report.to_text().split("kernels, predicted")[1].splitlines()
+    assert slowest["symbol"] in lines[2]
+    assert slowest["location"] in lines[2]
+
+
+@pytest.mark.parametrize("name", ["mlp", "a_name_that_is_much_longer_than_any_column_has_a_right_to_be_" * 4])
+def test_no_line_is_wider_than_a_terminal(name: str) -> None:
+    report = report_of(perceptron(file=f"{name}.py", name="long", blocks=3), warnings=[f"the input {name} is odd"])
+    report.model["name"] = name
+    report.stability = [{"rule": name, "location": name}]
+    assert max(map(len, report.to_text().splitlines())) <= WIDTH
+
+
+def test_control_characters_do_not_reach_the_terminal() -> None:
+    report = report_of(perceptron(file=HOSTILE), warnings=[HOSTILE])
+    report.model["name"] = HOSTILE
+    assert "\x1b" not in report.to_text()
+    assert "<script>" in report.to_text()
+
+
+def test_an_empty_report_says_so() -> None:
+    assert "nothing was recorded" in OptimizationReport().to_text()
+
+
+def test_the_text_survives_json(report: OptimizationReport) -> None:
+    assert OptimizationReport.from_dict(json.loads(report.to_json())).to_text() == report.to_text()
+
+
+def test_a_report_of_another_shape_is_an_error_that_names_the_place() -> None:
+    report = OptimizationReport(passes=[{"name": "fuse", "applied": "all of them"}])
+    with pytest.raises(CorruptedFileError, match=r"passes\[0\]\.applied") as caught:
+        report.to_text()
+    assert caught.value.code == "E_REPORT"
+
+
+def test_keys_of_a_later_version_are_left_out(report: OptimizationReport) -> None:
+    data = json.loads(report.to_json())
+    data["passes"][0]["colour"] = "blue"
+    data["horoscope"] = []
+    assert OptimizationReport.from_dict(data).to_text() == report.to_text()
+
+
+def test_printing_is_plain_when_it_is_not_a_terminal(
+    report: OptimizationReport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_report(report)
+    assert capsys.readouterr().out == report.to_text()
+
+
+def test_printing_is_coloured_on_a_terminal(
+    report: OptimizationReport, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    print_report(report)
+    assert "\x1b[32m" in capsys.readouterr().out
