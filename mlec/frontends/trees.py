@@ -146,9 +146,10 @@ class Ensemble:
             _require(0 <= node < count, f"{where} has a category set for node {node} of {count}")
             category[node] = len(self._sets)
             self._sets.append(_as_bits(codes, where))
-        columns |= {"left": new_ids[left_ids], "right": new_ids[right_ids], "category": category}
-        for name, column in columns.items():
+        for name, column in (columns | {"category": category}).items():
             self._columns[name].append(column[inner])
+        self._columns["left"].append(new_ids[left_ids[inner]])
+        self._columns["right"].append(new_ids[right_ids[inner]])
         self._values.append(leaf_values[leaves].astype(self.value_dtype.numpy))
         self._roots.append(int(new_ids[0]))
         self._outputs.append(output)

@@ -65,6 +65,12 @@ def test_pruned_nodes_are_dropped() -> None:
     assert predict(trees, np.array([[-1.0], [1.0]])).ravel().tolist() == [1, 2]
 
 
+def test_what_stands_at_leaves_does_not_matter() -> None:
+    trees = Ensemble(1, 1, threshold_dtype="f64", value_dtype="f64")
+    trees.add_tree([1, -5, -1], [2, -99, 99], [0, -7, 7], [0.0, np.nan, np.nan], [np.nan, 1, 2])
+    assert predict(trees, np.array([[0.0], [1.0]])).ravel().tolist() == [1, 2]
+
+
 def test_category_sets() -> None:
     trees = Ensemble(1, 1, threshold_dtype="f64", value_dtype="f64")
     trees.add_tree(
