@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from mlec.backends.base import CompiledModule, CompileOptions
-from mlec.backends.tvm.compat import llvm
+from mlec.backends.tvm.compat import llvm, tvm
 from mlec.backends.tvm.lowering import LOWERINGS, Lowering
 from mlec.backends.tvm.objects import to_objects
 from mlec.backends.tvm.pipeline import compile_for_cpu
@@ -69,7 +69,7 @@ def cpu_info(target: Target) -> TargetInfo:
     """
     if not target.arch:
         return TargetInfo.host()
-    known = {str(name) for name in llvm.llvm_get_cpu_archlist()}
+    known = {str(name) for name in llvm.llvm_get_cpu_archlist(tvm.target.Target("llvm"))}
     if target.arch not in known:
         raise TargetError(
             f"LLVM does not know the processor {target.arch!r}",
