@@ -22,6 +22,8 @@ SHOWN_GROUPS = 200
 SHOWN_PLACES = 12
 SHOWN_KERNELS = 100
 TEXT_CHARACTERS = 300_000
+LOSS = 0.95
+"""A gain below this is shown as a loss."""
 
 LIMITS = {"compute": "arithmetic", "memory": "memory traffic", "call": "call overhead"}
 
@@ -179,7 +181,8 @@ def _pass(entry: PassEntry) -> Html:
 
 
 def _gain(name: str, value: float) -> Html:
-    return element("span", element("b", units.times(value)), f" {name}", class_="gain")
+    loss = " loss" if value < LOSS else ""
+    return element("span", element("b", units.times(value)), f" {name}", class_=f"gain{loss}")
 
 
 def _remarks(title: str, remarks: Sequence[Remark], state: str) -> Html | None:

@@ -13,7 +13,7 @@ from mlec.reporting.schema import Kernel, Roofline
 WIDTH, HEIGHT = 680, 360
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 18, 46
 NAMED = 4
-CHARACTER = 6.6
+CHARACTER = 7.2
 
 
 @dataclass(frozen=True)

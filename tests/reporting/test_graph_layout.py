@@ -22,9 +22,9 @@ def assert_sound(layout: Layout, sizes: Mapping[str, tuple[float, float]]) -> No
     rows: dict[float, list[float]] = {}
     for name, (x, y) in layout.centres.items():
         width, height = sizes[name]
-        assert -0.01 <= x - width / 2
+        assert x - width / 2 >= -0.01
         assert x + width / 2 <= layout.width + 0.01
-        assert -0.01 <= y - height / 2
+        assert y - height / 2 >= -0.01
         assert y + height / 2 <= layout.height + 0.01
         rows.setdefault(y, []).append(x)
     for xs in rows.values():

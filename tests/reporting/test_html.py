@@ -23,7 +23,7 @@ def page(report: OptimizationReport) -> Page:
 def test_the_page_says_what_the_text_says(page: Page, report: OptimizationReport) -> None:
     assert "4.00x faster" in page.text
     assert "0.4% of the bound" in page.text
-    assert [a for a in page.of_class("pass")] != []
+    assert list(page.of_class("pass")) != []
     assert "net.py:10 (layers.0)" in page.text
     for kernel in report.kernels:
         assert kernel["symbol"] in page.text
