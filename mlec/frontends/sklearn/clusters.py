@@ -24,3 +24,10 @@ def k_means(ctx: Context, model: Any, columns: Columns) -> Lowered:
             "transform": Output((ctx.b("sqrt", squared),)),
         },
     )
+
+
+@converts(cluster.MeanShift)
+def mean_shift(ctx: Context, model: Any, columns: Columns) -> Lowered:
+    centres = ctx.constant(dense(model.cluster_centers_), "centres")
+    squared = ctx.b("pairwise_distance", ctx.matrix(columns), centres, metric="sqeuclidean")
+    return Lowered("clusterer", {"predict": Output((ctx.b("argmin", squared, axis=1),))})

@@ -52,7 +52,7 @@ def convert_foreign(ctx: Context, frontend: Frontend, estimator: Any, columns: C
             # What a sparse matrix does not store is missing to XGBoost, not zero.
             x = ctx.b("where", ctx.b("eq", x, 0.0), ctx.b.constant(np.nan, dtype=x.type.dtype), x)
         inputs.append(x)
-    results = _inlined(ctx, graph, inputs)
+    results = inlined(ctx, graph, inputs)
     methods = {
         spec.name: Output(
             tuple(results[i] for i in spec.outputs), tuple(_classes(labels) for labels in spec.labels), spec.dtype, spec.as_list, spec.stack
@@ -71,7 +71,7 @@ def _codes(ctx: Context, columns: Columns, feed: ColumnFeed, dtype: str) -> Valu
     return ctx.cast(ctx.codes(pairs, "codes"), dtype)
 
 
-def _inlined(ctx: Context, graph: Graph, inputs: list[Value]) -> list[Value]:
+def inlined(ctx: Context, graph: Graph, inputs: list[Value]) -> list[Value]:
     """The graph's outputs, its nodes copied to here and located in this model."""
     values = dict(zip(graph.inputs, inputs, strict=True))
     for node in graph.nodes:

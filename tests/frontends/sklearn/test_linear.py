@@ -143,6 +143,10 @@ def test_clusters(lab: Any, model: Any) -> None:
     lab.check(model.fit(IRIS), IRIS + 0.01, rtol=1e-7)
 
 
+def test_mean_shift(lab: Any) -> None:
+    lab.check(cluster.MeanShift(bandwidth=1.0).fit(IRIS), IRIS + 0.01)
+
+
 def test_scores_at_the_boundary(lab: Any) -> None:
     """A score of exactly 0 is the first class for linear models, the second for a support vector machine of two classes."""
     x = np.array([[-1.0], [1.0]])

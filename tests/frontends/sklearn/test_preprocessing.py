@@ -91,6 +91,22 @@ def test_partial_least_squares(lab: Any, model: Any) -> None:
     lab.check(model.fit(SIGNED, SIGNED[:, :2] ** 2), SIGNED)
 
 
+@pytest.mark.parametrize("kernel", ["linear", "poly", "rbf", "sigmoid", "cosine"])
+def test_through_hummingbird(lab: Any, kernel: str) -> None:
+    import torch
+
+    threads = torch.get_num_threads()
+    model = make_pipeline(preprocessing.StandardScaler(), decomposition.KernelPCA(2, kernel=kernel))
+    compiled = lab.check(model.fit(SIGNED), SIGNED + 0.01, rtol=1e-5)
+    assert torch.get_num_threads() == threads
+    assert "pipeline.kernelpca: KernelPCA" in {str(node.loc) for node in compiled.executable.graph.nodes}
+
+
+def test_kernel_that_hummingbird_lacks(lab: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match="KernelPCA: kernel"):
+        lab.lower(decomposition.KernelPCA(2, kernel="precomputed").fit(SIGNED @ SIGNED.T))
+
+
 # -- imputation ------------------------------------------------------------------------------------------------------
 
 
