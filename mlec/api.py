@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ def export_model(
         ``success``, ``path``, ``size_bytes``, ``report``; with ``error`` and ``hint`` when it failed.
     """
     precision = {None: "fp32", "none": "fp32"}.get(quantization, quantization or "fp32")
-    shapes = None if input_shape is None else [("n", *list(input_shape)[1:])]
+    shapes: InputShapes | None = None if input_shape is None else [["n", *list(input_shape)[1:]]]
     try:
         compiled = compile(model, example_inputs, input_shapes=shapes, precision=precision, **options)
         saved: SaveResult = compiled.save(output_path, compression=compression, metadata=metadata)
@@ -344,19 +345,18 @@ class _DeviceOnUse:
     """Opens the device when the model is first run, so that compiling needs none."""
 
     def __init__(self, module: CompiledModule, graph: Graph, num_threads: int | None) -> None:
-        self._open = lambda: executable_of(module, graph, num_threads)
-        self._executable: Any = None
+        self._what = (module, graph, num_threads)
+
+    @cached_property
+    def _executable(self) -> Any:
+        return executable_of(*self._what)
 
     def run(self, inputs: list[Any]) -> Any:
-        if self._executable is None:
-            self._executable = self._open()
         return self._executable.run(inputs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        if self._executable is None:
-            self._executable = self._open()
         return getattr(self._executable, name)
 
 

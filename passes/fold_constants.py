@@ -53,9 +53,9 @@ class FoldConstants(Pass):
             with np.errstate(all="ignore"):
                 results = node.op.evaluate(arrays, node.attrs, {})
             with b.at(node.loc):
-                for value, result in zip(node.outputs, results, strict=True):
-                    known[value] = result
-                    b.replace(value, b.constant(result, value.hint))
+                for output, result in zip(node.outputs, results, strict=True):
+                    known[output] = result
+                    b.replace(output, b.constant(result, output.hint))
             remarks.append(Remark("applied", f"{node.name} of constants", node.loc))
         if not any(r.kind == "applied" for r in remarks):
             return PassResult(graph, tuple(remarks))
