@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mlec.ir import Graph, Node, Trait
+from mlec.ir import Graph, Node, Trait, Value
 from mlec.ir.types import Shape
 
 ANCHORS = Trait.CONTRACTION | Trait.REDUCTION | Trait.NORMALISATION
@@ -70,7 +70,7 @@ def _grow(group: Group, graph: Graph, taken: set[Node], max_nodes: int) -> None:
 
 
 def _refusal(
-    node: Node, group: Group, graph: Graph, taken: set[Node], outputs: set[object], members: set[Node], max_nodes: int
+    node: Node, group: Group, graph: Graph, taken: set[Node], outputs: set[Value], members: set[Node], max_nodes: int
 ) -> str | None:
     """Why a producer stays out of the group: None if it joins, empty if that is nothing worth telling."""
     anchor = node.op.has(ANCHORS) and not node.op.has(Trait.ELEMENTWISE)
