@@ -304,7 +304,7 @@ def _parity(data: ReportData) -> Html | None:
         "labels that differ",
         "part of the bound",
     ]
-    rows = [_parity_row(name, found) for name, found in data.parity.methods.items()]
+    rows = [_parity_row(name, found) for name, found in data.parity.comparisons]
     return _section(
         "parity",
         "Parity with the source",

@@ -92,9 +92,14 @@ class Parity(msgspec.Struct, frozen=True):
     methods: dict[str, Comparison] = field(default_factory=dict)
 
     @property
+    def comparisons(self) -> list[tuple[str, Comparison]]:
+        """By name of the result."""
+        return sorted(self.methods.items())
+
+    @property
     def worst(self) -> Comparison | None:
         """The comparison that comes nearest to its bound."""
-        return max(self.methods.values(), key=lambda c: c.excess, default=None)
+        return max((c for _, c in self.comparisons), key=lambda c: c.excess, default=None)
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -110,6 +115,11 @@ class Timing(msgspec.Struct, frozen=True):
     compile_seconds: float | None = None
     predicted_seconds: dict[str, float] = field(default_factory=dict)
     measured: Measured | None = None
+
+    @property
+    def predictions(self) -> list[tuple[str, float]]:
+        """Batch size and seconds, smallest batch first: a file does not keep the order of keys."""
+        return sorted(self.predicted_seconds.items(), key=lambda item: (len(item[0]), item[0]))
 
 
 class Memory(msgspec.Struct, frozen=True):

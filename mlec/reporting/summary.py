@@ -122,7 +122,7 @@ def _parity(data: ReportData) -> Fact | None:
     worst = data.parity.worst
     if worst is None:
         return None
-    methods = ", ".join(data.parity.methods)
+    methods = ", ".join(name for name, _ in data.parity.comparisons)
     different = sum(c.label_mismatches for c in data.parity.methods.values())
     if worst.excess > 1:
         return Fact(
@@ -150,13 +150,13 @@ def _graph(data: ReportData) -> Fact | None:
 
 def _predicted(data: ReportData) -> Fact | None:
     gains = [p.predicted_gain for p in data.passes if p.predicted_gain is not None]
-    predicted = data.timing.predicted_seconds
+    predicted = data.timing.predictions
     if not gains and not predicted:
         return None
     gain = 1.0
     for value in gains:
         gain *= value
-    detail = ", ".join(f"{units.seconds(s)} at {n} row{'' if n == '1' else 's'}" for n, s in predicted.items())
+    detail = ", ".join(f"{units.seconds(s)} at {n} row{'' if n == '1' else 's'}" for n, s in predicted)
     if not gains:
         return Fact("Predicted", detail)
     return Fact("Predicted gain", units.times(gain), detail or f"by the passes, at {NOMINAL_EXTENT} rows")

@@ -127,7 +127,7 @@ def _parity(data: ReportData) -> list[str]:
             name, f"{c.rows:,}", units.error(c.max_abs_error), units.error(c.max_rel_error), units.error(c.mean_abs_error),
             f"{c.label_mismatches:,}", units.share(c.excess),
         ]
-        for name, c in data.parity.methods.items()
+        for name, c in data.parity.comparisons
     ]  # fmt: skip
     return [f"parity with the source, bound: {data.parity.tolerance}", *_table(rows, numbers=range(1, 7))]
 

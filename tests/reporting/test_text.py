@@ -74,6 +74,16 @@ def test_the_text_survives_json(report: OptimizationReport) -> None:
     assert OptimizationReport.from_dict(json.loads(report.to_json())).to_text() == report.to_text()
 
 
+def test_the_order_of_keys_does_not_matter(report: OptimizationReport) -> None:
+    data = json.loads(json.dumps(report.to_dict(), sort_keys=True))
+    data["timing"]["predicted_seconds"] = {"1024": 3e-5, "64": 2e-5, "1": 1e-6}
+    assert "1.00 µs at 1 row, 20.0 µs at 64 rows, 30.0 µs at 1024 rows" in " ".join(
+        OptimizationReport.from_dict(data).to_text().split()
+    )
+    data["timing"] = report.timing
+    assert OptimizationReport.from_dict(data).to_text() == report.to_text()
+
+
 def test_a_report_of_another_shape_is_an_error_that_names_the_place() -> None:
     report = OptimizationReport(passes=[{"name": "fuse", "applied": "all of them"}])
     with pytest.raises(CorruptedFileError, match=r"passes\[0\]\.applied") as caught:
