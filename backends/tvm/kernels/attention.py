@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
 from mlec.backends.tvm.kernels.gemm import broadcast_lead, operand_indices
 from mlec.backends.tvm.kernels.mathlib import exp
 from mlec.backends.tvm.kernels.tile import (
-    Fold,
     RegisterTile,
     accumulator_dtype,
     bits,
@@ -24,6 +23,7 @@ from mlec.backends.tvm.kernels.tile import (
     vector_loop,
 )
 from mlec.backends.tvm.kernels.vector import (
+    Cell,
     broadcast,
     cast_to,
     const,
@@ -32,6 +32,7 @@ from mlec.backends.tvm.kernels.vector import (
     load,
     maximum,
     ramp,
+    reduce_lanes,
     select,
     share,
     store,
@@ -56,9 +57,9 @@ def attention(
     ``causal`` hides positions after the row's own. d and e are static, all other extents may be symbolic. Parameters of
     the program: q, k, v, the mask if there is one, y.
 
-    A task is one head. It transposes its keys into panels ``[d, block]`` once (``t * d`` elements, 32 KB for 128 x 64), then
-    for every 8 queries computes 8 rows of scores, their softmax and their sums of values, all of which stay in L1: 2 m t
-    (d + e) FLOPs on ``(2 m + 2 t)(d + e) / 2`` elements of memory.
+    A task is one head. It transposes its keys into panels ``[d, block]`` once (``t * d`` elements, 32 KB for 128 x
+    64), then for every 8 queries computes 8 rows of scores, their softmax and their sums of values, all of which stay
+    in L1: 2 m t (d + e) FLOPs on ``(2 m + 2 t)(d + e) / 2`` elements of memory.
     """
     acc = accumulator_dtype(dtype)
     lanes = target.lanes(bits(acc))
@@ -69,7 +70,6 @@ def attention(
     vectors = 2
     block, mr = lanes * vectors, tile_rows(target, vectors)
     panels = ceildiv(t, block)
-    most_vectors = max(1, (target.vector_registers - 4) // mr - 1)
 
     with prim_func(name) as kernel:
         q, k, v = (parameter(n, BufferSpec(s, dtype)) for n, s in (("q", q_shape), ("k", k_shape), ("v", v_shape)))
@@ -85,11 +85,24 @@ def attention(
             keys = T.alloc_buffer((panels, d, block), acc)
             scores = T.alloc_buffer((mr, panels * block), acc)
             transpose_keys(keys, k_at)
-            with T.serial(m // mr) as i:
-                rows_of(mr, share(i * mr), where, q_at, v_at, keys, scores)
-            if mr > 1 and not (isinstance(m, int) and m % mr == 0):
-                with T.serial(m % mr) as i:
-                    rows_of(1, share(m // mr * mr + i), where, q_at, v_at, keys, scores)
+            with T.serial(ceildiv(m, mr)) as block_of_rows:
+                row = share(block_of_rows * mr)
+                count = share(tirx.min(mr, m - row))
+                by_rows(count, lambda rows, i: score(rows, i, row + i, q_at, keys, scores))
+                with T.serial(count) as i:
+                    normalise(scores, i, row + i, where)
+                by_rows(count, lambda rows, i: weigh(rows, i, row + i, where, v_at, scores))
+
+        def by_rows(count: Expr, body: Callable[[int, Expr], None]) -> None:
+            """Whole tiles of rows at once, the last rows one by one."""
+            if isinstance(m, int) and m % mr == 0:
+                body(mr, 0)
+                return
+            with T.If(count == mr):
+                with T.Then():
+                    body(mr, 0)
+                with T.Else(), T.serial(count) as i:
+                    body(1, i)
 
         def transpose_keys(keys: Buffer, k_at: tuple[Expr, ...]) -> None:
             with T.grid(panels, block) as (panel, column):
@@ -100,15 +113,8 @@ def attention(
                     with T.Else(), T.serial(d) as j:
                         T.buffer_store(keys, const(0, acc), [panel, j, column])
 
-        def rows_of(
-            rows: int,
-            row: Expr,
-            where: Sequence[Expr],
-            q_at: tuple[Expr, ...],
-            v_at: tuple[Expr, ...],
-            keys: Buffer,
-            scores: Buffer,
-        ) -> None:
+        def score(rows: int, first: Expr, row: Expr, q_at: tuple[Expr, ...], keys: Buffer, scores: Buffer) -> None:
+            """Scaled products of ``rows`` queries with every key."""
             with T.serial(panels) as panel:
                 sums = RegisterTile(rows, vectors, lanes, acc)
                 with T.serial(d) as j:
@@ -118,31 +124,26 @@ def attention(
                     )
                 for i in range(rows):
                     for u in range(vectors):
-                        store(scores, sums.value(i, u) * const(scale, acc, lanes), [i, panel * block + u * lanes])
-            with T.serial(rows) as i:
-                normalise(scores, i, row + i, where)
-            for first in range(0, e, most_vectors * lanes):
-                weigh(rows, row, first, min(e, first + most_vectors * lanes), where, v_at, scores)
+                        at = [first + i, panel * block + u * lanes]
+                        store(scores, sums.value(i, u) * const(scale, acc, lanes), at)
 
         def normalise(scores: Buffer, i: Expr, row: Expr, where: Sequence[Expr]) -> None:
             """Softmax of one row of scores, in place."""
             if given is not None or causal:
                 vector_loop(t, lanes, lambda start, width: hide(scores, i, row, where, start, width))
-            largest = Fold(lanes, acc, -math.inf, maximum)
-            largest.over(t, lambda start, width: load(scores, [i, start], width))
-            shift = largest.result()
-            total = Fold(lanes, acc, 0, lambda a, b: a + b)
-
-            def exponential(start: Expr, width: int) -> Expr:
-                value = exp(load(scores, [i, start], width) - shift)
-                store(scores, value, [i, start])
-                return value
-
-            total.over(t, exponential)
-            whole = total.result()
-            vector_loop(
-                t, lanes, lambda start, width: store(scores, load(scores, [i, start], width) / whole, [i, start])
-            )
+            with T.serial(t, panels * block) as beyond:  # weighs nothing, and makes the row whole vectors
+                T.buffer_store(scores, const(-math.inf, acc), [i, beyond])
+            largest, total = Cell(acc, lanes, -math.inf), Cell(acc, lanes, 0)
+            with T.serial(panels * vectors) as j:
+                largest.set(maximum(largest.value, share(load(scores, [i, j * lanes], lanes))))
+            shift = share(reduce_lanes(largest.value, maximum))
+            with T.serial(panels * vectors) as j:
+                value = exp(load(scores, [i, j * lanes], lanes) - shift)
+                store(scores, value, [i, j * lanes])
+                total.set(total.value + value)
+            whole = share(reduce_lanes(total.value, lambda a, b: a + b))
+            with T.serial(panels * vectors) as j:
+                store(scores, load(scores, [i, j * lanes], lanes) / whole, [i, j * lanes])
 
         def hide(scores: Buffer, i: Expr, row: Expr, where: Sequence[Expr], start: Expr, width: int) -> None:
             value = load(scores, [i, start], width)
@@ -160,24 +161,29 @@ def attention(
             store(scores, value, [i, start])
 
         def weigh(
-            rows: int, row: Expr, first: int, last: int, where: Sequence[Expr], v_at: tuple[Expr, ...], scores: Buffer
+            rows: int, first: Expr, row: Expr, where: Sequence[Expr], v_at: tuple[Expr, ...], scores: Buffer
         ) -> None:
-            """Columns ``first`` to ``last`` of the values, summed with the weights of each row."""
-            for start, vectors, width in (
-                (first, (last - first) // lanes, lanes),
-                (last - last % lanes, 1, last % lanes),
-            ):
-                if not vectors or not width or start >= last:
-                    continue
-                sums = RegisterTile(rows, vectors, width, acc)
+            """The values summed with the weights of ``rows`` rows, some vectors of columns at a time."""
+
+            def columns(start: Expr, count: int, width: int) -> None:
+                sums = RegisterTile(rows, count, width, acc)
                 with T.serial(t) as j:
                     sums.multiply_add(
-                        [scores[i, j] for i in range(rows)],
-                        [cast_to(acc, load(v, [*v_at, j, start + u * width], width)) for u in range(vectors)],
+                        [scores[first + i, j] for i in range(rows)],
+                        [cast_to(acc, load(v, [*v_at, j, start + u * width], width)) for u in range(count)],
                     )
                 for i in range(rows):
-                    for u in range(vectors):
+                    for u in range(count):
                         store(y, cast_to(dtype, sums.value(i, u)), [*where, row + i, start + u * width])
+
+            strip = vectors * lanes
+            if e >= strip:
+                with T.serial(e // strip) as i:
+                    columns(i * strip, vectors, lanes)
+            if e % strip >= lanes:
+                columns(e // strip * strip, e % strip // lanes, lanes)
+            if e % lanes:
+                columns(e // lanes * lanes, 1, e % lanes)
 
         work = math.prod(extent if isinstance(extent, int) else 32 for extent in (m, t)) * (d + e)
         parallel_if_large(product(lead), work, head, math.prod(extent for extent in lead if isinstance(extent, int)))

@@ -72,7 +72,7 @@ def _normalised(
             fold = Fold(lanes, acc, -math.inf, maximum)
             fold.over(length, lambda start, width: value(x, [i, start], width))
             shift = shift_of(fold.result())
-            total = Fold(lanes, acc, 0, lambda a, b: a + b)
+            total = Fold(lanes, acc, 0, lambda a, b: a + b, partials=1)
             total.over(length, lambda start, width: exp(value(x, [i, start], width) - shift))
             whole = total.result()
             if reduced:

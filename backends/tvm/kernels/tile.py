@@ -168,13 +168,16 @@ def vector_loop(extent: Dim, lanes: int, body: Callable[[Expr, int], None]) -> N
 
 
 class Fold:
-    """A reduction along consecutive elements: four vectors of partial results, joined in a fixed order at the end."""
+    """A reduction along consecutive elements: a few vectors of partial results, joined in a fixed order at the end.
 
-    PARTIALS = 4
+    Several partial results hide the latency of a short term; one is enough (and a smaller program) where the term is long.
+    """
 
-    def __init__(self, lanes: int, dtype: str, identity: float, combine: Callable[[Expr, Expr], Expr]) -> None:
+    def __init__(
+        self, lanes: int, dtype: str, identity: float, combine: Callable[[Expr, Expr], Expr], partials: int = 4
+    ) -> None:
         self.lanes, self.combine = lanes, combine
-        self.cells = [Cell(dtype, lanes, identity) for _ in range(self.PARTIALS)]
+        self.cells = [Cell(dtype, lanes, identity) for _ in range(partials)]
         self.scalar = Cell(dtype, 1, identity)
 
     def _add(self, cell: Cell, value: Expr) -> None:
@@ -182,9 +185,9 @@ class Fold:
 
     def over(self, extent: Dim, term: Callable[[Expr, int], Expr]) -> None:
         """Take in ``term(start, width)`` for runs that cover ``extent``."""
-        wide = self.lanes * self.PARTIALS
-        whole = extent // wide * wide
-        if not isinstance(extent, int) or extent >= wide:
+        wide = self.lanes * len(self.cells) if len(self.cells) > 1 else 1
+        whole = extent // wide * wide if wide > 1 else 0
+        if wide > 1 and (not isinstance(extent, int) or extent >= wide):
             with T.serial(extent // wide) as i:
                 for u, cell in enumerate(self.cells):
                     self._add(cell, term(i * wide + u * self.lanes, self.lanes))
@@ -196,10 +199,14 @@ class Fold:
             else:
                 self._add(self.scalar, reduce_lanes(value, self.combine))
 
-        vector_loop(extent - whole if isinstance(extent, int) else extent % wide, self.lanes, rest)
+        vector_loop(
+            extent - whole if isinstance(extent, int) else extent % wide if wide > 1 else extent, self.lanes, rest
+        )
 
     def result(self) -> Expr:
         """The scalar result."""
-        first, second = (share(self.combine(self.cells[i].value, self.cells[i + 2].value)) for i in (0, 1))
-        joined = reduce_lanes(share(self.combine(first, second)), self.combine)
-        return share(self.combine(self.scalar.value, joined))
+        cells = [cell.value for cell in self.cells]
+        while len(cells) > 1:
+            half = len(cells) // 2
+            cells = [share(self.combine(cells[i], cells[i + half])) for i in range(half)]
+        return share(self.combine(self.scalar.value, reduce_lanes(share(cells[0]), self.combine)))

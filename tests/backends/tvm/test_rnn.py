@@ -1,0 +1,46 @@
+"""Recurrent layers against torch: batches and lengths that do not divide the blocks, both directions."""
+
+import numpy as np
+import pytest
+import torch
+
+from mlec.backends.tvm.compat import tirx
+from mlec.backends.tvm.kernels.rnn import GATES, pack_recurrent, recurrent, recurrent_lanes
+from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("kind", "dtype", "features", "hidden", "activation"), [
+    ("lstm", "float32", 3, 20, "tanh"),
+    ("lstm", "float64", 8, 16, "tanh"),
+    ("gru", "float32", 5, 48, "tanh"),
+    ("gru", "float64", 2, 3, "tanh"),
+    ("rnn", "float32", 7, 33, "tanh"),
+    ("rnn", "float32", 4, 16, "relu"),
+])  # fmt: skip
+def test_against_torch(kind, dtype, features, hidden, activation, reverse):
+    n, t = tirx.Var("n", "int64"), tirx.Var("t", "int64")
+    run = compile_kernel(recurrent(kind, n, t, features, hidden, reverse, dtype, HOST, activation))
+    torch.manual_seed(0)
+    options = {"nonlinearity": activation} if kind == "rnn" else {}
+    layer = getattr(torch.nn, kind.upper())(features, hidden, batch_first=True, **options).to(getattr(torch, dtype))
+    w_ih, w_hh, b_ih, b_hh = (p.detach().numpy() for p in layer.parameters())
+    biases = [b_ih, b_hh] if kind == "gru" else [b_ih + b_hh]
+    lanes, gates = recurrent_lanes(dtype, HOST), GATES[kind]
+    packed = [pack_recurrent(w, gates, lanes) for w in (w_ih, w_hh, *biases)]
+    rng = np.random.default_rng(0)
+    for batch, steps in ((0, 3), (1, 1), (1, 21), (2, 8), (5, 10), (9, 0), (33, 3)):
+        x = rng.normal(size=(batch, steps, features)).astype(dtype)
+        states = [rng.normal(size=(batch, hidden)).astype(dtype) for _ in range(1 + (kind == "lstm"))]
+        got = run(x, *states, *packed, out=[(batch, steps, hidden)] + [(batch, hidden)] * len(states), dtype=dtype)
+        want = [np.zeros((batch, steps, hidden)), *states]
+        if batch and steps:
+            given = [torch.from_numpy(s)[None] for s in states]
+            ordered = torch.from_numpy(x[:, ::-1].copy() if reverse else x)
+            with torch.no_grad():
+                y, last = layer(ordered, tuple(given) if kind == "lstm" else given[0])
+            y = y.numpy()[:, ::-1] if reverse else y.numpy()
+            want = [y, *(s[0].numpy() for s in (last if kind == "lstm" else [last]))]
+        unit = 1e-5 if dtype == "float32" else 1e-12
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=unit, atol=unit)
