@@ -200,7 +200,8 @@ class Lowering:
         memory = tuple(self.in_memory(t) for t in operands)
         made = tuple(Tensor(t) for t in results)
         symbols = tuple(SymDim.named(name) for name in extents)
-        self._steps.append(_Call(symbol, build(symbol, Dims()), memory, made, symbols))
+        dims = Dims.of([t.type for t in (*memory, *made)], extents)
+        self._steps.append(_Call(symbol, build(symbol, dims), memory, made, symbols))
         moved: Dim = 0
         for tensor in (*memory, *made):
             moved = moved + tensor.type.nbytes

@@ -8,7 +8,7 @@ expression without a buffer in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +18,10 @@ from mlec.backends.tvm.compat import T, tirx, tvm
 from mlec.backends.tvm.kernels.elementwise import Lanes, NotContiguousError
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
 from mlec.backends.tvm.kernels.vector import Cell, broadcast, const_like, lanes_of, ramp, share
-from mlec.ir.dim import Dim, Symbol
+from mlec.ir.dim import Dim, SymDim, Symbol, symbols_of
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Node, Value
+from mlec.ir.types import TensorType
 
 Index = Any
 """An ``int`` or an int64 expression."""
@@ -52,15 +53,30 @@ def is_injective(node: Node) -> bool:
 
 
 class Dims:
-    """The extents of one function: a variable for each symbol."""
+    """The extents of one function: a variable for each symbol.
 
-    def __init__(self) -> None:
+    Args:
+        opaque: extents that get a variable of their own. A buffer tells the value of an extent that is a variable, and
+            nothing but that; so where ``12 * n`` occurs and ``n`` itself nowhere does, ``12 * n`` is the variable.
+    """
+
+    def __init__(self, opaque: Iterable[SymDim] = ()) -> None:
         self.symbols: dict[str, Expr] = {}
+        self._opaque = {dim: tirx.Var(f"extent{i}", "int64") for i, dim in enumerate(opaque)}
+
+    @staticmethod
+    def of(types: Iterable[TensorType], given: Iterable[str] = ()) -> Dims:
+        """For a function with buffers of these types, and scalar parameters for the symbols ``given``."""
+        extents = [d for t in types for d in t.shape if isinstance(d, SymDim)]
+        known = {str(d) for d in extents} | set(given)
+        return Dims(dict.fromkeys(d for d in extents if not symbols_of(d) <= known))
 
     def __call__(self, dim: Dim) -> Any:
         """The extent as an int or an int64 expression."""
         if isinstance(dim, int):
             return dim
+        if dim in self._opaque:
+            return self._opaque[dim]
         total: Any = 0
         for monomial, coefficient in dim.terms:
             product: Any = coefficient
