@@ -75,12 +75,7 @@ def _remarks(group: Group, names: dict[Value, str]) -> list[Remark]:
         loc = Location.merged((n.loc for n in reversed(group.nodes)), "fuse")
         found.append(Remark("applied", f"one kernel: {chain}", loc, "fuse"))
     for node, reason in group.refused:
-        found.append(
-            Remark(
-                "missed",
-                f"{print_node(node, names).splitlines()[0]} is not fused into {group.root.name}: {reason}",
-                node.loc,
-                "fuse",
-            )
-        )
+        text = print_node(node, names).splitlines()[0]
+        message = f"not fused into {group.root.name}: {reason}, at {text}"
+        found.append(Remark("missed", message, node.loc, "fuse"))
     return found
