@@ -150,3 +150,10 @@ def attention(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value
         scores = b("where", b("le", columns, rows), scores, hidden)
     _, e, total = _softmax_parts(b, scores, scores.type.rank - 1)
     return _like(b, b("matmul", b("div", e, total), wide_v), q)
+
+
+@decomposes("lstm", "gru", "rnn")
+def recurrence(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Sequence[Value]:
+    """In float32."""
+    wide = [_wide(b, x) for x in operands]
+    return [_like(b, y, operands[0]) for y in b.multi(node.op, *wide, **node.attrs)]

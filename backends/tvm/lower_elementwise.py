@@ -33,10 +33,23 @@ def lower_region(
         nodes: of the region.
         inputs: what the values that no node of the region makes are.
     """
-    region = RegionKernel(tuple(nodes), dict(inputs))
+    region = RegionKernel(*_needed(nodes, inputs, output))
     flat = region.flattened(output)
     pieces = [(flat or output.type.shape, output, ())]
     return region.lower(lowering, node, output.type, pieces, flat)
+
+
+def _needed(
+    nodes: Sequence[Node], inputs: Mapping[Value, Tensor], output: Value
+) -> tuple[tuple[Node, ...], dict[Value, Tensor]]:
+    """The nodes and inputs that the output depends on."""
+    wanted = {output}
+    kept: list[Node] = []
+    for node in reversed(nodes):
+        if node.output in wanted:
+            kept.append(node)
+            wanted.update(node.inputs)
+    return tuple(reversed(kept)), {v: t for v, t in inputs.items() if v in wanted}
 
 
 @dataclass(frozen=True)

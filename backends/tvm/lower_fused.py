@@ -10,7 +10,7 @@ Forms with one kernel:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlec.backends.tvm.compat import T, tirx
@@ -144,45 +144,74 @@ def lower_body(lowering: Lowering, node: Node, body: Graph, operands: tuple[Tens
         (output,) = body.outputs
         if all(map(is_injective, nodes)):
             return (lower_region(lowering, node, nodes, _read(nodes, values), output),)
-        anchors = [inner for inner in nodes if not is_injective(inner)]
-        if len(anchors) == 1 and (result := _with_tail(lowering, anchors[0], nodes, values, output)) is not None:
-            return (result,)
+        if sum(not is_injective(inner) for inner in nodes) == 1:
+            result = _with_anchor(lowering, node, nodes, values, output)
+            if result is not None:
+                return (result,)
     for inner in nodes:
         results = lowering.lower(inner, tuple(values[v] for v in inner.inputs))
         values.update(zip(inner.outputs, results, strict=True))
     return tuple(values[v] for v in body.outputs)
 
 
-def _with_tail(
-    lowering: Lowering, anchor: Node, nodes: list[Node], values: dict[Value, Tensor], output: Value
+def _with_anchor(
+    lowering: Lowering, node: Node, nodes: list[Node], values: Mapping[Value, Tensor], output: Value
 ) -> Tensor | None:
-    """One kernel for an anchor and the elementwise nodes after it; None if the body has another form."""
-    if anchor.name not in ANCHORS or len(anchor.outputs) != 1:
+    """A kernel for the anchor, which takes the elementwise nodes after it if it can; None if the body has another form.
+
+    Nodes before the anchor become kernels of their own, one for each of its operands; nodes after it that it cannot take
+    become one together.
+    """
+    (anchor,) = (inner for inner in nodes if not is_injective(inner))
+    if len(anchor.outputs) != 1:
         return None
-    after: set[Value] = {anchor.output}
-    tail: list[Node] = []
+    known = dict(values)
+    before, after = _split(nodes, anchor)
+    for value in anchor.inputs:
+        if value not in known:
+            known[value] = lower_region(lowering, node, before, _read(before, known), value)
+    operands = tuple(known[v] for v in anchor.inputs)
+    side = _needed(before, after, known)
+    tail_nodes = (*side, *after)
+    tail = Tail(anchor.output, output, tail_nodes, _read(tail_nodes, known))
+    fits = all(
+        is_elementwise(inner)
+        and inner.name not in CALLS_LIBM
+        and (inner in side or inner.output.type.shape == anchor.output.type.shape)
+        for inner in tail_nodes
+    )
+    if anchor.name in ANCHORS and fits:
+        return ANCHORS[anchor.name](lowering, anchor, operands, tail)
+    return tail.apply(lowering, node, lowering.lower(anchor, operands)[0])
+
+
+def _split(nodes: list[Node], anchor: Node) -> tuple[list[Node], list[Node]]:
+    """The nodes that do not depend on the anchor, and those that do."""
+    dependent = {anchor.output}
+    before, after = [], []
     for inner in nodes:
         if inner is anchor:
-            if any(v not in values for v in inner.inputs):
-                return None
-        elif any(v in after for v in inner.inputs) or all(v in values for v in inner.inputs):
-            # Side computations on other operands are evaluated in the epilogue too.
-            if not is_elementwise(inner) or inner.name in CALLS_LIBM:
-                return None
-            if any(v in after for v in inner.inputs) and inner.output.type.shape != anchor.output.type.shape:
-                return None
-            after.add(inner.output)
-            tail.append(inner)
+            continue
+        if any(v in dependent for v in inner.inputs):
+            dependent.update(inner.outputs)
+            after.append(inner)
         else:
-            return None
-    if output not in after or output.type.dtype.is_bool:
-        return None  # the templates store vectors, and a vector of booleans is stored as bits
-    inputs = {v: values[v] for inner in tail for v in inner.inputs if v in values}
-    rest = Tail(anchor.output, output, tuple(tail), inputs)
-    return ANCHORS[anchor.name](lowering, anchor, tuple(values[v] for v in anchor.inputs), rest)
+            before.append(inner)
+    return before, after
 
 
-def _read(nodes: list[Node], values: Mapping[Value, Tensor]) -> dict[Value, Tensor]:
+def _needed(before: list[Node], after: list[Node], known: Mapping[Value, Tensor]) -> list[Node]:
+    """The nodes before the anchor whose results, not known otherwise, the nodes after it read."""
+    wanted = {v for inner in after for v in inner.inputs}
+    side: list[Node] = []
+    for inner in reversed(before):
+        if any(v in wanted and v not in known for v in inner.outputs):
+            wanted.update(inner.inputs)
+            side.insert(0, inner)
+    return side
+
+
+def _read(nodes: Sequence[Node], values: Mapping[Value, Tensor]) -> dict[Value, Tensor]:
     return {v: values[v] for inner in nodes for v in inner.inputs if v in values}
 
 

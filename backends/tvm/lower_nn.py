@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from mlec.backends.tvm.compat import T, tirx
-from mlec.backends.tvm.kernels import direct, mathlib
+from mlec.backends.tvm.compat import tirx
+from mlec.backends.tvm.kernels.attention import attention
 from mlec.backends.tvm.kernels.conv import conv, conv2d_nchwc, pack_transposed
 from mlec.backends.tvm.kernels.elementwise import NotContiguousError
-from mlec.backends.tvm.kernels.epilogue import Buffer, Dim, Expr
+from mlec.backends.tvm.kernels.epilogue import Expr
+from mlec.backends.tvm.kernels.norm import group_norm, layer_norm, rms_norm
+from mlec.backends.tvm.kernels.pool import pool
+from mlec.backends.tvm.kernels.rnn import GATES, pack_recurrent, recurrent, recurrent_lanes
 from mlec.backends.tvm.kernels.softmax import logsumexp, softmax
-from mlec.backends.tvm.kernels.tile import product, unflatten
-from mlec.backends.tvm.kernels.vector import cast_to, const, maximum, share
+from mlec.backends.tvm.kernels.vector import cast_to, const, share
+from mlec.backends.tvm.lower_direct import direct_recurrence, pads_of, per_axis
 from mlec.backends.tvm.lower_elementwise import lower_node
 from mlec.backends.tvm.lower_fused import Tail, lower_body, lower_decomposed, lowers_with_tail
 from mlec.backends.tvm.lowering import Lowering, Tensor, lowers
 from mlec.backends.tvm.region import Dims, Index, Region, element_rule
 from mlec.ir.builder import GraphBuilder
 from mlec.ir.graph import Node
-from mlec.ir.op import Attrs
 
 # -- convolution -----------------------------------------------------------------------------------------------------
 
@@ -30,7 +31,7 @@ from mlec.ir.op import Attrs
 def lower_conv(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     x, w = operands
     rank = x.type.rank - 2
-    return _convolution(lowering, node, x, w, tail, _per_axis(node.attrs, "strides", rank), _pads(node.attrs, rank))
+    return _convolution(lowering, node, x, w, tail, per_axis(node.attrs, "strides", rank), pads_of(node.attrs, rank))
 
 
 @lowers_with_tail("conv_transpose")
@@ -38,8 +39,8 @@ def lower_conv_transpose(lowering: Lowering, node: Node, operands: tuple[Tensor,
     """The convolution that it equals: zeros between the elements of x, weights flipped."""
     x, w = operands
     attrs, rank = node.attrs, x.type.rank - 2
-    groups, dilations = attrs["groups"], _per_axis(attrs, "dilations", rank)
-    pads, extra = _pads(attrs, rank), _per_axis(attrs, "output_padding", rank, 0)
+    groups, dilations = attrs["groups"], per_axis(attrs, "dilations", rank)
+    pads, extra = pads_of(attrs, rank), per_axis(attrs, "output_padding", rank, 0)
     kernel = [int(str(d)) for d in w.shape[2:]]
     reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
     befores = [r - p for r, p in zip(reach, pads[:rank], strict=True)]
@@ -48,7 +49,7 @@ def lower_conv_transpose(lowering: Lowering, node: Node, operands: tuple[Tensor,
         w = lowering.packed(w, f"flipped{groups}", lambda a: pack_transposed(a, groups))
     else:
         w = _flipped(lowering, node, w, groups)
-    strides = _per_axis(attrs, "strides", rank)
+    strides = per_axis(attrs, "strides", rank)
     return _convolution(lowering, node, x, w, tail, (1,) * rank, (*befores, *afters), strides)
 
 
@@ -62,7 +63,7 @@ def _convolution(
     pads: tuple[int, ...],
     input_dilations: tuple[int, ...] = (),
 ) -> Tensor:
-    groups, dilations = node.attrs["groups"], _per_axis(node.attrs, "dilations", x.type.rank - 2)
+    groups, dilations = node.attrs["groups"], per_axis(node.attrs, "dilations", x.type.rank - 2)
 
     def build(name: str, dims: Dims) -> object:
         weights = [int(str(d)) for d in w.shape]
@@ -91,12 +92,12 @@ def _flipped(lowering: Lowering, node: Node, w: Tensor, groups: int) -> Tensor:
 @lowers_with_tail("conv2d_nchwc")
 def lower_conv2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     x, w = operands
-    strides, dilations = _per_axis(node.attrs, "strides", 2), _per_axis(node.attrs, "dilations", 2)
+    strides, dilations = per_axis(node.attrs, "strides", 2), per_axis(node.attrs, "dilations", 2)
 
     def build(name: str, dims: Dims) -> object:
         weights = [int(str(d)) for d in w.shape]
         epilogue = tail.epilogue(lowering, dims)
-        shape, pads = dims.shape(x.shape), _pads(node.attrs, 2)
+        shape, pads = dims.shape(x.shape), pads_of(node.attrs, 2)
         return conv2d_nchwc(shape, weights, strides, pads, dilations, x.dtype, lowering.target, epilogue, name)
 
     operands = (x, w, *tail.operands(lowering))
@@ -104,70 +105,27 @@ def lower_conv2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, .
     return lowering.kernel(build, operands, [tail.type], node=node, strategy=strategy)[0]
 
 
-def _per_axis(attrs: Attrs, key: str, rank: int, default: int = 1) -> tuple[int, ...]:
-    return tuple(attrs[key]) or (default,) * rank
-
-
-def _pads(attrs: Attrs, rank: int) -> tuple[int, ...]:
-    return tuple(attrs["pads"]) or (0,) * (2 * rank)
-
-
 # -- pooling ---------------------------------------------------------------------------------------------------------
 
 
-@lowers("max_pool", "avg_pool")
-def lower_pool(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
-    """One task for each window."""
+@lowers_with_tail("max_pool", "avg_pool")
+def lower_pool(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     (x,) = operands
     attrs, kernel = node.attrs, tuple(node.attrs["kernel"])
     rank = len(kernel)
     strides = tuple(attrs["strides"]) or kernel
-    dilations = _per_axis(attrs, "dilations", rank) if "dilations" in attrs else (1,) * rank
-    pads = _pads(attrs, rank)
-    is_max = node.name == "max_pool"
-    acc = "float64" if x.dtype == "float64" else "float32"
+    dilations = per_axis(attrs, "dilations", rank) if "dilations" in attrs else (1,) * rank
+    counts = bool(attrs.get("count_include_pad", False))
 
     def build(name: str, dims: Dims) -> object:
-        shape, result = dims.shape(x.shape), dims.shape(node.output.type.shape)
+        shape, out = dims.shape(x.shape), dims.shape(node.output.type.shape[2 : 2 + rank])
+        epilogue, pads = tail.epilogue(lowering, dims), pads_of(attrs, rank)
+        return pool(
+            node.name, shape, kernel, strides, pads, dilations, out, counts, x.dtype, lowering.target, epilogue, name
+        )
 
-        def window(inputs: tuple[Buffer, ...], outputs: tuple[Buffer, ...], index: Expr) -> None:
-            where = unflatten(index, result)
-            total = direct.Cell(const(-math.inf if is_max else 0.0, acc))
-            counted = direct.Cell(const(0.0, acc))
-
-            def tap(taps: tuple[Expr, ...]) -> None:
-                at = [
-                    where[2 + i] * strides[i] + tirx.Cast("int64", t) * dilations[i] - pads[i]
-                    for i, t in enumerate(taps)
-                ]
-                real = tirx.const(True, "bool")
-                inside = tirx.const(True, "bool")
-                for i, position in enumerate(at):
-                    extent = shape[2 + i]
-                    real = tirx.And(real, tirx.And(position >= 0, position < extent))
-                    inside = tirx.And(inside, position < extent + pads[rank + i])
-                with direct.if_(real):
-                    value = share(cast_to(acc, inputs[0][_flat((*where[:2], *at, *where[2 + rank :]), shape)]))
-                    total.set(maximum(share(total.get()), value) if is_max else total.get() + value)
-                if not is_max:
-                    with direct.if_(inside if attrs["count_include_pad"] else real):
-                        counted.set(counted.get() + const(1.0, acc))
-
-            direct.over(kernel, tap)
-            value = total.get() if is_max else total.get() / counted.get()
-            T.buffer_store(outputs[0], cast_to(x.dtype, value), [index])
-
-        specs = [lowering.spec(x, dims)], [lowering.spec(node.output.type, dims)]
-        return direct.direct(name, *specs, product(result), 2.0 * math.prod(kernel), window, lowering.spread)
-
-    return lowering.kernel(build, (x,), [node.output.type], node=node, strategy="one window at a time")[0]
-
-
-def _flat(indices: Sequence[Expr], shape: Sequence[Dim]) -> Expr:
-    position = indices[0]
-    for index, extent in zip(indices[1:], shape[1:], strict=True):
-        position = position * extent + index
-    return position
+    operands = (x, *tail.operands(lowering))
+    return lowering.kernel(build, operands, [tail.type], node=node, strategy=f"windows{tail}")[0]
 
 
 # -- normalisation ---------------------------------------------------------------------------------------------------
@@ -197,86 +155,72 @@ def lower_logsumexp(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]
     return lowering.kernel(build, (x,), [node.output.type], node=node, strategy="two passes over each line")
 
 
-lowers("layer_norm", "rms_norm", "batch_norm", "group_norm", "attention")(lower_decomposed)
+@lowers_with_tail("layer_norm", "rms_norm")
+def lower_line_norm(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
+    x = operands[0]
+    template = layer_norm if node.name == "layer_norm" else rms_norm
+
+    def build(name: str, dims: Dims) -> object:
+        axis, eps, epilogue = node.attrs["axis"], node.attrs["eps"], tail.epilogue(lowering, dims)
+        return template(dims.shape(x.shape), axis, eps, x.dtype, lowering.target, epilogue, name)
+
+    operands = (*operands, *tail.operands(lowering))
+    return lowering.kernel(build, operands, [tail.type], node=node, strategy=f"statistics, then one pass{tail}")[0]
+
+
+@lowers("group_norm")
+def lower_group_norm(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Sequence[Tensor]:
+    x = operands[0]
+
+    def build(name: str, dims: Dims) -> object:
+        groups, eps = node.attrs["groups"], node.attrs["eps"]
+        return group_norm(dims.shape(x.shape), groups, eps, x.dtype, lowering.target, name)
+
+    return lowering.kernel(build, operands, [node.output.type], node=node, strategy="statistics, then one pass")
+
+
+lowers("batch_norm")(lower_decomposed)
+
+
+@lowers("attention")
+def lower_attention(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Sequence[Tensor]:
+    q, k, v, *mask = operands
+
+    def build(name: str, dims: Dims) -> object:
+        shapes = [dims.shape(t.shape) for t in (q, k, v)]
+        spec = lowering.spec(mask[0], dims) if mask else None
+        scale, causal = node.attrs["scale"], node.attrs["causal"]
+        return attention(*shapes, spec, scale, causal, q.dtype, lowering.target, name)
+
+    return lowering.kernel(
+        build, operands, [node.output.type], node=node, strategy="one head at a time, scores in cache"
+    )
+
 
 # -- recurrence ------------------------------------------------------------------------------------------------------
 
 
 @lowers("lstm", "gru", "rnn")
 def lower_recurrence(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Sequence[Tensor]:
-    """One task for each sequence: the states stay where the results are."""
     x = operands[0]
     states = len(node.outputs) - 1
-    gates = {"lstm": 4, "gru": 3, "rnn": 1}[node.name]
-    hidden, features = int(str(node.outputs[1].type.shape[1])), int(str(x.shape[2]))
-    dtype = x.dtype
+    weights = operands[1 + states :]
+    if x.dtype not in ("float32", "float64"):
+        return lower_decomposed(lowering, node, operands)
+    if any(w.array is None for w in weights):
+        return direct_recurrence(lowering, node, operands)
+    gates, lanes = GATES[node.name], recurrent_lanes(x.dtype, lowering.target)
+    packed = [lowering.packed(w, f"gates{lanes}", lambda a: pack_recurrent(a, gates, lanes)) for w in weights]
+    hidden, features = (int(str(d)) for d in (node.outputs[1].type.shape[1], x.shape[2]))
 
     def build(name: str, dims: Dims) -> object:
         n, steps, _ = dims.shape(x.shape)
+        activation, reverse = node.attrs.get("activation", "tanh"), node.attrs["reverse"]
+        return recurrent(node.name, n, steps, features, hidden, reverse, x.dtype, lowering.target, activation, name)
 
-        def sequence(inputs: tuple[Buffer, ...], outputs: tuple[Buffer, ...], row: Expr) -> None:
-            source, initial = inputs[0], inputs[1 : 1 + states]
-            w_ih, w_hh, *biases = inputs[1 + states :]
-            y, state = outputs[0], outputs[1:]
-            for buffer, first in zip(state, initial, strict=True):
-                with T.serial(hidden) as j:
-                    T.buffer_store(buffer, first[row * hidden + j], [row * hidden + j])
-            fed = T.alloc_buffer((gates * hidden,), dtype)
-            back = T.alloc_buffer((gates * hidden,), dtype)
-            with T.serial(steps) as turn:
-                t = share(steps - 1 - turn if node.attrs["reverse"] else turn)
-                with T.serial(gates * hidden) as g:
-                    total = direct.Cell(biases[0][g])
-                    with T.serial(features) as i:
-                        total.set(total.get() + source[(row * steps + t) * features + i] * w_ih[g * features + i])
-                    T.buffer_store(fed, total.get(), [g])
-                    total.set(biases[1][g] if node.name == "gru" else const(0.0, dtype))
-                    with T.serial(hidden) as i:
-                        total.set(total.get() + state[0][row * hidden + i] * w_hh[g * hidden + i])
-                    T.buffer_store(back, total.get(), [g])
-                with T.serial(hidden) as j:
-                    pre = [(share(fed[k * hidden + j]), share(back[k * hidden + j])) for k in range(gates)]
-                    old = [share(s[row * hidden + j]) for s in state]
-                    new = _STEPS[node.name](node.attrs, pre, old)
-                    for buffer, value in zip(state, new, strict=True):
-                        T.buffer_store(buffer, value, [row * hidden + j])
-                    T.buffer_store(y, new[0], [(row * steps + t) * hidden + j])
+    operands = (*operands[: 1 + states], *packed)
+    return lowering.kernel(build, operands, [v.type for v in node.outputs], node=node, strategy="tiles of sequences")
 
-        specs = [lowering.spec(o, dims) for o in operands], [lowering.spec(v.type, dims) for v in node.outputs]
-        work = float(gates * hidden * (hidden + features) * (steps if isinstance(steps, int) else 8))
-        return direct.direct(name, *specs, n, work, sequence, lowering.spread)
-
-    return lowering.kernel(
-        build, operands, [v.type for v in node.outputs], node=node, strategy="one sequence at a time"
-    )
-
-
-Gates = list[tuple[Expr, Expr]]
-
-
-def _lstm_step(attrs: Attrs, gates: Gates, state: list[Expr]) -> list[Expr]:
-    i, f, g, o = (share(a + b) for a, b in gates)
-    c = share(mathlib.sigmoid(f) * state[1] + mathlib.sigmoid(i) * mathlib.tanh(g))
-    return [share(mathlib.sigmoid(o) * mathlib.tanh(c)), c]
-
-
-def _gru_step(attrs: Attrs, gates: Gates, state: list[Expr]) -> list[Expr]:
-    (xr, hr), (xz, hz), (xn, hn) = gates
-    r, z = mathlib.sigmoid(xr + hr), mathlib.sigmoid(xz + hz)
-    candidate = mathlib.tanh(xn + r * hn)
-    return [share((const(1.0, str(z.ty.dtype)) - z) * candidate + z * state[0])]
-
-
-def _rnn_step(attrs: Attrs, gates: Gates, state: list[Expr]) -> list[Expr]:
-    ((fed, back),) = gates
-    total = share(fed + back)
-    if attrs["activation"] == "tanh":
-        return [mathlib.tanh(total)]
-    zero = const(0.0, str(total.ty.dtype))
-    return [share(tirx.Select(total < zero, zero, total))]
-
-
-_STEPS = {"lstm": _lstm_step, "gru": _gru_step, "rnn": _rnn_step}
 
 # -- resizing --------------------------------------------------------------------------------------------------------
 

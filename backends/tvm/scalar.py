@@ -66,8 +66,7 @@ def cast(x: Expr, dtype: str) -> Expr:
     if dtype == source:
         return x
     if dtype == "bool":
-        zero = const_like(0, x)
-        return tirx.NE(x, zero)
+        return _not_equal(x, const_like(0, x))
     if source == "bool":
         return select(x, const(1, dtype, lanes_of(x)), const(0, dtype, lanes_of(x)))
     if "float16" in (dtype, source) or "bfloat16" in (dtype, source):
@@ -196,6 +195,8 @@ def _equal(a: Expr, b: Expr) -> Expr:
 
 
 def _not_equal(a: Expr, b: Expr) -> Expr:
+    if _is_float(a):  # LLVM's instruction for NE is false for NaN
+        return _logical_not(share(tirx.EQ(a, b)))
     return tirx.NE(*_comparable(a, b))
 
 

@@ -17,7 +17,7 @@ from mlec.ir.op import SYMBOLIC_EXTENT, Array, Case
 from mlec.runtime.executable import Executable
 from mlec.target import Target
 
-CASES = 4
+CASES = 2
 FAMILY = 12
 CONSTANT_OPERANDS = {"tree_ensemble": range(1, 12), "matmul_packed": (1,), "conv": (1,), "conv2d_nchwc": (1,)}
 """Operands that are weights in practice; those of a tree ensemble must be."""
