@@ -28,6 +28,31 @@ DECOMPRESSORS: tuple[tuple[bytes, Callable[[], Any]], ...] = (
 
 SKOPS_SCHEMA = "schema.json"
 
+TRUSTED_TYPES = frozenset(
+    {
+        "collections.OrderedDict",
+        "functools.partial",
+        "numpy.dtype",
+        "sklearn._loss.loss.HalfTweedieLoss",
+        "sklearn._loss.loss.HalfTweedieLossIdentity",
+        "sklearn.calibration._CalibratedClassifier",
+        "sklearn.calibration._SigmoidCalibration",
+        "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+        "sklearn.feature_selection._univariate_selection.chi2",
+        "sklearn.feature_selection._univariate_selection.f_classif",
+        "sklearn.feature_selection._univariate_selection.f_regression",
+        "sklearn.metrics._scorer._PassthroughScorer",
+        "sklearn.model_selection._split.KFold",
+        "sklearn.model_selection._split.StratifiedKFold",
+        "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+        "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+        "sklearn.tree._tree.Tree",
+        "sklearn.utils._bunch.Bunch",
+        "sklearn.utils.validation.check_array",
+    }
+)
+"""Types in skops files that we trust besides those that skops does: plain data, and trees, which lowering checks before use."""
+
 
 def sniff(head: bytes, path: Path) -> bool:
     """Whether these first bytes are of a pickled estimator, or the file is a skops archive."""
@@ -40,31 +65,28 @@ def sniff(head: bytes, path: Path) -> bool:
 def load(path: Path, options: LowerOptions) -> Any:
     """The object in the file."""
     if zipfile.is_zipfile(path):
-        return _load_skops(path)
-    allow_pickle(path, options)
+        return _load_skops(path, options)
+    if not is_allowed(path, options):
+        raise UntrustedPickleError(
+            f"{path} is a pickle: reading it would execute code that the file contains",
+            hint=f"if you know where it comes from, pass trust_pickle=True (or trust_pickle={_digest(path)!r} for this file alone)",
+        )
     import joblib
 
     try:
         return joblib.load(path)
     except Exception as error:
-        raise FrontendError(
-            f"{path}: the pickle could not be read: {type(error).__name__}: {error}",
-            hint="load it with the library versions that it was saved with",
-        ) from error
+        raise _unreadable(path, error) from error
 
 
-def allow_pickle(path: Path, options: LowerOptions) -> None:
-    """Raises unless the user allows executing this file."""
+def is_allowed(path: Path, options: LowerOptions) -> bool:
+    """Whether the user allows executing this file."""
     trust = options.trust_pickle
-    if trust is True:
-        return
-    digest = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
-    if isinstance(trust, str) and trust == digest:
-        return
-    raise UntrustedPickleError(
-        f"{path} is a pickle: reading it would execute code that the file contains",
-        hint=f"if you know where it comes from, pass trust_pickle=True (or trust_pickle={digest!r} for this file alone)",
-    )
+    return trust is True or (isinstance(trust, str) and trust == _digest(path))
+
+
+def _digest(path: Path) -> str:
+    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _plain(head: bytes) -> bytes:
@@ -86,25 +108,30 @@ def _is_skops(path: Path) -> bool:
         return False
 
 
-def _load_skops(path: Path) -> Any:
+def _load_skops(path: Path, options: LowerOptions) -> Any:
+    """The estimator of a skops file, which may hold types that skops or we trust; any type with the user's permission."""
     try:
         from skops import io
     except ImportError as error:
         raise FrontendError(f"{path} is a skops file, and skops is not installed", hint="pip install skops") from error
     try:
-        unknown = io.get_untrusted_types(file=path)
-        refused = [name for name in unknown if name.partition(".")[0] not in TRUSTED_PACKAGES]
-        if refused:
-            raise FrontendError(
-                f"{path} holds types that are not trusted: {', '.join(refused)}",
-                hint="load it yourself with skops.io.load(path, trusted=[...]) and compile the object",
-            )
-        return io.load(path, trusted=unknown)
-    except FrontendError:
-        raise
+        unknown = list(io.get_untrusted_types(file=path))
     except Exception as error:
-        raise FrontendError(f"{path}: the skops file could not be read: {error}") from error
+        raise _unreadable(path, error) from error
+    refused = [name for name in unknown if name not in TRUSTED_TYPES]
+    if refused and not is_allowed(path, options):
+        raise UntrustedPickleError(
+            f"{path} holds types that are not trusted: {', '.join(refused)}",
+            hint="if you know where the file comes from, pass trust_pickle=True",
+        )
+    try:
+        return io.load(path, trusted=unknown)
+    except Exception as error:
+        raise _unreadable(path, error) from error
 
 
-TRUSTED_PACKAGES = frozenset({"sklearn", "numpy", "scipy", "xgboost", "lightgbm"})
-"""Packages whose types a skops file may hold."""
+def _unreadable(path: Path, error: Exception) -> FrontendError:
+    return FrontendError(
+        f"{path}: the model could not be read: {type(error).__name__}: {error}",
+        hint="load it with the library versions that it was saved with",
+    )

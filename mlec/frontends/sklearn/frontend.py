@@ -34,11 +34,18 @@ class SklearnFrontend:
 
         return lower(model, options)
 
+    def supported(self) -> list[str]:
+        """Names of the scikit-learn classes that can be lowered."""
+        import mlec.frontends.sklearn.lowering  # noqa: F401  imports every family, which fills the table
+        from mlec.frontends.sklearn.registry import supported
+
+        return supported()
+
     def oracle(self, model: Any) -> Oracle:
-        """The model's own inference methods; sparse results as dense arrays."""
+        """The model's own inference methods; sparse matrices and DataFrames as arrays."""
         from mlec.frontends.sklearn.lowering import METHODS
 
-        return {name: _dense_result(getattr(model, name)) for name in METHODS if hasattr(model, name)}
+        return {name: _array_result(getattr(model, name)) for name in METHODS if hasattr(model, name)}
 
     def sniff(self, head: bytes, path: Path) -> bool:
         """Whether the file is a pickle (of pickle or joblib, compressed or not) or a skops file of an estimator."""
@@ -58,9 +65,11 @@ class SklearnFrontend:
         return load(path, options)
 
 
-def _dense_result(function: Any) -> Any:
+def _array_result(function: Any) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
-        return result.toarray() if hasattr(result, "toarray") else result
+        if hasattr(result, "toarray"):
+            return result.toarray()
+        return result.to_numpy() if hasattr(result, "to_numpy") else result
 
     return call

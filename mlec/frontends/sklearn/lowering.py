@@ -28,7 +28,7 @@ from mlec.frontends.sklearn import (
 from mlec.frontends.sklearn.columns import TableColumn
 from mlec.frontends.sklearn.context import Array, Context, Lowered, Numbers, Output
 from mlec.frontends.sklearn.preprocessing import scalar
-from mlec.frontends.sklearn.registry import CONVERTERS, convert
+from mlec.frontends.sklearn.registry import convert
 from mlec.ir import Graph, Value, verify
 from mlec.signature import ColumnFeed, Labels, MethodSpec, Signature, TableSpec, TensorSpec
 
@@ -51,11 +51,6 @@ FAMILIES = (
 METHODS = (
     "predict", "predict_proba", "predict_log_proba", "predict_joint_log_proba", "decision_function", "score_samples", "transform",
 )  # fmt: skip
-
-
-def supported() -> list[str]:
-    """Names of the estimator classes with a converter."""
-    return sorted(cls.__name__ for cls in CONVERTERS)
 
 
 def lower(model: Any, options: LowerOptions) -> Graph:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -36,6 +37,17 @@ def converts(*classes: type) -> Callable[[_F], _F]:
     return register
 
 
+def supported() -> list[str]:
+    """Names of the estimator classes with a converter."""
+    return sorted(cls.__name__ for cls in CONVERTERS)
+
+
+def _alternatives(name: str) -> str:
+    near = difflib.get_close_matches(name, supported(), n=5, cutoff=0.5)
+    listed = f"supported with a similar name: {', '.join(near)}; " if near else ""
+    return f"{listed}SklearnFrontend().supported() lists all {len(CONVERTERS)}; or leave this step outside the compiled model"
+
+
 def find_converter(cls: type) -> Converter | None:
     """The converter of a class, or of the base that it inherits all inference methods from; None if there is none."""
     for base in cls.__mro__:
@@ -66,7 +78,7 @@ def convert(ctx: Context, estimator: Any, columns: Columns, step: str = "") -> L
         if converter is None:
             ctx.refuse(
                 f"no exact lowering for {type(estimator).__module__}.{type(estimator).__qualname__}",
-                "`mlec frontends` lists the estimators that can be compiled; leave this step outside the compiled model",
+                _alternatives(type(estimator).__name__),
             )
         return converter(ctx, estimator, columns)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 import mlec.ops  # noqa: F401  fills the op table
 from mlec.frontends.base import LowerOptions
@@ -89,8 +91,9 @@ class Lab:
 
 
 @pytest.fixture(scope="session")
-def lab() -> Lab:
-    return Lab()
+def lab() -> Iterator[Lab]:
+    with threadpool_limits(1):  # the models are tiny: threads that wait for each other would take most of the time
+        yield Lab()
 
 
 def thresholds_of(model: Any) -> np.ndarray:

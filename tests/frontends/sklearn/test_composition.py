@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +367,31 @@ def test_pickles_need_permission(lab: Any, tmp_path: Path, compress: Any) -> Non
         np.testing.assert_array_equal(lab.frontend.load(path, LowerOptions(trust_pickle=trust)).predict(IRIS), model.predict(IRIS))
     with pytest.raises(UntrustedPickleError):
         lab.frontend.load(path, LowerOptions(trust_pickle="sha256:" + "0" * 64))
+
+
+def test_skops_files(lab: Any, tmp_path: Path) -> None:
+    skops_io = pytest.importorskip("skops.io")
+    for model in (titanic_pipeline(ensemble.RandomForestClassifier(3, random_state=0)), titanic_pipeline(svm.SVC())):
+        model.fit(FRAME, SURVIVED)
+        path = tmp_path / "no_ending"
+        skops_io.dump(model, path)
+        assert lab.frontend.sniff(path.read_bytes()[:65536], path)
+        loaded = lab.frontend.load(path, LowerOptions())
+        np.testing.assert_array_equal(loaded.predict(FRAME), model.predict(FRAME))
+    skops_io.dump(neighbors.KNeighborsClassifier(algorithm="kd_tree").fit(IRIS, KIND), path)
+    with pytest.raises(UntrustedPickleError, match="KDTree"):
+        lab.frontend.load(path, LowerOptions())
+    lab.frontend.load(path, LowerOptions(trust_pickle=True))
+
+
+def test_skops_is_named_where_it_is_missing(lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("schema.json", "{}")
+    assert lab.frontend.sniff(path.read_bytes(), path)
+    monkeypatch.setitem(sys.modules, "skops", None)
+    with pytest.raises(FrontendError, match="skops is not installed"):
+        lab.frontend.load(path, LowerOptions())
 
 
 def test_other_files_are_left_alone(lab: Any, tmp_path: Path) -> None:
