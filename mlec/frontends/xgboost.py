@@ -235,7 +235,8 @@ def _array(node: Mapping[str, Any], key: str, dtype: Any, count: int | None = No
         raise damaged(f"{key!r}: expected an array, got {type(value).__name__}")
     try:
         array = np.asarray(value) if len(value) else np.zeros(0)
-        exact = array.astype(dtype)
+        with np.errstate(all="ignore"):
+            exact = array.astype(dtype)
     except (ValueError, TypeError, OverflowError) as error:
         raise damaged(f"{key!r}: expected numbers: {error}") from error
     if (
@@ -253,7 +254,8 @@ def _base_scores(text: object, n_outputs: int) -> Array:
     """``"[5E-1,2E-1]"``, or before version 3.1 ``"5E-1"``, as float32; one value stands for all outputs."""
     parts = str(text).strip().removeprefix("[").removesuffix("]").split(",")
     try:
-        scores = np.array([float(part) for part in parts], np.float64).astype(F32)
+        with np.errstate(all="ignore"):
+            scores = np.array([float(part) for part in parts], np.float64).astype(F32)
     except ValueError as error:
         raise damaged(f"'base_score': expected numbers, got {str(text)[:80]!r}") from error
     if len(scores) not in (1, n_outputs):
