@@ -186,54 +186,61 @@ def matmul(
     row_chunk = 256 // mr * mr
     lead = broadcast_lead(a_lead, b_lead)
     with prim_func(name) as kernel:
-        a = parameter("a", BufferSpec((*a_lead, m, k), dtype))
-        b = parameter("b", BufferSpec((*b_lead, *((n, k) if transpose_b else (k, n))), dtype))
+        a_arg = parameter("a", BufferSpec((*a_lead, m, k), dtype))
+        b_arg = parameter("b", BufferSpec((*b_lead, *((n, k) if transpose_b else (k, n))), dtype))
         extra = epilogue_parameters(epilogue)
-        c = parameter("c", BufferSpec((*lead, m, n), epilogue.out_dtype or dtype))
+        out_dtype = epilogue.out_dtype or dtype
+        c_arg = parameter("c", BufferSpec((*lead, m, n), out_dtype))
+        # All matrices of a batch below each other: indices stay short, which TVM's simplifier is grateful for.
+        a = flat_view(a_arg, (product(a_lead) * m, k), dtype)
+        b = flat_view(b_arg, (product(b_lead) * (n if transpose_b else k), k if transpose_b else n), dtype)
+        c = flat_view(c_arg, (product(lead) * m, n), out_dtype)
         row_chunks, blocks = ceildiv(m, row_chunk), ceildiv(n, block)
 
         def task(index: Expr) -> None:
             *where, chunk, j = unflatten(index, (*lead, row_chunks, blocks))
-            a_at, b_at = operand_indices(where, lead, a_lead), operand_indices(where, lead, b_lead)
-            column = share(j * block)
-            panel = T.alloc_buffer((k, block), acc)
-            fill_panel(panel, b, b_at, column)
             first = share(chunk * row_chunk)
             rows = share(tirx.min(row_chunk, m - first))
+            a_row = share(flatten(operand_indices(where, lead, a_lead), a_lead) * m + first)
+            c_row = share(flatten(where, lead) * m + first)
+            b_row = share(flatten(operand_indices(where, lead, b_lead), b_lead) * (n if transpose_b else k))
+            column = share(j * block)
+            panel = T.alloc_buffer((k, block), acc)
+            fill_panel(panel, b_row, column)
 
             def tile(size: int, row: Expr) -> None:
                 sums = RegisterTile(size, vectors, lanes, acc)
                 with T.serial(k) as kk:
                     sums.multiply_add(
-                        [cast_to(acc, a[(*a_at, row + i, kk)]) for i in range(size)],
+                        [cast_to(acc, a[a_row + row + i, kk]) for i in range(size)],
                         [load(panel, [kk, v * lanes], lanes) for v in range(vectors)],
                     )
                 for i in range(size):
                     values = [sums.value(i, v) for v in range(vectors)]
-                    put(c, (*where, row + i), (*where, row + i), column, n, values, epilogue, extra)
+                    put(c, (c_row + row + i,), (*where, first + row + i), column, n, values, epilogue, extra)
 
             with T.serial(rows // mr) as i:
-                tile(mr, first + i * mr)
+                tile(mr, i * mr)
             rest, size = share(rows // mr * mr), 1 << ((mr - 1).bit_length() - 1) if mr > 1 else 0
             while size:  # the last rows in tiles of 4, 2 and 1
                 left = rows - rest
                 with if_(left % (2 * size) >= size):
-                    tile(size, first + rest + left // (2 * size) * (2 * size))
+                    tile(size, share(rest + left // (2 * size) * (2 * size)))
                 size //= 2
 
-        def fill_panel(panel: Buffer, b: Buffer, b_at: tuple[Expr, ...], column: Expr) -> None:
+        def fill_panel(panel: Buffer, b_row: Expr, column: Expr) -> None:
             zero = const(0, acc)
             if transpose_b:
                 with T.serial(block) as col, T.serial(k) as kk:
-                    value = tirx.if_then_else(column + col < n, cast_to(acc, b[(*b_at, column + col, kk)]), zero)
+                    value = tirx.if_then_else(column + col < n, cast_to(acc, b[b_row + column + col, kk]), zero)
                     T.buffer_store(panel, value, [kk, col])
                 return
             with T.If(column + block <= n):
                 with T.Then(), T.serial(k) as kk:
                     for v in range(vectors):
-                        store(panel, cast_to(acc, load(b, [*b_at, kk, column + v * lanes], lanes)), [kk, v * lanes])
+                        store(panel, cast_to(acc, load(b, [b_row + kk, column + v * lanes], lanes)), [kk, v * lanes])
                 with T.Else(), T.serial(k) as kk, T.serial(block) as col:
-                    value = tirx.if_then_else(column + col < n, cast_to(acc, b[(*b_at, kk, column + col)]), zero)
+                    value = tirx.if_then_else(column + col < n, cast_to(acc, b[b_row + kk, column + col]), zero)
                     T.buffer_store(panel, value, [kk, col])
 
         work = product(
@@ -241,6 +248,14 @@ def matmul(
         )
         parallel_if_large(product((*lead, row_chunks, blocks)), work, task)
     return kernel.func
+
+
+def flatten(indices: Sequence[Expr], shape: Sequence[Dim]) -> Expr:
+    """Row-major position of the element with these indices."""
+    position: Expr = 0
+    for index, extent in zip(indices, shape, strict=True):
+        position = position * extent + index
+    return position
 
 
 def broadcast_lead(a: Sequence[Dim], b: Sequence[Dim]) -> tuple[Dim, ...]:

@@ -108,17 +108,18 @@ def recurrent(
 
         def feed(fed: Buffer, i: Expr, row: Expr, s: Expr, turn: Expr, block: Expr, count: int) -> None:
             """Input products of ``count`` steps of one sequence, for one block of units."""
-            for half in range(0, gates, 2):  # at most two gates: 16 sums
-                vectors = min(2, gates - half)
+            vectors = 2 if gates % 2 == 0 else 1
+            with T.serial(gates // vectors) as part:
+                column = share(part * (vectors * lanes))
                 sums = RegisterTile(count, vectors, lanes, dtype)
                 with T.serial(features) as k:
                     sums.multiply_add(
                         [x[row, time(turn + r), k] for r in range(count)],
-                        [load(w_ih, [block, k, (half + g) * lanes], lanes) for g in range(vectors)],
+                        [load(w_ih, [block, k, column + g * lanes], lanes) for g in range(vectors)],
                     )
                 for r in range(count):
                     for g in range(vectors):
-                        at = (half + g) * lanes
+                        at = column + g * lanes
                         store(fed, sums.value(r, g) + load(bias[0], [block, 0, at], lanes), [i, s + r, block, at])
 
         def step(rows: Expr, first: Expr, state: list[Buffer], fed: Buffer, back: Buffer, s: Expr, turn: Expr) -> None:

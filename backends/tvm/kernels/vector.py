@@ -69,7 +69,7 @@ def share(x: Expr) -> Expr:
     several passes), so an expression that uses its operand twice must name it or programs grow exponentially. The
     name is a buffer of one element, which LLVM keeps in a register. Needs an open builder; not inside ``T.vectorized``.
     """
-    if isinstance(x, tirx.FloatImm | tirx.IntImm | tirx.Broadcast):
+    if not hasattr(x, "ty") or isinstance(x, tirx.FloatImm | tirx.IntImm | tirx.Broadcast):
         return x
     return Cell(dtype_of(x), lanes_of(x), x).value
 
