@@ -63,10 +63,12 @@ def this_machine() -> Machine:
     return Machine(flops, 2 * buffer.nbytes / _best(lambda: np.copyto(target, buffer)))
 
 
-def _best(action: Callable[[], object], repeats: int = 5) -> float:
+def _best(action: Callable[[], object], seconds: float = 0.06) -> float:
+    """The shortest time of one call; repeats for a while, since others may be using the machine."""
     action()
-    times = []
-    for _ in range(repeats):
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < until:
         start = time.perf_counter()
         action()
         times.append(time.perf_counter() - start)
