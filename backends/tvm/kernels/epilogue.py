@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ Buffer: TypeAlias = Any
 class BufferSpec:
     """Shape and dtype of a parameter buffer (compact, row-major)."""
 
-    shape: tuple[Dim, ...]
+    shape: Sequence[Dim]
     dtype: str
 
 

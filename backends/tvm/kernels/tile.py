@@ -111,13 +111,13 @@ def ceildiv(a: Dim, b: int) -> Dim:
     return (a + (b - 1)) // b
 
 
-def parallel_if_large(count: Dim, work_per_item: float, body: Callable[[Expr], None], multiple: int = 1) -> None:
+def parallel_if_large(count: Dim, work: float, body: Callable[[Expr], None], multiple: int = 1) -> None:
     """Run ``body(i)`` for each i below ``count``, on all threads if there is enough to do.
 
-    ``work_per_item`` is in multiply-adds (or what takes as long). A symbolic count is known to be a ``multiple`` of
+    ``work`` is in multiply-adds (or what takes as long). A symbolic count is known to be a ``multiple`` of
     something; unless that alone is enough work for threads, the program holds both loops.
     """
-    enough = max(2, math.ceil(SERIAL_WORK / max(work_per_item, 1)))
+    enough = max(2, math.ceil(SERIAL_WORK / max(work, 1)))
     if isinstance(count, int) or multiple >= enough:
         with (T.parallel if max(count if isinstance(count, int) else 0, multiple) >= enough else T.serial)(count) as i:
             body(i)
