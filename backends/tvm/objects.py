@@ -6,6 +6,8 @@ a process or leaves a file behind.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ import tvm
 from tvm.target.codegen import llvm_get_system_triple
 
 from mlec.errors import LoweringError
+
+OBJECT_BYTES = 32 << 20
+"""More than the object files of one model take."""
 
 
 class _KeepObjects:
@@ -38,7 +43,26 @@ def to_objects(executable: tvm.runtime.Executable) -> tuple[bytes, ...]:
     """The object files of what ``tvm.compile`` returned: host kernels first, then VM bytecode and device code.
 
     Raises:
-        LoweringError: a part of the module exists only as C source, so it would need a C compiler.
+        LoweringError: a part of the module exists only as C source, so it would need a C compiler; or there is no space for
+            temporary files.
     """
-    objects: tuple[bytes, ...] = executable.export_library("model.o", fcompile=_KeepObjects())
+    with tempfile.TemporaryDirectory(prefix="mlec-") as folder:
+        _require_space(Path(folder))
+        objects: tuple[bytes, ...] = executable.export_library("model.o", fcompile=_KeepObjects(), workspace_dir=folder)
     return objects
+
+
+def _require_space(folder: Path) -> None:
+    """LLVM ends the process when it cannot write an object file, so the space is asked for before."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with (folder / "space").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, OBJECT_BYTES)
+        (folder / "space").unlink()
+    except OSError as error:
+        raise LoweringError(
+            f"cannot write temporary files to {folder.parent}: {error.strerror}",
+            code="E_TEMPORARY_SPACE",
+            hint=f"free {OBJECT_BYTES >> 20} MB there, or name another directory in TMPDIR",
+        ) from error

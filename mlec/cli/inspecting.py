@@ -47,14 +47,13 @@ def inspect_command(model: Path, graph: bool, kernels: bool, as_json: bool) -> N
 
 def _facts(artifact: Artifact, trust: str) -> list[tuple[str, object]]:
     metadata, program = artifact.metadata, _program(artifact)
-    target = " ".join(f"{key}={_joined(value)}" for key, value in program.target.items())
     sections = {name: section.size for name, section in artifact.header.sections.items() if section.size}
     user = metadata.get("user")
     return [
         ("file", f"{artifact.path}  {size_text(artifact.header.file_size)}, format {artifact.header.version}"),
         ("model", f"{metadata.get('name')} (from {metadata.get('source')}, mlec {metadata.get('mlec_version')})"),
         *_interface(_signature(artifact)),
-        ("target", f"{program.device}  {target}"),
+        ("target", _target(program.target)),
         ("sections", ", ".join(f"{name} {size_text(size)}" for name, size in sections.items())),
         ("weights", f"{len(artifact.tensors)} tensors"),
         ("kernels", f"{len(program.kernels)} in {len(artifact.kernels)} object files"),
@@ -108,6 +107,11 @@ def _inputs(signature: Signature) -> str:
     return f"{text} ({accepted[table.numbers]})"
 
 
+def _target(target: Mapping[str, object]) -> str:
+    """What was compiled for, without the dozens of features that a processor's name implies."""
+    return " ".join(f"{key}={_joined(value)}" for key, value in target.items() if key not in ("features", "cpu_flags"))
+
+
 def _joined(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
@@ -128,7 +132,7 @@ def _print_kernels(artifact: Artifact) -> None:
     rows = [
         (
             KINDS[blob.kind], size_text(len(blob.data)),
-            " ".join(f"{key}={_joined(value)}" for key, value in targets[blob.target].items() if key != "cpu_flags"),
+            _target(targets[blob.target]),
             blob.sha256,
         )
         for blob in artifact.kernels
@@ -157,4 +161,6 @@ def report_command(model: Path, output: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(report.to_dict())
     elif output is None:
-        click.echo(report.to_text())
+        from mlec.reporting.text import print_report
+
+        print_report(report)

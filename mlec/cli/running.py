@@ -217,7 +217,7 @@ def bench_command(
     if as_json:
         print_json({"model": model, "against": against, "threads": num_threads, "batches": results})
         return
-    click.echo(f"{model}, {num_threads} threads, one call:")
+    click.echo(f"{model}, {num_threads} thread{'s' * (num_threads != 1)}, one call:")
     columns = ["rows", "p50", "p95", "p99", "rows/s"] + (["source p50", "speedup"] if oracle is not None else [])
     print_table(columns, [_bench_row(result) for result in results], right=columns)
 

@@ -1,0 +1,250 @@
+"""mlec compile: what it writes, what it refuses, and that it leaves nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import pty
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.conftest import Done, Iris, Run
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_summary_and_the_files(iris: Iris) -> None:
+    assert listing(iris.mle.parent) == ["iris.csv", "iris.html", "iris.mle", "iris.pkl"], (
+        "OUT is MODEL's name with .mle"
+    )
+    assert str(iris.mle) in iris.compiled.out
+    assert "predict_proba: largest error" in iris.compiled.out
+    assert "iris.html" in iris.compiled.out
+    assert iris.compiled.err == "", "no progress bar where there is no terminal"
+    assert "</html>" in (iris.mle.parent / "iris.html").read_text()
+
+
+def test_an_exported_program_needs_nothing_more(mlec: Run, tmp_path: Path) -> None:
+    import torch
+
+    network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+    x = torch.randn(5, 4)
+    batch = torch.export.Dim("batch")
+    torch.export.save(torch.export.export(network, (x,), dynamic_shapes=({0: batch},)), tmp_path / "net.pt")
+    done = mlec("compile", tmp_path / "net.pt", "-o", tmp_path / "out.mle", "--passes", "O3", "--json")
+    assert done.code == 0, done.err
+    written = done.document()
+    assert written["path"] == str(tmp_path / "out.mle")
+    assert written["size_bytes"] == (tmp_path / "out.mle").stat().st_size
+    assert written["report"]["parity"]["methods"]["run"]["excess"] <= 1
+    np.save(tmp_path / "x.npy", np.vstack([x.numpy()] * 2))
+    assert mlec("run", tmp_path / "out.mle", tmp_path / "x.npy", "-o", tmp_path / "y.npy").code == 0
+    y = np.load(tmp_path / "y.npy")
+    np.testing.assert_allclose(y[:5], network(x).detach().numpy(), rtol=1e-4, atol=1e-6)
+    assert y.shape == (10, 3)
+
+
+def test_a_module_with_given_shapes(mlec: Run, tmp_path: Path) -> None:
+    import torch
+
+    torch.save(torch.nn.Linear(4, 2), tmp_path / "module.pt")
+    mlec("compile", tmp_path / "module.pt").error("E_UNTRUSTED_PICKLE")
+    done = mlec("compile", tmp_path / "module.pt", "--trust-pickle", "--input-shape", "input=n,4", "--json")
+    assert done.code == 0, done.err
+    assert mlec("inspect", tmp_path / "module.mle", "--json").document()["metadata"]["signature"]["inputs"][0][
+        "shape"
+    ] == ["n", 4]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--precision", "int8"), ("--precision", "fp16"), ("--tune", "5"), ("--compress", "zstd"), ("--sign", "key"),
+        ("--encrypt-key-file", "key"),
+    ],
+)  # fmt: skip
+def test_options_for_later_say_so(mlec: Run, iris: Iris, tmp_path: Path, options: tuple[str, ...]) -> None:
+    done = mlec("compile", iris.pickle, "--trust-pickle", "-o", tmp_path / "m.mle", *options)
+    assert "not offer" in done.error("E_NOT_OFFERED")
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("compile",),
+        ("compile", "m.pkl", "--nonsense"),
+        ("compile", "m.pkl", "--input-shape", "3,4"),
+        ("compile", "m.pkl", "--tune", "-1"),
+        ("bench", "m.mle", "--batch", "1,many"),
+        ("verify", "m.mle", "--inputs", "x.npy"),
+        ("nonsense",),
+    ],
+)  # fmt: skip
+def test_wrong_usage_exits_2(mlec: Run, words: tuple[str, ...]) -> None:
+    done = mlec(*words)
+    assert done.code == 2
+    assert "Usage: mlec" in done.err or "Error: " in done.err
+    assert "Traceback" not in done.err
+
+
+def test_the_output_must_not_be_the_model(mlec: Run, iris: Iris) -> None:
+    done = mlec("compile", iris.pickle, "-o", iris.pickle, "--trust-pickle")
+    assert done.code == 2
+    assert "the model itself" in done.err
+    assert pickle.loads(iris.pickle.read_bytes()) is not None
+
+
+def test_missing_directory_is_found_before_the_work(mlec: Run, tmp_path: Path) -> None:
+    # There is no model either: what is wrong with the output comes first.
+    mlec("compile", "absent.pkl", "-o", tmp_path / "no" / "m.mle").error("E_WRITE_NO_DIRECTORY")
+    mlec("compile", "absent.pkl", "-o", tmp_path).error("E_WRITE_DIRECTORY")
+    done = mlec("compile", "absent.pkl", "-o", tmp_path / "m.mle", "--report", tmp_path / "report.pdf")
+    assert ".html" in done.error("E_USAGE")
+
+
+def test_read_only_directory(mlec: Run, tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        folder = Path("/proc")  # root may write to any ordinary directory
+    else:
+        folder = tmp_path
+        folder.chmod(0o555)
+    done = mlec("compile", "absent.pkl", "-o", folder / "m.mle")
+    assert done.code == 1
+    assert "error[E_WRITE" in done.err
+    assert "hint: " in done.err
+
+
+def limited(size: int) -> Callable[[], None]:
+    """A disk on which no file can grow beyond some bytes."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_full_disk(mlec: Run, iris: Iris, tmp_path: Path) -> None:
+    (tmp_path / "m.mle").write_bytes(b"before")
+    (tmp_path / "p.csv").write_bytes(b"before")
+    done = mlec("compile", iris.pickle, "--trust-pickle", "-o", tmp_path / "m.mle", preexec_fn=limited(20_000))
+    assert "temporary files" in done.error("E_TEMPORARY_SPACE")
+    mlec("run", iris.mle, iris.csv, "-o", tmp_path / "p.csv", preexec_fn=limited(1_000)).error("E_WRITE_TOO_LARGE")
+    assert listing(tmp_path) == ["m.mle", "p.csv"]
+    assert (tmp_path / "m.mle").read_bytes() == (tmp_path / "p.csv").read_bytes() == b"before"
+
+
+class Call:
+    """What stands for it in a pickle is a call."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return self.call
+
+
+def slow_pickle(marker: Path) -> bytes:
+    """Its reading makes a file, and then takes its time."""
+    return pickle.dumps(("sklearn", Call(Path.touch, marker), Call(time.sleep, 60)))
+
+
+def test_a_pickle_is_not_read_without_permission(mlec: Run, tmp_path: Path) -> None:
+    (tmp_path / "slow.pkl").write_bytes(slow_pickle(tmp_path / "marker"))
+    error = mlec("compile", tmp_path / "slow.pkl").error("E_UNTRUSTED_PICKLE")
+    assert "--trust-pickle" in error
+    assert listing(tmp_path) == ["slow.pkl"]
+
+
+def interrupted(process: subprocess.Popen[bytes]) -> tuple[int, str]:
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    return process.returncode, out.decode()
+
+
+def test_interrupt_while_reading(tmp_path: Path, environment: dict[str, str]) -> None:
+    (tmp_path / "slow.pkl").write_bytes(slow_pickle(tmp_path / "marker"))
+    command = [sys.executable, "-m", "mlec", "compile", "slow.pkl", "--trust-pickle"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    until = time.monotonic() + 60
+    while not (tmp_path / "marker").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    code, text = interrupted(process)
+    assert code == 130
+    assert text.strip() == "interrupted: nothing half-written is left behind"
+    assert listing(tmp_path) == ["marker", "slow.pkl"]
+
+
+def test_interrupt_while_generating_and_the_bar_on_a_terminal(
+    iris: Iris, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    terminal, side = pty.openpty()
+    command = [sys.executable, "-m", "mlec", "compile", str(iris.pickle), "--trust-pickle", "-o", "m.mle"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**environment, "TERM": "xterm", "COLUMNS": "100"},
+        stdout=subprocess.PIPE,
+        stderr=side,
+    )
+    os.close(side)
+    shown = b""
+    while b"generate" not in shown and b"lower" not in shown and b"build" not in shown:
+        shown += os.read(terminal, 4096)
+    code, out = interrupted(process)
+    assert code == 130
+    assert out == ""
+    assert listing(tmp_path) == []
+    os.close(terminal)
+
+
+def fails(mlec: Run, path: Path, code: str) -> str:
+    done: Done = mlec("compile", path, "--trust-pickle")
+    assert not path.with_suffix(".mle").exists()
+    return done.error(code)
+
+
+def test_what_is_no_model(mlec: Run, iris: Iris, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("not a model\n")
+    (tmp_path / "empty.pkl").write_bytes(b"")
+    shutil.copy(iris.mle, tmp_path / "renamed.onnx")
+    fails(mlec, tmp_path / "absent.pkl", "E_MODEL_FILE")
+    assert "not a model file" in fails(mlec, tmp_path / "text.txt", "E_MODEL_FILE")
+    fails(mlec, tmp_path / "empty.pkl", "E_MODEL_FILE")
+    assert "mlec run" in fails(mlec, tmp_path / "renamed.onnx", "E_MODEL_FILE")
+
+
+def test_what_cannot_be_compiled(mlec: Run, tmp_path: Path) -> None:
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.linear_model import Ridge
+
+    (tmp_path / "unfitted.pkl").write_bytes(pickle.dumps(Ridge()))
+    process = GaussianProcessRegressor().fit([[0.0], [1.0]], [0.0, 1.0])
+    (tmp_path / "process.pkl").write_bytes(pickle.dumps(process))
+    assert "Ridge" in fails(mlec, tmp_path / "unfitted.pkl", "E_NOT_FITTED")
+    assert "GaussianProcessRegressor" in fails(mlec, tmp_path / "process.pkl", "E_UNSUPPORTED_MODEL")
+
+
+def test_an_error_as_json(mlec: Run, tmp_path: Path) -> None:
+    done = mlec("compile", tmp_path / "absent.pkl", "--json")
+    assert done.code == 1
+    assert done.document()["code"] == "E_MODEL_FILE"
+    assert done.err == ""
+    done = mlec("compile", "--json")
+    assert done.code == 2
+    assert done.document()["code"] == "E_USAGE"
+
+
+def test_debug_shows_the_traceback(mlec: Run, tmp_path: Path) -> None:
+    done = mlec("compile", tmp_path / "absent.pkl", "--debug")
+    assert done.code == 1
+    assert "Traceback" in done.err

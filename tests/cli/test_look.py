@@ -1,0 +1,143 @@
+"""mlec inspect, report, opt, passes, ops, targets, frontends: what is in a file, and what this installation can do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import ROOT, Iris, Run
+
+
+def test_inspect(mlec: Run, iris: Iris) -> None:
+    done = mlec("inspect", iris.mle)
+    assert done.code == 0, done.err
+    for part in ("classifier", "sepal_l, sepal_w", "predict_proba", "weights", "built by this user", "sha256:"):
+        assert part in done.out
+    graph = mlec("inspect", iris.mle, "--graph", "--kernels")
+    assert "graph @" in graph.out
+    assert "loc(" in graph.out
+    assert "relocatable object" in graph.out
+    document = mlec("inspect", iris.mle, "--graph", "--json").document()
+    assert document["graph"].startswith("graph @")
+    assert document["size_bytes"] == iris.mle.stat().st_size
+
+
+def test_inspect_executes_and_imports_nothing(iris: Iris, environment: dict[str, str]) -> None:
+    code = f"""
+import sys
+from mlec.cli import main
+for option in ("--graph", "--kernels", "--json"):
+    assert main(["inspect", {str(iris.mle)!r}, option]) == 0
+assert not {{"torch", "sklearn", "xgboost", "lightgbm", "tvm", "tvm_ffi", "tvm_ffi_orcjit", "pandas"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True)
+
+
+def test_report(mlec: Run, iris: Iris, tmp_path: Path) -> None:
+    assert "predict_proba" in mlec("report", iris.mle).out
+    assert mlec("report", iris.mle, "-o", tmp_path / "r.html").out == ""
+    assert "</html>" in (tmp_path / "r.html").read_text()
+    assert mlec("report", iris.mle, "-o", tmp_path / "r.json").code == 0
+    assert json.loads((tmp_path / "r.json").read_text()) == mlec("report", iris.mle, "--json").document()
+    mlec("report", iris.mle, "-o", tmp_path / "r.pdf").error("E_USAGE")
+
+
+GRAPH = """\
+// passes: canonicalize,dce
+graph @g(%x: f32[n, 4]) -> (f32[n, 2]) {
+  %w = constant {value = @w} : f32[4, 2]
+  %zero = constant {value = 0.0} : f32[]
+  %y = matmul(%x, %w) : f32[n, 2]
+  %z = add(%y, %zero) : f32[n, 2]
+  return %z
+}
+"""
+
+
+def test_opt(mlec: Run, tmp_path: Path) -> None:
+    file = tmp_path / "g.mlet"
+    file.write_text(GRAPH)
+    done = mlec("opt", file, "--remarks", "all", "--verify", "numeric")
+    assert done.code == 0, done.err
+    assert "// canonicalize: applied: " in done.out
+    assert "add(" not in done.out[done.out.index("graph @") :]
+    file.write_text(done.out)
+    again = mlec("opt", file, "--passes", "canonicalize,dce")
+    assert again.out == done.out[done.out.index("graph @") :], "what is printed can be read again"
+    document = mlec("opt", file, "--passes", "O3", "--remarks", "missed", "--json").document()
+    assert {p["name"] for p in document["passes"]} >= {"fuse", "dce"}
+
+
+def test_opt_reads_compiled_files_and_golden_tests(mlec: Run, iris: Iris) -> None:
+    assert "graph @" in mlec("opt", iris.mle, "--passes", "dce").out
+    golden = next((ROOT / "tests" / "golden" / "canonicalize").glob("*.mlet"))
+    assert mlec("opt", golden).code == 0
+
+
+def test_opt_errors(mlec: Run, tmp_path: Path) -> None:
+    file = tmp_path / "g.mlet"
+    file.write_text(GRAPH.replace("matmul", "matmull"))
+    done = mlec("opt", file)
+    assert done.code == 1
+    assert "line 5" in done.err
+    file.write_text(GRAPH)
+    done = mlec("opt", file, "--passes", "fuze")
+    assert done.code == 1
+    assert "fuse" in done.err, "names what there is"
+    mlec("opt", tmp_path / "absent.mlet").error("E_OPEN")
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "known"),
+    [
+        ("passes", "passes", "fuse"),
+        ("ops", "ops", "conv"),
+        ("frontends", "frontends", "sklearn"),
+        ("targets", "targets", "cuda"),
+    ],
+)
+def test_tables(mlec: Run, command: str, key: str, known: str) -> None:
+    done = mlec(command, "--json")
+    assert done.code == 0, done.err
+    rows = done.document()[key]
+    assert known in [row.get("name", row.get("target")) for row in rows]
+    text = mlec(command, env={"PYTHONIOENCODING": "ascii"})
+    assert text.code == 0, text.err
+    assert known in text.out
+
+
+def test_ops_shows_what_each_backend_compiles(mlec: Run) -> None:
+    by_name = {op["name"]: op for op in mlec("ops", "--json").document()["ops"]}
+    assert all(op["backends"]["numpy"]["supported"] for op in by_name.values())
+    assert by_name["matmul"]["backends"]["tvm"]["supported"]
+    assert by_name["matmul"]["operands"]
+
+
+def test_help_and_version(mlec: Run) -> None:
+    import mlec as package
+
+    assert package.__version__ in mlec("--version").out
+    done = mlec("compile", "--help")
+    assert done.code == 0
+    for option in (
+        "--target",
+        "--precision",
+        "--input-shape",
+        "--example",
+        "--calibration",
+        "--passes",
+        "--tune",
+        "--debug",
+    ):
+        assert option in done.out
+
+
+def test_a_closed_pipe_is_no_error_message(environment: dict[str, str], iris: Iris) -> None:
+    command = f"{sys.executable} -m mlec inspect {iris.mle} --json | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
+    assert done.stdout == "{\n"
+    assert done.stderr == ""

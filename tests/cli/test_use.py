@@ -1,0 +1,186 @@
+"""mlec run, verify, bench: inputs and outputs of every kind, and files that must not be used."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.cli.conftest import Iris, Run
+
+
+@pytest.fixture(scope="module")
+def labels(iris: Iris) -> list[str]:
+    found: list[str] = iris.source.predict(iris.table).tolist()
+    return found
+
+
+def test_run_prints_the_results(mlec: Run, iris: Iris) -> None:
+    done = mlec("run", iris.mle, iris.csv)
+    assert done.code == 0, done.err
+    assert done.out.startswith("predict  ")
+    assert "setosa" in done.out
+    assert "predict_proba  float64[150, 3]" in done.out
+
+
+def test_run_as_json(mlec: Run, iris: Iris, labels: list[str], tmp_path: Path) -> None:
+    iris.table.to_parquet(tmp_path / "x.parquet")
+    first, second = mlec("run", iris.mle, tmp_path / "x.parquet", "--json").document()["outputs"]
+    assert (first["name"], first["data"]) == ("predict", labels)
+    assert second["shape"] == [150, 3]
+    np.testing.assert_allclose(second["data"], iris.source.predict_proba(iris.table), rtol=1e-9)
+
+
+def test_every_kind_of_input_and_output(mlec: Run, iris: Iris, labels: list[str], tmp_path: Path) -> None:
+    rows = iris.table.to_numpy()
+    np.save(tmp_path / "x.npy", rows)
+    np.savez(tmp_path / "unnamed.npz", rows)
+    np.savez(tmp_path / "columns.npz", **{name: column.to_numpy() for name, column in iris.table.items()})
+    np.savetxt(tmp_path / "no-header.csv", rows, delimiter=",")
+    inputs_and_outputs = {
+        "x.npy": "p.csv",
+        "unnamed.npz": "p.json",
+        "columns.npz": "p.npz",
+        "no-header.csv": "labels.npy",
+    }
+    for inputs, output in inputs_and_outputs.items():
+        method = ("--method", "predict") if output == "labels.npy" else ()
+        done = mlec("run", iris.mle, tmp_path / inputs, "-o", tmp_path / output, *method)
+        assert (done.code, done.out) == (0, ""), (inputs, done.err)
+    wanted = iris.source.predict_proba(iris.table)
+    table = pd.read_csv(tmp_path / "p.csv")
+    assert table.columns.tolist() == ["predict", "predict_proba_0", "predict_proba_1", "predict_proba_2"]
+    assert table["predict"].tolist() == labels
+    np.testing.assert_allclose(table.iloc[:, 1:], wanted, rtol=1e-9)
+    assert json.loads((tmp_path / "p.json").read_text())["predict"] == labels
+    with np.load(tmp_path / "p.npz") as arrays:
+        np.testing.assert_allclose(arrays["predict_proba"], wanted, rtol=1e-9)
+        assert arrays["predict"].tolist() == labels
+    assert np.load(tmp_path / "labels.npy").tolist() == labels
+
+
+def test_inputs_that_do_not_fit(mlec: Run, iris: Iris, tmp_path: Path) -> None:
+    np.save(tmp_path / "narrow.npy", np.zeros((3, 2)))
+    iris.table.rename(columns={"petal_w": "petal_width"}).to_csv(tmp_path / "renamed.csv", index=False)
+    np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY garbage")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 garbage")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "x.txt").write_text("1 2")
+    done = mlec("run", iris.mle, tmp_path / "narrow.npy")
+    assert done.code == 1
+    assert "error[E_INPUT" in done.err
+    assert "4" in done.err
+    done = mlec("run", iris.mle, tmp_path / "renamed.csv")
+    assert done.code == 1
+    assert "petal_w" in done.err
+    assert "Traceback" not in done.err
+    for name in ("absent.npy", "objects.npy", "broken.npy", "broken.parquet", "empty.csv", "x.txt"):
+        mlec("run", iris.mle, tmp_path / name).error("E_INPUT_FILE")
+
+
+def test_outputs_that_cannot_be_written(mlec: Run, iris: Iris, tmp_path: Path) -> None:
+    mlec("run", iris.mle, iris.csv, "-o", tmp_path / "p.npy").error("E_USAGE")  # two arrays
+    mlec("run", iris.mle, iris.csv, "-o", tmp_path / "p.xlsx").error("E_USAGE")
+    mlec("run", iris.mle, iris.csv, "-o", tmp_path / "no" / "p.csv").error("E_WRITE_NO_DIRECTORY")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_such_method(mlec: Run, iris: Iris) -> None:
+    done = mlec("run", iris.mle, iris.csv, "--method", "transform")
+    assert done.code == 1
+    assert "error[E_NO_METHOD]" in done.err
+    assert "predict_proba" in done.err
+
+
+def test_run_imports_no_framework(iris: Iris, environment: dict[str, str], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", iris.table.to_numpy())
+    code = f"""
+import sys
+from mlec.cli import main
+assert main(["run", {str(iris.mle)!r}, {str(tmp_path / "x.npy")!r}, "-o", {str(tmp_path / "p.csv")!r}]) == 0
+assert not {{"torch", "sklearn", "xgboost", "lightgbm", "tvm", "pandas"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    "command", [("run", "x.npy"), ("inspect",), ("verify",), ("bench",), ("report",)], ids=lambda c: c[0]
+)
+def test_what_is_no_mle_file(mlec: Run, iris: Iris, tmp_path: Path, command: tuple[str, ...]) -> None:
+    np.save(tmp_path / "x.npy", iris.table.to_numpy())
+    whole = iris.mle.read_bytes()
+    (tmp_path / "truncated.mle").write_bytes(whole[: len(whole) // 2])
+    done = mlec(command[0], tmp_path / "truncated.mle", *command[1:], cwd=tmp_path)
+    assert done.code == 1
+    assert "truncated.mle" in done.err
+    assert "hint: " in done.err
+    assert "Traceback" not in done.err
+    mlec(command[0], tmp_path / "absent.mle", *command[1:], cwd=tmp_path).error("E_OPEN")
+
+
+def test_a_foreign_or_damaged_file(mlec: Run, iris: Iris, tmp_path: Path) -> None:
+    damaged = bytearray(iris.mle.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / "damaged.mle").write_bytes(damaged)
+    done = mlec("verify", tmp_path / "damaged.mle", "--full")
+    assert done.code == 1
+    assert "intact" in done.err
+    assert "pickle" in mlec("run", iris.pickle, iris.csv).err
+
+
+def test_verify(mlec: Run, iris: Iris) -> None:
+    done = mlec("verify", iris.mle, "--full")
+    assert done.code == 0, done.err
+    assert "every byte checked" in done.out
+    assert "built by this user on this machine" in done.out
+    assert "as recorded" in done.out
+    against = mlec(
+        "verify", iris.mle, "--against", iris.pickle, "--trust-pickle", "--inputs", iris.csv, "--json"
+    ).document()
+    assert against["signature"] == "none"
+    assert against["parity"]["methods"]["predict"]["label_mismatches"] == 0
+
+
+def test_verify_against_another_model(mlec: Run, iris: Iris, tmp_path: Path) -> None:
+    import pickle
+
+    from sklearn.linear_model import LogisticRegression
+
+    other = LogisticRegression().fit(iris.table, np.roll(iris.source.predict(iris.table), 50))
+    (tmp_path / "other.pkl").write_bytes(pickle.dumps(other))
+    done = mlec("verify", iris.mle, "--against", tmp_path / "other.pkl", "--trust-pickle")
+    assert done.code == 1
+    assert "differs from its source" in done.err
+
+
+def test_kernels_of_others_do_not_run_unasked(mlec: Run, iris: Iris, tmp_path: Path) -> None:
+    """Another user's state: the file was not built there."""
+    elsewhere = {"XDG_STATE_HOME": str(tmp_path)}
+    code = mlec("inspect", iris.mle, "--json", env=elsewhere).document()
+    assert "not built by this user" in code["trust"]
+    done = mlec("run", iris.mle, iris.csv, "--method", "predict", env=elsewhere)
+    assert done.code == 0, done.err
+    assert "compiled on this machine instead" in done.err
+    done = mlec("run", iris.mle, iris.csv, "--method", "predict", "--trust", f"sha256:{code['code_id']}", env=elsewhere)
+    assert done.code == 0, done.err
+    assert "instead" not in done.err
+    mlec("run", iris.mle, iris.csv, "--trust", f"sha256:{'0' * 64}", env=elsewhere).error("E_TRUST_DIGEST")
+
+
+def test_bench(mlec: Run, iris: Iris) -> None:
+    done = mlec("bench", iris.mle, "--batch", "1,16", "--seconds", "0.05", "--threads", "1")
+    assert done.code == 0, done.err
+    assert "1 threads" not in done.out
+    found = mlec(
+        "bench", iris.mle, "--batch", "3", "--seconds", "0.05", "--against", iris.pickle, "--trust-pickle", "--json"
+    ).document()
+    (batch,) = found["batches"]
+    assert batch["rows"] == 3
+    assert 0 < batch["compiled"]["p50"] <= batch["compiled"]["p99"]
+    assert batch["source"]["num_runs"] >= 3
