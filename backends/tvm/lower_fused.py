@@ -24,7 +24,9 @@ from mlec.backends.tvm.lowering import LOWERINGS, Lowering, Tensor, lowers
 from mlec.backends.tvm.region import Dims, Known, Load, Number, Region, Source, is_elementwise, is_injective
 from mlec.backends.tvm.scalar import CALLS_LIBM, TVM_NAMES
 from mlec.ir.builder import GraphBuilder
+from mlec.ir.dim import Dim, symbols_of
 from mlec.ir.graph import Graph, Node, Value
+from mlec.ir.op import substitute_attrs
 from mlec.ir.types import TensorType
 
 
@@ -169,7 +171,7 @@ def _with_anchor(
     before, after = _split(nodes, anchor)
     for value in anchor.inputs:
         if value not in known:
-            known[value] = lower_region(lowering, node, before, _read(before, known), value)
+            known[value] = _before_anchor(lowering, node, before, known, value)
     operands = tuple(known[v] for v in anchor.inputs)
     side = _needed(before, after, known)
     tail_nodes = (*side, *after)
@@ -183,6 +185,16 @@ def _with_anchor(
     if anchor.name in ANCHORS and fits:
         return ANCHORS[anchor.name](lowering, anchor, operands, tail)
     return tail.apply(lowering, node, lowering.lower(anchor, operands)[0])
+
+
+def _before_anchor(
+    lowering: Lowering, node: Node, nodes: list[Node], known: Mapping[Value, Tensor], value: Value
+) -> Tensor:
+    """An operand of the anchor; a lone transposition stays a promise."""
+    (producer,) = (inner for inner in nodes if inner.output is value)
+    if all(v in known for v in producer.inputs):
+        return lowering.lower(producer, tuple(known[v] for v in producer.inputs))[0]
+    return lower_region(lowering, node, nodes, _read(nodes, known), value)
 
 
 def _split(nodes: list[Node], anchor: Node) -> tuple[list[Node], list[Node]]:
@@ -220,6 +232,17 @@ def _body(node: Node) -> Graph:
     body: Graph = node.attrs["body"]
     if all(a.type == b.type for a, b in zip(body.inputs, node.inputs, strict=True)):
         return body
+    binding: dict[str, Dim] = {}
+    for inner, outer in zip(body.inputs, node.inputs, strict=True):
+        for declared, given in zip(inner.type.shape, outer.type.shape, strict=True):
+            if not isinstance(declared, int) and str(declared) in symbols_of(declared):
+                binding.setdefault(str(declared), given)
     b = GraphBuilder(body.name)
-    inputs = [b.input(inner.hint, outer.type) for inner, outer in zip(body.inputs, node.inputs, strict=True)]
-    return b.finish(b.inline(body, inputs))
+    values = {inner: b.input(inner.hint, outer.type) for inner, outer in zip(body.inputs, node.inputs, strict=True)}
+    for member in body.nodes:
+        if member.is_constant:
+            results = b.copy_node(member)
+        else:
+            results = b.multi(member.op, *(values[v] for v in member.inputs), **substitute_attrs(member.attrs, binding))
+        values.update(zip(member.outputs, results, strict=True))
+    return b.finish([values[v] for v in body.outputs])

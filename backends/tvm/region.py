@@ -18,7 +18,7 @@ from mlec.backends.tvm.compat import T, tirx, tvm
 from mlec.backends.tvm.kernels.elementwise import Lanes, NotContiguousError
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
 from mlec.backends.tvm.kernels.vector import Cell, broadcast, const_like, lanes_of, ramp, share
-from mlec.ir.dim import Dim, SymDim, Symbol, symbols_of
+from mlec.ir.dim import Dim, Symbol, SymDim, symbols_of
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Node, Value
 from mlec.ir.types import TensorType
