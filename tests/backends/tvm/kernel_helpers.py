@@ -9,10 +9,10 @@ from mlec.backends.tvm.target import TargetInfo
 HOST = TargetInfo.host()
 
 
-def compile_kernel(func):
+def compile_kernel(func, target=HOST):
     """The compiled program: call it with numpy inputs and the output's shape and dtype."""
     name = str(func.attrs["global_symbol"])
-    entry = compile_for_cpu(IRModule({name: func}), HOST.tvm_target())[name]
+    entry = compile_for_cpu(IRModule({name: func}), target.tvm_target())[name]
 
     def run(*inputs, out, dtype="float32"):
         outputs = [tvm.runtime.tensor(np.full(shape, 99, dtype)) for shape in (out if isinstance(out, list) else [out])]

@@ -1,0 +1,89 @@
+"""Facts about CPUs, kernels for other CPUs than the host, and independence of the number of threads."""
+
+import numpy as np
+import pytest
+
+from mlec.backends.tvm.compat import IRModule, tirx, tvm
+from mlec.backends.tvm.kernels.conv import conv2d_nchwc, pack_nchwc
+from mlec.backends.tvm.kernels.gemm import column_block, gemm, matmul, pack_gemm
+from mlec.backends.tvm.pipeline import compile_for_cpu
+from mlec.backends.tvm.target import TargetInfo
+from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
+
+
+def normal(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+@pytest.mark.parametrize(
+    ("mcpu", "triple", "bits", "registers", "fma"),
+    [
+        ("znver5", "x86_64-linux-gnu", 512, 32, True),
+        ("haswell", "x86_64-linux-gnu", 256, 16, True),
+        ("nehalem", "x86_64-linux-gnu", 128, 16, False),
+        ("neoverse-n1", "aarch64-linux-gnu", 128, 32, True),
+    ],
+)
+def test_vector_unit_of_known_cpus(mcpu, triple, bits, registers, fma):
+    info = TargetInfo.for_cpu(mcpu, triple)
+    assert (info.vector_bits, info.vector_registers, info.fma) == (bits, registers, fma)
+    assert info.lanes(32) == bits // 32
+
+
+def test_hidden_features_are_taken_back():
+    info = TargetInfo.for_cpu("znver5", "x86_64-linux-gnu", ("-avx512f",))
+    assert info.vector_bits == 256
+    assert "-avx512f" in str(info.tvm_target())
+
+
+def test_host():
+    assert HOST.cores >= 1
+    assert HOST.l1_bytes < HOST.l2_bytes
+    assert HOST.mcpu in str(HOST.tvm_target())
+
+
+@pytest.mark.parametrize("mcpu", ["haswell", "nehalem"])
+def test_kernels_for_smaller_vectors_are_right(mcpu):
+    if not HOST.triple.startswith("x86_64") or "avx2" not in HOST.features:
+        pytest.skip("runs code for x86 with AVX2")
+    info = TargetInfo.for_cpu(mcpu)
+    n = tirx.Var("n", "int64")
+    block = column_block(50, "float32", info)
+    w = normal((30, 50), 1)
+    run = compile_kernel(gemm((n,), 50, 30, "float32", block, info), info)
+    for rows in (1, 5, 40):
+        a = normal((rows, 30))
+        np.testing.assert_allclose(run(a, pack_gemm(w, block), out=(rows, 50)), a @ w, rtol=1e-4, atol=1e-4)
+    a, b = normal((2, 9, 20)), normal((2, 20, 33), 1)
+    run = compile_kernel(matmul((n,), (n,), 9, 33, 20, "float32", info), info)
+    np.testing.assert_allclose(run(a, b, out=(2, 9, 33)), a @ b, rtol=1e-4, atol=1e-4)
+    x, kernel = normal((1, 1, 9, 9, 8)), normal((16, 8, 3, 3), 1)
+    func = conv2d_nchwc(x.shape, (2, 1, 3, 3, 8, 8), (1, 1), (1,) * 4, (1, 1), "float32", info)
+    got = compile_kernel(func, info)(x, pack_nchwc(kernel, 8, 8), out=(1, 2, 9, 9, 8))
+    host = conv2d_nchwc(x.shape, (2, 1, 3, 3, 8, 8), (1, 1), (1,) * 4, (1, 1), "float32", HOST)
+    want = compile_kernel(host)(x, pack_nchwc(kernel, 8, 8), out=(1, 2, 9, 9, 8))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_code_for_another_architecture_is_generated():
+    info = TargetInfo.for_cpu("neoverse-n1", "aarch64-linux-gnu")
+    func = gemm((tirx.Var("n", "int64"),), 64, 64, "float32", 8, info, name="product")
+    module = compile_for_cpu(IRModule({"product": func}), info.tvm_target())
+    assert "fmla" in module.mod.inspect_source("asm")
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    configure = tvm.get_global_func("runtime.config_threadpool")
+    a, w = normal((300, 400)), pack_gemm(normal((400, 500), 1), 32)
+    product = compile_kernel(gemm((300,), 500, 400, "float32", 32, HOST))
+    x, kernel = normal((3, 4, 30, 30, 16)), normal((4, 4, 3, 3, 16, 16), 1)
+    image = compile_kernel(conv2d_nchwc(x.shape, kernel.shape, (1, 1), (1,) * 4, (1, 1), "float32", HOST))
+    results = []
+    try:
+        for threads in (1, 2):
+            configure(1, threads)
+            results.append((product(a, w, out=(300, 500)), image(x, kernel, out=(3, 4, 30, 30, 16))))
+    finally:
+        configure(1, 0)
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, two)
