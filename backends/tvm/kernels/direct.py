@@ -12,8 +12,18 @@ from typing import Any, Protocol
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
-from mlec.backends.tvm.kernels.tile import bits, ceildiv, flat_view, if_, parallel_if_large, product
-from mlec.backends.tvm.kernels.vector import cast_to, const, is_nan, maximum, minimum, select, share
+from mlec.backends.tvm.kernels.tile import ceildiv, flat_view, if_, parallel_if_large, product
+from mlec.backends.tvm.kernels.vector import (
+    CELL_SCOPE,
+    cast_to,
+    cells_in,
+    const,
+    is_nan,
+    maximum,
+    minimum,
+    select,
+    share,
+)
 
 
 class Spread(Protocol):
@@ -30,7 +40,7 @@ def spread_on_gpu(count: Dim, work: float, body: Callable[[Expr], None]) -> None
     wide = tirx.const(count, "int64") if isinstance(count, int) else count
     with T.launch_thread("blockIdx.x", ceildiv(wide, 256)) as block, T.launch_thread("threadIdx.x", 256) as thread:
         index = T.bind(tirx.Cast("int64", block) * 256 + tirx.Cast("int64", thread))
-        with if_(index < wide):
+        with if_(index < wide), cells_in("local"):
             body(index)
 
 
@@ -61,20 +71,9 @@ def direct(
     return kernel.func
 
 
-class Cell:
+def variable(initial: Expr) -> Cell:
     """A variable of a task."""
-
-    def __init__(self, initial: Expr | None = None, dtype: str = "", size: Dim = 1) -> None:
-        kind = dtype or str(initial.ty.dtype)
-        self.buffer = T.alloc_buffer((size,), kind, scope="local")
-        if initial is not None:
-            self.set(initial)
-
-    def get(self, index: Any = 0) -> Expr:
-        return self.buffer[index]
-
-    def set(self, value: Expr, index: Any = 0) -> None:
-        T.buffer_store(self.buffer, value, [index])
+    return Cell(dtype_of(initial), 1, initial)
 
 
 Read = Callable[[tuple[Expr, ...]], Expr]
@@ -95,34 +94,34 @@ REDUCTIONS: dict[str, tuple[Callable[[str], Expr], Callable[[Expr, Expr], Expr]]
 def reduce_element(op: str, extents: Sequence[Dim], dtype: str, read: Read) -> Expr:
     """The reduction over a box of these extents, element by element."""
     initial, combine = REDUCTIONS[op]
-    total = Cell(initial(dtype))
-    over(extents, lambda indices: total.set(combine(total.get(), share(cast_to(dtype, read(indices))))))
+    total = variable(initial(dtype))
+    over(extents, lambda indices: total.set(combine(total.value, share(cast_to(dtype, read(indices))))))
     if op != "mean":
-        return total.get()
+        return total.value
     count = product(extents)
-    return total.get() / (const(float(count), dtype) if isinstance(count, int) else cast_to(dtype, count))
+    return total.value / (const(float(count), dtype) if isinstance(count, int) else cast_to(dtype, count))
 
 
 def arg_element(op: str, extent: Dim, dtype: str, read: Read) -> Expr:
     """Position of the first largest (``"argmax"``) or smallest element of a line; the first NaN wins."""
-    best, at = Cell(read((_index(0),))), Cell(_index(0))
+    best, at = variable(read((_index(0),))), variable(_index(0))
     with T.serial(_wide(extent)) as i:
-        x, old = share(read((i,))), share(best.get())
+        x, old = share(read((i,))), share(best.value)
         better = share(x > old if op == "argmax" else x < old)
         if _is_float(dtype):
             better = tirx.Or(better, tirx.And(share(is_nan(x)), tirx.Not(share(is_nan(old)))))
         with if_(better if not _is_float(dtype) else tirx.And(better, tirx.Not(share(is_nan(old))))):
             best.set(x)
             at.set(i)
-    return at.get()
+    return at.value
 
 
 def scan_line(extent: Dim, dtype: str, read: Read, write: Callable[[Expr, Expr], None]) -> None:
     """Running sum of a line."""
-    total = Cell(const(0, dtype))
+    total = variable(const(0, dtype))
     with T.serial(_wide(extent)) as i:
-        total.set(total.get() + read((i,)))
-        write(i, total.get())
+        total.set(total.value + read((i,)))
+        write(i, total.value)
 
 
 def first_elements(
@@ -139,23 +138,23 @@ def first_elements(
 
     The result is built where it will stay: ``values(k)`` and ``positions(k)`` read it back, ``write(k, value, position)`` sets.
     """
-    size = Cell(_index(0))
+    size = variable(_index(0))
     with T.serial(_wide(extent)) as i:
         x = share(read((i,)))
-        slot = Cell(share(size.get()))
-        moving = Cell(const(True, "bool"))
-        with T.While(tirx.And(moving.get(), slot.get() > 0)):
-            previous = share(slot.get() - 1)
+        slot = variable(share(size.value))
+        moving = variable(const(True, "bool"))
+        with T.While(tirx.And(moving.value, slot.value > 0)):
+            previous = share(slot.value - 1)
             with T.If(_before(x, share(values(previous)), dtype, descending)):
                 with T.Then():
-                    with if_(slot.get() < _wide(count)):
-                        write(slot.get(), values(previous), positions(previous))
+                    with if_(slot.value < _wide(count)):
+                        write(slot.value, values(previous), positions(previous))
                     slot.set(previous)
                 with T.Else():
                     moving.set(const(False, "bool"))
-        with if_(slot.get() < _wide(count)):
-            write(slot.get(), x, i)
-        size.set(tirx.min(size.get() + 1, _wide(count)))
+        with if_(slot.value < _wide(count)):
+            write(slot.value, x, i)
+        size.set(tirx.min(size.value + 1, _wide(count)))
 
 
 def merge_sort_line(
@@ -176,28 +175,28 @@ def merge_sort_line(
     spare_positions = T.alloc_buffer((length,), "int64")
     with T.serial(length) as i:
         write(i, read((i,)), i)
-    run = Cell(_index(1))
-    with T.While(run.get() < length):
-        width = share(run.get())
+    run = variable(_index(1))
+    with T.While(run.value < length):
+        width = share(run.value)
         with T.serial(ceildiv_by(length, width * 2)) as pair:
             begin = share(pair * width * 2)
             middle = share(tirx.min(begin + width, length))
             end = share(tirx.min(begin + width * 2, length))
-            a, b = Cell(begin), Cell(middle)
+            a, b = variable(begin), variable(middle)
             with T.serial(end - begin) as i:
-                use_b = Cell(const(False, "bool"))
-                with T.If(a.get() >= middle):
+                use_b = variable(const(False, "bool"))
+                with T.If(a.value >= middle):
                     with T.Then():
                         use_b.set(const(True, "bool"))
-                    with T.Else(), if_(b.get() < end):
-                        left, right = share(values(a.get())), share(values(b.get()))
+                    with T.Else(), if_(b.value < end):
+                        left, right = share(values(a.value)), share(values(b.value))
                         use_b.set(_before(right, left, dtype, descending))
-                with T.If(use_b.get()):
+                with T.If(use_b.value):
                     for frame, cell in ((T.Then, b), (T.Else, a)):
                         with frame():
-                            T.buffer_store(spare, values(cell.get()), [begin + i])
-                            T.buffer_store(spare_positions, positions(cell.get()), [begin + i])
-                            cell.set(cell.get() + 1)
+                            T.buffer_store(spare, values(cell.value), [begin + i])
+                            T.buffer_store(spare_positions, positions(cell.value), [begin + i])
+                            cell.set(cell.value + 1)
         with T.serial(length) as i:
             write(i, spare[i], spare_positions[i])
         run.set(width * 2)
@@ -252,21 +251,3 @@ def _index(value: int) -> Expr:
 
 def _wide(extent: Dim) -> Expr:
     return _index(extent) if isinstance(extent, int) else extent
-
-
-__all__ = [
-    "Cell",
-    "Read",
-    "Spread",
-    "Task",
-    "arg_element",
-    "bits",
-    "direct",
-    "first_elements",
-    "merge_sort_line",
-    "over",
-    "reduce_element",
-    "scan_line",
-    "spread_on_cpu",
-    "spread_on_gpu",
-]

@@ -8,6 +8,8 @@ is one short vector. (``T.vectorized`` loops are not used: their bodies cannot h
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, cast
 
@@ -105,6 +107,16 @@ class Cell:
 CELL_SCOPE: ContextVar[str] = ContextVar("CELL_SCOPE", default="global")
 """Where cells live. On a CPU only buffers of global scope are put on the stack (others are heap workspaces); on a GPU it is
 ``local`` that means registers."""
+
+
+@contextmanager
+def cells_in(scope: str) -> Iterator[None]:
+    """Cells made within live in this scope."""
+    token = CELL_SCOPE.set(scope)
+    try:
+        yield
+    finally:
+        CELL_SCOPE.reset(token)
 
 
 def select(condition: Expr, when_true: Any, when_false: Any) -> Expr:
