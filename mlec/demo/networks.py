@@ -107,8 +107,8 @@ def resnet() -> Trained:
 
 
 def lstm() -> Trained:
-    return _trained(RowLSTM, (8, 8))
+    return _trained(RowLSTM, (8, 8), epochs=20)
 
 
 def transformer() -> Trained:
-    return _trained(RowTransformer, (8, 8), epochs=6)
+    return _trained(RowTransformer, (8, 8), epochs=15)
