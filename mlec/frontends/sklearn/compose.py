@@ -194,10 +194,14 @@ def _calibrated(ctx: Context, member: Any, part: Lowered) -> Value:
     classes = len(member.classes)
     if hasattr(member.estimator, "decision_function"):
         scores = part.value("decision_function")
-        responses = [scores] if scores.type.rank == 1 else [ctx.column(scores, i) for i in range(len(member.calibrators))]
+        responses = (
+            [scores] if scores.type.rank == 1 else [ctx.column(scores, i) for i in range(len(member.calibrators))]
+        )
     else:
         scores = part.value("predict_proba")
-        responses = [ctx.column(scores, 1)] if classes == 2 else [ctx.column(scores, i) for i in range(len(member.calibrators))]
+        responses = (
+            [ctx.column(scores, 1)] if classes == 2 else [ctx.column(scores, i) for i in range(len(member.calibrators))]
+        )
     calibrated = [
         _isotonic(ctx, calibrator, response) if member.method == "isotonic" else _platt(ctx, calibrator, response)
         for calibrator, response in zip(member.calibrators, (ctx.cast(r, "f64") for r in responses), strict=True)
@@ -224,7 +228,10 @@ def _isotonic(ctx: Context, calibrator: Any, scores: Value) -> Value:
     slopes = np.append(np.diff(y) / np.diff(x), 0.0)
     reached = ctx.cast(ctx.b("ge", ctx.as_columns(clipped), ctx.constant(x[None, :], "points")), "i64")
     left = ctx.b("sub", ctx.b("sum", reached, axes=(1,)), 1)
-    slope, x0, y0 = (ctx.b("gather", ctx.constant(table, hint), left, axis=0) for table, hint in ((slopes, "slope"), (x, "x"), (y, "y")))
+    slope, x0, y0 = (
+        ctx.b("gather", ctx.constant(table, hint), left, axis=0)
+        for table, hint in ((slopes, "slope"), (x, "x"), (y, "y"))
+    )
     return ctx.b("add", ctx.b("mul", slope, ctx.b("sub", clipped, x0)), y0)
 
 
@@ -240,7 +247,9 @@ def one_versus_rest(ctx: Context, model: Any, columns: Columns) -> Lowered:
             threshold = 0.0
             scores.append(part.value("decision_function"))
         else:
-            scores.append(part.value("predict") if part.kind == "regressor" else ctx.column(part.value("predict_proba"), 1))
+            scores.append(
+                part.value("predict") if part.kind == "regressor" else ctx.column(part.value("predict_proba"), 1)
+            )
     together = ctx.as_columns(*scores)
     single = len(parts) == 1
     methods: dict[str, Output] = {}
@@ -262,7 +271,9 @@ def one_versus_rest(ctx: Context, model: Any, columns: Columns) -> Lowered:
 
 @converts(multioutput.MultiOutputRegressor)
 def multi_output_regressor(ctx: Context, model: Any, columns: Columns) -> Lowered:
-    predictions = [convert(ctx, m, columns, f"estimators.{i}").value("predict") for i, m in enumerate(model.estimators_)]
+    predictions = [
+        convert(ctx, m, columns, f"estimators.{i}").value("predict") for i, m in enumerate(model.estimators_)
+    ]
     return ctx.regressor(ctx.as_columns(*predictions))
 
 
@@ -303,7 +314,10 @@ def _inverse(ctx: Context, model: Any, x: Value) -> Value:
         if function is None:
             return x
         if op is None or model.inv_kw_args:
-            ctx.refuse(f"the inverse function {getattr(function, '__qualname__', function)!r} cannot be read", "use a numpy function")
+            ctx.refuse(
+                f"the inverse function {getattr(function, '__qualname__', function)!r} cannot be read",
+                "use a numpy function",
+            )
         return ctx.b(op, x, x) if function is np.square else ctx.b(op, x)
     x = ctx.cast(x, "f64")
     if isinstance(model, preprocessing.MinMaxScaler):
@@ -313,7 +327,10 @@ def _inverse(ctx: Context, model: Any, x: Value) -> Value:
     if isinstance(model, preprocessing.StandardScaler):
         centre, scale = (model.mean_ if model.with_mean else None), (model.scale_ if model.with_std else None)
     elif isinstance(model, preprocessing.RobustScaler):
-        centre, scale = (model.center_ if model.with_centering else None), (model.scale_ if model.with_scaling else None)
+        centre, scale = (
+            (model.center_ if model.with_centering else None),
+            (model.scale_ if model.with_scaling else None),
+        )
     else:
         ctx.refuse("its inverse is not supported", "use a scaler, or a numpy function and its inverse")
     if scale is not None:

@@ -136,7 +136,9 @@ class Context:
         key = (hint, tuple(column_codings))
         if key not in self._inputs:
             positions = tuple(column.position for column, _ in column_codings)
-            feed = ColumnFeed(columns=positions, codings=tuple(_filled(column, coding) for column, coding in column_codings))
+            feed = ColumnFeed(
+                columns=positions, codings=tuple(_filled(column, coding) for column, coding in column_codings)
+            )
             self._inputs[key] = self._feed(hint, "i64", feed)
         return self._inputs[key]
 
@@ -164,7 +166,11 @@ class Context:
         if isinstance(first, ComputedColumn):
             width = first.matrix.type.shape[1]
             whole = first.index == 0 and len(columns) == width
-            part = first.matrix if whole else self.b("slice", first.matrix, axis=1, start=first.index, stop=first.index + len(columns))
+            part = (
+                first.matrix
+                if whole
+                else self.b("slice", first.matrix, axis=1, start=first.index, stop=first.index + len(columns))
+            )
             return self.cast(part, dtype)
         table_columns = [column for column in columns if isinstance(column, TableColumn)]
         filled = any(column.fill is not None for column in table_columns)

@@ -27,13 +27,17 @@ def pca(ctx: Context, model: Any, columns: Columns) -> Lowered:
         return transformed
     precision = model.get_precision()
     centred = ctx.b("sub", x, ctx.constant(model.mean_, "mean"))
-    distance = ctx.b("sum", ctx.b("mul", centred, ctx.b("matmul", centred, ctx.constant(precision, "precision"))), axes=(1,))
+    distance = ctx.b(
+        "sum", ctx.b("mul", centred, ctx.b("matmul", centred, ctx.constant(precision, "precision"))), axes=(1,)
+    )
     constant = 0.5 * (len(columns) * np.log(2.0 * np.pi) - np.linalg.slogdet(precision)[1])
     likelihood = ctx.b("sub", ctx.b("mul", distance, -0.5), float(constant))
     return Lowered("transformer", {"score_samples": Output((likelihood,))}, columns=transformed.columns)
 
 
-@converts(decomposition.TruncatedSVD, random_projection.GaussianRandomProjection, random_projection.SparseRandomProjection)
+@converts(
+    decomposition.TruncatedSVD, random_projection.GaussianRandomProjection, random_projection.SparseRandomProjection
+)
 def projection(ctx: Context, model: Any, columns: Columns) -> Lowered:
     return ctx.transformed(ctx.affine(ctx.matrix(columns), np.ascontiguousarray(dense(model.components_).T), None))
 

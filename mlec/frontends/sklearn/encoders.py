@@ -35,7 +35,9 @@ class Feature:
     @property
     def is_numeric(self) -> bool:
         kind = self.categories.dtype.kind
-        return kind in "bf" or (kind in "iu" and bool((np.abs(self.categories.astype(np.float64)) < LARGEST_EXACT).all()))
+        return kind in "bf" or (
+            kind in "iu" and bool((np.abs(self.categories.astype(np.float64)) < LARGEST_EXACT).all())
+        )
 
 
 def encode(ctx: Context, columns: Columns, features: Sequence[Feature]) -> Value:
@@ -44,7 +46,9 @@ def encode(ctx: Context, columns: Columns, features: Sequence[Feature]) -> Value
     in_graph = [i for i in range(len(columns)) if i not in set(at_edge)]
     parts = []
     if at_edge:
-        codings = [(column, _coding(ctx, features[i])) for i in at_edge if isinstance(column := columns[i], TableColumn)]
+        codings = [
+            (column, _coding(ctx, features[i])) for i in at_edge if isinstance(column := columns[i], TableColumn)
+        ]
         parts.append(ctx.codes(codings, "codes"))
     if in_graph:
         x = ctx.matrix(tuple(columns[i] for i in in_graph), nan=True)
@@ -96,12 +100,16 @@ def _compare(ctx: Context, x: Value, features: Sequence[Feature]) -> Value:
     cells = ctx.b("reshape", x, shape=(BATCH, len(features), 1))
     equal = ctx.b("eq", cells, ctx.constant(values, "categories"))
     if missing.any():
-        equal = ctx.b("logical_or", equal, ctx.b("logical_and", ctx.b("isnan", cells), ctx.constant(missing, "missing")))
+        equal = ctx.b(
+            "logical_or", equal, ctx.b("logical_and", ctx.b("isnan", cells), ctx.constant(missing, "missing"))
+        )
     positions = ctx.constant(np.arange(width), "position")
     # The first match; the extra position stands for "none".
     first = ctx.b("min", ctx.b("where", equal, positions, ctx.constant(width)), axes=(2,))
     offsets = np.arange(len(features)) * (width + 1)
-    return ctx.b("gather", ctx.constant(codes.ravel(), "codes"), ctx.b("add", first, ctx.constant(offsets, "offset")), axis=0)
+    return ctx.b(
+        "gather", ctx.constant(codes.ravel(), "codes"), ctx.b("add", first, ctx.constant(offsets, "offset")), axis=0
+    )
 
 
 def one_hot(ctx: Context, codes: Value, widths: Sequence[int]) -> Value:

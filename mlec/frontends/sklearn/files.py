@@ -59,7 +59,11 @@ def sniff(head: bytes, path: Path) -> bool:
     if head.startswith(b"PK\x03\x04"):
         return _is_skops(path)
     plain = _plain(head)
-    return plain[:1] == b"\x80" and plain[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and any(name in plain for name in LIBRARIES)
+    return (
+        plain[:1] == b"\x80"
+        and plain[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+        and any(name in plain for name in LIBRARIES)
+    )
 
 
 def load(path: Path, options: LowerOptions) -> Any:

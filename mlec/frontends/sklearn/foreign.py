@@ -78,7 +78,9 @@ def inlined(ctx: Context, graph: Graph, inputs: list[Value]) -> list[Value]:
         if node.is_constant:
             values[node.output] = ctx.b.constant(constant_array(node, graph.constants), node.output.hint)
         else:
-            results = ctx.b.multi(node.op, *(values[v] for v in node.inputs), hints=[v.hint for v in node.outputs], **node.attrs)
+            results = ctx.b.multi(
+                node.op, *(values[v] for v in node.inputs), hints=[v.hint for v in node.outputs], **node.attrs
+            )
             values.update(zip(node.outputs, results, strict=True))
     return [values[v] for v in graph.outputs]
 

@@ -62,7 +62,9 @@ def torch_module(model: Any, n_features: int) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Without "n_threads", Hummingbird would set torch's threads for the whole process.
-        container = hummingbird.convert(copy.deepcopy(model), "torch", np.zeros((2, n_features)), extra_config={"n_threads": None})
+        container = hummingbird.convert(
+            copy.deepcopy(model), "torch", np.zeros((2, n_features)), extra_config={"n_threads": None}
+        )
     (operator,) = container.model._operators
     return operator.double().eval().requires_grad_(False)
 

@@ -37,11 +37,8 @@ def linear_scores(ctx: Context, x: Value, coef: Any, intercept: Any) -> Value:
 def linear_regressor(ctx: Context, model: Any, columns: Columns) -> Lowered:
     coef = dense(model.coef_)
     scores = ctx.affine(ctx.matrix(columns), np.ascontiguousarray(np.atleast_2d(coef).T), np.ravel(model.intercept_))
-    # A model fitted on a target of shape (n, 1) answers in that shape; most keep their coefficients so, too. Those that
-    # flatten them answer flat.
-    flat = (coef.ndim == 1 and np.ndim(model.intercept_) == 0) or type(model).predict is linear_model.SGDRegressor.predict
-    flat = flat or isinstance(model, svm.LinearSVR)
-    return ctx.regressor(ctx.vector(scores) if flat or coef.ndim == 1 else scores)
+    # A model fitted on a target of shape (n, 1) keeps a row of coefficients, and answers in that shape.
+    return ctx.regressor(ctx.vector(scores) if coef.ndim == 1 else scores)
 
 
 @converts(linear_model.RANSACRegressor)

@@ -27,7 +27,9 @@ def gaussian(ctx: Context, model: Any, columns: Columns) -> Lowered:
     constant = np.log(model.class_prior_) - 0.5 * np.sum(np.log(2.0 * np.pi * model.var_), axis=1)
     rows = ctx.b("reshape", ctx.matrix(columns), shape=(BATCH, 1, features))
     difference = ctx.b("sub", rows, ctx.constant(model.theta_.reshape(1, classes, features), "means"))
-    scaled = ctx.b("div", ctx.b("mul", difference, difference), ctx.constant(model.var_.reshape(1, classes, features), "variances"))
+    scaled = ctx.b(
+        "div", ctx.b("mul", difference, difference), ctx.constant(model.var_.reshape(1, classes, features), "variances")
+    )
     exponent = ctx.b("mul", ctx.b("sum", scaled, axes=(2,)), 0.5)
     return from_joint(ctx, model, ctx.b("sub", ctx.constant(constant, "log_prior"), exponent))
 
@@ -41,7 +43,9 @@ def multinomial(ctx: Context, model: Any, columns: Columns) -> Lowered:
 @converts(naive_bayes.ComplementNB)
 def complement(ctx: Context, model: Any, columns: Columns) -> Lowered:
     prior = model.class_log_prior_ if len(model.classes_) == 1 else None
-    return from_joint(ctx, model, ctx.affine(ctx.matrix(columns), np.ascontiguousarray(model.feature_log_prob_.T), prior))
+    return from_joint(
+        ctx, model, ctx.affine(ctx.matrix(columns), np.ascontiguousarray(model.feature_log_prob_.T), prior)
+    )
 
 
 @converts(naive_bayes.BernoulliNB)

@@ -66,12 +66,16 @@ def normalizer(ctx: Context, model: Any, columns: Columns) -> Lowered:
         norm = ctx.b("sum" if model.norm == "l1" else "max", ctx.b("abs", x), axes=(1,), keepdims=True)
     # As the library: a row without length keeps its values.
     vanishing = ctx.b("lt", norm, 10 * float(np.finfo(np.float64).eps))
-    return ctx.transformed(ctx.b("div", x, ctx.b("where", vanishing, ctx.constant(1.0), norm)), sparse=is_sparse(columns))
+    return ctx.transformed(
+        ctx.b("div", x, ctx.b("where", vanishing, ctx.constant(1.0), norm)), sparse=is_sparse(columns)
+    )
 
 
 @converts(preprocessing.Binarizer)
 def binarizer(ctx: Context, model: Any, columns: Columns) -> Lowered:
-    return ctx.transformed(ctx.cast(ctx.b("gt", ctx.matrix(columns), float(model.threshold)), "f64"), sparse=is_sparse(columns))
+    return ctx.transformed(
+        ctx.cast(ctx.b("gt", ctx.matrix(columns), float(model.threshold)), "f64"), sparse=is_sparse(columns)
+    )
 
 
 @converts(preprocessing.PolynomialFeatures)
@@ -85,7 +89,10 @@ def polynomial_features(ctx: Context, model: Any, columns: Columns) -> Lowered:
     if () in monomials:
         parts.append(ctx.b("broadcast_to", ctx.constant(np.ones((1, 1)), "bias"), shape=(BATCH, 1)))
         place[()] = 0
-    needed = [{m[i:] for m in monomials for i in range(len(m)) if len(m) - i == k + 1} for k in range(max(map(len, monomials)))]
+    needed = [
+        {m[i:] for m in monomials for i in range(len(m)) if len(m) - i == k + 1}
+        for k in range(max(map(len, monomials)))
+    ]
     before: dict[tuple[int, ...], int] = {}
     product = x
     for degree, level in enumerate(needed, 1):
@@ -220,5 +227,3 @@ def _is_missing(ctx: Context, columns: Columns, missing: Scalar, *, strings: boo
         return ctx.cast(ctx.codes([(column, coding) for column in table_columns], "missing"), "f64")
     x = ctx.matrix(columns, nan=missing is None)
     return ctx.cast(ctx.where_missing(x, np.full(len(columns), np.nan if missing is None else missing)), "f64")
-
-

@@ -22,7 +22,7 @@ LEAST_PROBABILITY = 1e-7
 """libsvm keeps the probabilities of a pair of classes this far from 0 and 1."""
 
 COUPLING_TOLERANCE = 0.005
-COUPLING_SWEEPS = 8
+COUPLING_SWEEPS = 6
 """libsvm allows 100 sweeps and needs at most 5 (over millions of random and extreme pairs, up to 10 classes)."""
 
 
@@ -30,7 +30,9 @@ def kernel_values(ctx: Context, model: Any, columns: Columns) -> Value:
     """The kernel between each row and each support vector, (n, vectors)."""
     x = ctx.matrix(columns)
     if callable(model.kernel):
-        ctx.refuse("a kernel given as a Python function is not supported", "use a named kernel, or kernel='precomputed'")
+        ctx.refuse(
+            "a kernel given as a Python function is not supported", "use a named kernel, or kernel='precomputed'"
+        )
     if model.kernel == "precomputed":
         return ctx.b("gather", x, ctx.constant(model.support_, "support"), axis=1)
     vectors = dense(model.support_vectors_)
@@ -71,6 +73,8 @@ def pair_weights(dual_coef: Array, n_support: Array) -> Array:
 @converts(svm.SVC, svm.NuSVC)
 def svc(ctx: Context, model: Any, columns: Columns) -> Lowered:
     classes = len(model.classes_)
+    if model.break_ties and model.decision_function_shape == "ovo":
+        ctx.refuse("break_ties=True with decision_function_shape='ovo': the source cannot predict so", "use 'ovr'")
     weights = pair_weights(dense(model._dual_coef_), np.asarray(model._n_support))
     raw = ctx.affine(kernel_values(ctx, model, columns), weights, model._intercept_)
     if classes == 2:
@@ -108,7 +112,9 @@ def _platt(ctx: Context, model: Any, raw: Value) -> Value | None:
     """Platt's probabilities (n, classes), for an estimator that was fitted with them."""
     if not getattr(model, "probability", False) or model.probability == "deprecated" or len(model._probA) == 0:
         return None
-    score = ctx.b("add", ctx.b("mul", raw, ctx.constant(model._probA, "platt_a")), ctx.constant(model._probB, "platt_b"))
+    score = ctx.b(
+        "add", ctx.b("mul", raw, ctx.constant(model._probA, "platt_a")), ctx.constant(model._probB, "platt_b")
+    )
     first = ctx.b("clip", ctx.b("sigmoid", ctx.b("neg", score)), lo=LEAST_PROBABILITY, hi=1 - LEAST_PROBABILITY)
     return couple(ctx, first, len(model.classes_))
 

@@ -6,7 +6,7 @@ thresholds are rounded down to float32, which keeps every decision; histogram bo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from sklearn import dummy, ensemble, tree
 from sklearn.ensemble._iforest import _average_path_length
 
 from mlec.frontends.sklearn.columns import Columns, ComputedColumn
-from mlec.frontends.sklearn.context import BATCH, Array, Context, Lowered, Output
+from mlec.frontends.sklearn.context import Array, Context, Lowered, Output
 from mlec.frontends.sklearn.linear import inverse_link, outlier_detector
 from mlec.frontends.sklearn.registry import convert, converts, transform
 from mlec.frontends.trees import Ensemble, round_threshold_down
@@ -28,7 +28,9 @@ def float_trees(ctx: Context, columns: Columns, n_outputs: int) -> Ensemble:
     return Ensemble(len(columns), n_outputs, threshold_dtype="f32", value_dtype="f64")
 
 
-def add_tree(trees: Ensemble, model: Any, values: Array, *, features: Sequence[int] | None = None, output: int = 0) -> None:
+def add_tree(
+    trees: Ensemble, model: Any, values: Array, *, features: Sequence[int] | None = None, output: int = 0
+) -> None:
     """Adds one fitted tree. ``values``: a row for each node. ``features``: the columns that the tree was fitted on."""
     nodes = model.tree_
     feature = nodes.feature if features is None else np.asarray(features)[np.maximum(nodes.feature, 0)]
@@ -79,7 +81,8 @@ def _mean_of_classifiers(ctx: Context, model: Any, members: Sequence[Any], colum
     if model.n_outputs_ == 1:
         return ctx.classifier(model.classes_, ctx.first_of_largest(proba), proba=proba)
     parts = [
-        ctx.b("slice", proba, axis=1, start=i * width, stop=i * width + int(count)) for i, count in enumerate(model.n_classes_)
+        ctx.b("slice", proba, axis=1, start=i * width, stop=i * width + int(count))
+        for i, count in enumerate(model.n_classes_)
     ]
     return Lowered(
         "classifier",
@@ -263,7 +266,9 @@ def bagging_classifier(ctx: Context, model: Any, columns: Columns) -> Lowered:
             terms.append(spread(ctx, ctx.cast(votes, "f64"), member.classes_, count))
         total = chain(ctx, terms)
         if all("decision_function" in part.methods for part in lowered):
-            decision = ctx.b("div", chain(ctx, [part.value("decision_function") for part in lowered]), float(len(members)))
+            decision = ctx.b(
+                "div", chain(ctx, [part.value("decision_function") for part in lowered]), float(len(members))
+            )
     proba = ctx.b("div", total, float(len(members)))
     return ctx.classifier(model.classes_, ctx.first_of_largest(proba), proba=proba, decision=decision)
 
@@ -319,7 +324,9 @@ def ada_boost_classifier(ctx: Context, model: Any, columns: Columns) -> Lowered:
         return ctx.classifier(model.classes_, ctx.first_of_largest(scores), proba=proba, decision=scores)
     decision = ctx.b("sub", ctx.column(scores, 1), ctx.column(scores, 0))
     both = ctx.b("div", ctx.as_columns(ctx.b("neg", decision), decision), 2.0)
-    return ctx.classifier(model.classes_, ctx.positive(decision), proba=ctx.b("softmax", both, axis=1), decision=decision)
+    return ctx.classifier(
+        model.classes_, ctx.positive(decision), proba=ctx.b("softmax", both, axis=1), decision=decision
+    )
 
 
 @converts(ensemble.AdaBoostRegressor)
@@ -353,8 +360,28 @@ def isolation_forest(ctx: Context, model: Any, columns: Columns) -> Lowered:
         depths = model._decision_path_lengths[i] + model._average_path_length_per_tree[i] - 1.0
         add_tree(trees, member, np.asarray(depths, np.float64), features=features)
     depth = ctx.vector(emit(ctx, trees, x))
-    denominator = float(len(members) * _average_path_length([model._max_samples])[0])
-    exponent = ctx.b("neg", ctx.b("div", depth, denominator)) if denominator else ctx.b("broadcast_to", ctx.constant(-1.0), shape=(BATCH,))
+    unit = float(len(members) * _average_path_length([model._max_samples])[0])
+
+    def scores(depths: Array) -> Array:
+        """The decision function of total depths, as the library computes it."""
+        exponents = -(depths / unit if unit else np.ones_like(depths))
+        return np.asarray(-(2**exponents) - model.offset_)
+
+    exponent = ctx.b("neg", ctx.b("div", depth, unit)) if unit else ctx.b("sub", ctx.b("mul", depth, 0.0), 1.0)
     samples = ctx.b("neg", ctx.b("pow", ctx.constant(2.0), exponent))
     decision = ctx.b("sub", samples, float(model.offset_))
-    return outlier_detector(ctx, decision, ctx.b("ge", decision, 0.0), samples)
+    # The offset mostly is the score of a training row. Comparing depths keeps that row an inlier however powers are rounded.
+    inlier = ctx.b("ge", depth, least_positive(lambda depth: bool(scores(np.array([depth]))[0] >= 0)))
+    return outlier_detector(ctx, decision, inlier, samples)
+
+
+def least_positive(holds: Callable[[float], bool]) -> float:
+    """The smallest float64 >= 0 for which a monotone condition holds; infinity when it never does."""
+    low, high = 0, int(np.float64(np.inf).view(np.int64))  # floats >= 0 are ordered as their bits
+    while low < high:
+        middle = (low + high) // 2
+        if holds(float(np.int64(middle).view(np.float64))):
+            high = middle
+        else:
+            low = middle + 1
+    return float(np.int64(low).view(np.float64))

@@ -42,7 +42,9 @@ class Lab:
         assert all(str(node.loc) for node in graph.nodes), "a node without a location"
         return CompiledModel(graph.signature, Interpreted(graph))
 
-    def check(self, model: Any, *tables: Any, rtol: float = 1e-11, ignore: tuple[str, ...] = (), **options: Any) -> CompiledModel:
+    def check(
+        self, model: Any, *tables: Any, rtol: float = 1e-11, ignore: tuple[str, ...] = (), **options: Any
+    ) -> CompiledModel:
         """Every method on every table, and on its first 0 (where the source takes that), 1, 2 and 5 rows."""
         before = pickle.dumps(model)
         compiled = self.compile(model, **options)
@@ -85,7 +87,9 @@ class Lab:
                 warnings.simplefilter("ignore")
                 expected = oracle[name](table[:1])
             got = getattr(compiled, name)(table[:0])
-            for g, e in zip(got, expected, strict=True) if isinstance(expected, list) else [(got, np.asarray(expected))]:
+            for g, e in (
+                zip(got, expected, strict=True) if isinstance(expected, list) else [(got, np.asarray(expected))]
+            ):
                 assert g.shape == (0, *e.shape[1:]), name
                 assert g.dtype == e.dtype, name
 
@@ -114,9 +118,13 @@ def around_thresholds() -> Any:
         for i, (feature, threshold) in enumerate(pairs):
             narrow = np.float32(threshold)
             for value in (
-                threshold, np.nextafter(threshold, np.inf), np.nextafter(threshold, -np.inf), float(narrow),
-                float(np.nextafter(narrow, np.float32(np.inf))), float(np.nextafter(narrow, np.float32(-np.inf))),
-            ):  # fmt: skip
+                threshold,
+                np.nextafter(threshold, np.inf),
+                np.nextafter(threshold, -np.inf),
+                float(narrow),
+                float(np.nextafter(narrow, np.float32(np.inf))),
+                float(np.nextafter(narrow, np.float32(-np.inf))),
+            ):
                 row = base[i % len(base)].copy()
                 row[int(feature)] = value
                 rows.append(row)

@@ -22,6 +22,7 @@ from sklearn import (
     ensemble,
     feature_extraction,
     feature_selection,
+    frozen,
     impute,
     linear_model,
     manifold,
@@ -35,7 +36,7 @@ from sklearn import (
     preprocessing,
     svm,
     tree,
-)  # fmt: skip
+)
 from sklearn.base import BaseEstimator
 from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.pipeline import make_pipeline, make_union
@@ -71,16 +72,28 @@ FRAME, SURVIVED = titanic()
 
 def titanic_pipeline(last: Any) -> pipeline.Pipeline:
     numeric = make_pipeline(impute.SimpleImputer(strategy="median"), preprocessing.StandardScaler())
-    words = make_pipeline(impute.SimpleImputer(strategy="most_frequent"), preprocessing.OneHotEncoder(handle_unknown="ignore"))
-    columns = compose.ColumnTransformer([("numeric", numeric, ["age", "fare"]), ("words", words, ["sex", "port", "class"])])
+    words = make_pipeline(
+        impute.SimpleImputer(strategy="most_frequent"), preprocessing.OneHotEncoder(handle_unknown="ignore")
+    )
+    columns = compose.ColumnTransformer(
+        [("numeric", numeric, ["age", "fare"]), ("words", words, ["sex", "port", "class"])]
+    )
     return pipeline.Pipeline([("columns", columns), ("model", last)])
 
 
-@pytest.mark.parametrize("last", [
-    linear_model.LogisticRegression(), ensemble.RandomForestClassifier(10, random_state=0), svm.SVC(),
-    ensemble.HistGradientBoostingClassifier(max_iter=5), ensemble.GradientBoostingClassifier(n_estimators=4),
-    neighbors.KNeighborsClassifier(), "passthrough",
-], ids=lambda m: type(m).__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    "last",
+    [
+        linear_model.LogisticRegression(),
+        ensemble.RandomForestClassifier(10, random_state=0),
+        svm.SVC(),
+        ensemble.HistGradientBoostingClassifier(max_iter=5),
+        ensemble.GradientBoostingClassifier(n_estimators=4),
+        neighbors.KNeighborsClassifier(),
+        "passthrough",
+    ],
+    ids=lambda m: type(m).__name__,
+)
 def test_a_table_of_numbers_and_words(lab: Any, last: Any) -> None:
     model = titanic_pipeline(last)
     if isinstance(last, ensemble.HistGradientBoostingClassifier):
@@ -108,7 +121,9 @@ def test_columns_are_found_by_name(lab: Any) -> None:
 
 def test_numbers_are_checked_column_by_column(lab: Any) -> None:
     """NaN is imputed in some columns and refused in the others, as by the source."""
-    columns = compose.ColumnTransformer([("gaps", impute.SimpleImputer(), [0]), ("rest", preprocessing.StandardScaler(), [1, 2])])
+    columns = compose.ColumnTransformer(
+        [("gaps", impute.SimpleImputer(), [0]), ("rest", preprocessing.StandardScaler(), [1, 2])]
+    )
     model = make_pipeline(columns, linear_model.Ridge()).fit(SUGAR, PROGRESS)
     compiled = lab.compile(model)
     for column in range(4):
@@ -125,16 +140,30 @@ def test_numbers_are_checked_column_by_column(lab: Any) -> None:
 
 def test_ways_to_select_columns(lab: Any) -> None:
     scaler = preprocessing.StandardScaler()
-    for selected in ([0, 2], slice(1, None), slice(None, 2), np.array([1, 3]), [True, False, False, True], [-1, 0], [np.int64(2)]):
+    for selected in (
+        [0, 2],
+        slice(1, None),
+        slice(None, 2),
+        np.array([1, 3]),
+        [True, False, False, True],
+        [-1, 0],
+        [np.int64(2)],
+    ):
         for rest in ("drop", "passthrough", preprocessing.MinMaxScaler()):
             lab.check(compose.ColumnTransformer([("a", scaler, selected)], remainder=rest).fit(IRIS), IRIS)
     numbers = FRAME[["age", "fare", "class"]]
-    for selected in (["fare"], slice("fare", "class"), make_column_selector(pattern="a"), lambda frame: ["class", "age"]):
+    for selected in (
+        ["fare"],
+        slice("fare", "class"),
+        make_column_selector(pattern="a"),
+        lambda frame: ["class", "age"],
+    ):
         transformer = compose.ColumnTransformer([("a", scaler, selected)], remainder="passthrough").fit(numbers)
         compiled = lab.compile(transformer)
         lab.same(compiled.transform(numbers), transformer.transform(numbers), 1e-11, str(selected))
     by_type = make_column_transformer(
-        (scaler, make_column_selector(dtype_include="number")), (preprocessing.OneHotEncoder(), make_column_selector(dtype_exclude="number"))
+        (scaler, make_column_selector(dtype_include="number")),
+        (preprocessing.OneHotEncoder(), make_column_selector(dtype_exclude="number")),
     )
     lab.check(by_type.fit(FRAME), FRAME)
 
@@ -142,37 +171,73 @@ def test_ways_to_select_columns(lab: Any) -> None:
 def test_column_transformer_corners(lab: Any) -> None:
     scaler = preprocessing.StandardScaler()
     weighted = compose.ColumnTransformer(
-        [("a", scaler, [0]), ("none", scaler, []), ("b", "passthrough", [1, 0]), ("c", "drop", [2])], transformer_weights={"a": 3.0}
+        [("a", scaler, [0]), ("none", scaler, []), ("b", "passthrough", [1, 0]), ("c", "drop", [2])],
+        transformer_weights={"a": 3.0},
     )
     lab.check(weighted.fit(IRIS), IRIS)
-    nested = compose.ColumnTransformer([("inner", compose.ColumnTransformer([("deep", scaler, [1])], remainder="passthrough"), [3, 1, 0])])
+    nested = compose.ColumnTransformer(
+        [("inner", compose.ColumnTransformer([("deep", scaler, [1])], remainder="passthrough"), [3, 1, 0])]
+    )
     lab.check(nested.fit(IRIS), IRIS)
-    twice = compose.ColumnTransformer([
-        ("one", preprocessing.OneHotEncoder(handle_unknown="ignore"), ["sex", "port"]),
-        ("two", preprocessing.OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["port"]),
-        ("three", preprocessing.OneHotEncoder(), ["sex"]),
-    ])  # fmt: skip
+    twice = compose.ColumnTransformer(
+        [
+            ("one", preprocessing.OneHotEncoder(handle_unknown="ignore"), ["sex", "port"]),
+            ("two", preprocessing.OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["port"]),
+            ("three", preprocessing.OneHotEncoder(), ["sex"]),
+        ]
+    )
     lab.check(twice.fit(FRAME), FRAME)
 
 
 def test_pipelines(lab: Any) -> None:
-    lab.check(pipeline.Pipeline([("a", "passthrough"), ("b", None), ("c", linear_model.Ridge())]).fit(SUGAR, PROGRESS), SUGAR)
+    lab.check(
+        pipeline.Pipeline([("a", "passthrough"), ("b", None), ("c", linear_model.Ridge())]).fit(SUGAR, PROGRESS), SUGAR
+    )
     lab.check(make_pipeline(preprocessing.StandardScaler(), None).fit(IRIS), IRIS)
-    lab.check(make_pipeline(make_pipeline(decomposition.PCA(2)), make_pipeline(ensemble.RandomForestClassifier(5))).fit(IRIS, NAMES), IRIS)
-    lab.check(make_pipeline(preprocessing.PolynomialFeatures(2), feature_selection.SelectKBest(k=5), linear_model.LogisticRegression(max_iter=500)).fit(IRIS, KIND), IRIS)
-    lab.check(make_pipeline(preprocessing.StandardScaler(), cluster.KMeans(3, n_init=1, random_state=0)).fit(IRIS), IRIS, rtol=1e-7)
-    lab.check(make_pipeline(cluster.KMeans(3, n_init=1, random_state=0), linear_model.Ridge()).fit(SUGAR, PROGRESS), SUGAR, rtol=1e-7)
+    lab.check(
+        make_pipeline(make_pipeline(decomposition.PCA(2)), make_pipeline(ensemble.RandomForestClassifier(5))).fit(
+            IRIS, NAMES
+        ),
+        IRIS,
+    )
+    lab.check(
+        make_pipeline(
+            preprocessing.PolynomialFeatures(2),
+            feature_selection.SelectKBest(k=5),
+            linear_model.LogisticRegression(max_iter=500),
+        ).fit(IRIS, KIND),
+        IRIS,
+    )
+    lab.check(
+        make_pipeline(preprocessing.StandardScaler(), cluster.KMeans(3, n_init=1, random_state=0)).fit(IRIS),
+        IRIS,
+        rtol=1e-7,
+    )
+    lab.check(
+        make_pipeline(cluster.KMeans(3, n_init=1, random_state=0), linear_model.Ridge()).fit(SUGAR, PROGRESS),
+        SUGAR,
+        rtol=1e-7,
+    )
 
 
 def test_unions(lab: Any) -> None:
-    union = make_union(decomposition.PCA(2), preprocessing.StandardScaler(), "passthrough", make_pipeline(preprocessing.MinMaxScaler(), preprocessing.Binarizer(threshold=0.5)))
+    union = make_union(
+        decomposition.PCA(2),
+        preprocessing.StandardScaler(),
+        "passthrough",
+        make_pipeline(preprocessing.MinMaxScaler(), preprocessing.Binarizer(threshold=0.5)),
+    )
     lab.check(union.fit(IRIS), IRIS)
-    weighted = pipeline.FeatureUnion([("a", preprocessing.StandardScaler()), ("b", "drop")], transformer_weights={"a": 0.5})
+    weighted = pipeline.FeatureUnion(
+        [("a", preprocessing.StandardScaler()), ("b", "drop")], transformer_weights={"a": 0.5}
+    )
     lab.check(make_pipeline(weighted, linear_model.Ridge()).fit(SUGAR, PROGRESS), SUGAR)
 
 
 def test_searches(lab: Any) -> None:
-    grid = model_selection.GridSearchCV(make_pipeline(preprocessing.StandardScaler(), svm.SVC()), {"svc__C": [1, 10]}, cv=2)
+    grid = model_selection.GridSearchCV(
+        make_pipeline(preprocessing.StandardScaler(), svm.SVC()), {"svc__C": [1, 10]}, cv=2
+    )
     lab.check(grid.fit(IRIS, NAMES), IRIS)
     draw = model_selection.RandomizedSearchCV(tree.DecisionTreeRegressor(), {"max_depth": [2, 3]}, n_iter=2, cv=2)
     lab.check(draw.fit(SUGAR, PROGRESS), SUGAR)
@@ -181,9 +246,10 @@ def test_searches(lab: Any) -> None:
 
 
 MEMBERS = [
-    ("line", linear_model.LogisticRegression(max_iter=200)), ("bayes", naive_bayes.GaussianNB()),
+    ("line", linear_model.LogisticRegression(max_iter=200)),
+    ("bayes", naive_bayes.GaussianNB()),
     ("forest", ensemble.RandomForestClassifier(5, random_state=0)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("target", [NAMES, KIND == 1, KIND * 10], ids=["names", "bools", "numbers"])
@@ -200,7 +266,16 @@ def test_votes_of_regressors_and_dropped_members(lab: Any) -> None:
     lab.check(ensemble.VotingClassifier([*MEMBERS, ("gone", "drop")]).fit(IRIS, NAMES), IRIS)
 
 
-@pytest.mark.parametrize("options", [{}, {"passthrough": True}, {"stack_method": "predict"}, {"final_estimator": ensemble.RandomForestClassifier(5, random_state=0)}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"passthrough": True},
+        {"stack_method": "predict"},
+        {"final_estimator": ensemble.RandomForestClassifier(5, random_state=0)},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("target", [NAMES, KIND == 1], ids=["three", "two"])
 def test_stacks(lab: Any, options: Any, target: np.ndarray) -> None:
     members = [*MEMBERS, ("svm", svm.LinearSVC())]
@@ -214,17 +289,32 @@ def test_stack_of_regressors(lab: Any) -> None:
 
 @pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
 @pytest.mark.parametrize("target", [NAMES, KIND == 1], ids=["three", "two"])
-@pytest.mark.parametrize("base", [svm.LinearSVC(), ensemble.RandomForestClassifier(5, random_state=0)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "base", [svm.LinearSVC(), ensemble.RandomForestClassifier(5, random_state=0)], ids=lambda m: type(m).__name__
+)
 def test_calibration(lab: Any, method: str, target: np.ndarray, base: Any) -> None:
     for together in (True, False):
-        lab.check(calibration.CalibratedClassifierCV(base, method=method, cv=3, ensemble=together).fit(IRIS, target), IRIS, IRIS + 0.05)
+        lab.check(
+            calibration.CalibratedClassifierCV(base, method=method, cv=3, ensemble=together).fit(IRIS, target),
+            IRIS,
+            IRIS + 0.05,
+        )
+
+
+def test_models_fitted_before(lab: Any) -> None:
+    fitted = linear_model.LogisticRegression(max_iter=300).fit(IRIS, NAMES)
+    lab.check(frozen.FrozenEstimator(fitted), IRIS)
+    lab.check(calibration.CalibratedClassifierCV(frozen.FrozenEstimator(fitted)).fit(IRIS, NAMES), IRIS)
+    lab.check(ensemble.StackingClassifier([("line", fitted)], cv="prefit").fit(IRIS, NAMES), IRIS)
 
 
 def test_one_model_for_each_class_or_target(lab: Any) -> None:
     for base in (linear_model.LogisticRegression(), tree.DecisionTreeClassifier(max_depth=2), svm.LinearSVC()):
         lab.check(multiclass.OneVsRestClassifier(base).fit(IRIS, NAMES), IRIS)
         lab.check(multiclass.OneVsRestClassifier(base).fit(IRIS, KIND == 1), IRIS)
-        lab.check(multiclass.OneVsRestClassifier(base).fit(IRIS, np.column_stack([KIND == 0, KIND > 0]).astype(int)), IRIS)
+        lab.check(
+            multiclass.OneVsRestClassifier(base).fit(IRIS, np.column_stack([KIND == 0, KIND > 0]).astype(int)), IRIS
+        )
     labels = np.column_stack([KIND, KIND == 2]).astype(int)
     lab.check(multioutput.MultiOutputClassifier(linear_model.LogisticRegression()).fit(IRIS, labels), IRIS)
     targets = np.column_stack([PROGRESS, PROGRESS**2])
@@ -232,10 +322,19 @@ def test_one_model_for_each_class_or_target(lab: Any) -> None:
     lab.check(multioutput.RegressorChain(linear_model.Ridge(), order=[1, 0]).fit(SUGAR, targets), SUGAR)
 
 
-@pytest.mark.parametrize("how", [
-    {"func": np.log1p, "inverse_func": np.expm1}, {"func": np.sqrt, "inverse_func": np.square}, {"transformer": preprocessing.StandardScaler()},
-    {"transformer": preprocessing.MinMaxScaler()}, {"transformer": preprocessing.RobustScaler()}, {"transformer": preprocessing.MaxAbsScaler()}, {},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"func": np.log1p, "inverse_func": np.expm1},
+        {"func": np.sqrt, "inverse_func": np.square},
+        {"transformer": preprocessing.StandardScaler()},
+        {"transformer": preprocessing.MinMaxScaler()},
+        {"transformer": preprocessing.RobustScaler()},
+        {"transformer": preprocessing.MaxAbsScaler()},
+        {},
+    ],
+    ids=str,
+)
 def test_transformed_targets(lab: Any, how: Any) -> None:
     lab.check(compose.TransformedTargetRegressor(linear_model.Ridge(), **how).fit(SUGAR, PROGRESS), SUGAR)
 
@@ -248,11 +347,20 @@ def test_forms_of_input(lab: Any) -> None:
     model = make_pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression()).fit(frame, NAMES)
     compiled = lab.compile(model)
     expected = model.predict_proba(frame)
-    for table in (frame, IRIS, IRIS.tolist(), np.asfortranarray(IRIS), np.repeat(IRIS, 2, axis=0)[::2], frame.to_dict("list")):
+    for table in (
+        frame,
+        IRIS,
+        IRIS.tolist(),
+        np.asfortranarray(IRIS),
+        np.repeat(IRIS, 2, axis=0)[::2],
+        frame.to_dict("list"),
+    ):
         np.testing.assert_allclose(compiled.predict_proba(table), expected, rtol=1e-12)
     np.testing.assert_allclose(compiled.predict_proba(IRIS.astype(np.float32)), expected, rtol=1e-4)
     whole = (IRIS * 10).astype(np.int32)
-    np.testing.assert_allclose(compiled.predict_proba(whole), model.predict_proba(pd.DataFrame(whole, columns=frame.columns)), rtol=1e-9)
+    np.testing.assert_allclose(
+        compiled.predict_proba(whole), model.predict_proba(pd.DataFrame(whole, columns=frame.columns)), rtol=1e-9
+    )
     with pytest.raises(InputError, match="order"):
         compiled.predict(frame[["d", "c", "b", "a"]])
     for wrong in (IRIS[:, :3], IRIS[0], np.array([["x"] * 4])):
@@ -260,13 +368,24 @@ def test_forms_of_input(lab: Any) -> None:
             compiled.predict(wrong)
 
 
-@pytest.mark.parametrize("model", [
-    linear_model.Ridge(), tree.DecisionTreeRegressor(), ensemble.GradientBoostingRegressor(n_estimators=2), ensemble.HistGradientBoostingRegressor(max_iter=2),
-    make_pipeline(preprocessing.StandardScaler(), linear_model.Ridge()), make_pipeline(impute.SimpleImputer(), linear_model.Ridge()),
-    make_pipeline(preprocessing.StandardScaler(), tree.DecisionTreeRegressor()), make_pipeline(preprocessing.MinMaxScaler(), impute.SimpleImputer(), linear_model.Ridge()),
-    make_pipeline(feature_selection.SelectKBest(feature_selection.f_regression, k=2), neighbors.KNeighborsRegressor()),
-    ensemble.VotingRegressor([("a", linear_model.Ridge()), ("b", tree.DecisionTreeRegressor())]),
-], ids=lambda m: type(m[-1]).__name__ + "s" * len(m) if isinstance(m, pipeline.Pipeline) else type(m).__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    "model",
+    [
+        linear_model.Ridge(),
+        tree.DecisionTreeRegressor(),
+        ensemble.GradientBoostingRegressor(n_estimators=2),
+        ensemble.HistGradientBoostingRegressor(max_iter=2),
+        make_pipeline(preprocessing.StandardScaler(), linear_model.Ridge()),
+        make_pipeline(impute.SimpleImputer(), linear_model.Ridge()),
+        make_pipeline(preprocessing.StandardScaler(), tree.DecisionTreeRegressor()),
+        make_pipeline(preprocessing.MinMaxScaler(), impute.SimpleImputer(), linear_model.Ridge()),
+        make_pipeline(
+            feature_selection.SelectKBest(feature_selection.f_regression, k=2), neighbors.KNeighborsRegressor()
+        ),
+        ensemble.VotingRegressor([("a", linear_model.Ridge()), ("b", tree.DecisionTreeRegressor())]),
+    ],
+    ids=lambda m: type(m[-1]).__name__ + "s" * len(m) if isinstance(m, pipeline.Pipeline) else type(m).__name__,
+)
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
 def test_numbers_that_the_source_refuses_are_refused(lab: Any, model: Any, special: float) -> None:
     compiled = lab.compile(model.fit(SUGAR, PROGRESS))
@@ -306,11 +425,19 @@ class Foreign(BaseEstimator):
         return np.zeros(len(X))
 
 
-@pytest.mark.parametrize(("model", "words"), [
-    (Doubled(), "Doubled"), (Foreign(), "Foreign"), (manifold.Isomap(), "Isomap"), (neighbors.KNeighborsClassifier(weights=np.exp), "weights"),
-    (neighbors.KNeighborsClassifier(metric="cosine"), "cosine"), (svm.SVC(kernel=lambda a, b: a @ b.T), "kernel"),
-    (pipeline.Pipeline([("scale", preprocessing.StandardScaler()), ("odd", manifold.Isomap())]), "pipeline.odd"),
-], ids=lambda v: v if isinstance(v, str) else type(v).__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Doubled(), "Doubled"),
+        (Foreign(), "Foreign"),
+        (manifold.Isomap(), "Isomap"),
+        (neighbors.KNeighborsClassifier(weights=np.exp), "weights"),
+        (neighbors.KNeighborsClassifier(metric="cosine"), "cosine"),
+        (svm.SVC(kernel=lambda a, b: a @ b.T), "kernel"),
+        (pipeline.Pipeline([("scale", preprocessing.StandardScaler()), ("odd", manifold.Isomap())]), "pipeline.odd"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else type(v).__name__,
+)
 def test_unsupported_models_are_named(lab: Any, model: Any, words: str) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         lab.lower(model.fit(IRIS, KIND))
@@ -324,16 +451,25 @@ def test_subclasses_that_change_nothing(lab: Any) -> None:
 
 def test_text_is_refused(lab: Any) -> None:
     words = ["good film", "bad film", "good good", "awful"] * 5
-    model = make_pipeline(feature_extraction.text.TfidfVectorizer(), linear_model.LogisticRegression()).fit(words, [1, 0, 1, 0] * 5)
+    model = make_pipeline(feature_extraction.text.TfidfVectorizer(), linear_model.LogisticRegression()).fit(
+        words, [1, 0, 1, 0] * 5
+    )
     with pytest.raises((UnsupportedModelError, FrontendError)) as caught:
         lab.lower(model)
     assert "TfidfVectorizer" in str(caught.value)
 
 
-@pytest.mark.parametrize("model", [
-    linear_model.LogisticRegression(), make_pipeline(preprocessing.StandardScaler(), svm.SVC()), ensemble.RandomForestClassifier(),
-    neural_network.MLPClassifier(), model_selection.GridSearchCV(svm.SVC(), {"C": [1]}),
-], ids=lambda m: type(m).__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    "model",
+    [
+        linear_model.LogisticRegression(),
+        make_pipeline(preprocessing.StandardScaler(), svm.SVC()),
+        ensemble.RandomForestClassifier(),
+        neural_network.MLPClassifier(),
+        model_selection.GridSearchCV(svm.SVC(), {"C": [1]}),
+    ],
+    ids=lambda m: type(m).__name__,
+)
 def test_unfitted_models_are_refused(lab: Any, model: Any) -> None:
     with pytest.raises(NotFittedModelError, match="fit"):
         lab.lower(model)
@@ -364,7 +500,9 @@ def test_pickles_need_permission(lab: Any, tmp_path: Path, compress: Any) -> Non
         lab.frontend.load(path, LowerOptions())
     digest = str(caught.value).split("trust_pickle='")[1].split("'")[0]
     for trust in (True, digest):
-        np.testing.assert_array_equal(lab.frontend.load(path, LowerOptions(trust_pickle=trust)).predict(IRIS), model.predict(IRIS))
+        np.testing.assert_array_equal(
+            lab.frontend.load(path, LowerOptions(trust_pickle=trust)).predict(IRIS), model.predict(IRIS)
+        )
     with pytest.raises(UntrustedPickleError):
         lab.frontend.load(path, LowerOptions(trust_pickle="sha256:" + "0" * 64))
 
@@ -395,7 +533,15 @@ def test_skops_is_named_where_it_is_missing(lab: Any, tmp_path: Path, monkeypatc
 
 
 def test_other_files_are_left_alone(lab: Any, tmp_path: Path) -> None:
-    for content in (b"", b"\x80", pickle.dumps({"a": 1}), b"{}", b"tree\nversion=v4", b"\x1f\x8bnot really", b"PK\x03\x04broken"):
+    for content in (
+        b"",
+        b"\x80",
+        pickle.dumps({"a": 1}),
+        b"{}",
+        b"tree\nversion=v4",
+        b"\x1f\x8bnot really",
+        b"PK\x03\x04broken",
+    ):
         path = tmp_path / "file.pkl"
         path.write_bytes(content)
         assert not lab.frontend.sniff(content, path)

@@ -15,7 +15,7 @@ from sklearn import (
     neighbors,
     neural_network,
     svm,
-)  # fmt: skip
+)
 
 IRIS, KIND = datasets.load_iris(return_X_y=True)
 BINARY = (KIND == 1).astype(int)
@@ -27,17 +27,35 @@ NOISE = np.random.default_rng(3).normal(0, 0.3, IRIS.shape)
 NAMES = np.array(["setosa", "Versicolor", "virgíniça"])[KIND]
 
 REGRESSORS = [
-    linear_model.LinearRegression(), linear_model.Ridge(), linear_model.RidgeCV(), linear_model.Lasso(0.1),
-    linear_model.LassoCV(cv=3), linear_model.ElasticNet(0.1), linear_model.SGDRegressor(random_state=0),
-    linear_model.BayesianRidge(), linear_model.HuberRegressor(), linear_model.QuantileRegressor(alpha=0.01),
-    linear_model.PoissonRegressor(), linear_model.GammaRegressor(), linear_model.TweedieRegressor(power=1.5),
-    linear_model.TweedieRegressor(power=0), linear_model.RANSACRegressor(random_state=0), svm.LinearSVR(),
-    linear_model.LinearRegression(fit_intercept=False), svm.SVR(), svm.SVR(kernel="poly", degree=3, coef0=1.0),
-    svm.SVR(kernel="linear"), svm.SVR(kernel="sigmoid", gamma=0.2), svm.NuSVR(gamma=0.5),
-    neighbors.KNeighborsRegressor(), neighbors.KNeighborsRegressor(3, weights="distance"),
+    linear_model.LinearRegression(),
+    linear_model.Ridge(),
+    linear_model.RidgeCV(),
+    linear_model.Lasso(0.1),
+    linear_model.LassoCV(cv=3),
+    linear_model.ElasticNet(0.1),
+    linear_model.SGDRegressor(random_state=0),
+    linear_model.BayesianRidge(),
+    linear_model.HuberRegressor(),
+    linear_model.QuantileRegressor(alpha=0.01),
+    linear_model.PoissonRegressor(),
+    linear_model.GammaRegressor(),
+    linear_model.TweedieRegressor(power=1.5),
+    linear_model.TweedieRegressor(power=0),
+    linear_model.RANSACRegressor(random_state=0),
+    svm.LinearSVR(),
+    linear_model.LinearRegression(fit_intercept=False),
+    svm.SVR(),
+    svm.SVR(kernel="poly", degree=3, coef0=1.0),
+    svm.SVR(kernel="linear"),
+    svm.SVR(kernel="sigmoid", gamma=0.2),
+    svm.NuSVR(gamma=0.5),
+    neighbors.KNeighborsRegressor(),
+    neighbors.KNeighborsRegressor(3, weights="distance"),
     neural_network.MLPRegressor(hidden_layer_sizes=(8, 5), max_iter=30, random_state=0),
-    neural_network.MLPRegressor(hidden_layer_sizes=(6,), activation="tanh", max_iter=20, random_state=0, loss="poisson"),
-]  # fmt: skip
+    neural_network.MLPRegressor(
+        hidden_layer_sizes=(6,), activation="tanh", max_iter=20, random_state=0, loss="poisson"
+    ),
+]
 
 
 @pytest.mark.parametrize("model", REGRESSORS, ids=str)
@@ -48,40 +66,65 @@ def test_regressors(lab: Any, model: Any) -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        linear_model.LinearRegression(), linear_model.Ridge(), linear_model.Lasso(), linear_model.MultiTaskLasso(),
-        neighbors.KNeighborsRegressor(), neural_network.MLPRegressor(hidden_layer_sizes=(5,), max_iter=20, random_state=0),
+        linear_model.LinearRegression(),
+        linear_model.Ridge(),
+        linear_model.Lasso(),
+        linear_model.MultiTaskLasso(),
+        neighbors.KNeighborsRegressor(),
+        neural_network.MLPRegressor(hidden_layer_sizes=(5,), max_iter=20, random_state=0),
         neighbors.KNeighborsRegressor(weights="distance"),
     ],
     ids=str,
-)  # fmt: skip
+)
 @pytest.mark.parametrize("target", [TWO_TARGETS, PROGRESS[:, None]], ids=["two targets", "a column"])
 def test_targets_of_two_dimensions(lab: Any, model: Any, target: np.ndarray) -> None:
     lab.check(model.fit(SUGAR, target), SUGAR * 1.1)
 
 
 CLASSIFIERS = [
-    linear_model.LogisticRegression(), linear_model.LogisticRegressionCV(cv=3, max_iter=50), linear_model.RidgeClassifier(),
-    linear_model.Perceptron(), linear_model.SGDClassifier(random_state=0),
-    linear_model.SGDClassifier(loss="log_loss", random_state=0), linear_model.SGDClassifier(loss="modified_huber", random_state=0),
-    svm.LinearSVC(), svm.SVC(), svm.SVC(kernel="linear"), svm.SVC(kernel="poly", degree=2), svm.SVC(kernel="sigmoid", gamma=0.01),
-    svm.SVC(decision_function_shape="ovo"), svm.SVC(break_ties=True, gamma=3.0), svm.NuSVC(nu=0.2),
-    naive_bayes.GaussianNB(), neighbors.KNeighborsClassifier(), neighbors.KNeighborsClassifier(4, weights="distance"),
-    neighbors.KNeighborsClassifier(3, metric="manhattan"), neighbors.KNeighborsClassifier(3, p=3),
-    neighbors.KNeighborsClassifier(3, metric="chebyshev", weights="distance"), neighbors.NearestCentroid(),
+    linear_model.LogisticRegression(),
+    linear_model.LogisticRegressionCV(cv=3, max_iter=50),
+    linear_model.RidgeClassifier(),
+    linear_model.Perceptron(),
+    linear_model.SGDClassifier(random_state=0),
+    linear_model.SGDClassifier(loss="log_loss", random_state=0),
+    linear_model.SGDClassifier(loss="modified_huber", random_state=0),
+    svm.LinearSVC(),
+    svm.SVC(),
+    svm.SVC(kernel="linear"),
+    svm.SVC(kernel="poly", degree=2),
+    svm.SVC(kernel="sigmoid", gamma=0.01),
+    svm.SVC(decision_function_shape="ovo"),
+    svm.SVC(break_ties=True, gamma=3.0),
+    svm.NuSVC(nu=0.2),
+    naive_bayes.GaussianNB(),
+    neighbors.KNeighborsClassifier(),
+    neighbors.KNeighborsClassifier(4, weights="distance"),
+    neighbors.KNeighborsClassifier(3, metric="manhattan"),
+    neighbors.KNeighborsClassifier(3, p=3),
+    neighbors.KNeighborsClassifier(3, metric="chebyshev", weights="distance"),
+    neighbors.NearestCentroid(),
     neural_network.MLPClassifier((7,), max_iter=30, random_state=0),
     neural_network.MLPClassifier((7, 3), activation="logistic", max_iter=30, random_state=0),
-    discriminant_analysis.LinearDiscriminantAnalysis(), discriminant_analysis.LinearDiscriminantAnalysis(solver="eigen"),
-]  # fmt: skip
+    discriminant_analysis.LinearDiscriminantAnalysis(),
+    discriminant_analysis.LinearDiscriminantAnalysis(solver="eigen"),
+]
 
 
 @pytest.mark.parametrize("model", CLASSIFIERS, ids=str)
-@pytest.mark.parametrize("target", [KIND, BINARY, NAMES, KIND - 1.0, BINARY == 1], ids=["three", "two", "names", "floats", "bools"])
+@pytest.mark.parametrize(
+    "target", [KIND, BINARY, NAMES, KIND - 1.0, BINARY == 1], ids=["three", "two", "names", "floats", "bools"]
+)
 def test_classifiers(lab: Any, model: Any, target: np.ndarray) -> None:
     if target.dtype.kind == "b" and isinstance(model, neighbors.NearestCentroid):
         pytest.skip("the library itself refuses to average boolean labels")
     # Noise on the training rows, too: which of several equally distant neighbours counts is up to the library's search tree.
     trained, noisy = IRIS + NOISE, IRIS - NOISE[::-1]
-    ignore = ("predict_proba", "predict_log_proba", "decision_function") if isinstance(model, neighbors.NearestCentroid) else ()
+    ignore = (
+        ("predict_proba", "predict_log_proba", "decision_function")
+        if isinstance(model, neighbors.NearestCentroid)
+        else ()
+    )
     lab.check(model.fit(trained, target), noisy, ignore=ignore)
 
 
@@ -128,17 +171,25 @@ def test_sparse_coefficients_and_vectors(lab: Any) -> None:
     np.testing.assert_array_equal(compiled.predict(IRIS), with_vectors.predict(sparse.csr_matrix(IRIS)))
 
 
-@pytest.mark.parametrize("model", [naive_bayes.MultinomialNB(), naive_bayes.ComplementNB(), naive_bayes.BernoulliNB(binarize=2.0)], ids=str)
+@pytest.mark.parametrize(
+    "model", [naive_bayes.MultinomialNB(), naive_bayes.ComplementNB(), naive_bayes.BernoulliNB(binarize=2.0)], ids=str
+)
 def test_discrete_naive_bayes(lab: Any, model: Any) -> None:
     lab.check(model.fit(COUNTS, COUNT_KIND), COUNTS[::-1])
 
 
-@pytest.mark.parametrize("model", [svm.OneClassSVM(), svm.OneClassSVM(kernel="linear"), linear_model.SGDOneClassSVM(random_state=0)], ids=str)
+@pytest.mark.parametrize(
+    "model", [svm.OneClassSVM(), svm.OneClassSVM(kernel="linear"), linear_model.SGDOneClassSVM(random_state=0)], ids=str
+)
 def test_one_class(lab: Any, model: Any) -> None:
     lab.check(model.fit(IRIS), IRIS, IRIS * 1.3)
 
 
-@pytest.mark.parametrize("model", [cluster.KMeans(4, n_init=1, random_state=0), cluster.MiniBatchKMeans(3, n_init=1, random_state=0)], ids=str)
+@pytest.mark.parametrize(
+    "model",
+    [cluster.KMeans(4, n_init=1, random_state=0), cluster.MiniBatchKMeans(3, n_init=1, random_state=0)],
+    ids=str,
+)
 def test_clusters(lab: Any, model: Any) -> None:
     lab.check(model.fit(IRIS), IRIS + 0.01, rtol=1e-7)
 

@@ -17,7 +17,7 @@ from sklearn import (
     linear_model,
     preprocessing,
     random_projection,
-)  # fmt: skip
+)
 from sklearn.pipeline import make_pipeline
 
 from mlec.errors import InputError, UnsupportedModelError
@@ -29,23 +29,44 @@ GAPPY = np.where(RNG.random(SIGNED.shape) < 0.2, np.nan, SIGNED)
 SPECIAL = np.vstack([np.zeros((1, 5)), SIGNED, -SIGNED, np.full((2, 5), 1e-300)])
 
 NAN_TOLERANT = [
-    preprocessing.StandardScaler(), preprocessing.StandardScaler(with_mean=False), preprocessing.StandardScaler(with_std=False),
-    preprocessing.MinMaxScaler(), preprocessing.MinMaxScaler((-1, 2), clip=True), preprocessing.MaxAbsScaler(),
-    preprocessing.RobustScaler(), preprocessing.RobustScaler(with_centering=False), preprocessing.RobustScaler(with_scaling=False),
+    preprocessing.StandardScaler(),
+    preprocessing.StandardScaler(with_mean=False),
+    preprocessing.StandardScaler(with_std=False),
+    preprocessing.MinMaxScaler(),
+    preprocessing.MinMaxScaler((-1, 2), clip=True),
+    preprocessing.MaxAbsScaler(),
+    preprocessing.RobustScaler(),
+    preprocessing.RobustScaler(with_centering=False),
+    preprocessing.RobustScaler(with_scaling=False),
     feature_selection.VarianceThreshold(),
-]  # fmt: skip
+]
 STRICT = [
-    preprocessing.Normalizer(), preprocessing.Normalizer("l1"), preprocessing.Normalizer("max"), preprocessing.Binarizer(threshold=0.5),
-    preprocessing.PolynomialFeatures(3), preprocessing.PolynomialFeatures(2, interaction_only=True, include_bias=False),
-    preprocessing.PolynomialFeatures((2, 3)), preprocessing.PolynomialFeatures(1, include_bias=False), preprocessing.PolynomialFeatures(0),
-    decomposition.PCA(3), decomposition.PCA(3, whiten=True), decomposition.TruncatedSVD(3, random_state=0),
-    decomposition.IncrementalPCA(3), decomposition.FastICA(3, random_state=0, whiten="unit-variance"),
-    random_projection.GaussianRandomProjection(3, random_state=0), random_projection.SparseRandomProjection(3, random_state=0),
-    preprocessing.KBinsDiscretizer(4, encode="ordinal"), preprocessing.KBinsDiscretizer([2, 3, 4, 5, 2], encode="onehot-dense"),
-    preprocessing.KBinsDiscretizer(3), preprocessing.KBinsDiscretizer(2, encode="ordinal", strategy="uniform"),
-    preprocessing.FunctionTransformer(), preprocessing.FunctionTransformer(np.square, validate=True), preprocessing.FunctionTransformer(np.tanh),
-    preprocessing.FunctionTransformer(np.reciprocal), preprocessing.FunctionTransformer(np.absolute),
-]  # fmt: skip
+    preprocessing.Normalizer(),
+    preprocessing.Normalizer("l1"),
+    preprocessing.Normalizer("max"),
+    preprocessing.Binarizer(threshold=0.5),
+    preprocessing.PolynomialFeatures(3),
+    preprocessing.PolynomialFeatures(2, interaction_only=True, include_bias=False),
+    preprocessing.PolynomialFeatures((2, 3)),
+    preprocessing.PolynomialFeatures(1, include_bias=False),
+    preprocessing.PolynomialFeatures(0),
+    decomposition.PCA(3),
+    decomposition.PCA(3, whiten=True),
+    decomposition.TruncatedSVD(3, random_state=0),
+    decomposition.IncrementalPCA(3),
+    decomposition.FastICA(3, random_state=0, whiten="unit-variance"),
+    random_projection.GaussianRandomProjection(3, random_state=0),
+    random_projection.SparseRandomProjection(3, random_state=0),
+    preprocessing.KBinsDiscretizer(4, encode="ordinal"),
+    preprocessing.KBinsDiscretizer([2, 3, 4, 5, 2], encode="onehot-dense"),
+    preprocessing.KBinsDiscretizer(3),
+    preprocessing.KBinsDiscretizer(2, encode="ordinal", strategy="uniform"),
+    preprocessing.FunctionTransformer(),
+    preprocessing.FunctionTransformer(np.square, validate=True),
+    preprocessing.FunctionTransformer(np.tanh),
+    preprocessing.FunctionTransformer(np.reciprocal),
+    preprocessing.FunctionTransformer(np.absolute),
+]
 
 
 @pytest.mark.parametrize("model", NAN_TOLERANT, ids=str)
@@ -72,12 +93,13 @@ def test_bin_edges(lab: Any) -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        feature_selection.SelectKBest(k=2), feature_selection.SelectPercentile(percentile=50),
+        feature_selection.SelectKBest(k=2),
+        feature_selection.SelectPercentile(percentile=50),
         feature_selection.SelectFromModel(linear_model.LogisticRegression()),
         feature_selection.SelectFromModel(ensemble.RandomForestClassifier(5, random_state=0)),
     ],
     ids=lambda m: type(m).__name__,
-)  # fmt: skip
+)
 def test_selection(lab: Any, model: Any) -> None:
     lab.check(model.fit(IRIS, KIND), IRIS)
 
@@ -146,7 +168,9 @@ def test_missing_indicator(lab: Any) -> None:
 
 # -- encoders --------------------------------------------------------------------------------------------------------
 
-TOWNS = np.array([["Oslo", "red"], ["Bergen", "blue"], ["Ålesund", "red"], ["Oslo", "green"], ["Bergen", "red"]] * 6, object)
+TOWNS = np.array(
+    [["Oslo", "red"], ["Bergen", "blue"], ["Ålesund", "red"], ["Oslo", "green"], ["Bergen", "red"]] * 6, object
+)
 STRANGE = np.array([["Oslo", "red"], ["Narvik", "blue"], ["Ålesundet", "pink"], ["oslo", ""], [np.nan, np.nan]], object)
 NUMBERS = RNG.integers(0, 4, (80, 3)).astype(float)
 ODD_NUMBERS = np.vstack([NUMBERS, NUMBERS + 0.5, np.full((1, 3), -1e9)])
@@ -182,21 +206,34 @@ def test_one_hot_with_missing_strings(lab: Any) -> None:
     gappy = TOWNS.copy()
     gappy[::7, 0] = np.nan
     lab.check(preprocessing.OneHotEncoder(handle_unknown="ignore").fit(gappy), gappy, TOWNS)
-    lab.check(preprocessing.OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1).fit(gappy), gappy, STRANGE)
+    lab.check(
+        preprocessing.OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1).fit(gappy), gappy, STRANGE
+    )
 
 
 def test_mixed_frame(lab: Any) -> None:
-    frame = pd.DataFrame({"town": TOWNS[:, 0], "rooms": np.arange(30) % 3, "sold": np.arange(30) % 2 == 0, "size": NUMBERS[:30, 0]})
-    lab.check(preprocessing.OneHotEncoder(handle_unknown="ignore").fit(frame), frame, frame.assign(town="Narvik", rooms=9))
+    frame = pd.DataFrame(
+        {"town": TOWNS[:, 0], "rooms": np.arange(30) % 3, "sold": np.arange(30) % 2 == 0, "size": NUMBERS[:30, 0]}
+    )
+    lab.check(
+        preprocessing.OneHotEncoder(handle_unknown="ignore").fit(frame), frame, frame.assign(town="Narvik", rooms=9)
+    )
     lab.check(preprocessing.OneHotEncoder().fit(frame), frame)
     lab.check(preprocessing.OrdinalEncoder().fit(frame), frame)
     lab.check(preprocessing.OneHotEncoder(drop=["Oslo", 1, True, 2.0]).fit(frame), frame)
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"handle_unknown": "use_encoded_value", "unknown_value": -1}, {"handle_unknown": "use_encoded_value", "unknown_value": np.nan},
-    {"encoded_missing_value": -2}, {"min_frequency": 8, "handle_unknown": "use_encoded_value", "unknown_value": 99},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"handle_unknown": "use_encoded_value", "unknown_value": -1},
+        {"handle_unknown": "use_encoded_value", "unknown_value": np.nan},
+        {"encoded_missing_value": -2},
+        {"min_frequency": 8, "handle_unknown": "use_encoded_value", "unknown_value": 99},
+    ],
+    ids=str,
+)
 def test_ordinal(lab: Any, options: Any) -> None:
     model = preprocessing.OrdinalEncoder(**options)
     tolerant = "handle_unknown" in options
@@ -206,7 +243,12 @@ def test_ordinal(lab: Any, options: Any) -> None:
 
 
 def test_given_categories_and_integers(lab: Any) -> None:
-    lab.check(preprocessing.OrdinalEncoder(categories=[["Oslo", "Bergen", "Ålesund"], ["green", "red", "blue"]], dtype=np.int32).fit(TOWNS), TOWNS)
+    lab.check(
+        preprocessing.OrdinalEncoder(
+            categories=[["Oslo", "Bergen", "Ålesund"], ["green", "red", "blue"]], dtype=np.int32
+        ).fit(TOWNS),
+        TOWNS,
+    )
     lab.check(preprocessing.OrdinalEncoder().fit(NUMBERS.astype(int)), NUMBERS.astype(int))
 
 
@@ -216,15 +258,30 @@ def test_strings_imputed_and_then_encoded(lab: Any) -> None:
     gappy[1::4, 1] = np.nan
     for strategy, fill in (("most_frequent", None), ("constant", "missing")):
         imputer = impute.SimpleImputer(strategy=strategy, fill_value=fill)
-        for encoder in (preprocessing.OneHotEncoder(handle_unknown="ignore"), preprocessing.OneHotEncoder(), preprocessing.OrdinalEncoder()):
-            lab.check(make_pipeline(imputer, encoder).fit(gappy), gappy, TOWNS if strategy == "most_frequent" else gappy)
+        for encoder in (
+            preprocessing.OneHotEncoder(handle_unknown="ignore"),
+            preprocessing.OneHotEncoder(),
+            preprocessing.OrdinalEncoder(),
+        ):
+            lab.check(
+                make_pipeline(imputer, encoder).fit(gappy), gappy, TOWNS if strategy == "most_frequent" else gappy
+            )
     marked = np.where(TOWNS == "Oslo", "?", TOWNS)
-    lab.check(make_pipeline(impute.SimpleImputer(missing_values="?", strategy="most_frequent"), preprocessing.OneHotEncoder()).fit(marked), marked)
+    lab.check(
+        make_pipeline(
+            impute.SimpleImputer(missing_values="?", strategy="most_frequent"), preprocessing.OneHotEncoder()
+        ).fit(marked),
+        marked,
+    )
 
 
 def test_numbers_imputed_and_then_encoded(lab: Any) -> None:
     for encoder in (preprocessing.OneHotEncoder(), preprocessing.OneHotEncoder(handle_unknown="ignore")):
-        lab.check(make_pipeline(impute.SimpleImputer(strategy="most_frequent"), encoder).fit(NUMBERS_GAPPY), NUMBERS_GAPPY, NUMBERS)
+        lab.check(
+            make_pipeline(impute.SimpleImputer(strategy="most_frequent"), encoder).fit(NUMBERS_GAPPY),
+            NUMBERS_GAPPY,
+            NUMBERS,
+        )
 
 
 def test_numbers_computed_and_then_encoded(lab: Any) -> None:
@@ -236,5 +293,9 @@ def test_numbers_computed_and_then_encoded(lab: Any) -> None:
 
 def test_unreadable_function(lab: Any) -> None:
     with pytest.raises(UnsupportedModelError, match="FunctionTransformer") as caught:
-        lab.lower(make_pipeline(preprocessing.FunctionTransformer(lambda x: x + 1), linear_model.LinearRegression()).fit(IRIS, KIND))
+        lab.lower(
+            make_pipeline(preprocessing.FunctionTransformer(lambda x: x + 1), linear_model.LinearRegression()).fit(
+                IRIS, KIND
+            )
+        )
     assert "pipeline.functiontransformer" in str(caught.value)

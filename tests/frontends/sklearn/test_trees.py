@@ -24,20 +24,29 @@ def with_gaps(x: np.ndarray, share: float = 0.15) -> np.ndarray:
 
 
 CLASSIFIERS = [
-    tree.DecisionTreeClassifier(random_state=0), tree.ExtraTreeClassifier(random_state=0),
-    tree.DecisionTreeClassifier(max_depth=1, criterion="entropy"), ensemble.RandomForestClassifier(12, random_state=0),
+    tree.DecisionTreeClassifier(random_state=0),
+    tree.ExtraTreeClassifier(random_state=0),
+    tree.DecisionTreeClassifier(max_depth=1, criterion="entropy"),
+    ensemble.RandomForestClassifier(12, random_state=0),
     ensemble.ExtraTreesClassifier(7, max_depth=4, random_state=0),
-    ensemble.GradientBoostingClassifier(n_estimators=8, random_state=0), ensemble.HistGradientBoostingClassifier(max_iter=12),
-]  # fmt: skip
+    ensemble.GradientBoostingClassifier(n_estimators=8, random_state=0),
+    ensemble.HistGradientBoostingClassifier(max_iter=12),
+]
 REGRESSORS = [
-    tree.DecisionTreeRegressor(random_state=0), tree.ExtraTreeRegressor(random_state=0), ensemble.RandomForestRegressor(12, random_state=0),
-    ensemble.ExtraTreesRegressor(7, random_state=0), ensemble.GradientBoostingRegressor(n_estimators=9, random_state=0),
-    ensemble.GradientBoostingRegressor(loss="huber", n_estimators=6), ensemble.GradientBoostingRegressor(loss="quantile", n_estimators=6),
-    ensemble.HistGradientBoostingRegressor(max_iter=12), ensemble.HistGradientBoostingRegressor(loss="poisson", max_iter=7),
-    ensemble.HistGradientBoostingRegressor(loss="gamma", max_iter=7), ensemble.HistGradientBoostingRegressor(loss="absolute_error", max_iter=7),
+    tree.DecisionTreeRegressor(random_state=0),
+    tree.ExtraTreeRegressor(random_state=0),
+    ensemble.RandomForestRegressor(12, random_state=0),
+    ensemble.ExtraTreesRegressor(7, random_state=0),
+    ensemble.GradientBoostingRegressor(n_estimators=9, random_state=0),
+    ensemble.GradientBoostingRegressor(loss="huber", n_estimators=6),
+    ensemble.GradientBoostingRegressor(loss="quantile", n_estimators=6),
+    ensemble.HistGradientBoostingRegressor(max_iter=12),
+    ensemble.HistGradientBoostingRegressor(loss="poisson", max_iter=7),
+    ensemble.HistGradientBoostingRegressor(loss="gamma", max_iter=7),
+    ensemble.HistGradientBoostingRegressor(loss="absolute_error", max_iter=7),
     ensemble.HistGradientBoostingRegressor(loss="quantile", quantile=0.3, max_iter=7),
     ensemble.RandomForestRegressor(5, criterion="absolute_error", random_state=0),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("model", CLASSIFIERS, ids=str)
@@ -58,7 +67,11 @@ def test_missing_values(lab: Any, model: Any) -> None:
     lab.check(model.fit(IRIS, NAMES), with_gaps(IRIS, 0.5))
 
 
-@pytest.mark.parametrize("model", [ensemble.RandomForestClassifier(10, random_state=0), ensemble.RandomForestRegressor(10, random_state=0)], ids=str)
+@pytest.mark.parametrize(
+    "model",
+    [ensemble.RandomForestClassifier(10, random_state=0), ensemble.RandomForestRegressor(10, random_state=0)],
+    ids=str,
+)
 def test_values_at_thresholds(lab: Any, around_thresholds: Any, model: Any) -> None:
     """Thresholds lie in float64 between float32 values: rounding them to nearest would turn decisions over."""
     model.fit(SUGAR, (PROGRESS > 140) if "Classifier" in str(model) else PROGRESS)
@@ -70,7 +83,12 @@ def test_histogram_boosting_at_thresholds(lab: Any, around_thresholds: Any) -> N
     nodes = np.concatenate([p.nodes[p.nodes["is_leaf"] == 0] for (p,) in model._predictors])
     splits = np.column_stack([nodes["feature_idx"].astype(float), nodes["num_threshold"]])
     rows = around_thresholds(model, SUGAR, splits=splits)
-    lab.check(model, rows, np.where(RNG.random(rows.shape) < 0.2, np.inf, rows), np.where(RNG.random(rows.shape) < 0.2, -np.inf, rows))
+    lab.check(
+        model,
+        rows,
+        np.where(RNG.random(rows.shape) < 0.2, np.inf, rows),
+        np.where(RNG.random(rows.shape) < 0.2, -np.inf, rows),
+    )
 
 
 def test_large_numbers(lab: Any) -> None:
@@ -91,10 +109,18 @@ def test_numbers_beyond_float32_are_refused_as_by_the_library(lab: Any) -> None:
 
 def test_several_outputs(lab: Any) -> None:
     labels = np.column_stack([NAMES, np.where(KIND == 1, "yes", "no")])
-    targets = np.column_stack([PROGRESS, -PROGRESS**2])
-    for model in (tree.DecisionTreeClassifier(max_depth=3), ensemble.RandomForestClassifier(5), ensemble.ExtraTreesClassifier(5)):
+    targets = np.column_stack([PROGRESS, -(PROGRESS**2)])
+    for model in (
+        tree.DecisionTreeClassifier(max_depth=3),
+        ensemble.RandomForestClassifier(5),
+        ensemble.ExtraTreesClassifier(5),
+    ):
         lab.check(model.fit(IRIS, labels), IRIS + 0.05)
-    for model in (tree.DecisionTreeRegressor(max_depth=3), ensemble.RandomForestRegressor(5), tree.ExtraTreeRegressor()):
+    for model in (
+        tree.DecisionTreeRegressor(max_depth=3),
+        ensemble.RandomForestRegressor(5),
+        tree.ExtraTreeRegressor(),
+    ):
         lab.check(model.fit(SUGAR, targets), SUGAR * 1.1)
 
 
@@ -105,10 +131,16 @@ def test_trees_without_a_split(lab: Any) -> None:
 
 
 @pytest.mark.parametrize("loss", ["log_loss", "exponential"])
-@pytest.mark.parametrize("init", [None, "zero", linear_model.LogisticRegression(), naive_bayes.GaussianNB(), dummy.DummyClassifier()], ids=str)
+@pytest.mark.parametrize(
+    "init",
+    [None, "zero", linear_model.LogisticRegression(), naive_bayes.GaussianNB(), dummy.DummyClassifier()],
+    ids=str,
+)
 def test_gradient_boosting_from_another_model(lab: Any, loss: str, init: Any) -> None:
     model = ensemble.GradientBoostingClassifier(loss=loss, init=init, n_estimators=5, random_state=0)
-    rtol = 1e-5 if init.__class__.__module__.startswith(("sklearn.linear", "sklearn.naive")) else 1e-11  # those compute in float32
+    rtol = (
+        1e-5 if init.__class__.__module__.startswith(("sklearn.linear", "sklearn.naive")) else 1e-11
+    )  # those compute in float32
     lab.check(model.fit(IRIS, KIND == 1), IRIS * 1.01, rtol=rtol)
     if loss == "log_loss":
         lab.check(model.fit(IRIS, NAMES), IRIS * 1.01, rtol=rtol)
@@ -134,7 +166,10 @@ def mixed_table() -> tuple[pd.DataFrame, np.ndarray]:
 
 def test_histogram_boosting_on_categories(lab: Any) -> None:
     frame, target = mixed_table()
-    for model in (ensemble.HistGradientBoostingClassifier(max_iter=8), ensemble.HistGradientBoostingRegressor(max_iter=8)):
+    for model in (
+        ensemble.HistGradientBoostingClassifier(max_iter=8),
+        ensemble.HistGradientBoostingRegressor(max_iter=8),
+    ):
         model.set_params(categorical_features="from_dtype", min_samples_leaf=5).fit(frame, target)
         new = frame.copy()
         new["town"] = np.where(np.arange(200) % 5 == 0, "Narvik", new["town"].astype(object))
@@ -153,7 +188,8 @@ def test_histogram_boosting_on_category_codes(lab: Any) -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        ensemble.BaggingClassifier(n_estimators=5, random_state=0), ensemble.BaggingClassifier(n_estimators=5, max_features=0.5, random_state=0),
+        ensemble.BaggingClassifier(n_estimators=5, random_state=0),
+        ensemble.BaggingClassifier(n_estimators=5, max_features=0.5, random_state=0),
         ensemble.BaggingClassifier(linear_model.LogisticRegression(), n_estimators=3, max_features=3, random_state=0),
         ensemble.BaggingClassifier(svm.LinearSVC(), n_estimators=3, random_state=0),
         ensemble.BaggingClassifier(n_estimators=6, max_samples=3, random_state=0),
@@ -161,7 +197,7 @@ def test_histogram_boosting_on_category_codes(lab: Any) -> None:
         ensemble.AdaBoostClassifier(linear_model.LogisticRegression(), n_estimators=3, random_state=0),
     ],
     ids=lambda m: str(m).replace("\n", ""),
-)  # fmt: skip
+)
 @pytest.mark.parametrize("target", [NAMES, KIND == 2], ids=["three", "two"])
 def test_ensembles_of_classifiers(lab: Any, model: Any, target: np.ndarray) -> None:
     lab.check(model.fit(IRIS, target), IRIS + 0.03)
@@ -176,7 +212,7 @@ def test_ensembles_of_classifiers(lab: Any, model: Any, target: np.ndarray) -> N
         ensemble.AdaBoostRegressor(linear_model.Ridge(), n_estimators=4, random_state=0),
     ],
     ids=lambda m: str(m).replace("\n", ""),
-)  # fmt: skip
+)
 def test_ensembles_of_regressors(lab: Any, model: Any) -> None:
     lab.check(model.fit(SUGAR, PROGRESS), SUGAR * 1.1)
 
@@ -187,7 +223,15 @@ def test_isolation_forest(lab: Any, options: Any) -> None:
     lab.check(model, IRIS, IRIS * 2, with_gaps(IRIS))
 
 
+def test_isolation_forest_with_a_training_row_on_the_boundary(lab: Any) -> None:
+    model = ensemble.IsolationForest(n_estimators=15, contamination=30 / 149, random_state=0).fit(IRIS)
+    assert (model.decision_function(IRIS) == 0).any()
+    lab.check(model, IRIS)
+
+
 def test_unsupported_init_is_named(lab: Any) -> None:
-    model = ensemble.GradientBoostingClassifier(init=dummy.DummyClassifier(strategy="uniform"), n_estimators=2).fit(IRIS, KIND)
+    model = ensemble.GradientBoostingClassifier(init=dummy.DummyClassifier(strategy="uniform"), n_estimators=2).fit(
+        IRIS, KIND
+    )
     with pytest.raises(UnsupportedModelError, match="DummyClassifier"):
         lab.lower(model)
