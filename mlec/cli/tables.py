@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
 from typing import Any
 
@@ -127,11 +128,15 @@ def frontends_command(as_json: bool) -> None:
 
     rows: list[dict[str, Any]] = []
     for name, where in registry.table("frontends").items():
+        row = {"name": name, "where": where, "installed": True}
         try:
-            kind = registry.load("frontends", name)
-            rows.append({"name": name, "installed": True, "where": where, "summary": _first_line(kind)})
+            row["summary"] = _first_line(registry.load("frontends", name))
+            # Our own are named after the package that they need, and import it only when they are used.
+            if name in registry.FRONTENDS and not _is_installed(name):
+                row |= {"installed": False, "summary": f"pip install 'mlec[{name}]'"}
         except MlecError as error:
-            rows.append({"name": name, "installed": False, "where": where, "summary": error.hint or error.message})
+            row |= {"installed": False, "summary": error.hint or error.message}
+        rows.append(row)
     if as_json:
         print_json({"frontends": rows})
         return
@@ -139,3 +144,10 @@ def frontends_command(as_json: bool) -> None:
         ("frontend", "installed", "models"),
         [(r["name"], "yes" if r["installed"] else "no", r["summary"]) for r in rows],
     )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # a module without a specification
+        return False

@@ -43,7 +43,14 @@ def load_model_file(path: Path, options: LowerOptions) -> tuple[Frontend, Any]:
         raise FrontendError(f"{path} is a compiled model already", code="E_MODEL_FILE", hint="load it with mlec.load, or run it with `mlec run`")
     for frontend in _frontends():
         if frontend.sniff(head, path):
-            return frontend, frontend.load(path, options)
+            try:
+                return frontend, frontend.load(path, options)
+            except ModuleNotFoundError as error:
+                raise FrontendError(
+                    f"reading {path} needs the package {error.name!r}",
+                    code="E_MISSING_PACKAGE",
+                    hint=f"pip install 'mlec[{frontend.name}]'",
+                ) from error
     raise FrontendError(
         f"{path} is not a model file of a known kind",
         code="E_MODEL_FILE",

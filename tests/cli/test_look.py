@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.cli.conftest import ROOT, Iris, Run
@@ -141,3 +143,36 @@ def test_a_closed_pipe_is_no_error_message(environment: dict[str, str], iris: Ir
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
     assert done.stdout == "{\n"
     assert done.stderr == ""
+
+
+def test_without_the_frameworks(mlec: Run, iris: Iris, tmp_path: Path) -> None:
+    """What the base installation can do: run files, and say what it lacks."""
+    absent = ("torch", "sklearn", "xgboost", "lightgbm", "pandas", "joblib", "threadpoolctl")
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules.update(dict.fromkeys({absent}))")
+    base = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    assert "pip install 'mlec[torch]'" in mlec("frontends", env=base).out
+    np.save(tmp_path / "x.npy", iris.table.to_numpy())
+    assert mlec("run", iris.mle, tmp_path / "x.npy", "-o", tmp_path / "p.csv", env=base).code == 0
+    assert "pip install" in mlec("run", iris.mle, iris.csv, env=base).error("E_MISSING_PACKAGE")
+    done = mlec("compile", iris.pickle, "--trust-pickle", "-o", tmp_path / "m.mle", env=base)
+    assert "mlec[sklearn]" in done.error("E_MISSING_PACKAGE")
+    done = mlec("demo", "--only", "xgboost", "-o", tmp_path / "demo", env=base)
+    assert done.code == 0
+    assert "pip install 'mlec[xgboost]'" in done.out
+
+
+def test_demo(mlec: Run, tmp_path: Path) -> None:
+    done = mlec("demo", "--only", "logistic", "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    (model,) = done.document()["models"]
+    measured = model["measured"]
+    assert measured["label_mismatches"] == 0
+    assert measured["excess"] <= 1
+    assert measured["score"] > 0.9
+    assert measured["times"]["1"]["compiled"] > 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "logistic-regression.html",
+        "logistic-regression.mle",
+    ]
+    table = mlec("report", tmp_path / "out" / "logistic-regression.mle")
+    assert "predict_proba" in table.out
