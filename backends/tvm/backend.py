@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from mlec.backends.base import CompiledModule, CompileOptions
+from mlec.backends.tvm import cuda
 from mlec.backends.tvm.compat import llvm, tvm
+from mlec.backends.tvm.device_code import DEFAULT_ARCHS, compile_for_cuda
 from mlec.backends.tvm.lowering import LOWERINGS, Lowering
 from mlec.backends.tvm.objects import to_objects
 from mlec.backends.tvm.pipeline import compile_for_cpu
@@ -23,42 +25,45 @@ from mlec.backends.tvm import (  # noqa: F401  isort: skip  (they register their
 
 
 class TVMBackend:
-    """Compiles for CPUs through LLVM. The object files hold the kernels and the bytecode that calls them."""
+    """Compiles for CPUs through LLVM, for NVIDIA GPUs through CUDA source.
+
+    The object files hold the kernels (a GPU's as binary code inside) and the bytecode that calls them.
+    """
 
     name = "tvm"
     unsupported: Mapping[str, str] = MappingProxyType({})
 
-    def supports(self, op: str) -> bool:
-        """Whether there is a lowering of the op."""
-        return op in LOWERINGS or op == "constant"
+    def supports(self, op: str, kind: str = "cpu") -> bool:
+        """Whether there is a lowering of the op for a kind of target."""
+        return op == "constant" or (op in LOWERINGS if kind == "cpu" else cuda.supports(op))
 
     def compile(self, graph: Graph, target: Target, options: CompileOptions | None = None) -> CompiledModule:
         """Compiles a verified graph.
 
         Raises:
             UnsupportedOpError: for an op without a lowering; names the node.
-            TargetError: for a target that is not a CPU, or a CPU that LLVM does not know.
+            TargetError: for a CPU that LLVM does not know, or when no CUDA compiler is installed.
         """
         options = options or CompileOptions()
         begin = time.perf_counter()
-        if target.kind != "cpu":
-            raise TargetError(f"this backend does not compile for {target}")
-        info = cpu_info(target)
-        lowered = Lowering(graph, info, options).run()
-        options.report("build", 0, 1)
-        executable = compile_for_cpu(lowered.module, info.tvm_target())
+        if target.kind == "cuda":
+            info, archs = _portable_cpu(), target.archs or DEFAULT_ARCHS
+            lowered = cuda.CudaLowering(graph, info, options).run()
+            options.report("build", 0, 1)
+            executable = compile_for_cuda(lowered.module, info.tvm_target(), archs)
+            facts: dict[str, str | int | list[str]] = {"kind": "cuda", "archs": list(archs), "triple": info.triple}
+        else:
+            info = cpu_info(target)
+            lowered = Lowering(graph, info, options).run()
+            options.report("build", 0, 1)
+            executable = compile_for_cpu(lowered.module, info.tvm_target())
+            facts = {"kind": "cpu", "triple": info.triple, "mcpu": info.mcpu, "features": sorted(info.features)}
         objects = to_objects(executable)
         options.report("build", 1, 1)
-        program = Program(
-            backend="tvm",
-            device="cpu",
-            constants=tuple(lowered.constants),
-            kernels=lowered.kernels,
-            target={"triple": info.triple, "mcpu": info.mcpu, "features": sorted(info.features)},
-        )
-        return CompiledModule(
-            program, objects, lowered.constants, graph.signature, lowered.notes, time.perf_counter() - begin
-        )
+        constants = tuple(lowered.constants)
+        program = Program("tvm", target.kind, constants=constants, kernels=lowered.kernels, target=facts)
+        seconds = time.perf_counter() - begin
+        return CompiledModule(program, objects, lowered.constants, graph.signature, lowered.notes, seconds)
 
 
 def cpu_info(target: Target) -> TargetInfo:
@@ -69,10 +74,16 @@ def cpu_info(target: Target) -> TargetInfo:
     """
     if not target.arch:
         return TargetInfo.host()
-    known = {str(name) for name in llvm.llvm_get_cpu_archlist(tvm.target.Target("llvm"))}
+    known = sorted(str(name) for name in llvm.llvm_get_cpu_archlist(tvm.target.Target("llvm")))
     if target.arch not in known:
+        near = [name for name in known if name[:3] == target.arch[:3]][:8] or ["x86-64-v3"]
         raise TargetError(
-            f"LLVM does not know the processor {target.arch!r}",
-            hint=f"it knows e.g. {', '.join(sorted(n for n in known if n.startswith(target.arch[:3]))[:8]) or 'x86-64-v3'}",
+            f"LLVM does not know the processor {target.arch!r}", hint=f"it knows, among others, {', '.join(near)}"
         )
     return TargetInfo.for_cpu(target.arch, attributes=target.features)
+
+
+def _portable_cpu() -> TargetInfo:
+    """What host code that only launches GPU kernels is compiled for: any processor of this machine's kind."""
+    host = TargetInfo.host()
+    return TargetInfo.for_cpu("x86-64" if host.triple.startswith("x86_64") else "generic", host.triple)

@@ -14,12 +14,26 @@ from typing import Any
 import tvm
 from tvm import relax, s_tir, te, tirx
 from tvm.ir import IRModule
+from tvm.s_tir import dlight
 from tvm.script.ir_builder import IRBuilder
 from tvm.target import Target
 from tvm.target import codegen as llvm
 from tvm.tirx.script.builder import ir as T  # noqa: N812 (the name all TVMScript uses)
 
-__all__ = ["IRModule", "KernelBuilder", "T", "Target", "llvm", "prim_func", "relax", "s_tir", "te", "tirx", "tvm"]
+__all__ = [
+    "IRModule",
+    "KernelBuilder",
+    "T",
+    "Target",
+    "dlight",
+    "llvm",
+    "prim_func",
+    "relax",
+    "s_tir",
+    "te",
+    "tirx",
+    "tvm",
+]
 
 
 @dataclass

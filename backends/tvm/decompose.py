@@ -157,3 +157,24 @@ def recurrence(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Sequ
     """In float32."""
     wide = [_wide(b, x) for x in operands]
     return [_like(b, y, operands[0]) for y in b.multi(node.op, *wide, **node.attrs)]
+
+
+@decomposes("matmul_packed")
+def matmul_packed(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    x, w = operands
+    blocks, k, block = w.type.shape
+    flat = b("reshape", b("transpose", w, perm=(1, 0, 2)), shape=(k, blocks * block))
+    return b("matmul", x, b("slice", flat, axis=1, stop=node.attrs["n"]))
+
+
+@decomposes("conv2d_nchwc")
+def conv2d_nchwc(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    x, w = operands
+    n, blocks, height, width, block = x.type.shape
+    out_blocks, _, r, s, _, out_block = w.type.shape
+    plain_x = b("reshape", b("transpose", x, perm=(0, 1, 4, 2, 3)), shape=(n, blocks * block, height, width))
+    flat_w = b("transpose", w, perm=(0, 5, 1, 4, 2, 3))
+    plain_w = b("reshape", flat_w, shape=(out_blocks * out_block, blocks * block, r, s))
+    y = b("conv", plain_x, plain_w, **node.attrs)
+    split = b("reshape", y, shape=(n, out_blocks, out_block, *y.type.shape[2:]))
+    return b("transpose", split, perm=(0, 1, 3, 4, 2))

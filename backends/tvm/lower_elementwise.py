@@ -109,6 +109,7 @@ class RegionKernel:
                 lowering.target,
                 work_per_element(self.nodes, result),
                 symbols,
+                lowering.spread if lowering.on_gpu else None,
             )
 
         return lowering.kernel(build, operands, [result], node=node, strategy="loop over elements", extents=extents)[0]

@@ -182,7 +182,7 @@ def _with_anchor(
         and (inner in side or inner.output.type.shape == anchor.output.type.shape)
         for inner in tail_nodes
     )
-    if anchor.name in ANCHORS and fits:
+    if anchor.name in ANCHORS and fits and not lowering.on_gpu:
         return ANCHORS[anchor.name](lowering, anchor, operands, tail)
     return tail.apply(lowering, node, lowering.lower(anchor, operands)[0])
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.attention import attention
-from mlec.backends.tvm.kernels.conv import conv, conv2d_nchwc, pack_transposed
+from mlec.backends.tvm.kernels.conv import conv, conv2d_nchwc
 from mlec.backends.tvm.kernels.elementwise import NotContiguousError
 from mlec.backends.tvm.kernels.epilogue import Expr
 from mlec.backends.tvm.kernels.norm import group_norm, layer_norm, rms_norm
@@ -16,12 +16,17 @@ from mlec.backends.tvm.kernels.pool import pool
 from mlec.backends.tvm.kernels.rnn import GATES, pack_recurrent, recurrent, recurrent_lanes
 from mlec.backends.tvm.kernels.softmax import logsumexp, softmax
 from mlec.backends.tvm.kernels.vector import cast_to, const, share
-from mlec.backends.tvm.lower_direct import direct_recurrence, pads_of, per_axis
+from mlec.backends.tvm.lower_direct import (
+    direct_recurrence,
+    flipped_weights,
+    pads_of,
+    per_axis,
+    transposed_geometry,
+)
 from mlec.backends.tvm.lower_elementwise import lower_node
-from mlec.backends.tvm.lower_fused import Tail, lower_body, lower_decomposed, lowers_with_tail
+from mlec.backends.tvm.lower_fused import Tail, lower_decomposed, lowers_with_tail
 from mlec.backends.tvm.lowering import Lowering, Tensor, lowers
 from mlec.backends.tvm.region import Dims, Index, Region, element_rule
-from mlec.ir.builder import GraphBuilder
 from mlec.ir.graph import Node
 
 # -- convolution -----------------------------------------------------------------------------------------------------
@@ -38,19 +43,8 @@ def lower_conv(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tai
 def lower_conv_transpose(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     """The convolution that it equals: zeros between the elements of x, weights flipped."""
     x, w = operands
-    attrs, rank = node.attrs, x.type.rank - 2
-    groups, dilations = attrs["groups"], per_axis(attrs, "dilations", rank)
-    pads, extra = pads_of(attrs, rank), per_axis(attrs, "output_padding", rank, 0)
-    kernel = [int(str(d)) for d in w.shape[2:]]
-    reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
-    befores = [r - p for r, p in zip(reach, pads[:rank], strict=True)]
-    afters = [r - p + e for r, p, e in zip(reach, pads[rank:], extra, strict=True)]
-    if w.array is not None:
-        w = lowering.packed(w, f"flipped{groups}", lambda a: pack_transposed(a, groups))
-    else:
-        w = _flipped(lowering, node, w, groups)
-    strides = per_axis(attrs, "strides", rank)
-    return _convolution(lowering, node, x, w, tail, (1,) * rank, (*befores, *afters), strides)
+    weights = flipped_weights(lowering, node, w)
+    return _convolution(lowering, node, x, weights, tail, *transposed_geometry(node.attrs, w.shape))
 
 
 def _convolution(
@@ -73,20 +67,6 @@ def _convolution(
 
     operands = (x, w, *tail.operands(lowering))
     return lowering.kernel(build, operands, [tail.type], node=node, strategy=f"direct convolution{tail}")[0]
-
-
-def _flipped(lowering: Lowering, node: Node, w: Tensor, groups: int) -> Tensor:
-    """`pack_transposed` of weights that are not constant."""
-    b = GraphBuilder("weights")
-    value = b.input("w", w.type)
-    c, per_group, *kernel = w.shape
-    each = int(str(c)) // groups
-    rank = 3 + len(kernel)
-    grouped = b("reshape", value, shape=(groups, each, per_group, *kernel))
-    swapped = b("transpose", grouped, perm=(0, 2, 1, *range(3, rank)))
-    flat = b("reshape", swapped, shape=(groups * per_group, each, *kernel))
-    body = b.finish([b("flip", flat, axes=tuple(range(2, rank - 1)))])
-    return lower_body(lowering, node, body, (w,))[0]
 
 
 @lowers_with_tail("conv2d_nchwc")

@@ -46,7 +46,7 @@ def lower_tree_ensemble(lowering: Lowering, node: Node, operands: tuple[Tensor, 
 def lower_pairwise_distance(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     x, points = operands
     if points.array is None:
-        return tail.apply(lowering, node, _lower_pairs(lowering, node, operands))
+        return tail.apply(lowering, node, lower_pairs(lowering, node, operands))
     metric = Metric(node.attrs["metric"], node.attrs["p"])
     packed = lowering.packed(points, "points", lambda a: pack_points(a, lowering.target))
     m, d = points.array.shape
@@ -59,7 +59,7 @@ def lower_pairwise_distance(lowering: Lowering, node: Node, operands: tuple[Tens
     return lowering.kernel(kernel, operands, [tail.type], node=node, strategy=f"{metric.kind} distances{tail}")[0]
 
 
-def _lower_pairs(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
+def lower_pairs(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     """Both sets of points computed: one task for each pair."""
     x, y = operands
     metric = Metric(node.attrs["metric"], node.attrs["p"]).canonical
@@ -69,14 +69,14 @@ def _lower_pairs(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -
 
         def pair(inputs: tuple[Buffer, ...], outputs: tuple[Buffer, ...], index: Expr) -> None:
             i, j = unflatten(index, (n, m))
-            total = direct.Cell(const(0.0, x.dtype))
+            total = direct.variable(const(0.0, x.dtype))
 
             def add(where: tuple[Expr, ...]) -> None:
                 a, b = (share(buffer[row * features + where[0]]) for buffer, row in zip(inputs, (i, j), strict=True))
-                total.set(share(metric.add(share(total.get()), a, b)))
+                total.set(share(metric.add(share(total.value), a, b)))
 
             direct.over((features,), add)
-            direct.T.buffer_store(outputs[0], metric.finish(share(total.get())), [index])
+            direct.T.buffer_store(outputs[0], metric.finish(share(total.value)), [index])
 
         specs = [lowering.spec(t, dims) for t in operands], [lowering.spec(node.output.type, dims)]
         work = 2.0 * features if isinstance(features, int) else 64.0

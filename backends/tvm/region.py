@@ -49,7 +49,12 @@ def is_elementwise(node: Node) -> bool:
 
 def is_injective(node: Node) -> bool:
     """Whether the node can be part of a region."""
-    return is_elementwise(node) or node.name in ELEMENT_RULES
+    return is_injective_op(node.name)
+
+
+def is_injective_op(name: str) -> bool:
+    """The same for every node of an op."""
+    return name == "cast" or name in scalar.FUNCTIONS or name in ELEMENT_RULES
 
 
 class Dims:

@@ -14,10 +14,11 @@ from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
 from mlec.backends.tvm.kernels.tile import ceildiv, flat_view, if_, parallel_if_large, product
 from mlec.backends.tvm.kernels.vector import (
-    CELL_SCOPE,
+    Cell,
     cast_to,
     cells_in,
     const,
+    dtype_of,
     is_nan,
     maximum,
     minimum,

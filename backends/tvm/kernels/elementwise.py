@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
+from mlec.backends.tvm.kernels.direct import Spread
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
 from mlec.backends.tvm.kernels.vector import broadcast, cast_to, const, ramp, select
 from mlec.backends.tvm.target import TargetInfo
@@ -75,6 +76,7 @@ def elementwise(
     target: TargetInfo,
     work: int = 1,
     symbols: Sequence[Expr] = (),
+    one_by_one: Spread | None = None,
 ) -> Any:
     """A PrimFunc that computes its outputs piece by piece.
 
@@ -86,6 +88,7 @@ def elementwise(
         pieces: together they cover the outputs.
         work: arithmetic operations for each element, for the decision between one thread and all.
         symbols: extents that no buffer's shape tells; scalar parameters between inputs and outputs.
+        one_by_one: runs one task for each element instead (on a GPU).
     """
     with prim_func(name) as kernel:
         arguments = [T.arg(f"x{i}", T.buffer(spec.shape, spec.dtype)) for i, spec in enumerate(inputs)]
@@ -99,17 +102,25 @@ def elementwise(
         sources, results = tuple(flat[: len(inputs)]), flat[len(inputs) :]
         bits = max(_bits(spec.dtype) for spec in (*inputs, *outputs))
         for piece in pieces:
-            _nest(piece, sources, results[piece.output], outputs[piece.output], target.lanes(bits), work)
+            _nest(piece, sources, results[piece.output], outputs[piece.output], target.lanes(bits), work, one_by_one)
     return kernel.func
 
 
-def _nest(piece: Piece, sources: tuple[Buffer, ...], result: Buffer, spec: BufferSpec, lanes: int, work: int) -> None:
+def _nest(
+    piece: Piece,
+    sources: tuple[Buffer, ...],
+    result: Buffer,
+    spec: BufferSpec,
+    lanes: int,
+    work: int,
+    one_by_one: Spread | None,
+) -> None:
     """The loops of one piece."""
     shape = piece.shape
     if any(isinstance(d, int) and d == 0 for d in shape):
         return
     *outer, last = shape if shape else (1,)
-    vector = lanes > 1 and not _is_one(last) and _has_vector_form(piece, sources, last)
+    vector = one_by_one is None and lanes > 1 and not _is_one(last) and _has_vector_form(piece, sources, last)
     strides = _strides(spec.shape)
 
     def compute(position: tuple[Expr, ...], index: Expr, count: int) -> None:
@@ -146,7 +157,14 @@ def _nest(piece: Piece, sources: tuple[Buffer, ...], result: Buffer, spec: Buffe
                 compute(position, done + turn, 1)
 
     total = _size(shape)
-    if not outer:
+    if one_by_one is not None:
+
+        def element(number: Expr) -> None:
+            *position, index = _unravel(number, (*outer, last))
+            compute(tuple(position), index, 1)
+
+        one_by_one(total, float(work), element)
+    elif not outer:
         _several_threads(
             _ceil_div(last, CHUNK),
             total,

@@ -1,0 +1,156 @@
+"""Lowering for a GPU: correct kernels by simple schedules.
+
+Matrix products are scheduled by TVM's DLight rules. Everything else is one thread for each element or line of the result
+(`kernels.direct`); ops without such a kernel are taken apart (`decompose`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlec.backends.tvm.compat import IRModule, Target, dlight, te
+from mlec.backends.tvm.decompose import DECOMPOSITIONS
+from mlec.backends.tvm.kernels.vector import CELL_SCOPE
+from mlec.backends.tvm.lower_direct import (
+    direct_convolution,
+    direct_pool,
+    direct_recurrence,
+    direct_reduction,
+    direct_tree_ensemble,
+    flipped_weights,
+    pads_of,
+    per_axis,
+    transposed_geometry,
+)
+from mlec.backends.tvm.lower_elementwise import lower_node
+from mlec.backends.tvm.lower_fused import lower_decomposed, lower_fused
+from mlec.backends.tvm.lower_reduce import lower_lines
+from mlec.backends.tvm.lower_shape import lower_concat, lower_reshape, lower_transpose
+from mlec.backends.tvm.lower_tree import lower_pairs
+from mlec.backends.tvm.lowering import BuildKernel, Lowering, LowerRule, Tensor
+from mlec.backends.tvm.region import Dims, is_injective, is_injective_op
+from mlec.errors import UnsupportedOpError
+from mlec.ir.graph import Node
+from mlec.ir.types import TensorType
+
+
+class CudaLowering(Lowering):
+    """Lowers a graph for a GPU."""
+
+    @property
+    def on_gpu(self) -> bool:
+        return True
+
+    def lower(self, node: Node, operands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Lowers one node: by its own GPU lowering, as a loop over elements, or taken apart.
+
+        Raises:
+            UnsupportedOpError: none of them is possible.
+        """
+        rule = LOWERINGS.get(node.name)
+        if rule is None and is_injective(node):
+            rule = lower_node
+        if rule is None and node.name in DECOMPOSITIONS:
+            rule = lower_decomposed
+        if rule is None:
+            raise UnsupportedOpError(f"there is no CUDA lowering of {node.name}", loc=node.loc)
+        results = rule(self, node, operands)
+        return (results,) if isinstance(results, Tensor) else tuple(results)
+
+    def kernel(
+        self,
+        build: BuildKernel,
+        operands: Sequence[Tensor],
+        results: Sequence[TensorType],
+        *,
+        node: Node,
+        strategy: str,
+        extents: Sequence[str] = (),
+    ) -> tuple[Tensor, ...]:
+        token = CELL_SCOPE.set("local")
+        try:
+            return super().kernel(build, operands, results, node=node, strategy=strategy, extents=extents)
+        finally:
+            CELL_SCOPE.reset(token)
+
+
+def supports(op: str) -> bool:
+    """Whether there is a way to run the op on a GPU."""
+    return op in LOWERINGS or op in DECOMPOSITIONS or is_injective_op(op)
+
+
+# -- ops with a GPU lowering of their own ----------------------------------------------------------------------------
+
+
+def _matmul(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
+    a, b = operands
+
+    def build(name: str, dims: Dims) -> Any:
+        x, y = (te.placeholder(dims.shape(t.shape), t.dtype, label) for t, label in ((a, "a"), (b, "b")))
+        shape = dims.shape(node.output.type.shape)
+        acc = "float32" if a.dtype in ("float16", "bfloat16") else a.dtype
+        k = te.reduce_axis((0, dims(a.shape[-1])), "k")
+
+        def own(t: Tensor, lead: Sequence[Any]) -> list[Any]:
+            batch = lead[len(lead) - (len(t.shape) - 2) :] if len(t.shape) > 2 else ()
+            return [0 if d == 1 else i for d, i in zip(t.shape[:-2], batch, strict=True)]
+
+        def element(*indices: Any) -> Any:
+            *lead, i, j = indices
+            left, right = x[(*own(a, lead), i, k)], y[(*own(b, lead), k, j)]
+            return te.sum(left.astype(acc) * right.astype(acc), axis=k)
+
+        product = te.compute(shape, element, "product")
+        result = product if acc == a.dtype else te.compute(shape, lambda *i: product[i].astype(a.dtype), "result")
+        return _scheduled(te.create_prim_func([x, y, result]).with_attr("global_symbol", name), name)
+
+    return lowering.kernel(build, operands, [node.output.type], node=node, strategy="DLight's schedule of a matmul")[0]
+
+
+def _scheduled(function: Any, name: str) -> Any:
+    """The function by the first of DLight's rules that applies."""
+    rules = (dlight.gpu.Matmul(), dlight.gpu.GEMV(), dlight.gpu.GeneralReduction(), dlight.gpu.Fallback())
+    with Target({"kind": "cuda", "arch": "sm_80"}):
+        return dlight.ApplyDefaultSchedule(*rules)(IRModule({name: function}))[name]
+
+
+def _matmul_packed(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor | Sequence[Tensor]:
+    x, w = operands
+    if w.array is None:
+        return lower_decomposed(lowering, node, operands)
+    n = node.attrs["n"]
+    plain = lowering.packed(w, "unpacked", lambda a: a.transpose(1, 0, 2).reshape(a.shape[1], -1)[:, :n])
+    return _matmul(lowering, node, (x, plain))
+
+
+def _convolution(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
+    x, w = operands
+    rank = x.type.rank - 2
+    strides, pads = per_axis(node.attrs, "strides", rank), pads_of(node.attrs, rank)
+    return direct_convolution(lowering, node, x, w, strides, pads, (1,) * rank)
+
+
+def _transposed_convolution(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
+    x, w = operands
+    geometry = transposed_geometry(node.attrs, w.shape)
+    return direct_convolution(lowering, node, x, flipped_weights(lowering, node, w), *geometry)
+
+
+LOWERINGS: dict[str, LowerRule] = {
+    "fused": lower_fused,
+    "reshape": lower_reshape,
+    "transpose": lower_transpose,
+    "concat": lower_concat,
+    "matmul": _matmul,
+    "matmul_packed": _matmul_packed,
+    "pairwise_distance": lower_pairs,
+    "conv": _convolution,
+    "conv_transpose": _transposed_convolution,
+    "tree_ensemble": direct_tree_ensemble,
+    **dict.fromkeys(("sum", "mean", "prod", "max", "min", "any", "all", "argmax", "argmin"), direct_reduction),
+    **dict.fromkeys(("cumsum", "sort", "topk"), lower_lines),
+    **dict.fromkeys(("max_pool", "avg_pool"), direct_pool),
+    **dict.fromkeys(("lstm", "gru", "rnn"), direct_recurrence),
+}
+"""By op; the others are loops over elements or are taken apart."""
