@@ -18,31 +18,35 @@ ROWS = (0, 1, 2, 5, 63, 64, 65, 1000)
 
 
 def reference(e: TreeEnsemble, x: np.ndarray) -> np.ndarray:
-    """One row and one node at a time, as the op is defined."""
+    """Tree by tree: each node sends its rows on, as the op is defined."""
     out = np.repeat(e.base[None], len(x), axis=0)
-    for r, row in enumerate(x):
-        for tree, node in enumerate(e.roots):
-            while node >= 0:
-                node = e.left[node] if goes_left(e, node, row[e.feature[node]]) else e.right[node]
-            at = e.output[tree]
-            out[r, at : at + e.width] += e.values[~node]
+    for root, column in zip(e.roots, e.output, strict=True):
+        waiting = [(root, np.arange(len(x)))]
+        while waiting:
+            at, rows = waiting.pop()
+            if at < 0:
+                out[rows, column : column + e.width] += e.values[~at]
+            elif len(rows):
+                left = goes_left(e, at, x[rows, e.feature[at]])
+                waiting += [(e.left[at], rows[left]), (e.right[at], rows[~left])]
     return out
 
 
-def goes_left(e: TreeEnsemble, node: int, x: Any) -> bool:
+def goes_left(e: TreeEnsemble, node: int, x: np.ndarray) -> np.ndarray:
     flags = int(e.flags[node])
+    missing = np.isnan(x)
     if len(e.category) and e.category[node] >= 0:
-        if np.isnan(x):
-            return bool(flags & 1)
-        if not -1 < x < 32 * e.categories.shape[1]:
-            return False
-        c = int(x)
-        return bool(int(e.categories[e.category[node], c >> 5]) >> (c & 31) & 1)
-    if np.isnan(x) and flags & 2:
-        x = x.dtype.type(0)
-    if np.isnan(x) or (flags & 4 and abs(x) <= np.float32(1e-35)):
-        return bool(flags & 1)
-    return bool(x < e.threshold[node] if e.compare == "lt" else x <= e.threshold[node])
+        known = (x > -1) & (x < 32 * e.categories.shape[1])
+        c = np.where(known, x, 0).astype(np.int64)
+        left = known & (e.categories[e.category[node], c >> 5] >> (c & 31) & 1 == 1)
+    else:
+        if flags & 2:
+            x = np.where(missing, 0, x)
+            missing = np.isnan(x)
+        if flags & 4:
+            missing |= np.abs(x) <= np.float32(1e-35)
+        left = x < e.threshold[node] if e.compare == "lt" else x <= e.threshold[node]
+    return np.asarray(np.where(missing, bool(flags & 1), left))
 
 
 class Grower:
@@ -156,13 +160,14 @@ class Kernel:
         return np.asarray(out.numpy())
 
 
-def check(e: TreeEnsemble, rows: tuple[int, ...] = ROWS, x: np.ndarray | None = None) -> Kernel:
-    kernel = Kernel(e)
-    x = sample_rows(e, max(rows)) if x is None else x
+def check(e: TreeEnsemble, rows: tuple[int, ...] = ROWS, strategies: tuple[str, ...] = ("walk", "sliced")) -> None:
+    x = sample_rows(e, max(rows))
     expected = reference(e, x)
-    for n in rows:
-        np.testing.assert_array_equal(kernel(x[:n]), expected[:n], err_msg=f"{n} rows; {kernel.plan.explain()}")
-    return kernel
+    for strategy in strategies:
+        kernel = Kernel(e, prepare(e, INFO, strategy))
+        assert kernel.plan.strategy == strategy
+        for n in rows:
+            np.testing.assert_array_equal(kernel(x[:n]), expected[:n], err_msg=f"{n} rows; {kernel.plan.explain()}")
 
 
 @pytest.mark.parametrize("compare", ["lt", "le"])
@@ -249,6 +254,64 @@ def test_static_batch() -> None:
     x = sample_rows(e, 70)
     for n in (1, 70):
         np.testing.assert_array_equal(Kernel(e, n=n)(x[:n]), reference(e, x[:n]))
+
+
+@pytest.mark.skipif("avx2" not in INFO.features, reason="needs AVX2")
+@pytest.mark.parametrize("mcpu", ["x86-64", "haswell"])
+def test_shorter_vectors(mcpu: str) -> None:
+    info = TargetInfo.for_cpu(mcpu, INFO.triple)
+    assert info.vector_bits < 512
+    for dtype in ("float32", "float64"):
+        e = random_ensemble(15, trees=8, depth=6, dtype=dtype, flags=tuple(range(8)), categorical=0.1)
+        x = sample_rows(e, 150)
+        for strategy in ("walk", "sliced"):
+            np.testing.assert_array_equal(Kernel(e, prepare(e, info, strategy), info)(x), reference(e, x))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_complete_trees_of_every_depth(dtype: str) -> None:
+    """Depth 1 to 8 in one ensemble, enough thresholds to need two bytes per rank in one of them."""
+    parts = [random_ensemble(d, trees=2, features=2, depth=d, dtype=dtype, full=True) for d in range(1, 9)]
+    check(joined(parts), (1, 60, 200), ("sliced",))
+    thresholds = np.random.default_rng(0).normal(size=2000)
+    e = random_ensemble(9, trees=6, features=1, depth=8, dtype=dtype, full=True, thresholds=thresholds)
+    check(e, (60, 200), ("sliced",))
+    assert "uint16" in prepare(e, INFO, "sliced").explain()
+
+
+def joined(parts: list[TreeEnsemble]) -> TreeEnsemble:
+    """The trees of several ensembles that differ in nothing else."""
+    nodes = np.cumsum([0, *(p.nodes for p in parts)])
+    leaves = np.cumsum([0, *(p.leaves for p in parts)])
+
+    def shifted(codes: np.ndarray, i: int) -> np.ndarray:
+        return np.where(codes >= 0, codes + nodes[i], codes - leaves[i]).astype(np.int32)
+
+    moved = {
+        k: np.concatenate([shifted(getattr(p, k), i) for i, p in enumerate(parts)]) for k in ("left", "right", "roots")
+    }
+    same = {
+        k: np.concatenate([getattr(p, k) for p in parts]) for k in ("feature", "threshold", "flags", "output", "values")
+    }
+    return TreeEnsemble(**{**vars_of(parts[0]), **moved, **same})
+
+
+def test_many_thresholds_and_ranks_at_the_edge_of_a_byte() -> None:
+    for count in (15, 16, 17, 254, 255, 256, 257):
+        grower = Grower()
+        for i in range(count):
+            node = grower.node(0, float(i), i % 2)
+            grower.roots.append(grower.link(node, grower.leaf(1.0), grower.leaf(0.0)))
+        e = grower.ensemble(1)
+        x = np.concatenate([np.arange(-1, count + 1, 0.5), [np.nan, np.inf, -np.inf]]).astype(np.float32)[:, None]
+        np.testing.assert_array_equal(Kernel(e, prepare(e, INFO, "sliced"))(x), reference(e, x))
+
+
+def test_chooses_by_expected_time() -> None:
+    shallow = random_ensemble(16, trees=100, features=10, depth=6)
+    deep = random_ensemble(17, trees=5, features=10, depth=13, full=True)
+    assert prepare(shallow, INFO).strategy == "sliced"
+    assert prepare(deep, INFO).strategy == "walk"
 
 
 def test_many_rows_on_all_threads() -> None:

@@ -31,20 +31,23 @@ def fill_columns(
     ensemble: TreeEnsemble, packed: dict[str, Buffer], x: Buffer, row: Expr, scratch: Buffer, at: Expr
 ) -> None:
     """Emit ``scratch[at + m] = column m of x[row]`` for every column m."""
-    columns = ensemble.columns
-    members = int(np.searchsorted(columns.kind, e.MEMBER))
-    for kind, begin, end in columns.ranges():
-        same = bool(np.all(np.diff(columns.feature[begin:end]) == 1))
+    for kind, begin, end in ensemble.columns.ranges():
         with T.serial(end - begin) as i:
             m = i + begin
-            feature = i + int(columns.feature[begin]) if same else packed["column_feature"][m]
-            value = x[row, feature]
-            if kind >= e.MEMBER:
-                sets, row_of_set = packed["sets"], packed["column_set"][m - members]
-                value = _not_member(value, ensemble.dtype, sets, row_of_set, kind == e.MEMBER_LOW)
-            else:
-                value = _number(value, ensemble.dtype, kind)
-            T.buffer_store(scratch, value, [at + m])
+            T.buffer_store(scratch, column_value(ensemble, packed, x, row, m, kind), [at + m])
+
+
+def column_value(
+    ensemble: TreeEnsemble, packed: dict[str, Buffer], x: Buffer, row: Expr, column: Expr, kind: int
+) -> Expr:
+    """What ``column``, which is of ``kind``, holds for ``x[row]``, in the dtype of x."""
+    value = x[row, packed["column_feature"][column]]
+    if kind < e.MEMBER:
+        return _number(value, ensemble.dtype, kind)
+    first = int(np.searchsorted(ensemble.columns.kind, e.MEMBER))
+    return _not_member(
+        value, ensemble.dtype, packed["sets"], packed["column_set"][column - first], kind == e.MEMBER_LOW
+    )
 
 
 def _number(x: Expr, dtype: str, kind: int) -> Expr:

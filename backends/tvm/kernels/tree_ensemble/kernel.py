@@ -6,6 +6,7 @@ from typing import Any
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.tree_ensemble.plan import Plan
+from mlec.backends.tvm.kernels.tree_ensemble.sliced import VECTORS
 from mlec.backends.tvm.kernels.tree_ensemble.walk import LANES, one_row, row_tiles
 from mlec.backends.tvm.target import TargetInfo
 
@@ -18,27 +19,31 @@ def build(plan: Plan, n: Any, info: TargetInfo, name: str = "tree_ensemble") -> 
 
     Args:
         n: number of rows: an int, or a ``tirx.Var`` of dtype int64.
+        info: the processor the plan was made for.
     """
-    ensemble = plan.ensemble
+    ensemble, sliced = plan.ensemble, plan.sliced
     with prim_func(name) as kernel:
         x = T.arg("x", T.buffer((n, ensemble.features), ensemble.dtype))
         packed = {key: T.arg(key, T.buffer(a.shape, str(a.dtype))) for key, a in plan.packed.items()}
         out = T.arg("out", T.buffer((n, ensemble.outputs), ensemble.value_dtype))
         rows = tirx.const(n, "int64") if isinstance(n, int) else n
 
-        def block(first: Any, size: Any) -> None:
-            row_tiles(ensemble, packed, x, out, first, tirx.min(size, rows - first), plan.block_rows)
+        def blocks(loop: Any, size: Any, vectors: int) -> None:
+            with loop(tirx.ceildiv(rows, size)) as b:
+                first, count = b * size, tirx.min(size, rows - b * size)
+                if sliced is None:
+                    row_tiles(ensemble, packed, x, out, first, count, plan.block)
+                else:
+                    sliced.emit(packed, x, out, first, count, vectors, info)
 
-        with T.If(rows < LANES):
+        with T.If(rows < plan.block_rows):
             with T.Then(), T.serial(rows) as row:
                 one_row(ensemble, packed, x, out, row)
             with T.Else(), T.If(rows < plan.parallel_rows):
-                size = tirx.const(plan.block_rows, "int64")
-                with T.Then(), T.serial(tirx.ceildiv(rows, size)) as b:
-                    block(b * size, size)
+                with T.Then():  # one vector at a time: less is wasted on the last rows
+                    blocks(T.serial, tirx.const(plan.block if sliced is None else sliced.lanes, "int64"), 1)
                 with T.Else():
-                    share = tirx.ceildiv(tirx.ceildiv(rows, info.cores), LANES) * LANES
-                    size = T.bind(tirx.min(share, size))
-                    with T.parallel(tirx.ceildiv(rows, size)) as b:
-                        block(b * size, size)
+                    tile = LANES if sliced is None else sliced.lanes * VECTORS
+                    share = tirx.ceildiv(tirx.ceildiv(rows, info.cores), tile) * tile
+                    blocks(T.parallel, T.bind(tirx.min(share, tirx.const(plan.block, "int64"))), VECTORS)
     return kernel.func
