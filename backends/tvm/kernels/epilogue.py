@@ -35,7 +35,8 @@ class Epilogue:
         apply: ``(accumulator, output indices, extra buffers) -> value``. Called while the program is built, once for
             each store. The accumulator is a scalar or a vector; in the second case the last index is a ramp of as many
             lanes, so ``extra[0][indices[-1]]`` loads a vector of biases. Use arithmetic, `vector` and `mathlib`,
-            nothing that calls a scalar function. The indices are those of the output in its logical (unblocked) shape.
+            nothing that calls a scalar function. The indices are those of the output buffer (five on channel blocks);
+            without ``inputs`` nobody needs them and they may be fewer.
         out_dtype: dtype of the output; ``None``: the accumulator's.
     """
 

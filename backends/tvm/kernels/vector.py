@@ -69,9 +69,10 @@ def share(x: Expr) -> Expr:
 
     TVM visits a shared subexpression once for each use (and its ``Let`` and ``Bind`` are inlined or visited again by
     several passes), so an expression that uses its operand twice must name it or programs grow exponentially. The
-    name is a buffer of one element, which LLVM keeps in a register. Needs an open builder; not inside ``T.vectorized``.
+    name is a `Cell`. Needs an open builder; not inside ``T.vectorized``.
     """
-    if not hasattr(x, "ty") or isinstance(x, tirx.FloatImm | tirx.IntImm | tirx.Broadcast):
+    scalar = x.value if isinstance(x, tirx.Broadcast) else x
+    if not hasattr(x, "ty") or isinstance(scalar, tirx.FloatImm | tirx.IntImm):
         return x
     return Cell(dtype_of(x), lanes_of(x), x).value
 
