@@ -9,6 +9,7 @@ import numpy as np
 from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels.tree_ensemble import ensemble as e
 from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, TreeEnsemble
+from mlec.backends.tvm.kernels.vector import share
 
 Expr: TypeAlias = Any
 Buffer: TypeAlias = Any
@@ -41,7 +42,7 @@ def column_value(
     ensemble: TreeEnsemble, packed: dict[str, Buffer], x: Buffer, row: Expr, column: Expr, kind: int
 ) -> Expr:
     """What ``column``, which is of ``kind``, holds for ``x[row]``, in the dtype of x."""
-    value = x[row, packed["column_feature"][column]]
+    value = share(x[row, packed["column_feature"][column]])
     if kind < e.MEMBER:
         return _number(value, ensemble.dtype, kind)
     first = int(np.searchsorted(ensemble.columns.kind, e.MEMBER))
@@ -80,7 +81,7 @@ def _not_member(x: Expr, dtype: str, sets: Buffer, row: Expr, missing_left: bool
 
     limit = int(sets.shape[1]) * 32
     inside = tirx.all(x > constant(-1.0), x < constant(limit))  # false for NaN
-    category = tirx.Cast("int32", tirx.Select(inside, x, constant(0.0)))  # conversion truncates
+    category = share(tirx.Cast("int32", tirx.Select(inside, x, constant(0.0))))  # conversion truncates
     bit = (sets[row, category >> 5] >> (category & 31)) & 1
     left = tirx.all(inside, bit == 1)
     if missing_left:
