@@ -9,7 +9,7 @@ from types import MappingProxyType
 from mlec.backends.base import CompiledModule, CompileOptions
 from mlec.backends.tvm import cuda
 from mlec.backends.tvm.compat import llvm, tvm
-from mlec.backends.tvm.device_code import DEFAULT_ARCHS, compile_for_cuda
+from mlec.backends.tvm.device_code import DEFAULT_ARCHS, compile_for_cuda, pack_device_code
 from mlec.backends.tvm.lowering import LOWERINGS, Lowering
 from mlec.backends.tvm.objects import to_objects
 from mlec.backends.tvm.pipeline import compile_for_cpu
@@ -48,17 +48,19 @@ class TVMBackend:
         begin = time.perf_counter()
         if target.kind == "cuda":
             info, archs = _portable_cpu(), target.archs or DEFAULT_ARCHS
+            pack = pack_device_code(archs)
             lowered = cuda.CudaLowering(graph, info, options).run()
             options.report("build", 0, 1)
             executable = compile_for_cuda(lowered.module, info.tvm_target(), archs)
+            objects = to_objects(executable, pack)
             facts: dict[str, str | int | list[str]] = {"kind": "cuda", "archs": list(archs), "triple": info.triple}
         else:
             info = cpu_info(target)
             lowered = Lowering(graph, info, options).run()
             options.report("build", 0, 1)
             executable = compile_for_cpu(lowered.module, info.tvm_target())
+            objects = to_objects(executable)
             facts = {"kind": "cpu", "triple": info.triple, "mcpu": info.mcpu, "features": sorted(info.features)}
-        objects = to_objects(executable)
         options.report("build", 1, 1)
         constants = tuple(lowered.constants)
         program = Program("tvm", target.kind, constants=constants, kernels=lowered.kernels, target=facts)

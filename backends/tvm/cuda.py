@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mlec.backends.tvm.compat import IRModule, Target, dlight, te
+from mlec.backends.tvm.compat import IRModule, Target, dlight, te, tirx
 from mlec.backends.tvm.decompose import DECOMPOSITIONS
 from mlec.backends.tvm.kernels.vector import CELL_SCOPE
 from mlec.backends.tvm.lower_direct import (
@@ -31,12 +31,16 @@ from mlec.backends.tvm.lower_tree import lower_pairs
 from mlec.backends.tvm.lowering import BuildKernel, Lowering, LowerRule, Tensor
 from mlec.backends.tvm.region import Dims, is_injective, is_injective_op
 from mlec.errors import UnsupportedOpError
+from mlec.ir.dim import Dim
 from mlec.ir.graph import Node
 from mlec.ir.types import TensorType
 
 
 class CudaLowering(Lowering):
     """Lowers a graph for a GPU."""
+
+    cell_scope = "local"
+    """Where the variables of a task live: in registers."""
 
     @property
     def on_gpu(self) -> bool:
@@ -68,7 +72,7 @@ class CudaLowering(Lowering):
         strategy: str,
         extents: Sequence[str] = (),
     ) -> tuple[Tensor, ...]:
-        token = CELL_SCOPE.set("local")
+        token = CELL_SCOPE.set(self.cell_scope)
         try:
             return super().kernel(build, operands, results, node=node, strategy=strategy, extents=extents)
         finally:
@@ -87,14 +91,14 @@ def _matmul(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Ten
     a, b = operands
 
     def build(name: str, dims: Dims) -> Any:
-        x, y = (te.placeholder(dims.shape(t.shape), t.dtype, label) for t, label in ((a, "a"), (b, "b")))
-        shape = dims.shape(node.output.type.shape)
+        x, y = (te.placeholder(_wide(dims, t.shape), t.dtype, label) for t, label in ((a, "a"), (b, "b")))
+        shape = _wide(dims, node.output.type.shape)
         acc = "float32" if a.dtype in ("float16", "bfloat16") else a.dtype
-        k = te.reduce_axis((0, dims(a.shape[-1])), "k")
+        k = te.reduce_axis((_wide(dims, (0,))[0], _wide(dims, a.shape)[-1]), "k")
 
         def own(t: Tensor, lead: Sequence[Any]) -> list[Any]:
             batch = lead[len(lead) - (len(t.shape) - 2) :] if len(t.shape) > 2 else ()
-            return [0 if d == 1 else i for d, i in zip(t.shape[:-2], batch, strict=True)]
+            return [_wide(dims, (0,))[0] if d == 1 else i for d, i in zip(t.shape[:-2], batch, strict=True)]
 
         def element(*indices: Any) -> Any:
             *lead, i, j = indices
@@ -106,6 +110,11 @@ def _matmul(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Ten
         return _scheduled(te.create_prim_func([x, y, result]).with_attr("global_symbol", name), name)
 
     return lowering.kernel(build, operands, [node.output.type], node=node, strategy="DLight's schedule of a matmul")[0]
+
+
+def _wide(dims: Dims, shape: Sequence[Dim]) -> list[Any]:
+    """Extents as int64, so that all indices have one type."""
+    return [tirx.const(extent, "int64") if isinstance(extent, int) else extent for extent in dims.shape(shape)]
 
 
 def _scheduled(function: Any, name: str) -> Any:

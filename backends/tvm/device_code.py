@@ -3,40 +3,94 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlec.backends.tvm.compat import IRModule, Target, tvm
+from mlec.backends.tvm.compat import IRModule, Target, llvm, tvm
 from mlec.backends.tvm.pipeline import RELAX_PASSES
 from mlec.errors import LoweringError, TargetError
 
 DEFAULT_ARCHS = ("sm_80", "sm_90")
 """Architectures that get machine code when the target names none; newer ones use the PTX that comes along."""
 
-_one_at_a_time = threading.Lock()
+PackImports = Callable[[Any, bool, str, str], str]
 
 
 def compile_for_cuda(module: IRModule, host: Target, archs: Sequence[str]) -> Any:
-    """A Relax module with kernels bound to GPU threads, as a ``relax.VMExecutable``; needs no device.
+    """A Relax module with kernels bound to GPU threads, as a ``relax.VMExecutable`` that holds them as CUDA source."""
+    target = Target({"kind": "cuda", "arch": min(archs, key=_version)}, host=host)
+    return tvm.compile(module, target, relax_pipeline=tvm.transform.Sequential(RELAX_PASSES))
+
+
+def pack_device_code(archs: Sequence[str]) -> PackImports:
+    """For `to_objects`: packs device code as machine code instead of source, so that running it needs no compiler.
 
     Raises:
-        TargetError: no CUDA compiler is installed, or it does not know an architecture.
+        TargetError: no CUDA compiler is installed.
     """
-    oldest = min(archs, key=_version)
-    target = Target({"kind": "cuda", "arch": oldest}, host=host)
     compiler = device_compiler(archs)
-    # TVM asks a global function for the machine code of its CUDA source.
-    with _one_at_a_time:
-        default = tvm.get_global_func("tvm_callback_cuda_compile")
-        tvm.register_global_func("tvm_callback_cuda_compile", compiler, override=True)
-        try:
-            return tvm.compile(module, target, relax_pipeline=tvm.transform.Sequential(RELAX_PASSES))
-        finally:
-            tvm.register_global_func("tvm_callback_cuda_compile", default, override=True)
+
+    def pack(module: Any, system_library: bool, prefix: str, folder: str) -> str:
+        blob = tvm.get_global_func("runtime.ModulePackImportsToTensor")(module).numpy().tobytes()
+        name = str(tvm.get_global_func("runtime.ModuleImportsBlobName")())
+        return _data_object(name, with_binary(blob, compiler), Path(folder))
+
+    return pack
+
+
+def with_binary(blob: bytes, compiler: Callable[[str], bytes]) -> bytes:
+    """The serialized imports of a module, CUDA source in them replaced by what the compiler makes of it.
+
+    All texts and lists there begin with their length. The blob begins with its own length (less the eight bytes that say it);
+    a module stands in it as its kind and its bytes; those of a CUDA module are a format, a table of functions, and the code.
+    """
+    kind = _text(b"cuda")
+    position = 0
+    while (start := blob.find(kind, position)) >= 0:
+        begin = start + len(kind)
+        (size,) = _LENGTH.unpack_from(blob, begin)
+        content = blob[begin + 8 : begin + 8 + size]
+        source = _source_of(content)
+        if source is None:
+            position = begin
+            continue
+        table = content[len(kind) : -len(_text(source))]
+        made = _text(b"cubin") + table + _text(compiler(source.decode()))
+        blob = blob[:begin] + _text(made) + blob[begin + 8 + size :]
+        position = begin + len(made)
+    return _LENGTH.pack(len(blob) - 8) + blob[8:]
+
+
+def _source_of(content: bytes) -> bytes | None:
+    """The CUDA source at the end of a serialized module; None if it is something else."""
+    if not content.startswith(_text(b"cuda")):
+        return None
+    start = content.find(b"\n#ifdef __CUDACC_RTC__")
+    if start < 8 or _LENGTH.unpack_from(content, start - 8)[0] != len(content) - start:
+        raise LoweringError("TVM serializes CUDA modules in a way that this version of mlec does not know")
+    return content[start:]
+
+
+_LENGTH = struct.Struct("<Q")
+
+
+def _text(content: bytes) -> bytes:
+    return _LENGTH.pack(len(content)) + content
+
+
+def _data_object(symbol: str, content: bytes, folder: Path) -> str:
+    """An object file that holds one constant; LLVM writes it, from its own assembly."""
+    triple = str(llvm.llvm_get_system_triple())
+    text = "".join(f"\\{byte:02X}" for byte in content)
+    source = folder / "devc.ll"
+    source.write_text(f'target triple = "{triple}"\n@{symbol} = constant [{len(content)} x i8] c"{text}", align 16\n')
+    result = folder / "devc.o"
+    tvm.runtime.load_module(str(source)).write_to_file(str(result))
+    return str(result)
 
 
 def device_compiler(archs: Sequence[str]) -> Callable[[str], bytes]:

@@ -188,8 +188,8 @@ def direct_convolution(
                 for i, offset in enumerate(offsets):
                     spread = position[i] * strides[i] + offset * dilations[i] - pads[i]
                     if input_dilations[i] > 1:
-                        inside = tirx.And(inside, tirx.EQ(tirx.floormod(spread, input_dilations[i]), 0))
-                        spread = tirx.floordiv(spread, input_dilations[i])
+                        inside = tirx.And(inside, tirx.EQ(spread % input_dilations[i], tirx.const(0, "int64")))
+                        spread = spread // input_dilations[i]
                     inside = tirx.And(inside, tirx.And(spread >= 0, spread < shape[2 + i]))
                     at.append(spread)
                 with direct.if_(inside):

@@ -39,8 +39,12 @@ class _KeepObjects:
         return tuple(Path(file).read_bytes() for file in files)
 
 
-def to_objects(executable: tvm.runtime.Executable) -> tuple[bytes, ...]:
+def to_objects(executable: tvm.runtime.Executable, pack_imports: Any = None) -> tuple[bytes, ...]:
     """The object files of what ``tvm.compile`` returned: host kernels first, then VM bytecode and device code.
+
+    Args:
+        executable: what was compiled.
+        pack_imports: writes the object file of bytecode and device code (``fpack_imports`` of ``export_library``).
 
     Raises:
         LoweringError: a part of the module exists only as C source, so it would need a C compiler; or there is no space for
@@ -48,7 +52,9 @@ def to_objects(executable: tvm.runtime.Executable) -> tuple[bytes, ...]:
     """
     with tempfile.TemporaryDirectory(prefix="mlec-") as folder:
         _require_space(Path(folder))
-        objects: tuple[bytes, ...] = executable.export_library("model.o", fcompile=_KeepObjects(), workspace_dir=folder)
+        objects: tuple[bytes, ...] = executable.export_library(
+            "model.o", fcompile=_KeepObjects(), workspace_dir=folder, fpack_imports=pack_imports
+        )
     return objects
 
 

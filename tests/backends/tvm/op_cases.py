@@ -1,0 +1,92 @@
+"""Graphs that call ops on the samples of the op table, for the tests of a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+import mlec.ops  # noqa: F401  (fills the table)
+from mlec.backends.tvm.backend import TVMBackend
+from mlec.errors import TypeRuleError
+from mlec.ir import OPS, Graph, GraphBuilder, TensorType, Value
+from mlec.ir.dim import Dim, SymDim
+from mlec.ir.dtype import DType
+from mlec.ir.op import SYMBOLIC_EXTENT, Array, Case
+
+CASES = 2
+FAMILY = 12
+CONSTANT_OPERANDS = {"tree_ensemble": range(1, 12), "matmul_packed": (1,), "conv": (1,), "conv2d_nchwc": (1,)}
+"""Operands that are weights in practice; those of a tree ensemble must be."""
+
+NAMES = sorted(name for name in OPS if name not in ("constant", *TVMBackend.unsupported))
+
+
+def families() -> list[list[str]]:
+    return [NAMES[i : i + FAMILY] for i in range(0, len(NAMES), FAMILY)]
+
+
+def symbolic(shape: Sequence[int]) -> tuple[Dim, ...]:
+    """The first axis of the sampler's symbolic extent becomes ``n``."""
+    found = tuple(shape).index(SYMBOLIC_EXTENT) if SYMBOLIC_EXTENT in shape else None
+    return tuple(SymDim.named("n") if axis == found else extent for axis, extent in enumerate(shape))
+
+
+def operand_types(case: Case, dynamic: bool) -> list[TensorType]:
+    return [
+        TensorType(symbolic(a.shape) if dynamic else a.shape, DType.of(a.dtype)) for a in map(np.asarray, case.operands)
+    ]
+
+
+def add_case(b: GraphBuilder, name: str, case: Case, dynamic: bool) -> tuple[list[Array], tuple[Value, ...]]:
+    """One call of the op on inputs of its own; no results if it does not take these extents as symbolic."""
+    operands: list[Value] = []
+    arrays: list[Array] = []
+    constant = CONSTANT_OPERANDS.get(name, ())
+    for k, (array, kind) in enumerate(zip(map(np.asarray, case.operands), operand_types(case, dynamic), strict=True)):
+        if k in constant:
+            operands.append(b.constant(array))
+        else:
+            operands.append(b.input(f"{name}{k}", kind))
+            arrays.append(array)
+    attrs = dict(case.attrs)
+    if dynamic:
+        attrs = {k: symbolic(v) if k == "shape" and not isinstance(v[0], SymDim) else v for k, v in attrs.items()}
+    try:
+        return arrays, b.multi(name, *operands, **attrs)
+    except TypeRuleError:
+        assert dynamic
+        return arrays, ()
+
+
+def check(op: str, got: Array, wanted: Array) -> None:
+    assert got.shape == wanted.shape, op
+    assert got.dtype == wanted.dtype, op
+    if wanted.dtype.kind not in "fV":
+        np.testing.assert_array_equal(got, wanted, err_msg=op)
+        return
+    eps = DType.of(wanted.dtype).eps
+    wanted, got = wanted.astype(np.float64), got.astype(np.float64)
+    finite = np.isfinite(wanted)
+    np.testing.assert_array_equal(got[~finite], wanted[~finite], err_msg=op)
+    scale = np.maximum(np.abs(wanted), np.max(np.abs(wanted), initial=0, where=finite) * 0.1)
+    error = np.abs(got - wanted)[finite] / np.maximum(scale, 1e-30)[finite]
+    assert error.max(initial=0) <= OPS[op].tolerance * eps, f"{op}: off by {error.max() / eps:.1f} eps"
+
+
+def graph_of(
+    names: Sequence[str], rng: np.random.Generator, dynamic: bool, cases: int = CASES
+) -> tuple[Graph, list[Array], list[str]]:
+    """A graph that calls each op on samples, its inputs, and the op of each output."""
+    b = GraphBuilder("cases")
+    arrays: list[Array] = []
+    results: list[tuple[str, Value]] = []
+    for name in names:
+        for _ in range(cases):
+            made = add_case(b, name, OPS[name].sample(rng), dynamic)
+            arrays += made[0]
+            results += [(name, value) for value in made[1]]
+    if dynamic:  # some samples have no operand that tells n
+        b.input("n", TensorType((SymDim.named("n"),), DType.F32))
+        arrays.append(np.zeros(SYMBOLIC_EXTENT, np.float32))
+    return b.finish([value for _, value in results]), arrays, [name for name, _ in results]
