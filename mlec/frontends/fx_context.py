@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import sympy
@@ -259,6 +259,7 @@ def _kind(dtype: torch.dtype) -> int:
 
 Results = Value | Sequence[Value | None]
 Handler = Callable[..., Results]
+_HandlerT = TypeVar("_HandlerT", bound=Handler)
 
 HANDLERS: dict[str, Handler] = {}
 """ATen op (``aten.relu.default``) to the function that lowers it: ``handler(context, *args, **kwargs)``.
@@ -266,10 +267,10 @@ HANDLERS: dict[str, Handler] = {}
 Tensors arrive as values, symbolic sizes as dims, everything else as it stands in the call."""
 
 
-def lowers(*names: str) -> Callable[[Handler], Handler]:
+def lowers(*names: str) -> Callable[[_HandlerT], _HandlerT]:
     """Enters a function into `HANDLERS` under some ATen names, written without the ``aten.``."""
 
-    def enter(handler: Handler) -> Handler:
+    def enter(handler: _HandlerT) -> _HandlerT:
         for name in names:
             assert f"aten.{name}" not in HANDLERS, name
             HANDLERS[f"aten.{name}"] = handler

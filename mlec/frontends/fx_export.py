@@ -314,8 +314,8 @@ def _named_symbols(
                 hint="a program that is exported already keeps the fixed sizes of its export; export it with dynamic_shapes",
             )  # fmt: skip
     batches = 0
-    for name, shape in defaults.items():
-        size, dim = inputs[name].shape[0], shape[0]
+    for name, default in defaults.items():
+        size, dim = inputs[name].shape[0], default[0]
         assert dim is not None
         if not isinstance(size, int) and size.node.expr.is_Symbol:
             symbols.setdefault(str(size.node.expr), dim)
@@ -331,7 +331,8 @@ def _named_symbols(
     taken = {str(dim) for dim in symbols.values()}
     for tensor in inputs.values():
         for axis, size in enumerate(tensor.shape):
-            for symbol in () if isinstance(size, int) else sorted(size.node.expr.free_symbols, key=str):
+            free_symbols: list[Any] = [] if isinstance(size, int) else sorted(size.node.expr.free_symbols, key=str)
+            for symbol in free_symbols:
                 if str(symbol) not in symbols:
                     free = (
                         BATCH
@@ -378,11 +379,12 @@ def _user_tensors(program: ExportedProgram) -> list[torch.Tensor]:
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
     """The program in ops that we lower, and in core ATen ops for the rest."""
-    table = {op: how for op, how in default_decompositions().items() if str(op) not in HANDLERS}
+    known: Any = default_decompositions()
+    table = {op: how for op, how in known.items() if str(op) not in HANDLERS}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            result = program.run_decompositions(table)
+            result: ExportedProgram = program.run_decompositions(table)
             more = {
                 node.target: torch._decomp.decomposition_table[node.target]
                 for node in result.graph.nodes
@@ -390,7 +392,9 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
                 and str(node.target) not in HANDLERS
                 and node.target in torch._decomp.decomposition_table
             }
-            return result.run_decompositions({**table, **more}) if more else result
+            if more:
+                result = result.run_decompositions({**table, **more})
+            return result
         except Exception as error:
             raise FrontendError(
                 f"torch could not decompose the exported program: {type(error).__name__}: {error}", code="E_EXPORT"

@@ -27,7 +27,10 @@ def _convolution(
 ) -> Value:  # fmt: skip
     rank = x.type.rank - 2
     pads = _spread(padding, rank) * 2
-    settings = {"strides": _spread(stride, rank), "pads": pads, "dilations": _spread(dilation, rank), "groups": groups}
+    dilations = _spread(dilation, rank)
+    settings: dict[str, Any] = {
+        "strides": _spread(stride, rank), "pads": pads, "dilations": dilations, "groups": groups,
+    }  # fmt: skip
     if transposed:
         result = c.b("conv_transpose", x, weight, **settings, output_padding=_spread(output_padding, rank))
     else:

@@ -154,7 +154,8 @@ def _between(c: Context, x: Value, low: Operand | None, high: Operand | None) ->
         if low == 0 and high is None:
             return c.b("relu", x)
         bounds = {"lo": low, "hi": high}
-        return c.b("clip", x, **{name: float(bound) for name, bound in bounds.items() if bound is not None})
+        attrs: dict[str, Any] = {name: float(bound) for name, bound in bounds.items() if bound is not None}
+        return c.b("clip", x, **attrs)
     if low is not None:
         x = c.b("maximum", x, c.operand(low, c.dtype))
     return x if high is None else c.b("minimum", x, c.operand(high, c.dtype))

@@ -336,7 +336,8 @@ def _nearest(c: Context, x: Value, output_size: Any, scale_factors: Sequence[flo
         line = torch.arange(extent, dtype=torch.float32).reshape(1, 1, -1)
         op = torch.ops.aten._upsample_nearest_exact1d if "exact" in c.target else torch.ops.aten.upsample_nearest1d
         index = to_numpy(op(line, None, [scale]) if scale else op(line, [size], None)).ravel().astype("int64")
-        if (index == [math.floor(j * (extent / int(size))) for j in range(int(size))]).all():
+        floors = [math.floor(j * (extent / len(index))) for j in range(len(index))]
+        if index.tolist() == floors:
             target = (*result.type.shape[2 : 2 + i], size, *result.type.shape[3 + i :])
             result = c.b("resize", result, size=target, mode="nearest") if size != extent else result
         else:

@@ -24,7 +24,8 @@ def frontend_for(model: object) -> Frontend:
     kind = type(model)
     raise UnsupportedModelError(
         f"no frontend lowers {kind.__module__}.{kind.__qualname__}",
-        hint=f"pass a fitted estimator, a booster, a torch module with example_inputs, or a file of one; frontends: {', '.join(registry.names('frontends'))}",
+        hint="pass a fitted estimator, a booster, a torch module with example_inputs, or a file of one; "
+        f"frontends: {', '.join(registry.names('frontends'))}",
     )
 
 
@@ -40,7 +41,8 @@ def load_model_file(path: Path, options: LowerOptions) -> tuple[Frontend, Any]:
     except OSError as error:
         raise FrontendError(f"cannot read {path}: {error.strerror or error}", code="E_MODEL_FILE", hint="check the path") from error
     if head[:4] == b"MLE\0":
-        raise FrontendError(f"{path} is a compiled model already", code="E_MODEL_FILE", hint="load it with mlec.load, or run it with `mlec run`")
+        hint = "load it with mlec.load, or run it with `mlec run`"
+        raise FrontendError(f"{path} is a compiled model already", code="E_MODEL_FILE", hint=hint)
     for frontend in _frontends():
         if frontend.sniff(head, path):
             try:

@@ -13,8 +13,9 @@ import mlec
 
 torch = pytest.importorskip("torch")
 
-from bench.networks import DepthwiseCnn, Encoder, Mlp, Recurrent, ResNet8  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+
+from bench.networks import DepthwiseCnn, Encoder, Mlp, Recurrent, ResNet8  # noqa: E402
 
 BATCHES = (1, 2, 5, 33)
 
