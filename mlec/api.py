@@ -21,7 +21,7 @@ from mlec.ir import Graph
 from mlec.machine import Machine, this_machine
 from mlec.packing import backend_for, executable_of, pack, refuse_reserved, unpack
 from mlec.passes.pipelines import named_pipeline
-from mlec.pipeline import PassContext, PassPipeline, Tolerance
+from mlec.pipeline import Pass, PassContext, PassPipeline, Tolerance
 from mlec.progress import progress_bar
 from mlec.report import OptimizationReport, graph_picture, graph_stats
 from mlec.runtime import CompiledModel
@@ -55,7 +55,7 @@ def compile(
     target: str | Mapping[str, Any] | Target = "cpu",
     precision: str = "fp32",
     dynamic_batch: bool = True,
-    passes: str | PassPipeline = "default",
+    passes: str | PassPipeline | Sequence[Pass] = "default",
     calibration: Any = None,
     tolerance: Tolerance | None = None,
     tune: int = 0,
@@ -76,7 +76,7 @@ def compile(
         target: ``"cpu"``, ``"cuda"``, ``"cuda:sm_90"``, a mapping as TVM writes targets, or a `Target`.
         precision: ``"fp32"`` (as the source computes) or ``"fp64"``.
         dynamic_batch: any number of rows; otherwise the number in the examples.
-        passes: ``"O0"`` .. ``"O3"``, ``"default"``, the text of a pipeline, or a `PassPipeline`.
+        passes: ``"O0"`` .. ``"O3"``, ``"default"``, the text of a pipeline, a `PassPipeline`, or a list of passes.
         calibration: example inputs for quantisation.
         tolerance: the bound that validation must hold; the documented parity bound by default.
         tune: trials of kernel search.
@@ -136,7 +136,7 @@ def load(
         device: ``"auto"``: the one it was compiled for.
         num_threads: threads of one call; all usable CPUs by default.
         trust: ``"auto"`` runs the file's machine code if this user built it, and otherwise compiles its graph here;
-            a `TrustDigest` runs the code of exactly that digest.
+            ``"sha256:..."`` (or a `TrustDigest`) runs the code of exactly that digest.
         encryption_key: files with encryption are not readable in this version.
 
     Raises:
@@ -144,7 +144,8 @@ def load(
     """
     if encryption_key is not None:
         raise UsageError("this version reads no encrypted files", code="E_NOT_OFFERED", hint="leave encryption_key out")
-    return unpack(Path(path), num_threads=num_threads, trust=trust, device=device)
+    wanted = TrustDigest(trust) if isinstance(trust, str) and trust.startswith("sha256:") else trust
+    return unpack(Path(path), num_threads=num_threads, trust=wanted, device=device)
 
 
 def lower(
@@ -158,7 +159,10 @@ def lower(
 
 
 def optimize(
-    graph: Graph, passes: str | PassPipeline = "default", *, target: str | Mapping[str, Any] | Target = "cpu"
+    graph: Graph,
+    passes: str | PassPipeline | Sequence[Pass] = "default",
+    *,
+    target: str | Mapping[str, Any] | Target = "cpu",
 ) -> tuple[Graph, OptimizationReport]:
     """Runs passes on a graph.
 
@@ -298,9 +302,11 @@ def _lower(model: Any, options: LowerOptions) -> _Source:
     return _Source(graph.with_signature(graph.signature), frontend, model, name)
 
 
-def _pipeline(passes: str | PassPipeline) -> PassPipeline:
+def _pipeline(passes: str | PassPipeline | Sequence[Pass]) -> PassPipeline:
     if isinstance(passes, PassPipeline):
         return passes
+    if not isinstance(passes, str):
+        return PassPipeline(passes)
     if passes == "default":
         return named_pipeline(passes)
     return PassPipeline.parse(passes)

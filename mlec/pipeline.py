@@ -122,10 +122,13 @@ class Pass(ABC):
     Attributes:
         name: as in the text form of a pipeline.
         preserves: how far the outputs may move.
+        before: name of a pass that this one must precede, such as ``"layout"`` or ``"fuse"``, after which most patterns are
+            inside kernels: ``default,my-pass`` then puts it there instead of at the end.
     """
 
     name: ClassVar[str]
     preserves: ClassVar[Tolerance] = EXACT
+    before: ClassVar[str] = ""
 
     @abstractmethod
     def run(self, graph: Graph, context: PassContext) -> PassResult: ...
@@ -245,7 +248,12 @@ class PassPipeline:
             ParseError: for text that is not a pipeline.
             UsageError: for a pass that does not exist.
         """
-        return PassPipeline([step for part in _split(text) for step in _parse_part(part)], verify)
+        steps: list[Pass] = []
+        for part in _split(text):
+            for step in _parse_part(part):
+                places = [i for i, earlier in enumerate(steps) if earlier.name == step.before]
+                steps.insert(places[0] if places else len(steps), step)
+        return PassPipeline(steps, verify)
 
     # -- running -------------------------------------------------------------------------------------------------
 

@@ -42,19 +42,10 @@ _BUILTIN = {"frontends": FRONTENDS, "passes": PASSES, "backends": BACKENDS}
 
 @cache
 def table(group: str) -> dict[str, str]:
-    """Name to ``"module:attribute"`` for a group: frontends, passes or backends.
-
-    Raises:
-        UsageError: when a plugin takes a name that exists.
-    """
+    """Name to ``"module:attribute"`` for a group: frontends, passes or backends; both owners of a name that is taken."""
     known = dict(_BUILTIN[group])
     for point in entry_points(group=f"mlec.{group}"):
-        if point.name in known:
-            raise UsageError(
-                f"two {group} are named {point.name!r}: {known[point.name]} and {point.value}", code="E_PLUGIN_NAME",
-                hint="uninstall one of the two packages",
-            )  # fmt: skip
-        known[point.name] = point.value
+        known[point.name] = f"{known[point.name]} and {point.value}" if point.name in known else point.value
     return known
 
 
@@ -67,9 +58,15 @@ def load(group: str, name: str) -> Any:
     known = table(group)
     if name not in known:
         raise UsageError(f"nothing named {name!r} among the {group}", hint=f"there are: {', '.join(known)}")
+    if " and " in known[name]:
+        raise UsageError(
+            f"two {group} are named {name!r}: {known[name]}",
+            code="E_PLUGIN_NAME",
+            hint="uninstall the package of one of the two",
+        )
     module_name, attribute = known[name].split(":")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         if (
             name in _BUILTIN[group]
@@ -82,6 +79,11 @@ def load(group: str, name: str) -> Any:
                 hint=f"pip install 'mlec[{name}]'",
             ) from error
         raise UsageError(f"{known[name]} cannot be imported: {error}", code="E_PLUGIN_IMPORT") from error
+    if found.name != name:
+        raise UsageError(
+            f"{known[name]} is registered as {name!r}, but calls itself {found.name!r}", code="E_PLUGIN_NAME"
+        )
+    return found
 
 
 def names(group: str) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mlec.ir import Const, DType, Graph, GraphBuilder, Match, Miss, P, Rule, Trait, Value, apply_rules
-from mlec.ir.op import OPS
 from mlec.pipeline import Pass, PassContext, PassResult
 
 
@@ -89,14 +88,10 @@ class RecogniseSilu(Rule):
         return b("silu", m["x"])
 
 
-def _ops_with(trait: Trait) -> str:
-    return "|".join(op.name for op in OPS.values() if op.has(trait) and len(op.operands) == 1)
-
-
 class CancelInvolution(Rule):
     """f(f(x)) -> x, for every op that is its own inverse"""
 
-    pattern = P(_ops_with(Trait.INVOLUTION), P(_ops_with(Trait.INVOLUTION), "x", bind="inner"))
+    pattern = P(Trait.INVOLUTION, P(Trait.INVOLUTION, "x", bind="inner"))
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         inner = m.nodes["inner"]
@@ -110,7 +105,7 @@ class CancelInvolution(Rule):
 class MergeIdempotent(Rule):
     """f(f(x)) -> f(x), for every idempotent op"""
 
-    pattern = P(_ops_with(Trait.IDEMPOTENT), P(_ops_with(Trait.IDEMPOTENT), "x", bind="inner"))
+    pattern = P(Trait.IDEMPOTENT, P(Trait.IDEMPOTENT, "x", bind="inner"))
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         inner = m.nodes["inner"]

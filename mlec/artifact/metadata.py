@@ -5,7 +5,7 @@ Everything else in the metadata belongs to the caller and is kept as it is.
 
 from __future__ import annotations
 
-import importlib.metadata
+import sys
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -54,11 +54,8 @@ _Document = TypeVar("_Document", Owned, GraphDocument)
 
 
 def mlec_version() -> str:
-    """Version of the installed mlec, or ``"unknown"`` when it runs without being installed."""
-    try:
-        return importlib.metadata.version("mlec")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+    """Version of mlec itself."""
+    return str(sys.modules["mlec"].__version__)  # the package that this module is part of is imported by then
 
 
 def parse_metadata(data: bytes | bytearray, header: Header) -> tuple[dict[str, Any], Owned]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -292,7 +293,7 @@ def attr_symbols(attrs: Attrs) -> frozenset[str]:
 
 
 OPS: dict[str, OpDef] = {}
-"""Every op by name. `mlec.ops` fills it on import; a plugin adds to it with `register`."""
+"""Every op by name. `mlec.ops` fills it when it is imported, which `lookup` does where nobody did before."""
 
 
 def register(op: OpDef) -> OpDef:
@@ -315,6 +316,8 @@ def lookup(name: str) -> OpDef:
     """
     import difflib
 
+    if name not in OPS:
+        importlib.import_module("mlec.ops")
     if name not in OPS:
         near = difflib.get_close_matches(name, OPS, n=3)
         raise TypeRuleError(

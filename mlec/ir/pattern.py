@@ -3,6 +3,7 @@
 P("add", P("matmul", "x", "w"), "b")          any add of a matmul and something, either way round
 P("mul", "x", Const(1))                        multiplication by a constant that is 1 everywhere
 P("reshape", P("reshape", "x", bind="inner"))  binds the inner node under the name "inner"
+P(Trait.INVOLUTION, "x")                       any op with that trait
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ class Const:
 
 @dataclass(frozen=True, init=False)
 class P:
-    """A node of one of the ops named (separated by ``|``), with operands that match in turn.
+    """A node of one of the ops named (separated by ``|``) or with a trait, with operands that match in turn.
 
     A string as operand matches any value and binds it; the same string twice must match the same value. Without operand
     patterns, any operands match. Commutative ops are tried both ways round.
     """
 
-    ops: frozenset[str]
+    ops: frozenset[str] | Trait
     operands: tuple[P | Const | str, ...]
     bind: str = ""
 
-    def __init__(self, ops: str, *operands: P | Const | str, bind: str = "") -> None:
-        object.__setattr__(self, "ops", frozenset(ops.split("|")))
+    def __init__(self, ops: str | Trait, *operands: P | Const | str, bind: str = "") -> None:
+        object.__setattr__(self, "ops", frozenset(ops.split("|")) if isinstance(ops, str) else ops)
         object.__setattr__(self, "operands", operands)
         object.__setattr__(self, "bind", bind)
 
@@ -63,7 +64,7 @@ def match(pattern: P, node: Node, graph: Graph) -> Match | None:
 
 
 def _node(pattern: P, node: Node, graph: Graph, found: Match) -> Iterator[Match]:
-    if node.name not in pattern.ops:
+    if not (node.op.has(pattern.ops) if isinstance(pattern.ops, Trait) else node.name in pattern.ops):
         return
     nodes = {**found.nodes, pattern.bind: node} if pattern.bind else found.nodes
     start = Match(found.node, found.values, nodes, found.constants, (*found.matched, node))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mlec.errors import PassError
 from mlec.ir.builder import GraphBuilder
 from mlec.ir.graph import Graph, Node, Value
 from mlec.ir.pattern import Match, P, match
@@ -59,14 +60,24 @@ class Rule(ABC):
 
 
 def apply_rules(graph: Graph, rules: Sequence[Rule]) -> tuple[Graph, list[Edit]]:
-    """Rewrites to fixpoint. Returns the new graph (the same object if nothing applied) and the edits."""
+    """Rewrites to fixpoint.
+
+    Returns:
+        The new graph (the same object if nothing applied) and the edits.
+
+    Raises:
+        PassError: naming the rule, when one changes the type of a value or they never come to an end.
+    """
     edits: list[Edit] = []
     for _ in range(MAX_SWEEPS):
         graph, done, missed = _sweep(graph, rules)
         edits += done
         if not done:
-            break
-    return graph, [*edits, *missed]
+            return graph, [*edits, *missed]
+    names = ", ".join(sorted({edit.rule for edit in done}))
+    raise PassError(
+        f"rules still apply after {MAX_SWEEPS} sweeps: {names}", code="E_RULE_LOOP", hint="do they undo each other?"
+    )
 
 
 def _sweep(graph: Graph, rules: Sequence[Rule]) -> tuple[Graph, list[Edit], list[Edit]]:
@@ -105,6 +116,8 @@ def _rewritten(
             result = rule.rewrite(b, m, graph)
         results = (result,) if isinstance(result, Value) else tuple(result)
         for old, new in zip(node.outputs, results, strict=True):
+            if new.type != old.type:
+                raise PassError(f"rule {rule.name} turns {old.type} into {new.type}", code="E_RULE_TYPE", loc=node.loc)
             b.replace(old, new)
         done.append(
             Edit(rule.name, True, f"{(rule.__doc__ or rule.name).splitlines()[0]} at {_summary(node, names)}", node.loc)

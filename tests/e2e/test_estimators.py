@@ -138,8 +138,14 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Data]]] = {
     "naive_bayes": (GaussianNB, wine),
     "neighbours": (KNeighborsClassifier, digits),
     "neighbours_distance": (lambda: KNeighborsRegressor(weights="distance"), diabetes),
-    "mlp_classifier": (lambda: make_pipeline(StandardScaler(), MLPClassifier((32, 16), max_iter=80, random_state=0)), wine),
-    "mlp_regressor": (lambda: MLPRegressor(hidden_layer_sizes=(16,), activation="tanh", max_iter=80, random_state=0), diabetes),
+    "mlp_classifier": (
+        lambda: make_pipeline(StandardScaler(), MLPClassifier((32, 16), max_iter=80, random_state=0)),
+        wine,
+    ),
+    "mlp_regressor": (
+        lambda: MLPRegressor(hidden_layer_sizes=(16,), activation="tanh", max_iter=80, random_state=0),
+        diabetes,
+    ),
     "tree_classifier": (DecisionTreeClassifier, digits),
     "tree_regressor_nan": (lambda: DecisionTreeRegressor(max_depth=6), holes),
     "forest_classifier": (lambda: RandomForestClassifier(20, random_state=0), iris_names),
@@ -154,7 +160,10 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Data]]] = {
     "pca_union": (lambda: make_union(PCA(3), StandardScaler(), Normalizer()), wine),
     "columns": (lambda: make_pipeline(columns(), LogisticRegression()), people),
     "columns_forest": (lambda: make_pipeline(columns(), RandomForestClassifier(10, random_state=0)), people),
-    "voting": (lambda: VotingClassifier([("a", GaussianNB()), ("b", LogisticRegression(max_iter=3000))], voting="soft"), wine),
+    "voting": (
+        lambda: VotingClassifier([("a", GaussianNB()), ("b", LogisticRegression(max_iter=3000))], voting="soft"),
+        wine,
+    ),
     "stacking": (lambda: StackingClassifier([("a", GaussianNB()), ("b", DecisionTreeClassifier(max_depth=3))]), wine),
     "grid_search": (lambda: GridSearchCV(Ridge(), {"alpha": [0.1, 1.0]}), diabetes),
     "xgb_binary": (xgb("XGBClassifier"), cancer),
@@ -202,7 +211,9 @@ def test_every_method_at_every_batch(name: str, tmp_path: Path) -> None:
             else:
                 single = wanted.dtype == np.float32
                 scale = float(np.abs(wanted).max())
-                np.testing.assert_allclose(got, wanted, rtol=5e-7 if single else 1e-9, atol=scale * (5e-7 if single else 1e-9))
+                np.testing.assert_allclose(
+                    got, wanted, rtol=5e-7 if single else 1e-9, atol=scale * (5e-7 if single else 1e-9)
+                )
 
 
 def test_other_forms_of_the_same_rows(tmp_path: Path) -> None:
@@ -210,9 +221,17 @@ def test_other_forms_of_the_same_rows(tmp_path: Path) -> None:
     model = make_pipeline(StandardScaler(), LogisticRegression()).fit(x, y)
     compiled = mlec.compile(model)
     wanted = model.predict_proba(x)
-    for form in (x.tolist(), np.asfortranarray(x), np.repeat(x, 2, axis=1)[:, ::2], pd.DataFrame(x), np.flip(np.flip(x))):
+    for form in (
+        x.tolist(),
+        np.asfortranarray(x),
+        np.repeat(x, 2, axis=1)[:, ::2],
+        pd.DataFrame(x),
+        np.flip(np.flip(x)),
+    ):
         np.testing.assert_allclose(compiled.predict_proba(form), wanted, rtol=1e-9)
-    np.testing.assert_allclose(compiled.predict_proba(x.astype(np.float32)), model.predict_proba(x.astype(np.float32)), atol=1e-6)
+    np.testing.assert_allclose(
+        compiled.predict_proba(x.astype(np.float32)), model.predict_proba(x.astype(np.float32)), atol=1e-6
+    )
     labels, probabilities = compiled.run([x])
     np.testing.assert_array_equal(labels, model.predict(x))
     np.testing.assert_allclose(probabilities, wanted, rtol=1e-9)

@@ -52,8 +52,8 @@ def test_golden(path: Path, request: pytest.FixtureRequest) -> None:
     pipeline = PassPipeline.parse(header(text, "passes")[0])
     after, records = pipeline.run(before, PassContext(vector_bytes=32))
     if request.config.getoption("--update-golden"):
-        path.write_text(f"{before_text}{SEPARATOR}{print_graph(after, locations=False)}\n")
-        return
+        expected = print_graph(after, locations=False)
+        path.write_text(f"{before_text}{SEPARATOR}{expected}\n")
     assert print_graph(after, locations=False) == expected.strip()
     missed = sum(r.kind == "missed" for record in records for r in record.remarks)
     assert missed == int((header(text, "missed") or ["0"])[0])

@@ -23,6 +23,7 @@ class FlipSubtractions(Pass):
     """Turns negated differences around."""
 
     name: ClassVar[str] = "flip-subtractions"
+    before: ClassVar[str] = "layout"
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         return PassResult.of_edits(*apply_rules(graph, [FlipSubtraction()]))
