@@ -9,7 +9,7 @@ from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels import direct, mathlib
 from mlec.backends.tvm.kernels.conv import pack_transposed
 from mlec.backends.tvm.kernels.epilogue import Buffer, Dim, Expr
-from mlec.backends.tvm.kernels.tile import product, unflatten
+from mlec.backends.tvm.kernels.tile import if_, product, unflatten
 from mlec.backends.tvm.kernels.vector import CELL_SCOPE, cast_to, const, is_nan, maximum, select, share
 from mlec.backends.tvm.lower_fused import lower_body
 from mlec.backends.tvm.lowering import Lowering, Tensor
@@ -52,11 +52,11 @@ def direct_pool(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) ->
                     extent = shape[2 + i]
                     real = tirx.And(real, tirx.And(position >= 0, position < extent))
                     inside = tirx.And(inside, position < extent + pads[rank + i])
-                with direct.if_(real):
+                with if_(real):
                     value = share(cast_to(acc, inputs[0][_flat((*where[:2], *at, *where[2 + rank :]), shape)]))
                     total.set(maximum(share(total.value), value) if is_max else total.value + value)
                 if not is_max:
-                    with direct.if_(inside if attrs["count_include_pad"] else real):
+                    with if_(inside if attrs["count_include_pad"] else real):
                         counted.set(counted.value + const(1.0, acc))
 
             direct.over(kernel, tap)
@@ -192,7 +192,7 @@ def direct_convolution(
                         spread = spread // input_dilations[i]
                     inside = tirx.And(inside, tirx.And(spread >= 0, spread < shape[2 + i]))
                     at.append(spread)
-                with direct.if_(inside):
+                with if_(inside):
                     value = cast_to(acc, inputs[0][_flat((n, first + c, *at), shape)])
                     weight = cast_to(acc, inputs[1][_flat((k, c, *offsets), (outputs, channels, *kernel))])
                     total.set(total.value + value * weight)
@@ -328,10 +328,10 @@ def _goes_left(x: Expr, node: Expr, arrays: dict[str, Buffer], leq: bool, words:
     missing = share(tirx.Or(share(is_nan(value)), zero_missing))
     if "category" in arrays:
         category = share(arrays["category"][node])
-        with direct.if_(category >= 0):
+        with if_(category >= 0):
             decided.set(const(False, "bool"))
             known = share(tirx.And(value > const(-1.0, dtype), value < const(32.0 * words, dtype)))
-            with direct.if_(known):
+            with if_(known):
                 code = share(tirx.Cast("int32", value))
                 word = share(arrays["categories"][category * words + (code >> 5)])
                 decided.set(tirx.NE((word >> (code & 31)) & 1, 0))

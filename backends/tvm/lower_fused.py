@@ -20,7 +20,7 @@ from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, Epilogue, Expr
 from mlec.backends.tvm.kernels.tile import flat_view, product
 from mlec.backends.tvm.kernels.vector import cast_to, lanes_of, share
 from mlec.backends.tvm.lower_elementwise import lower_region
-from mlec.backends.tvm.lowering import LOWERINGS, Lowering, Tensor, lowers
+from mlec.backends.tvm.lowering import Lowering, Tensor, lowers
 from mlec.backends.tvm.region import Dims, Known, Load, Number, Region, Source, is_elementwise, is_injective
 from mlec.backends.tvm.scalar import CALLS_LIBM, TVM_NAMES
 from mlec.ir.builder import GraphBuilder
@@ -117,7 +117,7 @@ def lowers_with_tail(*ops: str) -> Callable[[AnchorRule], AnchorRule]:
             return rule(lowering, node, operands, Tail(node.output, node.output))
 
         ANCHORS.update(dict.fromkeys(ops, rule))
-        LOWERINGS.update(dict.fromkeys(ops, alone))
+        lowers(*ops)(alone)
         return rule
 
     return add

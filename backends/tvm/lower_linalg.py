@@ -38,7 +38,8 @@ def lower_matmul(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], t
 
 @lowers_with_tail("matmul_packed")
 def lower_matmul_packed(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
-    return _packed_product(lowering, node, *operands, node.attrs["n"], tail)
+    x, w = operands
+    return _packed_product(lowering, node, x, w, node.attrs["n"], tail)
 
 
 def _packed_product(lowering: Lowering, node: Node, a: Tensor, w: Tensor, n: int, tail: Tail) -> Tensor:

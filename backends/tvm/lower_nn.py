@@ -167,9 +167,9 @@ def lower_attention(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]
     q, k, v, *mask = operands
 
     def build(name: str, dims: Dims) -> object:
-        shapes = [dims.shape(t.shape) for t in (q, k, v)]
         spec = lowering.spec(mask[0], dims) if mask else None
         scale, causal = node.attrs["scale"], node.attrs["causal"]
+        shapes = dims.shape(q.shape), dims.shape(k.shape), dims.shape(v.shape)
         return attention(*shapes, spec, scale, causal, q.dtype, lowering.target, name)
 
     return lowering.kernel(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mlec.backends.tvm.compat import T
 from mlec.backends.tvm.kernels import direct
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
 from mlec.backends.tvm.kernels.reduce import arg_reduce, reduce
@@ -68,7 +69,7 @@ def lower_lines(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) ->
 
             def write(k: Expr, *values: Expr) -> None:
                 for buffer, value in zip(outputs, values, strict=True):
-                    direct.T.buffer_store(buffer, value, [place(k, count)])
+                    T.buffer_store(buffer, value, [place(k, count)])
 
             if node.name == "cumsum":
                 direct.scan_line(extent, x.dtype, read, write)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlec.backends.tvm.compat import T
 from mlec.backends.tvm.kernels import direct
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
 from mlec.backends.tvm.kernels.pairwise import Metric, pack_points, pairwise
@@ -76,7 +77,7 @@ def lower_pairs(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) ->
                 total.set(share(metric.add(share(total.value), a, b)))
 
             direct.over((features,), add)
-            direct.T.buffer_store(outputs[0], metric.finish(share(total.value)), [index])
+            T.buffer_store(outputs[0], metric.finish(share(total.value)), [index])
 
         specs = [lowering.spec(t, dims) for t in operands], [lowering.spec(node.output.type, dims)]
         work = 2.0 * features if isinstance(features, int) else 64.0

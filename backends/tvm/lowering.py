@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from mlec.backends.tvm.kernels.epilogue import BufferSpec
 from mlec.backends.tvm.region import Dims
 from mlec.backends.tvm.scalar import TVM_NAMES
 from mlec.backends.tvm.target import TargetInfo
-from mlec.errors import UnsupportedOpError
+from mlec.errors import LoweringError, UnsupportedOpError
 from mlec.ir.dim import Dim, SymDim
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Graph, Node
@@ -30,15 +30,20 @@ from mlec.runtime.program import KernelInfo
 
 LowerRule = Callable[["Lowering", Node, "tuple[Tensor, ...]"], "Tensor | Sequence[Tensor]"]
 
+_RuleT = TypeVar("_RuleT", bound=LowerRule)
+
 LOWERINGS: dict[str, LowerRule] = {}
 """The lowering of each op; filled by `lowers`."""
 
 
-def lowers(*ops: str) -> Callable[[LowerRule], LowerRule]:
+def lowers(*ops: str) -> Callable[[_RuleT], _RuleT]:
     """Registers a lowering: ``(lowering, node, operands) -> result or results``."""
 
-    def add(rule: LowerRule) -> LowerRule:
-        LOWERINGS.update(dict.fromkeys(ops, rule))
+    def add(rule: _RuleT) -> _RuleT:
+        for op in ops:
+            if op in LOWERINGS:
+                raise LoweringError(f"{op} has a lowering already: {LOWERINGS[op]}")
+            LOWERINGS[op] = rule
         return rule
 
     return add

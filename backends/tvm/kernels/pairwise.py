@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -164,9 +165,9 @@ def pairwise(
         for rest in range(1, mr):
             if not isinstance(n, int):
                 with if_(n % mr == rest):
-                    _each(blocks, lambda b, rest=rest: tile(rest, n - rest, b))
+                    _each(blocks, partial(tile, rest, n - rest))
             elif n % mr == rest:
-                _each(blocks, lambda b, rest=rest: tile(rest, n - rest, b))
+                _each(blocks, partial(tile, rest, n - rest))
     return kernel.func
 
 
