@@ -39,7 +39,9 @@ def load_model_file(path: Path, options: LowerOptions) -> tuple[Frontend, Any]:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError as error:
-        raise FrontendError(f"cannot read {path}: {error.strerror or error}", code="E_MODEL_FILE", hint="check the path") from error
+        raise FrontendError(
+            f"cannot read {path}: {error.strerror or error}", code="E_MODEL_FILE", hint="check the path"
+        ) from error
     if head[:4] == b"MLE\0":
         hint = "load it with mlec.load, or run it with `mlec run`"
         raise FrontendError(f"{path} is a compiled model already", code="E_MODEL_FILE", hint=hint)
