@@ -10,6 +10,7 @@ from mlec.backends.base import CompiledModule, CompileOptions
 from mlec.backends.tvm import cuda
 from mlec.backends.tvm.compat import llvm, tvm
 from mlec.backends.tvm.device_code import DEFAULT_ARCHS, compile_for_cuda, pack_device_code
+from mlec.backends.tvm.kernels.tile import PARAMETER_ALIGNMENT
 from mlec.backends.tvm.lowering import LOWERINGS, Lowering
 from mlec.backends.tvm.objects import to_objects
 from mlec.backends.tvm.pipeline import compile_for_cpu
@@ -63,7 +64,14 @@ class TVMBackend:
             facts = {"kind": "cpu", "triple": info.triple, "mcpu": info.mcpu, "features": sorted(info.features)}
         options.report("build", 1, 1)
         constants = tuple(lowered.constants)
-        program = Program("tvm", target.kind, constants=constants, kernels=lowered.kernels, target=facts)
+        program = Program(
+            "tvm",
+            target.kind,
+            constants=constants,
+            kernels=lowered.kernels,
+            target=facts,
+            alignment=PARAMETER_ALIGNMENT,
+        )
         seconds = time.perf_counter() - begin
         return CompiledModule(program, objects, lowered.constants, graph.signature, lowered.notes, seconds)
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.epilogue import Expr
+from mlec.backends.tvm.kernels.transpose import transpose
 from mlec.backends.tvm.kernels.vector import broadcast, const_like, lanes_of, select, share
 from mlec.backends.tvm.lower_elementwise import RegionKernel, lower_node
 from mlec.backends.tvm.lowering import Lowering, Tensor, lowers
-from mlec.backends.tvm.region import Index, Region, element_rule
+from mlec.backends.tvm.region import Dims, Index, Region, element_rule
 from mlec.backends.tvm.scalar import TVM_NAMES
 from mlec.ir.dim import Dim, product
 from mlec.ir.graph import Node, Value
@@ -48,7 +49,18 @@ def transposed(lowering: Lowering, x: Tensor) -> Tensor:
     source, perm = x.transposed
     value = Value(source.type)
     node = Node(lookup("transpose"), (value,), (Value(x.type),), {"perm": perm})
-    return lower_node(lowering, node, (source,))
+    if lowering.on_gpu or [p for p in perm if source.shape[p] != 1][-1:] == [_last(source)]:
+        return lower_node(lowering, node, (source,))
+
+    def build(name: str, dims: Dims) -> object:
+        return transpose(dims.shape(source.shape), perm, source.dtype, lowering.target, name)
+
+    return lowering.kernel(build, (source,), [x.type], node=node, strategy="squares turned in registers")[0]
+
+
+def _last(x: Tensor) -> int:
+    """The last axis of more than one element."""
+    return max(axis for axis, extent in enumerate(x.shape) if extent != 1)
 
 
 @element_rule("reshape")

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
-from mlec.backends.tvm.kernels.tile import ceildiv, flat_view, if_, parallel_if_large, product
+from mlec.backends.tvm.kernels.tile import ceildiv, flat_view, if_, parallel_if_large, parameter, product
 from mlec.backends.tvm.kernels.vector import (
     Cell,
     cast_to,
@@ -61,10 +61,10 @@ def direct(
 ) -> Any:
     """A PrimFunc that runs ``tasks`` tasks. Its parameters: inputs, ``symbols`` (scalars), outputs."""
     with prim_func(name) as kernel:
-        arguments = [T.arg(f"x{i}", T.buffer(spec.shape, spec.dtype)) for i, spec in enumerate(inputs)]
+        arguments = [parameter(f"x{i}", spec) for i, spec in enumerate(inputs)]
         for symbol in symbols:
             T.arg(symbol.name, symbol)
-        arguments += [T.arg(f"y{i}", T.buffer(spec.shape, spec.dtype)) for i, spec in enumerate(outputs)]
+        arguments += [parameter(f"y{i}", spec) for i, spec in enumerate(outputs)]
         flat = [flat_view(b, (product(s.shape),), s.dtype) for b, s in zip(arguments, (*inputs, *outputs), strict=True)]
         sources, results = tuple(flat[: len(inputs)]), tuple(flat[len(inputs) :])
         if not (isinstance(tasks, int) and tasks == 0):

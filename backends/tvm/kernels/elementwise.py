@@ -9,6 +9,7 @@ from typing import Any
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.direct import Spread
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
+from mlec.backends.tvm.kernels.tile import parameter
 from mlec.backends.tvm.kernels.vector import broadcast, cast_to, const, ramp, select
 from mlec.backends.tvm.target import TargetInfo
 
@@ -91,10 +92,10 @@ def elementwise(
         one_by_one: runs one task for each element instead (on a GPU).
     """
     with prim_func(name) as kernel:
-        arguments = [T.arg(f"x{i}", T.buffer(spec.shape, spec.dtype)) for i, spec in enumerate(inputs)]
+        arguments = [parameter(f"x{i}", spec) for i, spec in enumerate(inputs)]
         for symbol in symbols:
             T.arg(symbol.name, symbol)
-        arguments += [T.arg(f"y{i}", T.buffer(spec.shape, spec.dtype)) for i, spec in enumerate(outputs)]
+        arguments += [parameter(f"y{i}", spec) for i, spec in enumerate(outputs)]
         flat = [
             T.decl_buffer((_size(spec.shape),), memory_type(spec.dtype), data=buffer.data)
             for spec, buffer in zip((*inputs, *outputs), arguments, strict=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
+from mlec.backends.tvm.kernels.epilogue import BufferSpec
+from mlec.backends.tvm.kernels.tile import parameter
 from mlec.backends.tvm.kernels.tree_ensemble.plan import Plan
 from mlec.backends.tvm.kernels.tree_ensemble.sliced import VECTORS
 from mlec.backends.tvm.kernels.tree_ensemble.walk import LANES, one_row, row_tiles
@@ -23,7 +25,7 @@ def build(plan: Plan, n: Any, info: TargetInfo, name: str = "tree_ensemble") -> 
     """
     ensemble, sliced = plan.ensemble, plan.sliced
     with prim_func(name) as kernel:
-        x = T.arg("x", T.buffer((n, ensemble.features), ensemble.dtype))
+        x = parameter("x", BufferSpec((n, ensemble.features), ensemble.dtype))
         packed = {key: T.arg(key, T.buffer(a.shape, str(a.dtype))) for key, a in plan.packed.items()}
         out = T.arg("out", T.buffer((n, ensemble.outputs), ensemble.value_dtype))
         rows = tirx.const(n, "int64") if isinstance(n, int) else n

@@ -1,0 +1,107 @@
+"""Permutations of axes that move the last axis: squares of vectors turned in registers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlec.backends.tvm.compat import T, prim_func, tirx
+from mlec.backends.tvm.kernels.elementwise import memory_type
+from mlec.backends.tvm.kernels.epilogue import BufferSpec, Dim, Expr
+from mlec.backends.tvm.kernels.tile import (
+    bits,
+    ceildiv,
+    flat_view,
+    if_,
+    parallel_if_large,
+    parameter,
+    product,
+    unflatten,
+)
+from mlec.backends.tvm.kernels.vector import load, share, store
+from mlec.backends.tvm.target import TargetInfo
+
+
+def transpose(
+    x_shape: Sequence[Dim], perm: Sequence[int], dtype: str, target: TargetInfo, name: str = "transpose"
+) -> tirx.PrimFunc:
+    """``y[i_perm[0], i_perm[1], ...] = x[i_0, i_1, ...]``; extents may be symbolic. Parameters: x, y.
+
+    ``perm`` must not leave the last axis where it is. A task is a square of ``lanes x lanes`` elements: as many vectors are
+    loaded along the last axis of x, turned by shuffles, and stored along the last axis of y. Squares that hang over an edge
+    are copied element by element.
+    """
+    shape, order = merged_axes(x_shape, perm)
+    held = memory_type(dtype)
+    lanes = min(16, target.lanes(bits(held)))
+    y_shape = [shape[p] for p in order]
+    turned = order.index(len(shape) - 1)  # the axis of y along which x is contiguous
+    squares = [*y_shape[:-1], y_shape[-1]]
+    squares[turned], squares[-1] = ceildiv(y_shape[turned], lanes), ceildiv(y_shape[-1], lanes)
+
+    with prim_func(name) as kernel:
+        x_arg = parameter("x", BufferSpec(x_shape, dtype))
+        y_arg = parameter("y", BufferSpec([x_shape[p] for p in perm], dtype))
+        x, y = flat_view(x_arg, shape, held), flat_view(y_arg, y_shape, held)
+
+        def source(where: Sequence[Expr]) -> list[Expr]:
+            index: list[Expr] = [None] * len(shape)
+            for position, axis in zip(where, order, strict=True):
+                index[axis] = position
+            return index
+
+        def moved(where: Sequence[Expr], down: Expr, across: Expr) -> list[Expr]:
+            index = list(where)
+            index[turned], index[-1] = index[turned] + down, index[-1] + across
+            return index
+
+        def square(number: Expr) -> None:
+            where = list(unflatten(number, squares))
+            where[turned], where[-1] = share(where[turned] * lanes), share(where[-1] * lanes)
+            whole = tirx.And(where[turned] + lanes <= y_shape[turned], where[-1] + lanes <= y_shape[-1])
+            with T.If(whole):
+                with T.Then():
+                    rows = [share(load(x, source(moved(where, 0, j)), lanes)) for j in range(lanes)]
+                    for i, row in enumerate(turn(rows)):
+                        store(y, row, moved(where, i, 0))
+                with T.Else(), T.serial(lanes) as i, T.serial(lanes) as j:
+                    at = moved(where, i, j)
+                    with if_(tirx.And(at[turned] < y_shape[turned], at[-1] < y_shape[-1])):
+                        T.buffer_store(y, x[tuple(source(at))], at)
+
+        parallel_if_large(product(squares), 2 * lanes * lanes, square)
+    return kernel.func
+
+
+def turn(rows: Sequence[Expr]) -> list[Expr]:
+    """The columns of a square given by rows (a power of two of them): blocks of 1, 2, 4 ... elements change places."""
+    lanes = len(rows)
+    found = list(rows)
+    distance = 1
+    while distance < lanes:
+        for i in range(lanes):
+            if i & distance:
+                continue
+            a, b = found[i], found[i + distance]
+            low = [k if not k & distance else lanes + k - distance for k in range(lanes)]
+            high = [k + distance if not k & distance else lanes + k for k in range(lanes)]
+            found[i], found[i + distance] = share(tirx.Shuffle([a, b], low)), share(tirx.Shuffle([a, b], high))
+        distance *= 2
+    return found
+
+
+def merged_axes(shape: Sequence[Dim], perm: Sequence[int]) -> tuple[list[Dim], list[int]]:
+    """The same permutation of fewer axes: those that stay neighbours are one, those of extent 1 are none."""
+    kept = [p for p in perm if not (isinstance(shape[p], int) and shape[p] == 1)]
+    groups: list[list[int]] = []
+    for p in kept:
+        # Axes between two neighbours of the result that are of extent 1 do not part them.
+        if (
+            groups
+            and all(isinstance(shape[q], int) and shape[q] == 1 for q in range(groups[-1][-1] + 1, p))
+            and p > groups[-1][-1]
+        ):
+            groups[-1].append(p)
+        else:
+            groups.append([p])
+    by_source = sorted(groups)
+    return [product([shape[p] for p in group]) for group in by_source], [by_source.index(group) for group in groups]
