@@ -18,14 +18,12 @@ from mlec.cli.compiling import compile_command
 from mlec.cli.demonstration import demo_command
 from mlec.cli.inspecting import inspect_command, report_command
 from mlec.cli.optimizing import opt_command
-from mlec.cli.output import print_error, print_json
+from mlec.cli.output import as_options, print_error, print_json
 from mlec.cli.running import bench_command, run_command, verify_command
 from mlec.cli.tables import frontends_command, ops_command, passes_command, targets_command
 from mlec.errors import MlecError, UsageError
 
 ERROR, USAGE, INTERRUPTED = 1, 2, 130
-HINTS = {"E_UNTRUSTED_PICKLE": "if you know where it comes from, add --trust-pickle"}
-"""Hints that name options of the command line where the library's own name arguments of a function."""
 DEFECT_HINT = "this is a defect of mlec: run again with --debug and report what it shows"
 
 
@@ -92,7 +90,7 @@ def _run(words: list[str]) -> int:
         if debug:
             raise
         error = known
-        error.hint = HINTS.get(error.code, error.hint)
+        error.hint = as_options(error.hint or "") or None
     except Exception as defect:
         if debug:
             raise

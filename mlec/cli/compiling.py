@@ -124,7 +124,7 @@ def _summary(saved: SaveResult, report: OptimizationReport, written: Path | None
         ("report", written or ""),
         ("model", f"{report.model['name']} (from {report.model['source']})"),
         ("graph", _graph_line(report)),
-        ("parity", "\n".join(parity_lines(report.parity))),
+        ("parity", "\n".join(parity_lines(report.parity)) or "not compared with the source"),
         ("speed", _speed_line(report.timing)),
         ("warning", "\n".join(report.warnings)),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,27 @@ def plain(value: Any) -> Any:
 def print_error(error: MlecError) -> None:
     label = click.style(f"error[{error.code}]:", fg="red", bold=True)
     click.echo(f"{label} {error.render()}", err=True)
+
+
+_OPTIONS = (
+    (r" \(or trust_pickle=[^)]*\)", ""),
+    (r"trust_pickle=True", "--trust-pickle"),
+    (r"model_class='([^']*)'", r"--model-class \1"),
+    (r"example_inputs=(?:\([^)]*\)|\w+)", "--example FILE"),
+    (r"dynamic_batch=False", "--fixed-batch"),
+    (r"validate=False", "--no-validate"),
+    (r"precision='(\w+)'", r"--precision \1"),
+    (r"\btarget=[\"'](\w+)[\"']", r"--target \1"),
+)
+_SHAPE = re.compile(r"input_shapes=\{[\"'](\w+)[\"']: [(\[]([^)\]]*)[)\]]\}")
+
+
+def as_options(hint: str) -> str:
+    """A hint of the library, with options of the command line where it names arguments of functions."""
+    hint = _SHAPE.sub(lambda m: f"--input-shape {m[1]}={re.sub('[^A-Za-z0-9_,*+-]', '', m[2])}", hint)
+    for argument, option in _OPTIONS:
+        hint = re.sub(argument, option, hint)
+    return hint
 
 
 def size_text(size: float) -> str:

@@ -14,7 +14,6 @@ from mlec.cli.output import json_option, print_json, print_pairs, print_table, t
 
 if TYPE_CHECKING:
     from mlec.frontends.base import Oracle
-    from mlec.ir import Graph
     from mlec.runtime import CompiledModel
 
 trust_option = click.option(
@@ -149,9 +148,9 @@ def verify_command(
     if against is not None:
         from mlec.validation import default_tolerance, validate
 
-        graph, oracle = _source(against, trust_pickle, model_class, given)
+        oracle = _oracle(against, trust_pickle, model_class, given)
         with _load(model, None, trust) as compiled:
-            parity = validate(compiled, graph, oracle, given, default_tolerance(graph))
+            parity = validate(compiled, compiled.graph, oracle, given, default_tolerance(compiled.graph))
     if as_json:
         print_json({**facts, "against": against, "parity": parity})
         return
@@ -164,18 +163,22 @@ def verify_command(
     )  # fmt: skip
 
 
-def _source(
-    path: Path, trust_pickle: bool, model_class: str | None, given: tuple[Any, ...] | None
-) -> tuple[Graph, Oracle]:
-    """The source model's graph before any pass, and its own functions."""
-    import mlec.ops  # noqa: F401  (fills the op table)
+def _oracle(path: Path, trust_pickle: bool, model_class: str | None, given: tuple[Any, ...] | None) -> Oracle:
+    """The source model's own functions."""
+    from mlec.errors import UsageError
     from mlec.frontends.base import LowerOptions
     from mlec.frontends.select import load_model_file
 
     allow_own_modules(trust_pickle, model_class)
-    options = LowerOptions(given, trust_pickle=trust_pickle, model_class=model_class)
-    frontend, model = load_model_file(path, options)
-    return frontend.lower(model, options), frontend.oracle(model)
+    frontend, model = load_model_file(path, LowerOptions(given, trust_pickle=trust_pickle, model_class=model_class))
+    oracle = frontend.oracle(model)
+    if not oracle:
+        raise UsageError(
+            f"{path} is compiled without its library, so there is nothing to run beside the compiled model",
+            code="E_NO_SOURCE",
+            hint="compare with the pickled estimator",
+        )
+    return oracle
 
 
 @click.command("bench")
@@ -204,7 +207,7 @@ def bench_command(
 
     results: list[dict[str, Any]] = []
     with _load(model, threads, trust) as compiled:
-        oracle = _source(against, trust_pickle, model_class, None)[1] if against is not None else None
+        oracle = None if against is None else _oracle(against, trust_pickle, model_class, None)
         num_threads = getattr(compiled.executable, "num_threads", None)
         for count in rows:
             inputs = batch_inputs(compiled.graph, count)

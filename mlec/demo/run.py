@@ -77,7 +77,7 @@ def run_demo(folder: Path, threads: int = 1, only: tuple[str, ...] = ()) -> Iter
             continue
         try:
             yield Outcome(recipe, _measure(recipe, folder, threads))
-        except ImportError as absent:
+        except ModuleNotFoundError as absent:
             yield Outcome(recipe, missing=f"{absent.name} is not installed: pip install 'mlec[{recipe.library}]'")
         except MlecError as error:
             yield Outcome(recipe, error=error.render())

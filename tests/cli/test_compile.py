@@ -67,6 +67,49 @@ def test_a_module_with_given_shapes(mlec: Run, tmp_path: Path) -> None:
     ] == ["n", 4]
 
 
+NETWORK = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Linear(4, 3)
+        self.b = torch.nn.Linear(2, 3)
+
+    def forward(self, x, y):
+        return torch.relu(self.a(x) + self.b(y)), self.a(x)
+"""
+
+
+def test_a_state_dict_with_its_class_and_examples(mlec: Run, tmp_path: Path) -> None:
+    import torch
+
+    (tmp_path / "own_networks.py").write_text(NETWORK)
+    weights = {
+        "a.weight": torch.ones(3, 4),
+        "a.bias": torch.zeros(3),
+        "b.weight": torch.ones(3, 2),
+        "b.bias": torch.zeros(3),
+    }
+    torch.save(weights, tmp_path / "net.pt")
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 4), np.float32), y=np.ones((2, 2), np.float32))
+    assert "--model-class" in mlec("compile", "net.pt", cwd=tmp_path).error("E_UNTRUSTED_PICKLE")
+    source = ("--model-class", "own_networks:Net")
+    needed = mlec("compile", "net.pt", *source, cwd=tmp_path).error("E_EXAMPLE_NEEDED")
+    assert "--example" in needed
+    assert "--input-shape x=n,3,224,224" in needed
+    done = mlec("compile", "net.pt", *source, "--example", "x.npz", cwd=tmp_path)
+    assert done.code == 0, done.err
+    outputs = mlec("run", "net.mle", "x.npz", "--json", cwd=tmp_path).document()["outputs"]
+    assert [out["data"] for out in outputs] == [[[6.0] * 3] * 2, [[4.0] * 3] * 2]
+    done = mlec("verify", "net.mle", "--against", "net.pt", *source, "--inputs", "x.npz", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "of the bound" in done.out
+    done = mlec("bench", "net.mle", "--against", "net.pt", *source, "--batch", "1,5", "--seconds", "0.05", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "speedup" in done.out
+
+
 @pytest.mark.parametrize(
     "options",
     [
