@@ -17,7 +17,6 @@ VENV = ROOT / ".venv"
 STAMP = VENV / "mlec-environment"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 VERSIONS = ((3, 11),)
-CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 
 
 def ready() -> Path:
@@ -55,12 +54,10 @@ def _state() -> str:
 
 
 def _install_torch() -> None:
-    """torch first, and for Linux the build without CUDA: the plain one brings gigabytes of CUDA packages along."""
+    """torch first: the build without CUDA where the package index has it, since the plain one can bring gigabytes along."""
     pin = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
-    if sys.platform != "linux":
+    if _pip("install", "-c", "constraints.txt", f"{pin}+cpu", check=False, quiet=True):
         _pip("install", "-c", "constraints.txt", pin)
-    elif _pip("install", "-c", "constraints.txt", f"{pin}+cpu", check=False, quiet=True):
-        _pip("install", "-c", "constraints.txt", "--extra-index-url", CPU_WHEELS, f"{pin}+cpu")
 
 
 def _say(text: str) -> None:

@@ -42,7 +42,7 @@ def by_hummingbird(ctx: Context, model: Any, columns: Columns) -> list[Value]:
     try:
         module = torch_module(model, len(columns))
     except ImportError as error:
-        ctx.refuse(f"it is lowered through Hummingbird, which is not installed: {error}", "pip install mlec[sklearn]")
+        ctx.refuse(f"it is lowered through Hummingbird, which is not installed: {error}", "pip install mlec[hummingbird]")
     import torch
 
     from mlec.frontends.fx import TorchFrontend
@@ -58,7 +58,7 @@ def by_hummingbird(ctx: Context, model: Any, columns: Columns) -> list[Value]:
 def torch_module(model: Any, n_features: int) -> Any:
     """Hummingbird's operator for one estimator, computing in float64."""
     with _without_tvm():
-        import hummingbird.ml as hummingbird  # type: ignore[import-untyped]
+        import hummingbird.ml as hummingbird
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Without "n_threads", Hummingbird would set torch's threads for the whole process.
