@@ -277,6 +277,7 @@ def test_complete_trees_of_every_depth(dtype: str) -> None:
     e = random_ensemble(9, trees=6, features=1, depth=8, dtype=dtype, full=True, thresholds=thresholds)
     check(e, (60, 200), ("sliced",))
     assert "uint16" in prepare(e, INFO, "sliced").explain()
+    check(random_ensemble(10, trees=2, depth=9, dtype=dtype, full=True), (60,), ("sliced",))
 
 
 def joined(parts: list[TreeEnsemble]) -> TreeEnsemble:

@@ -14,7 +14,7 @@ with the depth, which pays up to some 256 leaves. Two forms:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -43,8 +43,9 @@ COMPLETE_DEPTH = 8
 LISTED = 0
 """Form of a tree that is not complete; complete trees have their depth (at least 1) there."""
 
-COMPLETE_SPLIT, LISTED_SPLIT = 0.0085, 0.0125
-"""Nanoseconds per split and row with 64 rows to a vector (measured at 3 GHz)."""
+COMPLETE_SPLIT, LISTED_SPLIT, FAR_SPLIT = 0.0085, 0.0125, 0.022
+"""Nanoseconds per split and row with 64 rows to a vector (measured at 3 GHz): complete, listed, and listed with a table of
+values that is larger than half the first-level cache."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Sliced:
         lanes: rows to a vector.
         form: i64[T], `LISTED` or the depth of a complete tree.
         l2_bytes: of the processor.
+        row_ns: expected time per row, without that of the ranks.
     """
 
     ensemble: TreeEnsemble
@@ -63,19 +65,28 @@ class Sliced:
     lanes: int
     form: Ints
     l2_bytes: int
+    row_ns: float
 
     @classmethod
     def of(cls, ensemble: TreeEnsemble, info: TargetInfo) -> Sliced | None:
-        """None if a column has too many thresholds, or a tree too many leaves to number them in the dtype of the ranks."""
+        """None if a column has too many thresholds, or a tree too many leaves, for 16 bits."""
         ranks = Ranks.of(ensemble)
         layout = ensemble.layout
-        if ranks is None or layout.leaves.max(initial=0) > np.iinfo(ranks.dtype).max + 1:
+        most = int(layout.leaves.max(initial=0))
+        if ranks is None or most > np.iinfo(np.uint16).max + 1:
             return None
-        depth, splits = np.maximum(layout.depth, 1), layout.leaves - 1
-        complete_cost = COMPLETE_SPLIT * (2.0 ** np.minimum(depth, 60) - 1)
-        complete = (depth <= COMPLETE_DEPTH) & (complete_cost <= np.maximum(LISTED_SPLIT * splits, 2 * COMPLETE_SPLIT))
+        if most > np.iinfo(np.uint8).max + 1:
+            ranks = replace(ranks, dtype="uint16")  # leaves are numbered in the dtype of the ranks
         lanes = info.lanes(8 * np.dtype(ranks.dtype).itemsize)
-        return cls(ensemble, ranks, lanes, np.where(complete, depth, LISTED), info.l2_bytes)
+        depth = np.maximum(layout.depth, 1)
+        complete = COMPLETE_SPLIT * (2.0 ** np.minimum(depth, 60) - 1)
+        # Two rows of the table for each leaf: its number, and the value of a split.
+        near = 2 * layout.leaves * lanes * VECTORS * np.dtype(ranks.dtype).itemsize <= info.l1_bytes // 2
+        listed = np.maximum(np.where(near, LISTED_SPLIT, FAR_SPLIT) * (layout.leaves - 1), 2 * COMPLETE_SPLIT)
+        form = np.where((depth <= COMPLETE_DEPTH) & (complete <= listed), depth, LISTED)
+        splits_ns = float(np.where(form == LISTED, listed, complete).sum()) * 64 / lanes
+        row_ns = splits_ns + 0.2 * max(1, ensemble.width) * ensemble.trees
+        return cls(ensemble, ranks, lanes, form, info.l2_bytes, row_ns)
 
     @property
     def block(self) -> int:
@@ -85,15 +96,6 @@ class Sliced:
             self.l2_bytes // 2 // (max(1, self.ensemble.columns.count) * section * np.dtype(self.ranks.dtype).itemsize)
         )
         return section * max(1, min(SECTIONS, room))
-
-    @property
-    def row_ns(self) -> float:
-        """Expected time per row, without that of the ranks."""
-        layout = self.ensemble.layout
-        splits = np.where(self.form == LISTED, layout.leaves - 1, 2.0**self.form - 1)
-        each = np.where(self.form == LISTED, LISTED_SPLIT, COMPLETE_SPLIT)
-        leaf = 0.2 * max(1, self.ensemble.width)
-        return float((splits * each).sum()) * 64 / self.lanes + leaf * self.ensemble.trees
 
     def pack(self) -> dict[str, Array]:
         """``form`` i32[T]; ``split_at``, ``leaf_at`` i32[T + 1]: where a tree's splits and leaves begin; ``splits`` i32;
