@@ -1,0 +1,121 @@
+"""Targets as text, what backends hand over, and the errors that they raise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import mlec.ops  # noqa: F401  (fills the table)
+from mlec.backends.base import CompileOptions
+from mlec.backends.numpy.backend import NumpyBackend
+from mlec.backends.tvm.backend import TVMBackend
+from mlec.backends.tvm.lowering import LOWERINGS
+from mlec.errors import TargetError, UnsupportedOpError
+from mlec.ir import OPS, Graph, GraphBuilder, Location, run_graph, tensor
+from mlec.runtime.executable import Executable
+from mlec.target import Target
+
+
+@pytest.mark.parametrize(
+    ("spec", "wanted"),
+    [
+        ("cpu", Target()),
+        ("cpu:x86-64-v3", Target("cpu", ("x86-64-v3",))),
+        ("cpu:znver4,-avx512f", Target("cpu", ("znver4",), ("-avx512f",))),
+        ("cuda", Target("cuda")),
+        ("cuda:sm_80, sm_90", Target("cuda", ("sm_80", "sm_90"))),
+        ({"kind": "llvm", "mcpu": "znver4", "mattr": ["+avx512vnni"]}, Target("cpu", ("znver4",), ("+avx512vnni",))),
+        ({"kind": "cuda", "arch": "sm_90"}, Target("cuda", ("sm_90",))),
+    ],
+)
+def test_targets(spec: object, wanted: Target) -> None:
+    assert Target.parse(spec) == wanted  # type: ignore[arg-type]
+    assert Target.parse(str(wanted)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("tpu", "no target 'tpu'; there are: cpu, cuda"),
+        ("cuda:volta", "not a CUDA architecture"),
+        ("cpu:a,b", "one processor"),
+        ("cuda:+x", "not a processor feature"),
+        ({"kind": "cpu", "speed": 9}, "no key 'speed'"),
+        (3, "got int"),
+    ],
+)
+def test_wrong_targets(spec: object, message: str) -> None:
+    with pytest.raises(TargetError, match=message) as caught:
+        Target.parse(spec)  # type: ignore[arg-type]
+    assert caught.value.hint
+
+
+def layer() -> Graph:
+    rng = np.random.default_rng(0)
+    b = GraphBuilder("layer")
+    x = b.input("x", tensor("f32", ("n", 8)))
+    with b.at(Location("model.py", 7, "head")):
+        h = b("matmul", x, b.constant(rng.normal(size=(8, 4)).astype(np.float32), "weights"))
+    return b.finish([b("relu", h)])
+
+
+def test_numpy_backend_runs_the_graph_itself() -> None:
+    backend, graph = NumpyBackend(), layer()
+    module = backend.compile(graph, Target())
+    assert (module.program.backend, module.objects, list(module.constants)) == ("numpy", (), ["weights"])
+    inputs = [np.ones((3, 8), np.float32)]
+    np.testing.assert_array_equal(backend.executable(graph).run(inputs)[0], run_graph(graph, inputs)[0])
+    assert all(map(backend.supports, OPS))
+    with pytest.raises(TargetError):
+        backend.compile(graph, Target("cuda"))
+
+
+def test_kernels_tell_what_they_are() -> None:
+    module = TVMBackend().compile(layer(), Target())
+    product, activation = module.program.kernels
+    assert (product.op, product.location, product.flops) == ("matmul", "model.py:7 (head)", "64*n")
+    assert activation.op == "relu"
+    assert [note.symbol for note in module.notes] == [kernel.symbol for kernel in module.program.kernels]
+    assert "gemm" in module.notes[0].strategy
+    assert module.signature == layer().signature
+
+
+def test_code_for_another_processor_runs_here_too() -> None:
+    """An older one of the same kind: narrower vectors, fewer registers."""
+    target = Target.parse("cpu:x86-64-v3")
+    try:
+        module = TVMBackend().compile(layer(), target)
+    except TargetError:
+        pytest.skip("LLVM was built without x86")
+    assert module.program.target["mcpu"] == "x86-64-v3"
+    executable = Executable(module.program, module.objects, module.constants)
+    for n in (1, 9):
+        inputs = [np.random.default_rng(n).normal(size=(n, 8)).astype(np.float32)]
+        np.testing.assert_allclose(executable.run(inputs)[0], run_graph(layer(), inputs)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_unknown_processor_is_named() -> None:
+    with pytest.raises(TargetError, match="'x86-64-v9'") as caught:
+        TVMBackend().compile(layer(), Target("cpu", ("x86-64-v9",)))
+    assert "x86-64-v3" in str(caught.value.hint)
+
+
+def test_op_without_lowering_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(LOWERINGS, "relu")
+    assert not TVMBackend().supports("relu")
+    with pytest.raises(UnsupportedOpError, match="relu"):
+        TVMBackend().compile(layer(), Target())
+
+
+def test_progress_is_told() -> None:
+    seen: list[str] = []
+    TVMBackend().compile(
+        layer(), Target(), CompileOptions(lambda stage, done, total: seen.append(f"{stage} {done}/{total}"))
+    )
+    assert seen[0] == "lower 0/3"
+    assert seen[-1] == "build 1/1"
+
+
+def test_equal_compilations_give_equal_code() -> None:
+    first, second = (TVMBackend().compile(layer(), Target()) for _ in range(2))
+    assert first.objects == second.objects
