@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.decompose import decompose
 from mlec.backends.tvm.kernels.elementwise import Lanes, memory_type
-from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, Epilogue, Expr
+from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, Epilogue, Expr, Prologue
 from mlec.backends.tvm.kernels.tile import flat_view, product
 from mlec.backends.tvm.kernels.vector import cast_to, lanes_of, share
 from mlec.backends.tvm.lower_elementwise import lower_region
@@ -53,7 +53,7 @@ class Tail:
 
     def operands(self, lowering: Lowering) -> tuple[Tensor, ...]:
         """The tensors that the epilogue reads, in the order of its inputs."""
-        return tuple(dict.fromkeys(lowering.in_memory(t) for t in self.inputs.values() if t.number is None))
+        return _read_tensors(lowering, self.inputs)
 
     def epilogue(self, lowering: Lowering, dims: Dims) -> Epilogue:
         """The same as the templates take it."""
@@ -66,17 +66,8 @@ class Tail:
             position, lanes = (
                 _scalar_position(indices, lanes_of(accumulator)) if operands else ((), Lanes(lanes_of(accumulator)))
             )
-            sources: dict[Value, Source] = {
-                self.anchor: Known(share(cast_to(TVM_NAMES[self.anchor.type.dtype], accumulator)))
-            }
-            for value, tensor in self.inputs.items():
-                if tensor.number is not None:
-                    sources[value] = Number(tensor.number, tensor.type.dtype)
-                    continue
-                shape = dims.shape(value.type.shape)
-                buffer = extra[operands.index(lowering.in_memory(tensor))]
-                flat = flat_view(buffer, (product(shape),), memory_type(tensor.dtype))
-                sources[value] = Load.of(flat, shape, tensor.type.dtype)
+            known = Known(share(cast_to(TVM_NAMES[self.anchor.type.dtype], accumulator)))
+            sources = {self.anchor: known, **_sources(lowering, dims, self.inputs, operands, extra)}
             if not operands:  # some templates do not compute indices that nobody needs
                 return Region(producers, sources, dims, lanes, aligned=True).at(self.output, ())
             return Region(producers, sources, dims, lanes).operand(self.output, position)
@@ -102,6 +93,70 @@ def _scalar_position(indices: tuple[Expr, ...], count: int) -> tuple[tuple[Expr,
     base = T.bind(tirx.Cast("int64", last.base if isinstance(last, tirx.Ramp) else last))
     return (*rest, base), Lanes(count, base)
 
+
+@dataclass(frozen=True)
+class Head:
+    """Elementwise nodes before an anchor, evaluated as it reads its operand.
+
+    Attributes:
+        output: the anchor's operand.
+        nodes: in order.
+        inputs: what the values that no node makes are.
+    """
+
+    output: Value
+    nodes: tuple[Node, ...]
+    inputs: Mapping[Value, Tensor]
+
+    def operands(self, lowering: Lowering) -> tuple[Tensor, ...]:
+        """The tensors that the prologue reads, in the order of its inputs."""
+        return _read_tensors(lowering, self.inputs)
+
+    def prologue(self, lowering: Lowering, dims: Dims) -> Prologue:
+        """The same as the templates take it."""
+        operands = self.operands(lowering)
+        producers = {v: n for n in self.nodes for v in n.outputs}
+
+        def value(indices: tuple[Expr, ...], width: int, inputs: tuple[Buffer, ...]) -> Expr:
+            position, lanes = _scalar_position(indices, width)
+            sources = _sources(lowering, dims, self.inputs, operands, inputs)
+            return Region(producers, sources, dims, lanes).at(self.output, position)
+
+        return Prologue(tuple(lowering.spec(t, dims) for t in operands), value)
+
+    def __str__(self) -> str:
+        return " ".join(n.name for n in self.nodes)
+
+
+def _read_tensors(lowering: Lowering, inputs: Mapping[Value, Tensor]) -> tuple[Tensor, ...]:
+    return tuple(dict.fromkeys(lowering.in_memory(t) for t in inputs.values() if t.number is None))
+
+
+def _sources(
+    lowering: Lowering,
+    dims: Dims,
+    inputs: Mapping[Value, Tensor],
+    operands: tuple[Tensor, ...],
+    buffers: tuple[Buffer, ...],
+) -> dict[Value, Source]:
+    """The inputs of a region inside a kernel whose parameters ``buffers`` hold the ``operands``."""
+    sources: dict[Value, Source] = {}
+    for value, tensor in inputs.items():
+        if tensor.number is not None:
+            sources[value] = Number(tensor.number, tensor.type.dtype)
+            continue
+        shape = dims.shape(value.type.shape)
+        buffer = buffers[operands.index(lowering.in_memory(tensor))]
+        sources[value] = Load.of(
+            flat_view(buffer, (product(shape),), memory_type(tensor.dtype)), shape, tensor.type.dtype
+        )
+    return sources
+
+
+HeadRule = Callable[[Lowering, Node, Head, Tail], Tensor]
+
+HEADS: dict[str, HeadRule] = {}
+"""Lowerings of ops whose templates take a prologue."""
 
 AnchorRule = Callable[[Lowering, Node, "tuple[Tensor, ...]", Tail], Tensor]
 
@@ -161,30 +216,43 @@ def _with_anchor(
 ) -> Tensor | None:
     """A kernel for the anchor, which takes the elementwise nodes after it if it can; None if the body has another form.
 
-    Nodes before the anchor become kernels of their own, one for each of its operands; nodes after it that it cannot take
-    become one together.
+    Nodes before the anchor that it cannot evaluate itself become kernels of their own, one for each of its operands; nodes
+    after it that it cannot take become one together.
     """
     (anchor,) = (inner for inner in nodes if not is_injective(inner))
     if len(anchor.outputs) != 1:
         return None
     known = dict(values)
     before, after = _split(nodes, anchor)
-    for value in anchor.inputs:
-        if value not in known:
-            known[value] = _before_anchor(lowering, node, before, known, value)
-    operands = tuple(known[v] for v in anchor.inputs)
+    head = None
+    if anchor.name in HEADS and anchor.inputs[0] not in known and all(map(_vectorises, before)) and not lowering.on_gpu:
+        members = _needed(before, [anchor], known)
+        head = Head(anchor.inputs[0], tuple(members), _read(members, known))
+    else:
+        for value in anchor.inputs:
+            if value not in known:
+                known[value] = _before_anchor(lowering, node, before, known, value)
     side = _needed(before, after, known)
     tail_nodes = (*side, *after)
     tail = Tail(anchor.output, output, tail_nodes, _read(tail_nodes, known))
-    fits = all(
-        is_elementwise(inner)
-        and inner.name not in CALLS_LIBM
-        and (inner in side or inner.output.type.shape == anchor.output.type.shape)
+    fits = not lowering.on_gpu and all(
+        _vectorises(inner) and (inner in side or inner.output.type.shape == anchor.output.type.shape)
         for inner in tail_nodes
     )
-    if anchor.name in ANCHORS and fits and not lowering.on_gpu:
+    if head is not None:
+        if fits:
+            return HEADS[anchor.name](lowering, anchor, head, tail)
+        return tail.apply(
+            lowering, node, HEADS[anchor.name](lowering, anchor, head, Tail(anchor.output, anchor.output))
+        )
+    operands = tuple(known[v] for v in anchor.inputs)
+    if anchor.name in ANCHORS and fits:
         return ANCHORS[anchor.name](lowering, anchor, operands, tail)
     return tail.apply(lowering, node, lowering.lower(anchor, operands)[0])
+
+
+def _vectorises(node: Node) -> bool:
+    return is_elementwise(node) and node.name not in CALLS_LIBM
 
 
 def _before_anchor(

@@ -9,10 +9,12 @@ from mlec.backends.tvm.kernels import direct
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
 from mlec.backends.tvm.kernels.reduce import arg_reduce, reduce
 from mlec.backends.tvm.kernels.tile import product, unflatten
-from mlec.backends.tvm.lower_fused import Tail, lowers_with_tail
+from mlec.backends.tvm.lower_fused import HEADS, Head, Tail, lowers_with_tail
 from mlec.backends.tvm.lowering import Lowering, Tensor, lowers
 from mlec.backends.tvm.region import Dims
+from mlec.backends.tvm.scalar import TVM_NAMES
 from mlec.ir.graph import Node
+from mlec.ir.types import TensorType
 
 MERGE_FROM = 48
 """Length of a line from which merging beats insertion."""
@@ -21,14 +23,31 @@ MERGE_FROM = 48
 @lowers_with_tail("sum", "mean", "prod", "max", "min", "any", "all")
 def lower_reduction(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     (x,) = operands
-    axes, keepdims = node.attrs["axes"], node.attrs["keepdims"]
+    return _reduction(lowering, node, x.type, (x,), tail, None)
+
+
+def lower_reduction_of(lowering: Lowering, node: Node, head: Head, tail: Tail) -> Tensor:
+    """The operand is computed as it is read."""
+    return _reduction(lowering, node, head.output.type, head.operands(lowering), tail, head)
+
+
+def _reduction(
+    lowering: Lowering, node: Node, x: TensorType, operands: tuple[Tensor, ...], tail: Tail, head: Head | None
+) -> Tensor:
+    axes, keepdims, dtype = node.attrs["axes"], node.attrs["keepdims"], TVM_NAMES[x.dtype]
 
     def build(name: str, dims: Dims) -> object:
         epilogue = tail.epilogue(lowering, dims)
-        return reduce(node.name, dims.shape(x.shape), axes, keepdims, x.dtype, lowering.target, epilogue, name)
+        prologue = head.prologue(lowering, dims) if head else None
+        shape = dims.shape(x.shape)
+        return reduce(node.name, shape, axes, keepdims, dtype, lowering.target, epilogue, prologue, name)
 
-    operands = (x, *tail.operands(lowering))
-    return lowering.kernel(build, operands, [tail.type], node=node, strategy=f"reduce{tail}")[0]
+    operands = (*operands, *tail.operands(lowering))
+    strategy = f"reduce{f' of {head}' if head else ''}{tail}"
+    return lowering.kernel(build, operands, [tail.type], node=node, strategy=strategy)[0]
+
+
+HEADS.update(dict.fromkeys(("sum", "mean", "prod", "max", "min", "any", "all"), lower_reduction_of))
 
 
 @lowers("argmax", "argmin")

@@ -47,3 +47,16 @@ class Epilogue:
 
 IDENTITY = Epilogue()
 """Stores the accumulator as it is."""
+
+
+@dataclass(frozen=True)
+class Prologue:
+    """Elementwise work on the operand of a kernel as it is read, so that the operand itself is never in memory.
+
+    Attributes:
+        inputs: parameter buffers of the kernel in the place of the operand.
+        value: ``(indices, width, inputs) -> value`` of the operand at ``width`` consecutive elements of the last axis.
+    """
+
+    inputs: tuple[BufferSpec, ...]
+    value: Callable[[tuple[Expr, ...], int, tuple[Buffer, ...]], Expr]

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
-from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr, Prologue
 from mlec.backends.tvm.kernels.tile import (
     Fold,
     accumulator_dtype,
@@ -75,16 +75,19 @@ def reduce(
     dtype: str,
     target: TargetInfo,
     epilogue: Epilogue = IDENTITY,
+    prologue: Prologue | None = None,
     name: str = "reduce",
 ) -> tirx.PrimFunc:
     """``y = epilogue(op(x, axes))`` for ``op`` in `REDUCTIONS`. Any extent may be symbolic. Parameters: x, extra, y.
+
+    With a ``prologue``, x is what it computes from its own inputs, which take the place of x among the parameters.
 
     If the last axis is reduced, each result is one `Fold` along memory. If it is kept, vectors run along it and every lane
     is a result of its own, summed in the order of memory.
     """
     rule = REDUCTIONS[op]
     acc = "int8" if dtype == "bool" else accumulator_dtype(dtype)
-    dims = _collapse(x_shape, axes)
+    dims = _collapse(x_shape, axes, merge=prologue is None)
     y_shape = reduced_shape(x_shape, axes, keepdims)
     inner_kept = not dims[-1][1]
     inner = dims[-1][0]
@@ -94,12 +97,20 @@ def reduce(
     count = product(summed)
 
     with prim_func(name) as kernel:
-        x_arg = parameter("x", BufferSpec(x_shape, dtype))
+        specs = prologue.inputs if prologue else (BufferSpec(x_shape, dtype),)
+        sources = tuple(parameter(f"x{i}", spec) for i, spec in enumerate(specs))
         extra = epilogue_parameters(epilogue)
         out_dtype = epilogue.out_dtype or dtype
         y_arg = parameter("y", BufferSpec(y_shape, out_dtype))
         # Booleans are bytes in memory; a vector of them is loaded as such.
-        x = flat_view(x_arg, [extent for extent, _ in dims], "int8" if dtype == "bool" else dtype)
+        held = "int8" if dtype == "bool" else dtype
+        x = None if prologue else flat_view(sources[0], [extent for extent, _ in dims], held)
+
+        def read(where: list[Expr], width: int) -> Expr:
+            if prologue:
+                return cast_to(acc, prologue.value(tuple(where), width, sources))
+            return cast_to(acc, load(x, where, width))
+
         y = flat_view(y_arg, (product(kept), inner) if inner_kept else (product(kept), 1), out_dtype)
 
         def at(kept_where: Sequence[Expr], summed_where: Sequence[Expr]) -> list[Expr]:
@@ -120,7 +131,7 @@ def reduce(
             where = unflatten(row, kept)
             fold = Fold(lanes, acc, rule.identity(acc), rule.combine)
             with _loops(summed[:-1]) as outer:
-                fold.over(inner, lambda start, width: cast_to(acc, load(x, [*at(where, outer), start], width)))
+                fold.over(inner, lambda start, width: read([*at(where, outer), start], width))
             finish(row, 0, fold.result())
 
         def across_memory(row: Expr) -> None:
@@ -129,7 +140,7 @@ def reduce(
             def column(start: Expr, width: int) -> None:
                 cell = Cell(acc, width, rule.identity(acc))
                 with _loops(summed) as outer:
-                    value = share(cast_to(acc, load(x, [*at(where, outer), start], width)))
+                    value = share(read([*at(where, outer), start], width))
                     cell.set(rule.combine(cell.value, value))
                 finish(row, start, cell.value)
 
@@ -192,12 +203,12 @@ def reduced_shape(shape: Sequence[Dim], axes: Sequence[int], keepdims: bool) -> 
     return tuple(extent for i, extent in enumerate(shape) if i not in gone)
 
 
-def _collapse(shape: Sequence[Dim], axes: Sequence[int]) -> list[tuple[Dim, bool]]:
-    """Runs of axes of one kind as ``(extent, reduced)``."""
+def _collapse(shape: Sequence[Dim], axes: Sequence[int], merge: bool = True) -> list[tuple[Dim, bool]]:
+    """Runs of axes of one kind as ``(extent, reduced)``; each axis by itself unless they may ``merge``."""
     gone = {axis % len(shape) for axis in axes}
     dims: list[tuple[Dim, bool]] = []
     for i, extent in enumerate(shape):
-        if dims and dims[-1][1] == (i in gone):
+        if merge and dims and dims[-1][1] == (i in gone):
             dims[-1] = (dims[-1][0] * extent, i in gone)
         else:
             dims.append((extent, i in gone))

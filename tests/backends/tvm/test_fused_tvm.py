@@ -54,6 +54,23 @@ def root_of_sum(b: GraphBuilder, v: dict[str, Value]) -> Value:
     return b("div", v["s"], b("sqrt", b("sum", b("mul", v["x"], v["x"]), axes=(1,))))
 
 
+def broadcast_sums(b: GraphBuilder, v: dict[str, Value]) -> Value:
+    difference = b("sub", b("reshape", v["x"], shape=("n", 1, 20)), v["m"])
+    return b("exp", b("neg", b("sum", b("mul", difference, difference), axes=(2,))))
+
+
+def outer_sums(b: GraphBuilder, v: dict[str, Value]) -> Value:
+    return b("max", b("mul", v["x"], v["m"]), axes=(0, 2))
+
+
+def count_positive(b: GraphBuilder, v: dict[str, Value]) -> Value:
+    return b("any", b("gt", v["x"], 1.5), axes=(1,))
+
+
+def sines(b: GraphBuilder, v: dict[str, Value]) -> Value:
+    return b("relu", b("sum", b("sin", v["x"]), axes=(1,)))
+
+
 def convolution(b: GraphBuilder, v: dict[str, Value]) -> Value:
     y = b("conv", v["x"], v["w"], pads=(1, 1, 1, 1))
     return b("relu", b("add", b("add", y, v["c"]), v["r"]))
@@ -94,8 +111,12 @@ CASES: dict[str, tuple[dict[str, tuple[int | str, ...]], Body, str, int]] = {
     "residual": ({"x": X, "w": W, "c": C, "r": ("n", 37)}, residual, "wc", 1),
     "three axes": ({"x": ("n", "t", 20), "w": W, "c": C, "r": ("t", 37)}, residual, "wc", 1),
     "two dynamic operands": ({"q": ("n", 2, "t", 8), "k": ("n", 2, 5, 8), "m": ("t", 5)}, scaled_scores, "", 1),
-    "reduction after elementwise": ({"x": X, "m": ("n", 1)}, variance, "", 2),
-    "reduction in the middle": ({"x": X, "s": ("n",)}, root_of_sum, "", 2),
+    "reduction after elementwise": ({"x": X, "m": ("n", 1)}, variance, "", 1),
+    "reduction in the middle": ({"x": X, "s": ("n",)}, root_of_sum, "", 1),
+    "distances": ({"x": X, "m": (5, 20)}, broadcast_sums, "m", 2),
+    "sums over outer axes": ({"x": ("t", 3, 21), "m": (3, 1)}, outer_sums, "", 1),
+    "any": ({"x": X}, count_positive, "", 1),
+    "reduction of libm": ({"x": X}, sines, "", 2),
     "convolution": ({"x": ("n", 4, 9, 7), "w": (6, 4, 3, 3), "c": (6, 1, 1), "r": ("n", 6, 9, 7)}, convolution, "wc", 1),
     "blocked": ({"x": ("n", 2, 9, 7, 8), "w": (3, 2, 3, 3, 8, 16), "c": (1, 3, 1, 1, 16)}, blocked_convolution, "wc", 1),
     "norm": ({"x": X, "s": (20,), "c": (20,)}, normalised, "sc", 1),
