@@ -9,7 +9,7 @@ import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,6 +118,18 @@ class CompiledModel:
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._methods})
+
+    def __copy__(self) -> CompiledModel:
+        return self  # it never changes, and any number of threads may share it
+
+    def __deepcopy__(self, memo: object) -> CompiledModel:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            "a compiled model cannot be pickled",
+            hint="save it to a file, and load that in the other process: mlec.load",
+        )
 
     def __repr__(self) -> str:
         inputs = ", ".join(

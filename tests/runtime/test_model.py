@@ -213,5 +213,6 @@ def test_close_and_context(real: CompiledModel) -> None:
 def test_kernel_failures_and_pickling_are_clear(real: CompiledModel) -> None:
     with pytest.raises(InputError, match="expected 1 input"):
         real.run([])
-    with pytest.raises(TypeError):
+    with pytest.raises(UsageError, match="pickled"):
         pickle.dumps(real)
+    assert copy.deepcopy({"model": real})["model"] is real
