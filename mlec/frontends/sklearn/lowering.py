@@ -195,8 +195,11 @@ def _table(ctx: Context, model: Any, names: tuple[str, ...] | None) -> TableSpec
 
 
 def _finds_by_name(model: Any) -> bool:
-    """Whether every reader of the table is a ColumnTransformer, which finds the columns of a DataFrame by name."""
-    if isinstance(model, ColumnTransformer):
+    """Whether every reader of the table is a ColumnTransformer, which finds the columns of a DataFrame by name.
+
+    Histogram boosting on categories reads its table by one.
+    """
+    if isinstance(model, ColumnTransformer) or getattr(model, "_preprocessor", None) is not None:
         return True
     if isinstance(model, Pipeline):
         first = next((step for _, step in model.steps if not compose.is_absent(step)), None)

@@ -210,7 +210,7 @@ def _imputed(ctx: Context, columns: Columns, fills: list[Scalar], missing: Scala
             if isinstance(column, TableColumn)
         )
     x = ctx.matrix(columns, nan=missing is None)
-    marks = np.full(len(columns), np.nan if missing is None else missing)
+    marks = np.full(len(columns), np.nan if missing is None else missing, np.float64)
     filled = ctx.b("where", ctx.where_missing(x, marks), ctx.constant(np.array(fills, np.float64), "fill"), x)
     return tuple(ComputedColumn(filled, i) for i in range(len(columns)))
 
@@ -226,4 +226,6 @@ def _is_missing(ctx: Context, columns: Columns, missing: Scalar, *, strings: boo
             ctx.refuse("it marks missing strings that another step has computed")
         return ctx.cast(ctx.codes([(column, coding) for column in table_columns], "missing"), "f64")
     x = ctx.matrix(columns, nan=missing is None)
-    return ctx.cast(ctx.where_missing(x, np.full(len(columns), np.nan if missing is None else missing)), "f64")
+    return ctx.cast(
+        ctx.where_missing(x, np.full(len(columns), np.nan if missing is None else missing, np.float64)), "f64"
+    )

@@ -40,12 +40,6 @@ def add_tree(
     )  # fmt: skip
 
 
-def read_columns(ctx: Context, model: Any, columns: Columns) -> Value:
-    """The input of a tree or forest, (n, features) of f32."""
-    constrained = getattr(model, "monotonic_cst", None) is not None
-    return ctx.matrix(columns, dtype="f32", nan=False if constrained else None)
-
-
 def emit(ctx: Context, trees: Ensemble, x: Value, base: Any = 0.0) -> Value:
     return trees.emit(ctx.b, x, compare="le", base=base)
 
@@ -70,7 +64,7 @@ def forest_classifier(ctx: Context, model: Any, columns: Columns) -> Lowered:
 
 
 def _mean_of_classifiers(ctx: Context, model: Any, members: Sequence[Any], columns: Columns) -> Lowered:
-    x = read_columns(ctx, model, columns)
+    x = ctx.matrix(columns, dtype="f32")
     width = members[0].tree_.value.shape[2]
     trees = float_trees(ctx, columns, width * model.n_outputs_)
     for member in members:
@@ -104,7 +98,7 @@ def forest_regressor(ctx: Context, model: Any, columns: Columns) -> Lowered:
 
 
 def _mean_of_regressors(ctx: Context, model: Any, members: Sequence[Any], columns: Columns) -> Lowered:
-    x = read_columns(ctx, model, columns)
+    x = ctx.matrix(columns, dtype="f32")
     trees = float_trees(ctx, columns, model.n_outputs_)
     for member in members:
         add_tree(trees, member, node_values(member))
@@ -251,7 +245,7 @@ def bagging_classifier(ctx: Context, model: Any, columns: Columns) -> Lowered:
         trees = float_trees(ctx, columns, count)
         for member, chosen in zip(members, features, strict=True):
             add_tree(trees, member, node_values(member), features=chosen)
-        total = emit(ctx, trees, read_columns(ctx, members[0], columns))
+        total = emit(ctx, trees, ctx.matrix(columns, dtype="f32"))
     else:
         lowered = [
             convert(ctx, member, take(columns, chosen), f"estimators.{i}")
@@ -280,7 +274,7 @@ def bagging_regressor(ctx: Context, model: Any, columns: Columns) -> Lowered:
         trees = float_trees(ctx, columns, 1)
         for member, chosen in zip(members, features, strict=True):
             add_tree(trees, member, node_values(member), features=chosen)
-        total = ctx.vector(emit(ctx, trees, read_columns(ctx, members[0], columns)))
+        total = ctx.vector(emit(ctx, trees, ctx.matrix(columns, dtype="f32")))
     else:
         total = chain(
             ctx,

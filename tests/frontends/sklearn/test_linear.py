@@ -194,6 +194,13 @@ def test_clusters(lab: Any, model: Any) -> None:
     lab.check(model.fit(IRIS), IRIS + 0.01, rtol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_rows_far_from_all_clusters(lab: Any) -> None:
+    """The distances to all centres round to one number, and the library still tells them apart."""
+    far = np.vstack([np.eye(4), -np.eye(4)]) * 1e20
+    lab.check(cluster.KMeans(4, n_init=1, random_state=0).fit(IRIS), far, far * 1e280)
+
+
 def test_mean_shift(lab: Any) -> None:
     lab.check(cluster.MeanShift(bandwidth=1.0).fit(IRIS), IRIS + 0.01)
 

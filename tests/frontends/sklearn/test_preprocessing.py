@@ -146,6 +146,11 @@ def test_imputer_of_a_number(lab: Any) -> None:
         lab.compile(model).transform(GAPPY)
 
 
+def test_imputer_of_a_whole_number(lab: Any) -> None:
+    counts = np.array([[0, 3], [2, 0], [4, 9]])
+    lab.check(impute.SimpleImputer(missing_values=0, add_indicator=True).fit(counts), counts)
+
+
 @pytest.mark.filterwarnings("ignore:Skipping features")
 def test_imputer_drops_empty_columns(lab: Any) -> None:
     empty = GAPPY.copy()

@@ -67,6 +67,12 @@ def test_missing_values(lab: Any, model: Any) -> None:
     lab.check(model.fit(IRIS, NAMES), with_gaps(IRIS, 0.5))
 
 
+def test_missing_values_under_constraints(lab: Any) -> None:
+    """Monotonic trees cannot be fitted on NaN, but take it in prediction."""
+    for model in (tree.DecisionTreeRegressor(max_depth=5), ensemble.RandomForestRegressor(4, random_state=0)):
+        lab.check(model.set_params(monotonic_cst=[1, 0, -1, 0]).fit(IRIS, KIND), with_gaps(IRIS))
+
+
 @pytest.mark.parametrize(
     "model",
     [ensemble.RandomForestClassifier(10, random_state=0), ensemble.RandomForestRegressor(10, random_state=0)],
@@ -173,7 +179,7 @@ def test_histogram_boosting_on_categories(lab: Any) -> None:
         model.set_params(categorical_features="from_dtype", min_samples_leaf=5).fit(frame, target)
         new = frame.copy()
         new["town"] = np.where(np.arange(200) % 5 == 0, "Narvik", new["town"].astype(object))
-        lab.check(model, frame, new)
+        lab.check(model, frame, new, frame[frame.columns[::-1]].assign(more=1))
 
 
 def test_histogram_boosting_on_category_codes(lab: Any) -> None:
