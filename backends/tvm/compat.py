@@ -11,7 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import tvm
+from mlec.runtime.library import Hidden, load_library
+
+load_library()  # sets the thread pool up before TVM does
+with Hidden("torch"):  # TVM imports it to pass its tensors faster, which costs a second and serves nobody here
+    import tvm
 from tvm import relax, s_tir, te, tirx
 from tvm.ir import IRModule
 from tvm.s_tir import dlight

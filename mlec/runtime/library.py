@@ -40,7 +40,7 @@ class Library(NamedTuple):
     session: Any
 
 
-class _Hidden:
+class Hidden:
     """Import finder that makes one package look uninstalled, to the thread that entered the ``with`` block only."""
 
     def __init__(self, package: str) -> None:
@@ -70,7 +70,7 @@ def load_ffi() -> ModuleType:
     """
     try:
         # tvm_ffi imports torch only to speed up passing torch tensors, which the runtime takes by plain DLPack.
-        with _Hidden("torch"):
+        with Hidden("torch"):
             import tvm_ffi
     except (ImportError, OSError, RuntimeError) as error:
         raise _missing("apache-tvm-ffi", error) from error
