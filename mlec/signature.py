@@ -43,12 +43,16 @@ class Coding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         unknown: the code of a value not listed; None makes such a value an `InputError`.
         missing: the code of a missing value (None, NaN, pandas.NA, NaT); None makes it an `InputError`, unless a
             category is None, which then stands for all of them.
+        none: the code of None where the source tells it from the other missing values.
+        nan: the code of NaN where the source tells it from the other missing values.
     """
 
     categories: tuple[Scalar, ...]
     codes: tuple[int, ...] | None = None
     unknown: int | None = None
     missing: int | None = None
+    none: int | None = None
+    nan: int | None = None
 
 
 class ColumnFeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

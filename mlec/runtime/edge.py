@@ -352,6 +352,9 @@ class _Coder:
         codes = coding.codes if coding.codes is not None else range(len(coding.categories))
         self._codes: dict[Scalar, int] = dict(zip(coding.categories, codes, strict=True))
         self._missing = self._codes.get(None, coding.missing)
+        self._nan = self._missing if coding.nan is None else coding.nan
+        if coding.none is not None:
+            self._codes[None] = coding.none
         self._unknown = coding.unknown
         self._known = coding.categories
 
@@ -374,7 +377,9 @@ class _Coder:
 
     def _other(self, value: object, row: int, column: str) -> int:
         missing = _is_missing(value)
-        code = self._missing if missing else self._unknown
+        code = self._unknown
+        if missing:
+            code = self._nan if isinstance(value, float | np.floating) else self._missing
         if code is None:
             known = ", ".join(map(repr, self._known[:8])) + (", ..." if len(self._known) > 8 else "")
             raise InputError(

@@ -260,6 +260,11 @@ class TestTables:
         edge = Edge(Signature((TensorSpec("codes", "i32", ("n", 1)),), (), table=spec))
         assert edge.read([frame])[0].tolist() == [[4], [-1]]
 
+    def test_none_and_nan_told_apart(self) -> None:
+        frame = pd.DataFrame({"age": [1.0] * 4, "city": pd.Series([None, np.nan, pd.NA, "x"], dtype=object), "size": 1})
+        assert mixed(unknown=7, missing=8, nan=5).read([frame])[1].ravel().tolist() == [8, 5, 8, 7]
+        assert mixed(unknown=7, missing=8, none=4).read([frame])[1].ravel().tolist() == [4, 8, 8, 7]
+
     def test_unknown_category(self) -> None:
         frame = pd.DataFrame({"age": [1.0], "city": ["oslo"], "size": [1]})
         error = refused(mixed(), frame)

@@ -8,9 +8,12 @@ holds numbers only.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from mlec.ir import Value
 from mlec.signature import Scalar
+
+Absent = Literal["any", "none", "nan"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class TableColumn:
         position: of the column in the table.
         fill: what stands in for a missing value; None: nothing, it stays missing.
         missing: the value that is missing besides (or, for a number, instead of) NaN and None, e.g. ``"?"``.
+        absent: which missing values of a column of strings are filled in, for the library tells None from NaN there.
         sparse: the source hands this column on in a sparse matrix, which matters to the steps that tell zeros stored from
             zeros left out.
     """
@@ -28,6 +32,7 @@ class TableColumn:
     position: int
     fill: Scalar = None
     missing: Scalar = None
+    absent: Absent = "any"
     sparse: bool = False
 
     @property

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import get_tags
@@ -307,14 +308,17 @@ def _filled(column: TableColumn, coding: Coding) -> Coding:
     codes = coding.codes if coding.codes is not None else tuple(range(len(coding.categories)))
     known = dict(zip(coding.categories, codes, strict=True))
     code = known.get(column.fill, coding.unknown)
-    if column.missing is None:
+    if column.missing is not None:
+        if code is None:
+            known.pop(column.missing, None)
+        else:
+            known[column.missing] = code
+    elif column.absent == "any":
         known.pop(None, None)
-        return Coding(categories=tuple(known), codes=tuple(known.values()), unknown=coding.unknown, missing=code)
-    if code is None:
-        known.pop(column.missing, None)
+        coding = msgspec.structs.replace(coding, missing=code, none=None, nan=None)
     else:
-        known[column.missing] = code
-    return Coding(categories=tuple(known), codes=tuple(known.values()), unknown=coding.unknown, missing=coding.missing)
+        coding = msgspec.structs.replace(coding, **{column.absent: code})
+    return msgspec.structs.replace(coding, categories=tuple(known), codes=tuple(known.values()))
 
 
 def is_table(columns: Columns) -> bool:

@@ -80,8 +80,20 @@ def _coding(ctx: Context, feature: Feature) -> Coding:
         ctx.refuse(f"categories may be strings, numbers or missing; {error}")
     if categories.count(None) > 1:
         ctx.refuse("None and NaN are two categories of one feature", "replace one by the other before fitting")
-    missing = None if None in categories else feature.unknown
-    return Coding(categories=tuple(categories), codes=feature.codes, unknown=feature.unknown, missing=missing)
+    if None not in categories:
+        return Coding(
+            categories=tuple(categories), codes=feature.codes, unknown=feature.unknown, missing=feature.unknown
+        )
+    if feature.is_numeric:  # the library reads a table of numbers as floats, and None as NaN
+        return Coding(categories=tuple(categories), codes=feature.codes, unknown=feature.unknown)
+    position = categories.index(None)
+    absent = "none" if feature.categories[position] is None else "nan"
+    known = dict(zip(categories, feature.codes, strict=True))
+    code = known.pop(None)
+    return Coding(
+        categories=tuple(known), codes=tuple(known.values()), unknown=feature.unknown, missing=feature.unknown,
+        **{absent: code},
+    )  # fmt: skip
 
 
 def _compare(ctx: Context, x: Value, features: Sequence[Feature]) -> Value:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import msgspec
 import numpy as np
 from sklearn import feature_selection, impute, preprocessing
 from sklearn.utils import check_array
 
-from mlec.frontends.sklearn.columns import Columns, ComputedColumn, TableColumn, is_sparse, marked
+from mlec.frontends.sklearn.columns import Absent, Columns, ComputedColumn, TableColumn, is_sparse, marked
 from mlec.frontends.sklearn.context import BATCH, Array, Context, Lowered, is_table
 from mlec.frontends.sklearn.registry import convert, converts
 from mlec.ir import Value
@@ -181,10 +182,11 @@ def simple_imputer(ctx: Context, model: Any, columns: Columns) -> Lowered:
     if model.keep_empty_features and any(fill is None for fill in fills):
         ctx.refuse("a feature without a fill value is kept")
     kept = [i for i, fill in enumerate(fills) if fill is not None]
-    imputed = _imputed(ctx, tuple(columns[i] for i in kept), [fills[i] for i in kept], missing)
+    absent = _absent(model.missing_values) if model.statistics_.dtype.kind in "OU" else "any"
+    imputed = _imputed(ctx, tuple(columns[i] for i in kept), [fills[i] for i in kept], missing, absent)
     if model.add_indicator and len(model.indicator_.features_):
         tested = tuple(columns[i] for i in model.indicator_.features_)
-        indicator = _is_missing(ctx, tested, missing, strings=model.statistics_.dtype.kind in "OU")
+        indicator = _is_missing(ctx, tested, missing, absent, strings=model.statistics_.dtype.kind in "OU")
         imputed += ctx.transformed(indicator).columns or ()
     return Lowered("transformer", columns=marked(imputed, is_sparse(columns)))
 
@@ -202,10 +204,15 @@ def missing_indicator(ctx: Context, model: Any, columns: Columns) -> Lowered:
     return ctx.transformed(_is_missing(ctx, tested, missing, strings=isinstance(missing, str)), dtype="bool")
 
 
-def _imputed(ctx: Context, columns: Columns, fills: list[Scalar], missing: Scalar) -> Columns:
+def _absent(missing_values: object) -> Absent:
+    """What an imputer of strings takes for missing: None is not NaN to it."""
+    return "none" if missing_values is None else "nan" if isinstance(missing_values, float) else "any"
+
+
+def _imputed(ctx: Context, columns: Columns, fills: list[Scalar], missing: Scalar, absent: Absent) -> Columns:
     if is_table(columns) and all(isinstance(column, TableColumn) and column.fill is None for column in columns):
         return tuple(
-            TableColumn(column.position, fill, missing)
+            TableColumn(column.position, fill, missing, absent)
             for column, fill in zip(columns, fills, strict=True)
             if isinstance(column, TableColumn)
         )
@@ -215,10 +222,12 @@ def _imputed(ctx: Context, columns: Columns, fills: list[Scalar], missing: Scala
     return tuple(ComputedColumn(filled, i) for i in range(len(columns)))
 
 
-def _is_missing(ctx: Context, columns: Columns, missing: Scalar, *, strings: bool) -> Value:
+def _is_missing(ctx: Context, columns: Columns, missing: Scalar, absent: Absent = "any", *, strings: bool) -> Value:
     """1.0 where a value is missing, (n, len(columns)) of f64."""
     if strings:
         coding = Coding(categories=(), unknown=0, missing=1)
+        if absent != "any":
+            coding = msgspec.structs.replace(coding, missing=0, **{absent: 1})
         if missing is not None:
             coding = Coding(categories=(missing,), codes=(1,), unknown=0, missing=0)
         table_columns = [column for column in columns if isinstance(column, TableColumn)]

@@ -257,6 +257,34 @@ def test_given_categories_and_integers(lab: Any) -> None:
     lab.check(preprocessing.OrdinalEncoder().fit(NUMBERS.astype(int)), NUMBERS.astype(int))
 
 
+MISSING = np.array([["a", "x"], ["b", None], ["a", "y"], [None, "x"], ["b", "x"]], dtype=object)
+
+
+@pytest.mark.parametrize("fill", [{"strategy": "most_frequent"}, {"strategy": "constant", "fill_value": "?"}], ids=str)
+@pytest.mark.parametrize("trained_on", [None, np.nan])
+def test_imputed_strings_tell_none_from_nan(lab: Any, fill: Any, trained_on: Any) -> None:
+    tables = [np.where(MISSING == None, gap, MISSING) for gap in (None, np.nan)]  # noqa: E711
+    encoder = preprocessing.OneHotEncoder(handle_unknown="ignore")
+    train = tables[0] if trained_on is None else tables[1]
+    lab.check(make_pipeline(impute.SimpleImputer(**fill), encoder).fit(train), *tables)
+    if trained_on is None:  # told that None is missing, the source refuses NaN
+        lab.check(make_pipeline(impute.SimpleImputer(missing_values=None, **fill), encoder).fit(train), train)
+
+
+@pytest.mark.parametrize("trained_on", [None, np.nan])
+def test_encoders_tell_none_from_nan(lab: Any, trained_on: Any) -> None:
+    tables = [np.where(MISSING == None, gap, MISSING) for gap in (None, np.nan)]  # noqa: E711
+    train = tables[0] if trained_on is None else tables[1]
+    for model in (
+        preprocessing.OneHotEncoder(handle_unknown="ignore"),
+        preprocessing.OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2),
+    ):
+        lab.check(model.fit(train), *tables)
+    strict = lab.compile(preprocessing.OrdinalEncoder().fit(train))
+    with pytest.raises(InputError, match="missing"):
+        strict.transform(tables[1] if trained_on is None else tables[0])
+
+
 def test_strings_imputed_and_then_encoded(lab: Any) -> None:
     gappy = TOWNS.copy()
     gappy[::4, 0] = np.nan
