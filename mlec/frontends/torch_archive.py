@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +17,29 @@ _OLD_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before v
 _MAX_RATIO = 200
 _MAX_BYTES = 1 << 40
 _CALLABLE = re.compile(
-    r"torch\.ops\.(aten|prims|higher_order)\.\w+(\.\w+)?|(torch\.)?_?operator\.\w+|math\.\w+|torch\.sym_\w+|torch\._sym_\w+"
+    r"torch\.ops\.(aten|prims|higher_order)\.\w+(\.\w+)?|math\.\w+|torch\.sym_\w+|torch\._sym_\w+"
+    r"|(torch\.)?_?operator\.(abs|add|and_|eq|floordiv|ge|getitem|gt|le|lshift|lt|mod|mul|ne|neg|not_|or_|pos|pow|rshift|sub|truediv|xor)"
     r"|torch\.fx\.experimental\.sym_node\.\w+"
 )
+
+# torch hands sizes to sympy, which evaluates them as Python: only what torch itself writes there may pass.
+_SIZE_FUNCTION = re.compile(
+    "Symbol|Integer|Rational|Float|Add|Mul|Pow|Mod|Max|Min|Abs|floor|ceiling|And|Or|Not|Piecewise|ExprCondPair"
+    "|Equality|Unequality|GreaterThan|LessThan|StrictGreaterThan|StrictLessThan|Eq|Ne|Ge|Le|Gt|Lt"
+    "|FloorDiv|ModularIndexing|Where|PythonMod|CleanDiv|CeilToInt|FloorToInt|CeilDiv|IntTrueDiv|FloatTrueDiv|LShift|RShift"
+    "|IsNonOverlappingAndDenseIndicator|TruncToFloat|TruncToInt|RoundToInt|RoundDecimal|ToFloat|FloatPow|PowByNatural|Identity"
+)
+_SIZE_SYNTAX = (
+    ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Tuple,
+    ast.operator, ast.unaryop, ast.cmpop,
+)  # fmt: skip
+_SIZE_TEXT = re.compile(r"[A-Za-z_]\w*|[-+]?[\d.]+(e[-+]?\d+)?")  # the name of a symbol, or the digits of a Float
+
+# torch writes names into the source of functions, which it then executes.
+_NAME = re.compile(r"""[^()=;\\"'`\n\r]*""")
+_TREE_SPEC = re.compile(r"""([^()=;\\'`\n\r]|\\["\\])*""")
+_IMPORTING = ("__enum__", "default_factory")  # parts of a tree specification that make torch import a module
+_NEVER_CODE = frozenset({"metadata", "custom", "as_string", "as_strings", "guards_code"})
 
 FileKind = Literal["program", "torchscript", "pickle"]
 
@@ -49,7 +70,8 @@ def check_program_archive(path: Path) -> None:
         FrontendError: for paths that leave the archive, parts that unpack to far too much, and broken JSON.
     """
     with zipfile.ZipFile(path) as archive:
-        if len(set(archive.namelist())) != len(archive.namelist()):
+        # torch finds entries whatever the case of their names.
+        if len({name.lower() for name in archive.namelist()}) != len(archive.namelist()):
             raise FrontendError(
                 f"{path.name} holds an entry twice; readers may disagree which one counts", code="E_FILE"
             )
@@ -74,12 +96,13 @@ def check_program_archive(path: Path) -> None:
                     f"{path.name} holds {name!r}: {reason}", code="E_FILE_EXECUTES",
                     hint="export a module without custom objects, and save it with torch.export.save of a current torch",
                 )  # fmt: skip
-            if name.endswith(".json") and entry.file_size:
+            if name.lower().endswith(".json") and entry.file_size:
                 _check_json(path, name, archive.read(entry))
 
 
 def _executes(name: str) -> str:
     """Why an entry of an archive would be executed; empty if it is data."""
+    name = name.lower()
     base = name.rpartition("/")[2]
     if base.startswith("custom_obj_") or base.startswith("opaque"):
         return "a pickled object"
@@ -95,24 +118,59 @@ def _check_json(path: Path, name: str, text: bytes) -> None:
         content = json.loads(text)
     except ValueError as error:
         raise FrontendError(f"{path.name}: {name!r} is not JSON: {error}", code="E_FILE") from None
-    for record in _records(content):
-        if record.get("use_pickle") is True:
+    for key, value in _leaves(content):
+        if key == "use_pickle" and value is True:
             raise UnsupportedModelError(f"{path.name}: {name!r} stores a pickled tensor", code="E_FILE_EXECUTES")
-        target = record.get("target")
-        if isinstance(target, str) and "inputs" in record and not _CALLABLE.fullmatch(target):
+        if not isinstance(value, str):
+            continue
+        if key in ("target", "as_operator") and not _CALLABLE.fullmatch(value):
             raise UnsupportedModelError(
-                f"{path.name} calls {target!r}, which is none of PyTorch's own operators", code="E_FILE_EXECUTES",
+                f"{path.name} calls {value!r}, which is none of PyTorch's own operators", code="E_FILE_EXECUTES",
                 hint="models with custom operators cannot be compiled; replace them by PyTorch's own",
+            )  # fmt: skip
+        if not _is_data(key, value):
+            raise UnsupportedModelError(
+                f"{path.name}: {name!r} has {value[:80]!r} as {key or 'a name'}, which torch would execute", code="E_FILE_EXECUTES",
+                hint="do not use this file if you did not make it; else rename that part of the model and export it again",
             )  # fmt: skip
 
 
-def _records(content: Any) -> Iterator[Mapping[str, Any]]:
-    """Every object in a JSON document."""
-    pending = [content]
+def _is_data(key: str, value: str) -> bool:
+    """Whether torch executes nothing of a text."""
+    if key == "expr_str":
+        return _is_size(value)
+    if key in ("in_spec", "out_spec"):
+        return bool(_TREE_SPEC.fullmatch(value)) and not any(word in value for word in _IMPORTING)
+    return bool(_NAME.fullmatch(value))
+
+
+def _is_size(text: str) -> bool:
+    """Whether a text is an expression of symbols, numbers and the functions that torch has for sizes."""
+    try:
+        tree = ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    for node in ast.walk(tree):
+        if not isinstance(node, _SIZE_SYNTAX):
+            return False
+        if isinstance(node, ast.Call) and not (
+            isinstance(node.func, ast.Name) and _SIZE_FUNCTION.fullmatch(node.func.id)
+        ):
+            return False
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and not _SIZE_TEXT.fullmatch(node.value):
+            return False
+    return True
+
+
+def _leaves(content: Any) -> Iterator[tuple[str, Any]]:
+    """Every value that is no container with the key it stands under, and every key, under no key."""
+    pending = [("", content)]
     while pending:
-        item = pending.pop()
+        key, item = pending.pop()
         if isinstance(item, dict):
-            yield item
-            pending += item.values()
+            yield from (("", name) for name in item)
+            pending += [pair for pair in item.items() if pair[0] not in _NEVER_CODE]
         elif isinstance(item, list):
-            pending += item
+            pending += [(key, part) for part in item]
+        else:
+            yield key, item

@@ -21,6 +21,7 @@ from torch import nn
 
 from mlec.errors import FrontendError, UnsupportedModelError, UntrustedPickleError, UsageError
 from mlec.frontends.base import LowerOptions
+from mlec.frontends.torch_archive import check_program_archive
 from tests.frontends.torch.common import FRONTEND, compare
 from tests.frontends.torch.networks import MLP
 
@@ -136,6 +137,68 @@ def test_programs_that_call_anything_else(program_file: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"torch\.os\.system") as caught:
         FRONTEND.load(edited(program_file, "models/model.json", edit), LowerOptions())
     assert caught.value.code == "E_FILE_EXECUTES"
+
+
+def first_size(document: Any) -> dict[str, Any]:
+    """The symbolic size of the program's input."""
+    sizes = document["graph_module"]["graph"]["tensor_values"]
+    return next(size["as_expr"] for value in sizes.values() for size in value["sizes"] if "as_expr" in size)
+
+
+def with_size(document: Any, code: str) -> None:
+    first_size(document)["expr_str"] = code
+
+
+def with_name(document: Any, code: str) -> None:
+    """In the place of an input's name, as a default value of a generated function's parameter."""
+    name = document["graph_module"]["graph"]["inputs"][-1]["as_tensor"]
+    name["name"] += f"={code}"
+
+
+def with_parameter(document: Any, code: str) -> None:
+    document["graph_module"]["signature"]["input_specs"][0]["parameter"]["parameter_name"] = f'x"+{code}+"'
+
+
+def with_argument(document: Any, code: str) -> None:
+    document["graph_module"]["module_call_graph"][0]["signature"]["forward_arg_names"] = [f"x={code}"]
+
+
+def with_spec(document: Any, code: str) -> None:
+    signature = document["graph_module"]["module_call_graph"][0]["signature"]
+    signature["in_spec"] = signature["in_spec"].replace('"null"', json.dumps(json.dumps([f"x={code}"])), 1)
+
+
+@pytest.mark.parametrize("place", [with_size, with_name, with_parameter, with_argument, with_spec])
+def test_code_in_programs_is_never_executed(
+    program_file: Path, tmp_path: Path, place: Callable[[Any, str], None]
+) -> None:
+    mark = tmp_path / "executed"
+    changed = edited(
+        program_file, "models/model.json", lambda d: place(d, f"__import__('pathlib').Path('{mark}').touch()")
+    )
+    with pytest.raises(UnsupportedModelError, match="would execute") as caught:
+        FRONTEND.load(changed, LowerOptions())
+    assert caught.value.code == "E_FILE_EXECUTES"
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("size", ["Add(Mul(Integer(2), Symbol('s0', integer=True)), Integer(-1))", "2*s0 + 1", "s0//2"])
+def test_sizes_as_torch_writes_them(program_file: Path, size: str) -> None:
+    check_program_archive(edited(program_file, "models/model.json", lambda d: with_size(d, size)))
+
+
+@pytest.mark.parametrize(
+    "size", ["s0.__class__", "sympify('f(1)')", "Add('f(1)')", "Symbol('a b')", "[s0 for s0 in y]", "s0["]
+)
+def test_sizes_that_torch_would_evaluate(program_file: Path, size: str) -> None:
+    with pytest.raises(UnsupportedModelError, match="expr_str"):
+        check_program_archive(edited(program_file, "models/model.json", lambda d: with_size(d, size)))
+
+
+def test_entries_that_differ_in_case(program_file: Path) -> None:
+    extra = {f"{root_of(program_file)}/models/MODEL.JSON": b"{}"}
+    with pytest.raises(FrontendError, match="twice"):
+        FRONTEND.load(rewritten(program_file, same, extra), LowerOptions())
 
 
 def test_programs_with_pickled_tensors(program_file: Path) -> None:
