@@ -111,6 +111,7 @@ class MethodSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         function: applied to the output on the host: "" (none) or "log" (``predict_log_proba``).
         as_list: return a list even for one output.
         stack: put several decoded outputs side by side as columns of one array (multi-output ``predict``).
+        float32: return float32 for a table of float32, as the source does.
     """
 
     name: str
@@ -120,6 +121,7 @@ class MethodSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     function: Literal["", "log"] = ""
     as_list: bool = False
     stack: bool = False
+    float32: bool = False
 
 
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -93,7 +93,7 @@ class CompiledModel:
         outputs = self._outputs(self._edge.read(inputs))
         results: list[Array] = []
         for method in self._run:
-            result = method.result(outputs)
+            result = method.result(outputs, inputs[0] if isinstance(inputs, (list, tuple)) and inputs else inputs)
             results.extend(result if isinstance(result, list) else [result])
         results = results if self._run else outputs
         return results if out is None else _write(results, out)
@@ -138,7 +138,7 @@ class CompiledModel:
         return f"<CompiledModel {self.signature.kind} ({inputs})>"
 
     def _call_method(self, method: _Method, X: object) -> Array | list[Array]:
-        return method.result(self._outputs(self._edge.read(X if isinstance(X, Mapping) else (X,))))
+        return method.result(self._outputs(self._edge.read(X if isinstance(X, Mapping) else (X,))), X)
 
     def _outputs(self, arrays: list[Array]) -> list[Array]:
         self._edge.bind(arrays)
@@ -270,9 +270,11 @@ class _Method:
         ]
         self._dtype = None if spec.dtype is None else np.dtype(spec.dtype)
 
-    def result(self, outputs: Sequence[Array]) -> Array | list[Array]:
-        """What the source's method returns, from the graph's outputs."""
+    def result(self, outputs: Sequence[Array], table: object) -> Array | list[Array]:
+        """What the source's method returns for a table, from the graph's outputs."""
         results = [self._part(outputs[position], labels) for position, labels in self._parts]
+        if self._spec.float32 and _is_float32(table):
+            results = [result.astype(np.float32, copy=False) for result in results]
         if self._spec.stack:
             return np.column_stack(results)
         return results if self._spec.as_list or len(results) > 1 else results[0]
@@ -284,6 +286,14 @@ class _Method:
             with np.errstate(divide="ignore"):
                 output = np.log(output)
         return output if self._dtype is None else output.astype(self._dtype, copy=False)
+
+
+def _is_float32(table: object) -> bool:
+    """Whether every column of an array or DataFrame is of float32."""
+    dtypes = getattr(table, "dtypes", None)  # of a DataFrame
+    if dtypes is None:
+        return str(getattr(table, "dtype", "")) in ("float32", "torch.float32")
+    return all(str(dtype).lower() == "float32" for dtype in dtypes)
 
 
 def _label_table(labels: Labels) -> Array:

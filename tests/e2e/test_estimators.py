@@ -237,6 +237,22 @@ def test_other_forms_of_the_same_rows(tmp_path: Path) -> None:
     np.testing.assert_allclose(probabilities, wanted, rtol=1e-9)
 
 
+@pytest.mark.parametrize("trained", [np.float32, np.float64])
+def test_float32_tables_are_answered_as_the_source_does(trained: Any) -> None:
+    x, y = wine()
+    models = [make_pipeline(StandardScaler(), LogisticRegression()), StandardScaler(), Ridge()]
+    for model in models:
+        model.fit(x.astype(trained), y)
+        compiled = mlec.compile(model)
+        for method in ("predict", "predict_proba", "decision_function", "transform"):
+            for dtype in (np.float32, np.float64):
+                if hasattr(model, method):
+                    table = x.astype(dtype)
+                    wanted, got = getattr(model, method)(table), getattr(compiled, method)(table)
+                    assert got.dtype == wanted.dtype
+                    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
 def test_an_unknown_category_does_as_the_source_does() -> None:
     x, y = people()
     model = make_pipeline(columns(), LogisticRegression()).fit(x, y)

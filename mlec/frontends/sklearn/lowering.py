@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
@@ -77,9 +79,34 @@ def lower(model: Any, options: LowerOptions) -> Graph:
         run=_run(lowered.kind, [spec.name for spec in specs]),
         kind=lowered.kind,
     )
-    graph = graph.with_signature(signature)
+    graph = graph.with_signature(_with_float32(model, signature))
     verify(graph)
     return graph
+
+
+def _with_float32(model: Any, signature: Signature) -> Signature:
+    """Marks the methods that answer a table of float32 in float32. Each estimator has rules of its own: one row asks it."""
+    table = signature.table
+    assert table is not None
+    if any(feed.codings for feed in table.feeds):
+        return signature
+    row: Any = np.zeros((1, table.n_features), np.float32)
+    if table.feature_names is not None:
+        import pandas as pd
+
+        row = pd.DataFrame(row, columns=list(table.feature_names))
+
+    def answers_in_float32(name: str) -> bool:
+        with warnings.catch_warnings(), np.errstate(all="ignore"), suppress(Exception):  # a row of zeros may be refused
+            warnings.simplefilter("ignore")
+            return getattr(getattr(model, name)(row), "dtype", None) == np.float32
+        return False
+
+    methods = tuple(
+        msgspec.structs.replace(spec, float32=True) if not any(spec.labels) and answers_in_float32(spec.name) else spec
+        for spec in signature.methods
+    )
+    return msgspec.structs.replace(signature, methods=methods)
 
 
 def feature_names(model: Any) -> tuple[str, ...] | None:
