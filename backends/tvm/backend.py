@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from mlec.backends.base import CompiledModule, CompileOptions
 from mlec.backends.tvm import cuda
+from mlec.backends.tvm.assembly import second_names
 from mlec.backends.tvm.compat import llvm, tvm
 from mlec.backends.tvm.device_code import DEFAULT_ARCHS, compile_for_cuda, pack_device_code
 from mlec.backends.tvm.kernels.tile import PARAMETER_ALIGNMENT
@@ -62,6 +63,8 @@ class TVMBackend:
             executable = compile_for_cpu(lowered.module, info.tvm_target())
             objects = to_objects(executable)
             facts = {"kind": "cpu", "triple": info.triple, "mcpu": info.mcpu, "features": sorted(info.features)}
+        if lowered.aliases:
+            objects = (*objects, second_names(lowered.aliases))
         options.report("build", 1, 1)
         constants = tuple(lowered.constants)
         program = Program(

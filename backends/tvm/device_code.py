@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlec.backends.tvm.compat import IRModule, Target, llvm, tvm
+from mlec.backends.tvm.assembly import data
+from mlec.backends.tvm.compat import IRModule, Target, tvm
 from mlec.backends.tvm.pipeline import RELAX_PASSES
 from mlec.errors import LoweringError, TargetError
 
@@ -37,7 +38,9 @@ def pack_device_code(archs: Sequence[str]) -> PackImports:
     def pack(module: Any, system_library: bool, prefix: str, folder: str) -> str:
         blob = tvm.get_global_func("runtime.ModulePackImportsToTensor")(module).numpy().tobytes()
         name = str(tvm.get_global_func("runtime.ModuleImportsBlobName")())
-        return _data_object(name, with_binary(blob, compiler), Path(folder))
+        path = Path(folder) / "devc.o"
+        path.write_bytes(data(name, with_binary(blob, compiler)))
+        return str(path)
 
     return pack
 
@@ -80,17 +83,6 @@ _LENGTH = struct.Struct("<Q")
 
 def _text(content: bytes) -> bytes:
     return _LENGTH.pack(len(content)) + content
-
-
-def _data_object(symbol: str, content: bytes, folder: Path) -> str:
-    """An object file that holds one constant; LLVM writes it, from its own assembly."""
-    triple = str(llvm.llvm_get_system_triple())
-    text = "".join(f"\\{byte:02X}" for byte in content)
-    source = folder / "devc.ll"
-    source.write_text(f'target triple = "{triple}"\n@{symbol} = constant [{len(content)} x i8] c"{text}", align 16\n')
-    result = folder / "devc.o"
-    tvm.runtime.load_module(str(source)).write_to_file(str(result))
-    return str(result)
 
 
 def device_compiler(archs: Sequence[str]) -> Callable[[str], bytes]:

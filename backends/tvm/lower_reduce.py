@@ -8,7 +8,8 @@ from mlec.backends.tvm.compat import T
 from mlec.backends.tvm.kernels import direct
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
 from mlec.backends.tvm.kernels.reduce import arg_reduce, reduce
-from mlec.backends.tvm.kernels.tile import product, unflatten
+from mlec.backends.tvm.kernels.tile import bits, product, unflatten
+from mlec.backends.tvm.kernels.vector import load
 from mlec.backends.tvm.lower_fused import HEADS, Head, Tail, lowers_with_tail
 from mlec.backends.tvm.lowering import Lowering, Tensor, lowers
 from mlec.backends.tvm.region import Dims
@@ -76,6 +77,10 @@ def lower_lines(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) ->
         shape = dims.shape(x.shape)
         before, extent, after = product(shape[:axis]), shape[axis], product(shape[axis + 1 :])
         count = node.attrs["k"] if node.name == "topk" else extent
+        lanes = lowering.target.lanes(bits(x.dtype))
+        adjacent = isinstance(after, int) and after == 1
+        vectorized = node.name == "topk" and node.attrs["k"] > 0 and adjacent and lanes > 1 and not lowering.on_gpu
+        vectorized = vectorized and x.dtype in ("float32", "float64")
 
         def line(inputs: tuple[Buffer, ...], outputs: tuple[Buffer, ...], index: Expr) -> None:
             first, inner = unflatten(index, (before, after))
@@ -93,12 +98,17 @@ def lower_lines(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) ->
             if node.name == "cumsum":
                 direct.scan_line(extent, x.dtype, read, write)
                 return
+
+            def read_vector(k: Expr) -> Expr:
+                return load(inputs[0], [place(k, extent)], lanes)
+
+            vector = read_vector if vectorized else None
             descending = bool(node.attrs.get("descending", node.attrs.get("largest")))
             values, positions = (lambda k, b=b: b[place(k, count)] for b in outputs)
             if merges:
                 direct.merge_sort_line(extent, x.dtype, descending, read, values, positions, write)
             else:
-                direct.first_elements(extent, count, x.dtype, descending, read, values, positions, write)
+                direct.first_elements(extent, count, x.dtype, descending, read, values, positions, write, vector)
 
         specs = [lowering.spec(x, dims)], [lowering.spec(v.type, dims) for v in node.outputs]
         work = 4.0 * extent if isinstance(extent, int) else 64.0

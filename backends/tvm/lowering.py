@@ -7,7 +7,8 @@ a view. Lowerings are registered by op name in the ``lower_*`` modules of this p
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -80,7 +81,10 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    """One kernel call of the Relax function; ``extents`` are passed after the operands."""
+    """One kernel call of the Relax function; ``extents`` are passed after the operands.
+
+    ``function`` is None for a kernel that another call has made already (see `Lowered.aliases`).
+    """
 
     symbol: str
     function: Any
@@ -106,12 +110,15 @@ class Lowered:
         constants: by name, in the order of ``main``'s parameters.
         kernels: in the order in which ``main`` calls them.
         notes: one for each kernel.
+        aliases: kernels that have the code of another one, and its symbol: nodes that differ in nothing but their operands.
+            ``main`` calls them by their own symbols, so that a profile tells them apart.
     """
 
     module: Any
     constants: Mapping[str, Array]
     kernels: tuple[KernelInfo, ...]
     notes: tuple[KernelNote, ...]
+    aliases: Mapping[str, str]
 
 
 BuildKernel = Callable[[str, Dims], Any]
@@ -137,6 +144,10 @@ class Lowering:
         self._names: set[str] = set()
         self._place = Location()
         self._label = ""
+        self._form: Hashable = ()
+        self._made_of_form = 0
+        self._symbols: dict[tuple[Hashable, int], str] = {}
+        self._aliases: dict[str, str] = {}
 
     def run(self) -> Lowered:
         """Lowers every node of the graph.
@@ -151,12 +162,14 @@ class Lowering:
                 values[node.output] = self._constant(node)
                 continue
             self._place, self._label = node.loc, f"{_kernel_name(node)}_{index}"
-            results = self.lower(node, tuple(values[v] for v in node.inputs))
+            operands = tuple(values[v] for v in node.inputs)
+            with self._lowering_of(node_form(node, operands)):
+                results = self.lower(node, operands)
             values.update(zip(node.outputs, results, strict=True))
         outputs = [self.in_memory(values[v]) for v in self.graph.outputs]
         module = self._module([values[v] for v in self.graph.inputs], outputs)
         constants = {name: tensor.array for name, tensor in self._constants.items() if tensor.array is not None}
-        return Lowered(module, constants, tuple(self._kernels), tuple(self._notes))
+        return Lowered(module, constants, tuple(self._kernels), tuple(self._notes), self._aliases)
 
     @property
     def on_gpu(self) -> bool:
@@ -204,9 +217,14 @@ class Lowering:
         symbol = self._free_name()
         memory = tuple(self.in_memory(t) for t in operands)
         made = tuple(Tensor(t) for t in results)
-        symbols = tuple(SymDim.named(name) for name in extents)
-        dims = Dims.of([t.type for t in (*memory, *made)], extents)
-        self._steps.append(_Call(symbol, build(symbol, dims), memory, made, symbols))
+        first = self._symbols.setdefault((self._form, self._made_of_form), symbol)
+        self._made_of_form += 1
+        function = None
+        if first == symbol:
+            function = build(symbol, Dims.of([t.type for t in (*memory, *made)], extents))
+        else:
+            self._aliases[symbol] = first
+        self._steps.append(_Call(symbol, function, memory, made, tuple(SymDim.named(name) for name in extents)))
         moved: Dim = 0
         for tensor in (*memory, *made):
             moved = moved + tensor.type.nbytes
@@ -273,7 +291,20 @@ class Lowering:
     def _transpose(self, x: Tensor) -> Tensor:
         from mlec.backends.tvm.lower_shape import transposed
 
-        return transposed(self, x)
+        assert x.transposed is not None
+        source, perm = x.transposed
+        with self._lowering_of(("transpose", str(source.type), perm)):
+            return transposed(self, x)
+
+    @contextmanager
+    def _lowering_of(self, form: Hashable) -> Iterator[None]:
+        """Kernels made inside are the first, second ... of this form."""
+        outer = self._form, self._made_of_form
+        self._form, self._made_of_form = form, 0
+        try:
+            yield
+        finally:
+            self._form, self._made_of_form = outer
 
     def _free_name(self) -> str:
         name, count = self._label, 1
@@ -297,16 +328,19 @@ class Lowering:
         builder = relax.BlockBuilder()
         if not self._kernels:  # without any machine code, TVM would write C
             builder.add_func(_nothing(), "nothing")
-        with builder.function("main", parameters):
+        with builder.function("main", parameters, pure=not self._aliases):
             for step in self._steps:
                 if isinstance(step, _View):
                     shape = relax.ShapeExpr([_extent(dims, d) for d in step.result.shape])
                     variables[step.result] = builder.emit(relax.op.reshape(variables[step.source], shape))
                     continue
-                callee = builder.add_func(step.function, step.symbol)
                 arguments = [*(variables[x] for x in step.operands), *(_extent(dims, d) for d in step.extents)]
                 types = [type_of(x) for x in step.results]
-                call = relax.call_tir(callee, relax.Tuple(arguments), types[0] if len(types) == 1 else types)
+                result = types[0] if len(types) == 1 else types
+                if step.function is not None:
+                    call = relax.call_tir(builder.add_func(step.function, step.symbol), relax.Tuple(arguments), result)
+                else:
+                    call = relax.call_dps_packed(step.symbol, relax.Tuple(arguments), result)
                 made = builder.emit(call)
                 for i, x in enumerate(step.results):
                     variables[x] = made if len(types) == 1 else builder.emit(relax.TupleGetItem(made, i))
@@ -320,6 +354,33 @@ def needed_extents(types: Sequence[TensorType], used: frozenset[str]) -> tuple[s
     """Of the symbols that a kernel uses, those that no extent of its buffers is by itself."""
     plain = {str(d) for t in types for d in t.shape if not isinstance(d, int)}
     return tuple(sorted((used | frozenset().union(*(t.symbols for t in types))) - plain))
+
+
+def node_form(node: Node, operands: Sequence[Tensor]) -> Hashable:
+    """All that decides which kernels a node becomes; nodes of equal form share them."""
+    same: dict[int, int] = {}
+    kinds = []
+    for i, x in enumerate(operands):
+        at_hand = x._memory if x._memory is not None else x
+        place = same.setdefault(id(at_hand) if x.array is None else id(x.array), i)
+        turned = None if x.transposed is None or x._memory is not None else (str(x.transposed[0].type), x.transposed[1])
+        # The kernel for a tree ensemble depends on the trees.
+        content = id(x.array) if node.name == "tree_ensemble" else None
+        kinds.append((place, x.array is not None, x.number, repr(x.number), turned, content))
+    return _node_form(node), tuple(kinds)
+
+
+def _node_form(node: Node) -> Hashable:
+    types = tuple(str(v.type) for v in (*node.inputs, *node.outputs))
+    attrs = tuple(_graph_form(v) if isinstance(v, Graph) else repr(v) for v in node.attrs.values())
+    return node.name, types, attrs
+
+
+def _graph_form(graph: Graph) -> Hashable:
+    """Equal for graphs that differ in names and places only."""
+    numbers = {v: i for i, v in enumerate((*graph.inputs, *(v for n in graph.nodes for v in n.outputs)))}
+    nodes = tuple((_node_form(n), tuple(numbers[v] for v in n.inputs)) for n in graph.nodes)
+    return tuple(str(v.type) for v in graph.inputs), nodes, tuple(numbers[v] for v in graph.outputs)
 
 
 def _nothing() -> Any:
