@@ -15,13 +15,16 @@ from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
 from mlec.backends.tvm.kernels.tile import ceildiv, flat_view, if_, parallel_if_large, parameter, product
 from mlec.backends.tvm.kernels.vector import (
     Cell,
+    broadcast,
     cast_to,
     cells_in,
     const,
     dtype_of,
     is_nan,
+    lanes_of,
     maximum,
     minimum,
+    reduce_lanes,
     select,
     share,
 )
@@ -134,13 +137,17 @@ def first_elements(
     values: Callable[[Expr], Expr],
     positions: Callable[[Expr], Expr],
     write: Callable[[Expr, Expr, Expr], None],
+    read_vector: Callable[[Expr], Expr] | None = None,
 ) -> None:
     """The ``count`` first elements of a line in sorted order, with their positions, by insertion: stable, NaN the largest.
 
     The result is built where it will stay: ``values(k)`` and ``positions(k)`` read it back, ``write(k, value, position)`` sets.
+    With ``read_vector`` (consecutive floats from a position on), a vector none of which comes before the last element kept
+    costs one comparison; in a line of random numbers, few vectors hold one that does.
     """
     size = variable(_index(0))
-    with T.serial(_wide(extent)) as i:
+
+    def insert(i: Expr) -> None:
         x = share(read((i,)))
         slot = variable(share(size.value))
         moving = variable(const(True, "bool"))
@@ -156,6 +163,27 @@ def first_elements(
         with if_(slot.value < _wide(count)):
             write(slot.value, x, i)
         size.set(tirx.min(size.value + 1, _wide(count)))
+
+    if read_vector is None:
+        with T.serial(_wide(extent)) as i:
+            insert(i)
+        return
+    width = lanes_of(read_vector(_index(0)))
+    vectors = _wide(extent) // width
+    with T.serial(vectors) as v:
+        start = share(v * width)
+        wanted = variable(const(True, "bool"))
+        with if_(size.value >= _wide(count)):
+            last = broadcast(share(values(_wide(count) - 1)), width)
+            x = share(read_vector(start))
+            # A NaN on either side is no reason to pass over: the comparison is false then.
+            behind = x <= last if descending else x >= last
+            before = share(select(behind, const(0, dtype, width), const(1, dtype, width)))
+            wanted.set(reduce_lanes(before, maximum) > const(0, dtype))
+        with if_(wanted.value), T.serial(_index(width)) as j:
+            insert(start + j)
+    with T.serial(_wide(extent) - vectors * width) as i:
+        insert(vectors * width + i)
 
 
 def merge_sort_line(
