@@ -27,6 +27,12 @@ def on_channels(b: GraphBuilder, values: Array, like: Value, hint: str) -> Value
     return b.constant(values.reshape(shape).astype(like.type.dtype.numpy), hint)
 
 
+def is_per_channel(offset: Array, like: Value) -> bool:
+    """Whether an array that is added to a value holds one number for each channel (axis 1), or one for all."""
+    extents = (1,) * (like.type.rank - offset.ndim) + offset.shape
+    return len(extents) == like.type.rank and extents[1] in (1, like.type.shape[1]) and offset.size == extents[1]
+
+
 class _IntoWeights(Rule):
     """Shared by the folds: which axis of the weights is the output channel."""
 
@@ -34,12 +40,14 @@ class _IntoWeights(Rule):
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         product = m.nodes["product"]
+        if product.name == "matmul" and product.output.type.rank != 2:
+            return Miss("the columns of the product are not the channels that are normalised")
         if graph.use_count(product.output) > 1:
             return Miss("the product before the normalisation has other users")
         inner = m.nodes.get("sum")
         if inner is not None and graph.use_count(inner.output) > 1:
             return Miss("the sum before the normalisation has other users")
-        if inner is not None and m.constants["offset"].size not in (1, m.constants["scale"].size):
+        if inner is not None and not is_per_channel(m.constants["offset"], product.output):
             return Miss("what is added before the normalisation is not one number for each channel")
         return None
 
