@@ -15,6 +15,7 @@ from mlec.ir import Graph, Node, Trait, Value
 from mlec.ir.types import Shape
 
 ANCHORS = Trait.CONTRACTION | Trait.REDUCTION | Trait.NORMALISATION
+SECOND_ANCHOR = "the kernel has its product or reduction already"
 PROLOGUE_ROOTS = frozenset({"sum", "mean", "max", "min"})
 
 
@@ -43,6 +44,9 @@ def find_groups(graph: Graph, max_nodes: int) -> list[Group]:
         else:
             continue
         _grow(group, graph, taken, max_nodes)
+        if group.anchor is root and any(reason is SECOND_ANCHOR for _, reason in group.refused):
+            # What comes before the reduction is better off as the epilogue of the product that it follows.
+            group.nodes = [root]
         groups.append(group)
         taken.update(group.nodes)
     return groups
@@ -89,7 +93,7 @@ def _refusal(
     if not all(user in members for user in users):
         return f"its result has {len(users)} users, not all of them in the group"
     if anchor and group.anchor is not None:
-        return f"the kernel has its {group.anchor.name} already"
+        return SECOND_ANCHOR
     if len(group.nodes) >= max_nodes:
         return f"the kernel has {max_nodes} nodes already"
     return None
