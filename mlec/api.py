@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mlec.frontends.base import Frontend, InputShapes, LowerOptions, Oracle
 from mlec.frontends.select import frontend_for, load_model_file
 from mlec.ir import Graph
 from mlec.machine import Machine, this_machine
-from mlec.packing import backend_for, executable_of, pack, refuse_reserved, unpack
+from mlec.packing import backend_for, executable_of, host_cpu_flags, pack, refuse_reserved, unpack
 from mlec.passes.pipelines import named_pipeline
 from mlec.pipeline import Pass, PassContext, PassPipeline, Tolerance
 from mlec.progress import progress_bar
@@ -27,7 +27,7 @@ from mlec.report import OptimizationReport, graph_picture, graph_stats
 from mlec.runtime import CompiledModel
 from mlec.target import Target
 from mlec.timing import interleaved
-from mlec.validation import default_tolerance, probe_inputs
+from mlec.validation import compare, default_tolerance, probe_inputs
 from mlec.validation import validate as validate_model
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp64")
@@ -224,20 +224,16 @@ def load_model(path: str | os.PathLike[str], **options: Any) -> CompiledModel:
 def validate_export(
     original: Any, path: str | os.PathLike[str], inputs: Any, *, tolerance: Tolerance | None = None
 ) -> dict[str, Any]:
-    """Compares a saved model with its source on the inputs given.
+    """Compares a saved model with its source on the inputs given, by default to the documented parity bound.
 
     Returns:
         ``passed``, ``max_abs_error``, ``max_rel_error``, ``mean_abs_error``, ``label_mismatches``, ``shapes_match``, ``tolerance`` and, by
         method, the comparisons behind them.
     """
-    from dataclasses import asdict
-
-    from mlec.validation import NETWORK, compare
-
-    frontend = frontend_for(original)
-    bound = tolerance or NETWORK
-    examples = _examples(inputs) or ()
-    found = compare(load(path), frontend.oracle(original), list(examples), bound)
+    oracle = frontend_for(original).oracle(original)
+    compiled = load(path)
+    bound = tolerance or default_tolerance(compiled.graph)
+    found = compare(compiled, oracle, list(_examples(inputs) or ()), bound)
     return {
         "passed": all(c.excess <= 1 for c in found),
         "max_abs_error": max((c.max_abs_error for c in found), default=0.0),
@@ -316,8 +312,6 @@ def vector_bytes(target: Target) -> int:
     """Width of the vector registers that kernels for this target use."""
     if target.kind != "cpu":
         return 32
-    from mlec.packing import host_cpu_flags
-
     wide = {"x86-64-v4": 64, "x86-64-v3": 32, "x86-64-v2": 16, "x86-64": 16}
     if target.arch in wide:
         return wide[target.arch]

@@ -197,8 +197,8 @@ def _head(value: Any, rows: int, batched: bool) -> Any:
 def probe_inputs(graph: Graph, rows: int = PROBE_ROWS, seed: int = 0) -> list[Any] | None:
     """Rows made to find differences.
 
-    For a table: normal values, values at the split thresholds of the trees and one float to each side, NaN where the source takes it, every
-    category and an unknown one where there is a code for it. For tensors: normal values and small integers, 3 rows.
+    For a table: normal values, values at the split thresholds of the trees and one float to each side, NaN where the source takes it, known
+    categories. For tensors: normal values and small integers, 3 rows.
     """
     rng = np.random.default_rng(seed)
     if graph.signature.table is None:
