@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import io
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -77,14 +78,15 @@ def _data_only() -> Iterator[None]:
 def _load_pickle(path: Path, options: LowerOptions) -> torch.nn.Module:
     if options.model_class is not None:
         return _filled(options.model_class, _state(path), path)
-    if not _trusted(path, options.trust_pickle):
+    data = path.read_bytes()  # once: what is compared with the digest must be what is executed
+    if not _trusted(path, data, options.trust_pickle):
         raise UntrustedPickleError(
             f"{path.name} is a pickle: reading a whole module from it executes whatever the file says",
             hint="if it holds a state dict, name its class: model_class='package.module:Class' (nothing is executed then); "
             "if you made the file yourself, trust_pickle=True; safest is torch.export.save",
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=False)
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
     except Exception as error:
         raise FrontendError(
             f"{path.name} could not be unpickled: {type(error).__name__}: {error}", code="E_FILE"
@@ -97,14 +99,13 @@ def _load_pickle(path: Path, options: LowerOptions) -> torch.nn.Module:
     return content
 
 
-def _trusted(path: Path, trust: bool | str) -> bool:
+def _trusted(path: Path, data: bytes, trust: bool | str) -> bool:
     if not isinstance(trust, str):
         return trust
     algorithm, _, wanted = trust.partition(":")
     if algorithm != "sha256" or not re.fullmatch(r"[0-9a-fA-F]{64}", wanted):
         raise UsageError(f"trust_pickle takes True or 'sha256:<64 digits>', got {trust!r}")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = hashlib.sha256(data).hexdigest()
     if found != wanted.lower():
         raise UntrustedPickleError(
             f"{path.name} is not the file that you trust: its SHA-256 is {found}, not {wanted.lower()}"
