@@ -89,7 +89,7 @@ class Artifact:
             path: the file.
             copy_weights: hold the weights in private memory instead of mapping the file. Needed where the file may
                 be truncated while it is open, which kills a process that reads a mapped page. Files that other users
-                can write to are always copied.
+                can write to, or own, are always copied.
             verify: ``"full"`` checks all bytes of the weights now; ``"fast"`` checks everything else now and each
                 tensor when it is first asked for.
             follow_symlinks: False refuses a path whose last part is a symbolic link.
@@ -185,7 +185,8 @@ def _open(path: str, copy_weights: bool, full: bool, follow_symlinks: bool) -> A
             name: _read(file, header.sections[name].offset, header.sections[name].size)
             for name in ("metadata", "graph", "kernels")
         }
-        section, mapping = _load_weights(file, header, copy_weights or shared)
+        foreign = info.st_uid not in (os.geteuid(), 0)  # its owner can always change it
+        section, mapping = _load_weights(file, header, copy_weights or shared or foreign)
 
     hashes = {name: sections.hash_section(name, data) for name, data in stored.items() if data}
     if full and section.size:

@@ -180,6 +180,19 @@ def test_weights_are_mapped_or_copied(tmp_path: Path, sample: bytes) -> None:
             assert artifact.writable_by_others is (mode == 0o666)
 
 
+def test_weights_of_another_users_file_are_copied(
+    tmp_path: Path, sample: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.mle"
+    path.write_bytes(sample)
+    if os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    with Artifact.open(path):
+        assert str(path) not in Path("/proc/self/maps").read_text()
+
+
 def test_copies_survive_truncation_and_edits_of_the_file(tmp_path: Path, sample: bytes) -> None:
     path = tmp_path / "m.mle"
     path.write_bytes(sample)
