@@ -12,6 +12,7 @@ from mlec.backends.tvm.kernels.epilogue import Buffer, Dim, Expr
 from mlec.backends.tvm.kernels.tile import if_, product, unflatten
 from mlec.backends.tvm.kernels.vector import CELL_SCOPE, cast_to, const, is_nan, maximum, select, share
 from mlec.backends.tvm.lower_fused import lower_body
+from mlec.backends.tvm.lower_tree import constant_ensemble
 from mlec.backends.tvm.lowering import Lowering, Tensor
 from mlec.backends.tvm.region import Dims
 from mlec.ir.builder import GraphBuilder
@@ -278,10 +279,11 @@ def direct_reduction(lowering: Lowering, node: Node, operands: tuple[Tensor, ...
 
 def direct_tree_ensemble(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     """One task for each row, which walks all trees in order."""
+    constant_ensemble(node, operands)
     x, *structure = operands
     names = OPERANDS.split()[1:]
     leq = node.attrs["compare"] == "le"
-    used = [t for t in structure if t.array is None or t.array.size]
+    used = [t for t in structure if t.array is not None and t.array.size]
 
     def build(name: str, dims: Dims) -> object:
         rows, features = dims.shape(x.shape)

@@ -23,12 +23,7 @@ from mlec.ops.tree import OPERANDS
 def lower_tree_ensemble(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     """The structure is repacked now, for the processor and for the kernel that fits it."""
     x, *structure = operands
-    arrays = {}
-    for name, tensor in zip(OPERANDS.split()[1:], structure, strict=True):
-        if tensor.array is None:
-            raise LoweringError(f"tree_ensemble: {name} must be a constant", code="E_TREE_ARRAYS", loc=node.loc)
-        arrays[name] = tensor.array
-    ensemble = TreeEnsemble(features=int(str(x.shape[1])), compare=node.attrs["compare"], **arrays)
+    ensemble = constant_ensemble(node, operands)
     plan = prepare(ensemble, lowering.target)
     packed = [
         Tensor(
@@ -41,6 +36,23 @@ def lower_tree_ensemble(lowering: Lowering, node: Node, operands: tuple[Tensor, 
         return build(plan, dims(x.shape[0]), lowering.target, name)
 
     return lowering.kernel(kernel, (x, *packed), [node.output.type], node=node, strategy=plan.explain())[0]
+
+
+def constant_ensemble(node: Node, operands: tuple[Tensor, ...]) -> TreeEnsemble:
+    """The ensemble as arrays, checked: no kernel follows a child out of its arrays or round in a circle.
+
+    Raises:
+        LoweringError: a part is not constant, or they do not describe trees.
+    """
+    x, *structure = operands
+    arrays = {}
+    for name, tensor in zip(OPERANDS.split()[1:], structure, strict=True):
+        if tensor.array is None:
+            raise LoweringError(f"tree_ensemble: {name} must be a constant", code="E_TREE_ARRAYS", loc=node.loc)
+        arrays[name] = tensor.array
+    ensemble = TreeEnsemble(features=int(str(x.shape[1])), compare=node.attrs["compare"], **arrays)
+    _ = ensemble.layout  # finds nodes with two parents, and so circles
+    return ensemble
 
 
 @lowers_with_tail("pairwise_distance")

@@ -18,8 +18,9 @@ from mlec.backends.tvm.kernels.direct import Spread, spread_on_cpu
 from mlec.backends.tvm.objects import to_objects
 from mlec.backends.tvm.pipeline import RELAX_PASSES
 from mlec.backends.tvm.target import TargetInfo
-from mlec.errors import TargetError
+from mlec.errors import LoweringError, TargetError
 from mlec.ir import OPS, Graph, GraphBuilder, run_graph, tensor
+from mlec.ops.tree import OPERANDS
 from mlec.runtime.executable import Executable
 from mlec.runtime.program import Program
 from mlec.target import Target
@@ -50,6 +51,21 @@ def test_kernels_equal_the_reference(names: Sequence[str], monkeypatch: pytest.M
     executable = Executable(program, to_objects(compiled), lowered.constants, num_threads=1)
     for name, got, wanted in zip(ops, executable.run(arrays), run_graph(graph, arrays), strict=True):
         check(name, got, wanted)
+
+
+@pytest.mark.parametrize("child", [7, 0], ids=["outside", "circle"])
+def test_damaged_trees_are_refused(child: int) -> None:
+    ints = {"feature": [0], "left": [child], "right": [-1], "category": [], "roots": [0], "output": [0]}
+    arrays = {name: np.asarray(values, np.int32) for name, values in ints.items()} | {
+        "threshold": np.zeros(1, np.float32), "flags": np.zeros(1, np.uint8), "categories": np.zeros((0, 0), np.int32),
+        "values": np.zeros((1, 1), np.float32), "base": np.zeros(1, np.float32),
+    }  # fmt: skip
+    b = GraphBuilder()
+    x = b.input("x", tensor("f32", ("n", 2)))
+    graph = b.finish([b("tree_ensemble", x, *(b.constant(arrays[k]) for k in OPERANDS.split()[1:]), compare="lt")])
+    with pytest.raises(LoweringError) as caught:
+        cuda.CudaLowering(graph, TargetInfo.host()).run()
+    assert caught.value.code == "E_TREE_ARRAYS"
 
 
 def perceptron() -> Graph:
