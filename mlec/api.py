@@ -19,7 +19,7 @@ from mlec.frontends.base import Frontend, InputShapes, LowerOptions, Oracle
 from mlec.frontends.select import frontend_for, load_model_file
 from mlec.ir import Graph
 from mlec.machine import Machine, this_machine
-from mlec.packing import backend_for, executable_of, host_cpu_flags, pack, refuse_reserved, unpack
+from mlec.packing import backend_for, executable_of, host_cpu_flags, needed_cpu_flags, pack, refuse_reserved, unpack
 from mlec.passes.pipelines import named_pipeline
 from mlec.pipeline import Pass, PassContext, PassPipeline, Tolerance
 from mlec.progress import progress_bar
@@ -93,7 +93,7 @@ def compile(
     Raises:
         MlecError: see the subclasses in `mlec.errors`.
     """
-    _check_options(precision, calibration, tune)
+    _check_options(precision, calibration, tune, tolerance)
     wanted = Target.parse(target)
     examples = _examples(example_inputs)
     options = LowerOptions(examples, input_shapes, dynamic_batch, trust_pickle, model_class)
@@ -115,7 +115,12 @@ def compile(
         advance("validate", 3, 4)
         compiled = _assemble(source, optimized, module, report, num_threads)
         _fill(report, source.graph, optimized, module, machine)
-        if wanted.kind == "cpu":
+        missing = sorted(needed_cpu_flags(module.program) - host_cpu_flags())
+        if missing:
+            report.warnings.append(
+                f"not validated or timed: this processor lacks {', '.join(missing[:5])}, which {wanted} has"
+            )
+        elif wanted.kind == "cpu":
             _run_and_check(compiled, source, examples, tolerance, validate, report, machine, optimized)
             if measure_passes:
                 _measure_passes(
@@ -249,7 +254,7 @@ def validate_export(
 # -- steps ---------------------------------------------------------------------------------------------------------------
 
 
-def _check_options(precision: str, calibration: Any, tune: int) -> None:
+def _check_options(precision: str, calibration: Any, tune: int, tolerance: object) -> None:
     if precision not in PRECISIONS:
         raise UsageError(f"precision takes {', '.join(PRECISIONS)}, got {precision!r}")
     if precision not in SUPPORTED_PRECISIONS or calibration is not None:
@@ -265,6 +270,11 @@ def _check_options(precision: str, calibration: Any, tune: int) -> None:
             "kernel search (tune) is not offered in this version",
             code="E_NOT_OFFERED",
             hint="leave tune at 0: kernels come from templates",
+        )
+    if tolerance is not None and not isinstance(tolerance, Tolerance):
+        raise UsageError(
+            f"tolerance takes a mlec.Tolerance, got {tolerance!r}",
+            hint="for example mlec.Tolerance(rtol=1e-3, atol=1e-6)",
         )
 
 
@@ -302,6 +312,11 @@ def _pipeline(passes: str | PassPipeline | Sequence[Pass]) -> PassPipeline:
     if isinstance(passes, PassPipeline):
         return passes
     if not isinstance(passes, str):
+        if not isinstance(passes, Sequence):
+            raise UsageError(
+                f"passes takes a name, a text, a PassPipeline or a list of passes, got {passes!r}",
+                hint='for example passes="O2"',
+            )
         return PassPipeline(passes)
     if passes == "default":
         return named_pipeline(passes)

@@ -19,7 +19,7 @@ from mlec.ir.op import Array
 from mlec.report import OptimizationReport
 from mlec.runtime import CompiledModel, Executable, Program
 from mlec.signature import Signature
-from mlec.target import Target
+from mlec.target import X86_FLAGS, Target
 
 RELOCATABLE_OBJECT = 6
 logger = logging.getLogger("mlec")
@@ -38,13 +38,17 @@ def pack(
     for name, array in module.constants.items():
         if tensors.setdefault(name, array) is not array:
             raise LoweringError(f"the backend gives another tensor under the name of the constant {name!r}")
+    if user is not None and not isinstance(user, Mapping):
+        raise UsageError(
+            f"metadata takes a mapping, got {type(user).__name__}", hint='for example metadata={"author": "me"}'
+        )
     document = {
         **metadata,
         "signature": msgspec.to_builtins(graph.signature),
         "program": msgspec.to_builtins(module.program),
         "report": msgspec.to_builtins(report.to_dict()),
         "user": dict(user or {}),
-        "targets": [{**module.program.target, "cpu_flags": _needed_flags(module.program)}],
+        "targets": [{**module.program.target, "cpu_flags": sorted(needed_cpu_flags(module.program))}],
     }
     blobs = [KernelBlob(RELOCATABLE_OBJECT, 0, data) for data in module.objects]
     saved = write(path, metadata=document, graph=print_graph(graph), tensors=tensors, kernels=blobs)
@@ -142,38 +146,16 @@ def host_cpu_flags() -> frozenset[str]:
     return frozenset(flags)
 
 
-_VECTOR_FLAGS = ("sse4", "ssse3", "avx", "fma", "f16c", "bmi", "amx", "asimd", "sve", "popcnt", "movbe", "abm")
-_LEVELS = {
-    "x86-64": ("x86_64",),
-    "x86-64-v2": ("x86_64", "ssse3", "sse4_1", "sse4_2", "popcnt"),
-    "x86-64-v3": ("x86_64", "avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"),
-    "x86-64-v4": (
-        "x86_64",
-        "avx",
-        "avx2",
-        "fma",
-        "f16c",
-        "bmi1",
-        "bmi2",
-        "movbe",
-        "abm",
-        "avx512f",
-        "avx512bw",
-        "avx512cd",
-        "avx512dq",
-        "avx512vl",
-    ),
-}
-
-
-def _needed_flags(program: Program) -> list[str]:
-    """What a processor must have to run the kernels: by its level where one was named, else all that this machine has."""
+def needed_cpu_flags(program: Program) -> frozenset[str]:
+    """What a processor must have to run the kernels, named as in `host_cpu_flags`."""
     if program.backend == "numpy" or program.device != "cpu":
-        return []
-    level = _LEVELS.get(str(program.target.get("mcpu", "")))
-    if level is not None:
-        return sorted(level)
-    return sorted(f for f in host_cpu_flags() if f.startswith(_VECTOR_FLAGS) or f == platform.machine())
+        return frozenset()
+    architecture = str(program.target.get("triple", "")).partition("-")[0]
+    if architecture != "x86_64":  # whose extensions LLVM and Linux name too differently: all that this machine has
+        return frozenset(f for f in host_cpu_flags() if f.startswith(("asimd", "sve"))) | {architecture}
+    features = program.target.get("features")
+    used = features if isinstance(features, list) else ()
+    return frozenset(X86_FLAGS[name] for name in used if name in X86_FLAGS) | {architecture}
 
 
 def _save_again(path: Path, artifact: Artifact, options: Mapping[str, Any]) -> SaveResult:

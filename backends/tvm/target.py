@@ -8,36 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from mlec.backends.tvm.compat import Target, llvm
-
-# Extensions the templates or LLVM may use, by LLVM's name: the name Linux gives them in /proc/cpuinfo.
-_X86_FLAGS = {
-    "avx": "avx",
-    "avx2": "avx2",
-    "fma": "fma",
-    "f16c": "f16c",
-    "bmi": "bmi1",
-    "bmi2": "bmi2",
-    "avxvnni": "avx_vnni",
-    "avx512f": "avx512f",
-    "avx512bw": "avx512bw",
-    "avx512cd": "avx512cd",
-    "avx512dq": "avx512dq",
-    "avx512vl": "avx512vl",
-    "avx512vnni": "avx512_vnni",
-    "avx512bf16": "avx512_bf16",
-    "avx512fp16": "avx512_fp16",
-    "avx512vbmi": "avx512vbmi",
-    "avx512vbmi2": "avx512_vbmi2",
-    "avx512ifma": "avx512ifma",
-    "avx512bitalg": "avx512_bitalg",
-    "avx512vpopcntdq": "avx512_vpopcntdq",
-    "vaes": "vaes",
-    "vpclmulqdq": "vpclmulqdq",
-    "gfni": "gfni",
-    "amx-tile": "amx_tile",
-    "amx-int8": "amx_int8",
-    "amx-bf16": "amx_bf16",
-}
+from mlec.target import X86_FLAGS
 
 
 @dataclass(frozen=True)
@@ -88,8 +59,8 @@ class TargetInfo:
         triple, mcpu = _host_triple(), str(llvm.llvm_get_system_cpu())
         named = cls.for_cpu(mcpu, triple)
         flags = _linux_cpu_flags()
-        hidden = [f"-{name}" for name, flag in _X86_FLAGS.items() if name in named.features and flag not in flags]
-        added = [f"+{name}" for name, flag in _X86_FLAGS.items() if name not in named.features and flag in flags]
+        hidden = [f"-{name}" for name, flag in X86_FLAGS.items() if name in named.features and flag not in flags]
+        added = [f"+{name}" for name, flag in X86_FLAGS.items() if name not in named.features and flag in flags]
         info = cls.for_cpu(mcpu, triple, tuple(hidden + added) if flags else ())
         sizes = _linux_cache_sizes()
         return cls(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import mlec.ops  # noqa: F401  (fills the table)
-from mlec.backends.base import CompileOptions
+import mlec
+import mlec.ops  # fills the table
+from mlec.backends.base import CompiledModule, CompileOptions
 from mlec.backends.numpy.backend import NumpyBackend
 from mlec.backends.tvm.backend import TVMBackend
 from mlec.backends.tvm.lowering import LOWERINGS
+from mlec.backends.tvm.target import TargetInfo
 from mlec.errors import TargetError, UnsupportedOpError
 from mlec.ir import OPS, Graph, GraphBuilder, Location, run_graph, tensor
+from mlec.packing import needed_cpu_flags
 from mlec.runtime.executable import Executable
 from mlec.target import Target
 
@@ -119,3 +122,18 @@ def test_progress_is_told() -> None:
 def test_equal_compilations_give_equal_code() -> None:
     first, second = (TVMBackend().compile(layer(), Target()) for _ in range(2))
     assert first.objects == second.objects
+
+
+def test_kernels_for_another_processor_are_not_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not TargetInfo.host().triple.startswith("x86_64"):
+        pytest.skip("x86 has levels")
+    monkeypatch.setattr("mlec.api.host_cpu_flags", lambda: needed_cpu_flags(compiled_for("cpu:x86-64-v3").program))
+    for target, warned in (("cpu:x86-64", False), ("cpu:x86-64-v3", False), ("cpu:znver4", True)):
+        report = mlec.compile(layer(), target=target).report
+        assert bool(report.warnings) is warned
+        assert ("measured" in report.timing) is not warned
+    assert "avx512" in report.warnings[0]
+
+
+def compiled_for(target: str) -> CompiledModule:
+    return TVMBackend().compile(layer(), Target.parse(target))
