@@ -311,16 +311,14 @@ def _lower(model: Any, options: LowerOptions) -> _Source:
 def _pipeline(passes: str | PassPipeline | Sequence[Pass]) -> PassPipeline:
     if isinstance(passes, PassPipeline):
         return passes
-    if not isinstance(passes, str):
-        if not isinstance(passes, Sequence):
-            raise UsageError(
-                f"passes takes a name, a text, a PassPipeline or a list of passes, got {passes!r}",
-                hint='for example passes="O2"',
-            )
-        return PassPipeline(passes)
-    if passes == "default":
-        return named_pipeline(passes)
-    return PassPipeline.parse(passes)
+    if isinstance(passes, str):
+        return named_pipeline(passes) if passes == "default" else PassPipeline.parse(passes)
+    if not isinstance(passes, Sequence):
+        raise UsageError(
+            f"passes takes a name, a text, a PassPipeline or a list of passes, got {passes!r}",
+            hint='for example passes="O2"',
+        )
+    return PassPipeline(passes)
 
 
 def vector_bytes(target: Target) -> int:
