@@ -313,7 +313,7 @@ def _pipeline(passes: str | PassPipeline | Sequence[Pass]) -> PassPipeline:
         return passes
     if isinstance(passes, str):
         return named_pipeline(passes) if passes == "default" else PassPipeline.parse(passes)
-    if not isinstance(passes, Sequence):
+    if not isinstance(passes, (list, tuple)):
         raise UsageError(
             f"passes takes a name, a text, a PassPipeline or a list of passes, got {passes!r}",
             hint='for example passes="O2"',
