@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from bench.harness import Timing, run_case
-from bench.table import markdown, put_into
+from bench.table import markdown, put_into, summary
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -33,7 +33,7 @@ THREAD_VARIABLES = (
 @click.option("--threads", default="1,2", show_default=True)
 @click.option("--only", multiple=True, help="competitors to run, besides mlec and source")
 @click.option("--json", "out", type=click.Path(path_type=Path), default=None, help="write the timings here")
-@click.option("--readme", is_flag=True, help="put the table into README.md")
+@click.option("--readme", is_flag=True, help="put the means into README.md and the table into bench/RESULTS.md")
 @click.option("--in-process", is_flag=True, hidden=True)
 def main(
     group: tuple[str, ...],
@@ -62,7 +62,8 @@ def main(
         out.write_text(json.dumps({"machine": _title(), "timings": [t.to_dict() for t in timings]}, indent=1))
     if readme:
         path = Path(__file__).parents[1] / "README.md"
-        path.write_text(put_into(path.read_text(), table))
+        path.write_text(put_into(path.read_text(), summary(timings, _title())))
+        (Path(__file__).parent / "RESULTS.md").write_text(f"# Results\n\n{table}\n")
 
 
 def _subprocess(threads: str, group: tuple[str, ...], names: tuple[str, ...], only: tuple[str, ...]) -> list[Timing]:

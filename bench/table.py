@@ -43,6 +43,19 @@ def markdown(timings: Sequence[Timing], title: str) -> str:
     return "\n".join(lines)
 
 
+def summary(timings: Sequence[Timing], title: str) -> str:
+    """For each group the geometric mean over its cases and batches of how many times longer each peer takes."""
+    found = ratios(timings)
+    competitors = dict.fromkeys(t.competitor for t in timings)
+    names = [n for n in competitors if n != "mlec" and any(n in row for row in found.values())]
+    lines = [title, "", f"| geometric mean | cases | {' | '.join(names)} |", f"|{'---|' * (2 + len(names))}"]
+    for group in dict.fromkeys(key[0] for key in found):
+        rows = [row for key, row in found.items() if key[0] == group]
+        cells = " | ".join(_mean([row[n] for row in rows if n in row]) for n in names)
+        lines.append(f"| {group} | {len(rows)} | {cells} |")
+    return "\n".join(lines)
+
+
 def _mean(values: list[float]) -> str:
     return f"**{geomean(values):.2f}x**" if values else ""
 
