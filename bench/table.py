@@ -49,10 +49,10 @@ def summary(timings: Sequence[Timing], title: str) -> str:
     competitors = dict.fromkeys(t.competitor for t in timings)
     names = [n for n in competitors if n != "mlec" and any(n in row for row in found.values())]
     lines = [title, "", f"| geometric mean | cases | {' | '.join(names)} |", f"|{'---|' * (2 + len(names))}"]
-    for group in dict.fromkeys(key[0] for key in found):
-        rows = [row for key, row in found.items() if key[0] == group]
+    for group, threads in dict.fromkeys((key[0], key[3]) for key in found):
+        rows = [row for key, row in found.items() if (key[0], key[3]) == (group, threads)]
         cells = " | ".join(_mean([row[n] for row in rows if n in row]) for n in names)
-        lines.append(f"| {group} | {len(rows)} | {cells} |")
+        lines.append(f"| {group}, threads: {threads} | {len(rows)} | {cells} |")
     return "\n".join(lines)
 
 
