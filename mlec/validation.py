@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from mlec.errors import ToleranceError, UsageError
+from mlec.errors import MlecError, ToleranceError, UsageError
 from mlec.frontends.base import Oracle
 from mlec.ir import Graph
 from mlec.ir.dim import evaluate, parse_dim, symbols_of
+from mlec.ir.dtype import DType
 from mlec.ir.op import Array
 from mlec.pipeline import Tolerance
 from mlec.runtime import CompiledModel
@@ -22,6 +23,8 @@ PROBE_ROWS = 256
 BATCHES = (1, 5)
 
 NETWORK = Tolerance(rtol=1e-4, atol=1e-6)
+HALF = Tolerance(rtol=8 * 2.0**-10, atol=1e-6)  # some units in the last place: each op of the source rounds to 16 bits
+BFLOAT = Tolerance(rtol=8 * 2.0**-7, atol=1e-6)
 ESTIMATOR = Tolerance(rtol=1e-5, atol=1e-9)
 TREES = Tolerance(rtol=4 * 2.0**-23, atol=1e-12)
 
@@ -52,7 +55,8 @@ class Comparison:
 def default_tolerance(graph: Graph) -> Tolerance:
     """The bound of the parity table for this kind of model."""
     if graph.signature.kind == "network":
-        return NETWORK
+        kinds = {value.type.dtype for node in graph.nodes for value in node.outputs}
+        return BFLOAT if DType.BF16 in kinds else HALF if DType.F16 in kinds else NETWORK
     return TREES if any(node.name == "tree_ensemble" for node in graph.nodes) else ESTIMATOR
 
 
@@ -105,13 +109,32 @@ def compare(compiled: CompiledModel, oracle: Oracle, inputs: Sequence[Any], tole
         argument = list(inputs) if method == "run" else inputs[0]
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # what the source warns about on probing inputs is not the user's concern
-            wanted = function(argument)
+            wanted = _of_source(function, argument, method)
         got = getattr(compiled, method)(argument)
         results[method] = (_arrays(wanted), _arrays(got))
     ties = _tied_rows(
         [w for m, (ws, _) in results.items() for w in ws if m in ("predict_proba", "decision_function")], tolerance
     )
     return [_worst_of(method, wanted, got, ties, tolerance) for method, (wanted, got) in results.items()]
+
+
+def _of_source(function: Callable[[Any], Any], argument: Any, method: str) -> Any:
+    """What the source gives.
+
+    Raises:
+        UsageError: the source fails: the examples, or the source, are not those of the compiled model.
+    """
+    try:
+        return function(argument)
+    except MlecError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"the source model fails on the inputs it is compared on: {method}: {type(error).__name__}: {error}",
+            code="E_SOURCE_FAILS",
+            hint="check that the source is the model that was compiled, and that each example is one array (dicts and lists of "
+            "arrays cannot be compared); validate=False compiles without comparing",
+        ) from error
 
 
 def _arrays(value: Any) -> list[Array]:
@@ -131,7 +154,7 @@ def _compare_arrays(method: str, wanted: Array, got: Array, ties: Array | None, 
     rows = len(wanted) if wanted.ndim else 1
     if wanted.shape != got.shape or wanted.dtype != got.dtype:
         return Comparison(method, rows, excess=float("inf"))
-    if wanted.dtype.kind != "f":
+    if wanted.dtype.kind not in "fV":  # V: bfloat16
         different = np.asarray(wanted != got)
         tied = (
             different & ties.reshape(-1, *[1] * (different.ndim - 1))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import io
+import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +76,27 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch from writing a failure, with its traceback, to stderr before raising it; TORCH_LOGS brings that back."""
+    if os.environ.get("TORCH_LOGS"):
+        yield
+        return
+    loggers = [
+        logging.getLogger(name) for name in list(logging.root.manager.loggerDict) if name.split(".")[0] == "torch"
+    ]
+    levels = {handler: handler.level for logger in loggers for handler in logger.handlers}
+    try:
+        for handler in levels:
+            handler.setLevel(logging.CRITICAL)
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for handler, level in levels.items():
+            handler.setLevel(level)
+
+
 def export_model(model: torch.nn.Module | ExportedProgram, options: LowerOptions) -> Exported:
     """The model as ATen ops.
 
@@ -105,7 +129,9 @@ def _export_module(
         wanted = _wanted_shapes(options.input_shapes, _parameter_names(signature))
         values: tuple[Any, ...] = tuple(_examples_from_shapes(module, wanted))
     else:
-        values = tuple(pytree.tree_map(lambda leaf: _example(leaf, module), options.example_inputs, is_leaf=_is_array))
+        values = tuple(
+            pytree.tree_map(lambda leaf: example_tensor(leaf, module), options.example_inputs, is_leaf=_is_array)
+        )
     try:
         arguments = signature.bind(*values).arguments
     except TypeError as error:
@@ -140,7 +166,7 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray) or hasattr(value, "to_numpy")
 
 
-def _example(value: Any, module: torch.nn.Module) -> Any:
+def example_tensor(value: Any, module: torch.nn.Module) -> Any:
     """An array as a tensor of the device, and for arrays of floats of the dtype, that the module's parameters have."""
     like = next((p for p in module.parameters() if p.is_floating_point()), None)
     if hasattr(value, "to_numpy"):
@@ -262,8 +288,7 @@ def _run_export(
     dynamic = any(specs)
     shapes = pytree.tree_unflatten(list(specs), structure) if dynamic else None
     try:
-        with evaluating(module), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with evaluating(module), _quiet():
             return torch.export.export(module, bound.args, bound.kwargs, dynamic_shapes=shapes, strict=False)
     except MlecError:
         raise
@@ -294,7 +319,7 @@ def _named_symbols(
     defaults: Mapping[str, tuple[Dim | None, ...]],
 ) -> Mapping[str, Dim]:
     """What each of torch's symbols is called (or fixed to) by the stated shapes, by ``n`` for the batch, or by a new name."""
-    inputs = dict(zip(names, _user_tensors(program), strict=True))
+    inputs = dict(zip(names, user_tensors(program), strict=True))
     symbols: dict[str, Dim] = {}
 
     def bind(size: Any, dim: Dim) -> bool:
@@ -351,7 +376,7 @@ def _example_shape(tensor: torch.Tensor) -> str:
     return f"({', '.join(shown)},)"
 
 
-def _user_tensors(program: ExportedProgram) -> list[torch.Tensor]:
+def user_tensors(program: ExportedProgram) -> list[torch.Tensor]:
     """What torch.export traced the user's inputs with."""
     names = set(program.graph_signature.user_inputs)
     found = []

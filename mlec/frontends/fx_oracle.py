@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from mlec.frontends.fx_context import to_numpy, to_torch
-from mlec.frontends.fx_export import evaluating
+from mlec.frontends.fx_export import evaluating, example_tensor, user_tensors
 from mlec.ir.op import Array
 
 Run = Callable[[Sequence[Array]], list[Array]]
@@ -23,9 +23,8 @@ def source_run(model: torch.nn.Module | ExportedProgram) -> Run:
 
 def _module_run(module: torch.nn.Module) -> Run:
     def run(arrays: Sequence[Array]) -> list[Array]:
-        device = next((p.device for p in module.parameters()), torch.device("cpu"))
         with torch.no_grad(), evaluating(module):
-            return _arrays(module(*(to_torch(a).to(device) for a in arrays)))
+            return _arrays(module(*(to_torch(example_tensor(a, module)) for a in arrays)))
 
     return run
 
@@ -33,9 +32,11 @@ def _module_run(module: torch.nn.Module) -> Run:
 def _program_run(program: ExportedProgram) -> Run:
     # Without its guards: they refuse the batch sizes 0 and 1, which torch.export did not look at.
     module, structure = program.module(check_guards=False), program.call_spec.in_spec
+    dtypes = [tensor.dtype for tensor in user_tensors(program)]
 
     def run(arrays: Sequence[Array]) -> list[Array]:
-        args, kwargs = pytree.tree_unflatten([to_torch(a) for a in arrays], structure)
+        tensors = [to_torch(a).to(dtype) for a, dtype in zip(arrays, dtypes, strict=True)]
+        args, kwargs = pytree.tree_unflatten(tensors, structure)
         with torch.no_grad():
             return _arrays(module(*args, **kwargs))
 

@@ -49,8 +49,8 @@ def load_torch_file(path: Path, options: LowerOptions) -> Any:
 def _load_program(path: Path) -> torch.export.ExportedProgram:
     check_program_archive(path)
     try:
-        with _data_only():
-            return torch.export.load(path)
+        with _data_only(), path.open("rb") as file:  # an open file, because of a path torch wants the ending .pt2
+            return torch.export.load(file)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else "no reason given"
         raise FrontendError(

@@ -80,10 +80,14 @@ class Edge:
             )
         if self._table:
             return self._table.read(items[0])
-        return [
+        arrays = [
             _cast(as_array(item, spec.name), dtype, f"input {spec.name!r}")
             for item, spec, dtype in zip(items, self._inputs, self._dtypes, strict=True)
         ]
+        for array, spec in zip(arrays, self._inputs, strict=True):
+            if spec.limits is not None and array.size:
+                _check_limits(array, spec.name, *spec.limits)
+        return arrays
 
     def bind(self, arrays: Sequence[Array]) -> dict[str, int]:
         """The values of the symbolic dims.
@@ -168,6 +172,11 @@ def as_array(value: Any, name: str) -> Array:
         array: Array = value
         return array
     if hasattr(value, "detach") and hasattr(value, "cpu"):  # a torch tensor
+        if getattr(value, "is_meta", False):
+            raise InputError(
+                f"input {name!r}: expected an array, got a tensor on the meta device, which has no elements",
+                code="E_INPUT_DTYPE",
+            )
         value = value.detach().cpu()
         if str(value.dtype) == "torch.bfloat16":  # not known to numpy, and exact in float32
             value = value.float()
@@ -189,6 +198,13 @@ def as_array(value: Any, name: str) -> Array:
         ) from error
 
 
+def _check_limits(array: Array, name: str, least: int, most: int) -> None:
+    """Refuses positions outside the table that they pick from."""
+    if array.min() < least or array.max() > most:
+        wrong = array[(array < least) | (array > most)][0]
+        raise InputError(f"input {name!r} picks entries {least} to {most}, got {wrong}", code="E_INPUT_VALUE")
+
+
 def _cast(array: Array, dtype: np.dtype[Any], where: str) -> Array:
     """The array with the element type that the graph takes, where that loses nothing the model could see.
 
@@ -205,7 +221,9 @@ def _cast(array: Array, dtype: np.dtype[Any], where: str) -> Array:
         raise InputError(
             f"{where}: expected {dtype.name}, got {array.dtype.name}",
             code="E_INPUT_DTYPE",
-            hint="strings and dates are no numbers: encode them as the model saw them in training",
+            hint="pass the real and imaginary parts as the model expects them"
+            if kind == "c"
+            else "strings and dates are no numbers: encode them as the model saw them in training",
         )
     if dtype.kind in "fV":
         with np.errstate(over="ignore"):  # too large a number becomes infinity, which `numbers` then judges

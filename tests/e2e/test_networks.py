@@ -103,3 +103,75 @@ def test_exported_program_file(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(7, 8)).astype(np.float32)
     np.testing.assert_allclose(compiled.run([x])[0], source(module, [x])[0], atol=1e-5)
     np.testing.assert_allclose(compiled(x)[0], compiled.run({compiled.signature.inputs[0].name: x})[0])
+
+
+def test_double_examples_of_a_single_network(tmp_path: Path) -> None:
+    """numpy makes float64: a network of float32 takes it as what it computes in, and so does its source."""
+    module = trained_like(Mlp(8, 16, 4))
+    x = np.random.default_rng(0).normal(size=(7, 8))
+    wanted = source(module, [x.astype(np.float32)])[0]
+    compiled = mlec.compile(module, x)
+    np.testing.assert_allclose(compiled.run([x])[0], wanted, atol=1e-5)
+    program = torch.export.export(module, (torch.zeros(7, 8),))
+    np.testing.assert_allclose(mlec.compile(program, x).run([x])[0], wanted, atol=1e-5)
+    compiled.save(tmp_path / "model.mle")
+    assert mlec.validate_export(module, tmp_path / "model.mle", x)["passed"]
+
+
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.float16, 2.0**-10), (torch.bfloat16, 2.0**-7)])
+def test_networks_in_16_bits(dtype: Any, unit: float) -> None:
+    torch.manual_seed(0)
+    module = Mlp(64, 128, 4).eval().to(dtype)
+    x = torch.randn(50, 64).to(dtype)
+    compiled = mlec.compile(module, x)
+    got = compiled.run([x])[0].astype(np.float64)
+    wanted = module(x).detach().double().numpy()
+    assert np.abs(got - wanted).max() <= 8 * unit * np.abs(wanted).max()
+    assert compiled.report.parity["tolerance"]["rtol"] == 8 * unit
+
+
+@pytest.mark.parametrize("option", [{"tolerance": 1e-3}, {"passes": 5}])
+def test_options_of_another_type(option: dict[str, Any]) -> None:
+    with pytest.raises(mlec.MlecError, match=f"{next(iter(option))} takes"):
+        mlec.compile(Mlp(8, 16, 4).eval(), torch.zeros(2, 8), **option)
+
+
+def test_metadata_is_a_mapping(tmp_path: Path) -> None:
+    compiled = mlec.compile(nn.Linear(3, 2).eval(), torch.zeros(2, 3), validate=False)
+    with pytest.raises(mlec.MlecError, match="metadata takes a mapping"):
+        compiled.save(tmp_path / "model.mle", metadata=[1])  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensors_without_elements_are_refused() -> None:
+    compiled = mlec.compile(nn.Linear(3, 2).eval(), torch.zeros(2, 3), validate=False)
+    with pytest.raises(mlec.InputError, match="meta device"):
+        compiled.run([torch.zeros(2, 3, device="meta")])
+
+
+def test_a_source_that_cannot_run_the_inputs(tmp_path: Path) -> None:
+    class Nested(nn.Module):
+        def forward(self, both: dict[str, Tensor]) -> Tensor:
+            return both["a"] + both["b"]
+
+    example = ({"a": torch.ones(2, 3), "b": torch.ones(2, 3)},)
+    with pytest.raises(mlec.MlecError, match="source model fails") as caught:
+        mlec.compile(Nested(), example)
+    assert "validate=False" in (caught.value.hint or "")
+    ones = np.ones((4, 3), np.float32)
+    compiled = mlec.compile(Nested(), example, validate=False)
+    np.testing.assert_array_equal(compiled.run([ones, ones])[0], 2 * ones)
+    mlec.compile(nn.Linear(3, 2).eval(), ones).save(tmp_path / "model.mle")
+    with pytest.raises(mlec.MlecError, match="source model fails"):
+        mlec.validate_export(nn.Linear(5, 2), tmp_path / "model.mle", ones)
+
+
+def test_positions_outside_an_embedding_are_refused_as_torch_does(tmp_path: Path) -> None:
+    module = nn.Embedding(5, 3)
+    compiled = mlec.compile(module, torch.zeros(2, 4, dtype=torch.int64))
+    compiled.save(tmp_path / "model.mle")
+    for model in (compiled, mlec.load(tmp_path / "model.mle")):
+        assert model.run([np.array([[0, 4]])])[0].shape == (1, 2, 3)
+        for position in (5, -1):
+            with pytest.raises(mlec.InputError, match=rf"picks entries 0 to 4, got {position}"):
+                model.run([np.array([[0, position]])])

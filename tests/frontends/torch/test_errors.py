@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,6 +111,21 @@ def test_control_flow_on_values() -> None:
         lower(lambda x: x if x.sum() > 0 else -x, X)
     assert caught.value.code == "E_EXPORT"
     assert "control flow" in (caught.value.hint or "")
+
+
+def test_torch_writes_nothing_of_its_own_about_a_failure(tmp_path: Path) -> None:
+    script = (
+        "import torch, mlec\n"
+        "class Branch(torch.nn.Module):\n"
+        "    def forward(self, x): return x if x.sum() > 0 else -x\n"
+        "for module in (Branch(), torch.nn.Linear(5, 2)):\n"
+        "    try: mlec.lower(module, torch.zeros(2, 4))\n"
+        "    except mlec.MlecError as error: print(error.code)\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
+    assert done.stdout.split() == ["E_EXPORT", "E_EXPORT"]
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,11 @@ def test_exported_programs(program_file: Path, model: nn.Module) -> None:
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
 
+def test_any_ending_without_a_warning(program_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    FRONTEND.load(program_file, LowerOptions())
+    assert not caplog.records
+
+
 def rewritten(
     path: Path, change: Callable[[str, bytes], tuple[str, bytes] | None], extra: dict[str, bytes] | None = None
 ) -> Path:
