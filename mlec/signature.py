@@ -27,11 +27,13 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         name: unique among the inputs (or the outputs).
         dtype: name of the element type as the IR writes it: f64 f32 f16 bf16 i64 i32 i16 i8 u8 bool.
         shape: an int, or the text of a symbolic dim such as ``"n"`` or ``"2*n+1"``, for each axis.
+        limits: smallest and largest value of an input that picks entries by their positions; others are an `InputError`.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    limits: tuple[int, int] | None = None
 
 
 class Coding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

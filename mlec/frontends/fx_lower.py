@@ -156,14 +156,15 @@ class _Lowering:
                     f"output {name!r} is a size, not a tensor",
                     hint="return tensors only; sizes follow from the inputs' shapes",
                 )
+        graph = self.b.finish(results)
         ranges = self.exported.ranges()
-        symbols = {s for v in self.b._inputs for s in v.type.symbols}
+        symbols = {s for v in graph.inputs for s in v.type.symbols}
         signature = Signature(
-            inputs=tuple(_spec(v.hint, v.type) for v in self.b._inputs),
+            inputs=tuple(_spec(v.hint, v.type, _position_limits(graph, v)) for v in graph.inputs),
             outputs=tuple(_spec(name, v.type) for name, v in zip(kept, results, strict=True)),
             symbols={name: ranges.get(name, (0, None)) for name in sorted(symbols)},
         )
-        return self.b.finish(results, signature=signature)
+        return graph.with_signature(signature)
 
     def _output_names(self) -> list[str]:
         """Keys for a dict, ``y`` for a single tensor, ``y0``, ``y1`` ... for a tuple."""
@@ -308,7 +309,18 @@ def _is_library(file: str) -> bool:
     return file.startswith((_TORCH_DIRECTORY, "<", "torch/")) or "/site-packages/torch/" in file
 
 
-def _spec(name: str, kind: TensorType) -> TensorSpec:
-    return TensorSpec(
-        name=name, dtype=kind.dtype.value, shape=tuple(d if isinstance(d, int) else str(d) for d in kind.shape)
-    )
+def _spec(name: str, kind: TensorType, limits: tuple[int, int] | None = None) -> TensorSpec:
+    shape = tuple(d if isinstance(d, int) else str(d) for d in kind.shape)
+    return TensorSpec(name=name, dtype=kind.dtype.value, shape=shape, limits=limits)
+
+
+def _position_limits(graph: Graph, value: Value) -> tuple[int, int] | None:
+    """The positions that an input may hold where it picks entries by itself, as of an embedding: torch refuses others too."""
+    same, extents = {value}, []
+    for node in graph.nodes:
+        if node.name in ("cast", "reshape") and node.inputs[0] in same and node.output.type.dtype.is_int:
+            same.add(node.output)
+        elif node.name in ("gather", "take_along_axis") and node.inputs[1] in same:
+            extents.append(node.inputs[0].type.shape[node.attrs["axis"]])
+    static = [extent for extent in extents if isinstance(extent, int)]
+    return (0, min(static) - 1) if static else None
