@@ -146,11 +146,17 @@ def verify_command(
         recorded = artifact.metadata.get("report", {}).get("parity", {})
     parity = recorded
     if against is not None:
+        from mlec.errors import ToleranceError
         from mlec.validation import default_tolerance, validate
 
         oracle = _oracle(against, trust_pickle, model_class, given)
         with _load(model, None, trust) as compiled:
-            parity = validate(compiled, compiled.graph, oracle, given, default_tolerance(compiled.graph))
+            try:
+                parity = validate(compiled, compiled.graph, oracle, given, default_tolerance(compiled.graph))
+            except ToleranceError as error:
+                raise ToleranceError(
+                    error.message, code=error.code, hint=f"if {against} was trained or changed since, compile it again"
+                ) from error
     if as_json:
         print_json({**facts, "against": against, "parity": parity})
         return

@@ -157,6 +157,7 @@ def test_verify_against_another_model(mlec: Run, iris: Iris, tmp_path: Path) -> 
     done = mlec("verify", iris.mle, "--against", tmp_path / "other.pkl", "--trust-pickle")
     assert done.code == 1
     assert "error[E_PARITY]" in done.err
+    assert "compile it again" in done.err
 
 
 def test_kernels_of_others_do_not_run_unasked(mlec: Run, iris: Iris, tmp_path: Path) -> None:
