@@ -42,7 +42,9 @@ def by_hummingbird(ctx: Context, model: Any, columns: Columns) -> list[Value]:
     try:
         module = torch_module(model, len(columns))
     except ImportError as error:
-        ctx.refuse(f"it is lowered through Hummingbird, which is not installed: {error}", "pip install mlec[hummingbird]")
+        ctx.refuse(
+            f"it is lowered through Hummingbird, which is not installed: {error}", "pip install mlec[hummingbird]"
+        )
     import torch
 
     from mlec.frontends.fx import TorchFrontend
