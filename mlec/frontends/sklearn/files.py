@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import hashlib
+import io
 import lzma
 import zipfile
 import zlib
@@ -67,30 +68,37 @@ def sniff(head: bytes, path: Path) -> bool:
 
 
 def load(path: Path, options: LowerOptions) -> Any:
-    """The object in the file."""
-    if zipfile.is_zipfile(path):
-        return _load_skops(path, options)
-    if not is_allowed(path, options):
+    """The object in the file, which is read once: what is compared with a digest must be what is executed."""
+    data = path.read_bytes()
+    if zipfile.is_zipfile(io.BytesIO(data)):
+        return _load_skops(path, data, options)
+    if not is_allowed(path, data, options):
         raise UntrustedPickleError(
             f"{path} is a pickle: reading it would execute code that the file contains",
-            hint=f"if you know where it comes from, pass trust_pickle=True (or trust_pickle={_digest(path)!r} for this file alone)",
+            hint=f"if you know where it comes from, pass trust_pickle=True (or trust_pickle={_digest(data)!r} for this file alone)",
         )
     import joblib
 
     try:
-        return joblib.load(path)
+        return joblib.load(io.BytesIO(data))
     except Exception as error:
         raise _unreadable(path, error) from error
 
 
-def is_allowed(path: Path, options: LowerOptions) -> bool:
-    """Whether the user allows executing this file."""
+def is_allowed(path: Path, data: bytes, options: LowerOptions) -> bool:
+    """Whether the user allows executing these bytes.
+
+    Raises:
+        UntrustedPickleError: the user allows another file only.
+    """
     trust = options.trust_pickle
-    return trust is True or (isinstance(trust, str) and trust == _digest(path))
+    if isinstance(trust, str) and trust.lower() != _digest(data):
+        raise UntrustedPickleError(f"{path} is not the file that you trust: it is {_digest(data)}, not {trust}")
+    return bool(trust)
 
 
-def _digest(path: Path) -> str:
-    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def _plain(head: bytes) -> bytes:
@@ -112,24 +120,24 @@ def _is_skops(path: Path) -> bool:
         return False
 
 
-def _load_skops(path: Path, options: LowerOptions) -> Any:
+def _load_skops(path: Path, data: bytes, options: LowerOptions) -> Any:
     """The estimator of a skops file, which may hold types that skops or we trust; any type with the user's permission."""
     try:
-        from skops import io
+        from skops import io as skops
     except ImportError as error:
         raise FrontendError(f"{path} is a skops file, and skops is not installed", hint="pip install skops") from error
     try:
-        unknown = list(io.get_untrusted_types(file=path))
+        unknown = list(skops.get_untrusted_types(data=data))
     except Exception as error:
         raise _unreadable(path, error) from error
     refused = [name for name in unknown if name not in TRUSTED_TYPES]
-    if refused and not is_allowed(path, options):
+    if refused and not is_allowed(path, data, options):
         raise UntrustedPickleError(
             f"{path} holds types that are not trusted: {', '.join(refused)}",
             hint="if you know where the file comes from, pass trust_pickle=True",
         )
     try:
-        return io.load(path, trusted=unknown)
+        return skops.loads(data, trusted=unknown)
     except Exception as error:
         raise _unreadable(path, error) from error
 
