@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from contextlib import suppress
 from typing import Any, Literal
@@ -85,7 +86,9 @@ def lower(model: Any, options: LowerOptions) -> Graph:
 
 
 def _with_float32(model: Any, signature: Signature) -> Signature:
-    """Marks the methods that answer a table of float32 in float32. Each estimator has rules of its own: one row asks it."""
+    """Marks the methods that answer a table of float32 in float32. Each estimator has rules of its own: one row asks a copy
+    (predicting can change an estimator: a search tree counts its visits).
+    """
     table = signature.table
     assert table is not None
     if any(feed.codings for feed in table.feeds):
@@ -96,10 +99,12 @@ def _with_float32(model: Any, signature: Signature) -> Signature:
 
         row = pd.DataFrame(row, columns=list(table.feature_names))
 
+    copied = copy.deepcopy(model)
+
     def answers_in_float32(name: str) -> bool:
         with warnings.catch_warnings(), np.errstate(all="ignore"), suppress(Exception):  # a row of zeros may be refused
             warnings.simplefilter("ignore")
-            return getattr(getattr(model, name)(row), "dtype", None) == np.float32
+            return getattr(getattr(copied, name)(row), "dtype", None) == np.float32
         return False
 
     methods = tuple(
