@@ -46,6 +46,7 @@ class _Layout:
     images: bool
     b: GraphBuilder = field(init=False)
     blocked: dict[Value, Value] = field(default_factory=dict)  # old plain value -> new value in channel blocks
+    blocked_from_plain: set[Value] = field(default_factory=set)  # values whose plain form exists as well
     remarks: list[Remark] = field(default_factory=list)
     changed: bool = False
 
@@ -181,8 +182,8 @@ class _Layout:
         """The image in channel blocks, converted where it is not."""
         if value not in self.blocked:
             n, channels, h, w = value.type.shape
-            block = channel_block(channels, lanes) if isinstance(channels, int) else 1
-            assert isinstance(channels, int)
+            assert isinstance(channels, int)  # the type rule of conv ties them to the weights
+            block = channel_block(channels, lanes)
             split = self.b("reshape", value, shape=(n, channels // block, block, h, w))
             self.blocked[value] = self.b("transpose", split, perm=(0, 1, 3, 4, 2), hint=value.hint)
             self.blocked_from_plain.add(value)
@@ -199,8 +200,6 @@ class _Layout:
     def need_plain(self, node: Node) -> None:
         for value in node.inputs:
             self.plain(value)
-
-    blocked_from_plain: set[Value] = field(default_factory=set)  # values whose plain form exists as well
 
 
 def _block_of(value: Value) -> int:
