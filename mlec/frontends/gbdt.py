@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mlec.errors import FrontendError
 from mlec.frontends.base import LowerOptions
+from mlec.frontends.trees import Ensemble
 from mlec.ir import DType, Graph, GraphBuilder, Value, tensor, verify
 from mlec.signature import Coding, ColumnFeed, MethodSpec, Signature, TableSpec
 
@@ -42,6 +43,38 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise FrontendError(f"cannot read {path}: {error.strerror or error}", code="E_MODEL_FILE") from error
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One tree of a model file, checked: the arguments of `Ensemble.add_tree`.
+
+    Attributes:
+        left, right, feature, threshold, flags: (nodes,).
+        values: (nodes,), or (nodes, outputs) where a leaf adds to all outputs.
+        categories: for each categorical split the codes that go left.
+    """
+
+    left: Array
+    right: Array
+    feature: Array
+    threshold: Array
+    flags: Array
+    values: Array
+    categories: Mapping[int, Array]
+
+    def add_to(self, ensemble: Ensemble, position: Array, output: int, values: Array | None = None) -> None:
+        """Adds the tree to an ensemble.
+
+        Args:
+            position: for each feature of the model its column of the table.
+            output: the column of the result that the (first) value is added to.
+            values: in place of the tree's own.
+        """
+        ensemble.add_tree(
+            self.left, self.right, position[self.feature], self.threshold, self.values if values is None else values,
+            flags=self.flags, categories=self.categories, output=output,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

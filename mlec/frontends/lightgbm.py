@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mlec.errors import FrontendError, NotFittedModelError, UnsupportedModelError
 from mlec.frontends import gbdt
 from mlec.frontends.base import LowerOptions, Oracle
-from mlec.frontends.gbdt import damaged
+from mlec.frontends.gbdt import Tree, damaged
 from mlec.frontends.trees import DEFAULT_LEFT, NAN_IS_ZERO, ZERO_IS_MISSING, Ensemble
 from mlec.ir import DType, Graph, GraphBuilder, Location, Value
 from mlec.ops.tree import ZERO_LIMIT
@@ -158,49 +158,37 @@ def _array(fields: Mapping[str, str], key: str, dtype: type, count: int) -> Arra
         raise damaged(f"{key!r}: {error}") from error
 
 
-@dataclass(frozen=True)
-class _Tree:
-    """One tree as `Ensemble.add_tree` takes it: inner nodes first, then the leaves."""
-
-    left: Array
-    right: Array
-    feature: Array
-    threshold: Array
-    flags: Array
-    values: Array
-    categories: dict[int, Array]
-
-    @staticmethod
-    def read(fields: Mapping[str, str], n_features: int) -> _Tree:
-        leaves = _number(fields, "num_leaves")
-        if _number(fields, "is_linear", 0):
-            raise UnsupportedModelError(
-                "the model has linear trees (linear_tree=True), whose leaves are regressions",
-                hint="train with linear_tree=False",
-            )
-        leaf_values = _array(fields, "leaf_value", np.float64, leaves)
-        if leaves == 0:
-            raise damaged("a tree without leaves")
-        inner = leaves - 1
-        left, right, feature = (_array(fields, k, np.int64, inner) if inner else np.zeros(0, np.int64) for k in
-                                ("left_child", "right_child", "split_feature"))  # fmt: skip
-        threshold = _array(fields, "threshold", np.float64, inner) if inner else np.zeros(0)
-        decision = _array(fields, "decision_type", np.int64, inner) if inner else np.zeros(0, np.int64)
-        if ((feature < 0) | (feature >= n_features)).any():
-            raise damaged(f"a split tests a feature out of {n_features}")
-        for child in (left, right):
-            if ((child < -leaves) | (child >= inner)).any():
-                raise damaged(f"a child out of {inner} nodes and {leaves} leaves")
-        is_category = (decision & CATEGORICAL) != 0
-        return _Tree(
-            _joined(np.where(left >= 0, left, inner + ~left), np.full(leaves, -1)),
-            _joined(np.where(right >= 0, right, inner + ~right), np.full(leaves, -1)),
-            _joined(feature, np.zeros(leaves, np.int64)),
-            _joined(_of_dropped_zeros(threshold), np.zeros(leaves)),
-            _joined(np.where(is_category, 0, _flags(decision)), np.zeros(leaves, np.int64)),
-            _joined(np.zeros(inner), leaf_values),
-            _category_sets(fields, threshold, np.flatnonzero(is_category)),
+def _tree(fields: Mapping[str, str], n_features: int) -> Tree:
+    """The inner nodes come first, then the leaves."""
+    leaves = _number(fields, "num_leaves")
+    if _number(fields, "is_linear", 0):
+        raise UnsupportedModelError(
+            "the model has linear trees (linear_tree=True), whose leaves are regressions",
+            hint="train with linear_tree=False",
         )
+    leaf_values = _array(fields, "leaf_value", np.float64, leaves)
+    if leaves == 0:
+        raise damaged("a tree without leaves")
+    inner = leaves - 1
+    left, right, feature = (_array(fields, k, np.int64, inner) if inner else np.zeros(0, np.int64) for k in
+                            ("left_child", "right_child", "split_feature"))  # fmt: skip
+    threshold = _array(fields, "threshold", np.float64, inner) if inner else np.zeros(0)
+    decision = _array(fields, "decision_type", np.int64, inner) if inner else np.zeros(0, np.int64)
+    if ((feature < 0) | (feature >= n_features)).any():
+        raise damaged(f"a split tests a feature out of {n_features}")
+    for child in (left, right):
+        if ((child < -leaves) | (child >= inner)).any():
+            raise damaged(f"a child out of {inner} nodes and {leaves} leaves")
+    is_category = (decision & CATEGORICAL) != 0
+    return Tree(
+        _joined(np.where(left >= 0, left, inner + ~left), np.full(leaves, -1)),
+        _joined(np.where(right >= 0, right, inner + ~right), np.full(leaves, -1)),
+        _joined(feature, np.zeros(leaves, np.int64)),
+        _joined(_of_dropped_zeros(threshold), np.zeros(leaves)),
+        _joined(np.where(is_category, 0, _flags(decision)), np.zeros(leaves, np.int64)),
+        _joined(np.zeros(inner), leaf_values),
+        _category_sets(fields, threshold, np.flatnonzero(is_category)),
+    )
 
 
 def _joined(inner: Array, leaves: Array) -> Array:
@@ -260,7 +248,7 @@ class _Model:
     average: bool
     names: tuple[str, ...]
     infos: tuple[str, ...]
-    trees: tuple[_Tree, ...]
+    trees: tuple[Tree, ...]
     pandas_categories: Sequence[Any] | None
 
     @staticmethod
@@ -290,7 +278,7 @@ class _Model:
         trees = []
         for number, (a, z) in enumerate(zip(starts, [*starts[1:], end], strict=True)):
             try:
-                trees.append(_Tree.read(_fields(lines[a + 1 : z]), n_features))
+                trees.append(_tree(_fields(lines[a + 1 : z]), n_features))
             except FrontendError as error:
                 error.loc = error.loc or f"tree {number}"
                 raise
@@ -396,10 +384,7 @@ def _lower(model: _Model, estimator: Any, name: str, options: LowerOptions, loca
         )  # fmt: skip
         ensemble = Ensemble(model.n_features, model.n_outputs, threshold_dtype="f64", value_dtype="f64")
         for i, tree in enumerate(model.trees):
-            ensemble.add_tree(
-                tree.left, tree.right, table.position[tree.feature], tree.threshold, tree.values,
-                flags=tree.flags, categories=tree.categories, output=i % model.n_outputs,
-            )  # fmt: skip
+            tree.add_to(ensemble, table.position, i % model.n_outputs)
         trees = Location(location.file, 0, f"{location.scope}.trees")
         raw = ensemble.emit(b, table.x, compare="le", base=0.0, location=trees, hint="raw_score")
         prediction = _prediction(b, raw, model)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from mlec.errors import FrontendError, NotFittedModelError, UnsupportedModelError
 from mlec.frontends import gbdt, ubjson
 from mlec.frontends.base import LowerOptions, Oracle
-from mlec.frontends.gbdt import damaged
+from mlec.frontends.gbdt import Tree, damaged
 from mlec.frontends.trees import DEFAULT_LEFT, Ensemble
 from mlec.ir import DType, Graph, GraphBuilder, Location, Value
 from mlec.signature import Coding, MethodSpec
@@ -458,7 +458,7 @@ def _trees(
     if set(by_id) != set(range(len(listed))):
         raise damaged("'trees': the ids are not 0, 1, 2 ...")
     used = _n_used(model, len(listed), tree_info, rounds)
-    trees = [_Tree.read(by_id[i], i, n_features, n_outputs) for i in range(used)]
+    trees = [_tree(by_id[i], i, n_features, n_outputs) for i in range(used)]
     code_columns, number_columns = np.zeros(n_features, bool), np.zeros(n_features, bool)
     for tree in trees:
         numeric = tree.left >= 0
@@ -474,74 +474,57 @@ def _trees(
     def build(position: Array) -> Ensemble:
         ensemble = Ensemble(n_features, n_outputs, threshold_dtype="f32", value_dtype="f32")
         for i, tree in enumerate(trees):
-            output = 0 if tree.width > 1 else int(tree_info[i])
+            output = 0 if tree.values.ndim == 2 else int(tree_info[i])
             values = tree.values
             if drop is not None:
                 # Predicting in place, DART takes the base margin out of the sum of base and leaf; on a DMatrix it never enters.
                 alone = (values + base[output]) - base[output] if inplace else values
                 values = alone * drop[i]
-            ensemble.add_tree(
-                tree.left, tree.right, position[tree.feature], tree.threshold, values,
-                flags=tree.flags, categories=tree.categories, output=output,
-            )  # fmt: skip
+            tree.add_to(ensemble, position, output, values)
         return ensemble
 
     return _Trees(build, code_columns)
 
 
-@dataclass(frozen=True)
-class _Tree:
-    """One tree as `Ensemble.add_tree` takes it."""
+def _tree(tree: Mapping[str, Any], number: int, n_features: int, n_outputs: int) -> Tree:
+    try:
+        return _checked_tree(tree, n_features, n_outputs)
+    except FrontendError as error:
+        error.loc = error.loc or f"tree {number}"
+        raise
 
-    left: Array
-    right: Array
-    feature: Array
-    threshold: Array
-    flags: Array
-    values: Array
-    categories: dict[int, Array]
-    width: int
 
-    @staticmethod
-    def read(tree: Mapping[str, Any], number: int, n_features: int, n_outputs: int) -> _Tree:
-        try:
-            return _Tree._read(tree, n_features, n_outputs)
-        except FrontendError as error:
-            error.loc = error.loc or f"tree {number}"
-            raise
-
-    @staticmethod
-    def _read(tree: Mapping[str, Any], n_features: int, n_outputs: int) -> _Tree:
-        params = _get(tree, "tree_param", dict)
-        count = _number(params, "num_nodes")
-        left, right = (_array(tree, f"{side}_children", np.int64, count) for side in ("left", "right"))
-        feature = _array(tree, "split_indices", np.int64, count)
-        threshold = _array(tree, "split_conditions", F32, count)
-        default_left = _array(tree, "default_left", np.int64, count) != 0
-        inner = left >= 0
-        if (right[inner] < 0).any():
-            raise damaged("a node has a left child only")
-        if ((feature[inner] < 0) | (feature[inner] >= n_features)).any():
-            raise damaged(f"a split tests a feature out of {n_features}")
-        feature = np.where(inner, feature, 0)
-        width = max(1, _number(params, "size_leaf_vector", 1))
-        values = threshold[:, None]
-        if width > 1:
-            if width != n_outputs:
-                raise damaged(f"the leaves hold {width} values, but the model has {n_outputs} outputs")
-            rows = _array(tree, "leaf_weights", F32)
-            leaf_rows = np.where(inner, 0, right)
-            if len(rows) % width or ((leaf_rows < 0) | (leaf_rows >= len(rows) // width)).any():
-                raise damaged("'leaf_weights' does not hold a row for each leaf")
-            values = rows.reshape(-1, width)[leaf_rows]
-        categories = _category_sets(tree, inner) if "split_type" in tree else {}
-        # XGBoost sends the set to the right, `tree_ensemble` to the left: such nodes are mirrored.
-        mirrored = np.zeros(count, bool)
-        mirrored[list(categories)] = True
-        return _Tree(
-            np.where(mirrored, right, left), np.where(mirrored, left, right), feature, threshold,
-            np.where(default_left ^ mirrored, DEFAULT_LEFT, 0), values, categories, width,
-        )  # fmt: skip
+def _checked_tree(tree: Mapping[str, Any], n_features: int, n_outputs: int) -> Tree:
+    params = _get(tree, "tree_param", dict)
+    count = _number(params, "num_nodes")
+    left, right = (_array(tree, f"{side}_children", np.int64, count) for side in ("left", "right"))
+    feature = _array(tree, "split_indices", np.int64, count)
+    threshold = _array(tree, "split_conditions", F32, count)
+    default_left = _array(tree, "default_left", np.int64, count) != 0
+    inner = left >= 0
+    if (right[inner] < 0).any():
+        raise damaged("a node has a left child only")
+    if ((feature[inner] < 0) | (feature[inner] >= n_features)).any():
+        raise damaged(f"a split tests a feature out of {n_features}")
+    feature = np.where(inner, feature, 0)
+    width = max(1, _number(params, "size_leaf_vector", 1))
+    values = threshold
+    if width > 1:
+        if width != n_outputs:
+            raise damaged(f"the leaves hold {width} values, but the model has {n_outputs} outputs")
+        rows = _array(tree, "leaf_weights", F32)
+        leaf_rows = np.where(inner, 0, right)
+        if len(rows) % width or ((leaf_rows < 0) | (leaf_rows >= len(rows) // width)).any():
+            raise damaged("'leaf_weights' does not hold a row for each leaf")
+        values = rows.reshape(-1, width)[leaf_rows]
+    categories = _category_sets(tree, inner) if "split_type" in tree else {}
+    # XGBoost sends the set to the right, `tree_ensemble` to the left: such nodes are mirrored.
+    mirrored = np.zeros(count, bool)
+    mirrored[list(categories)] = True
+    return Tree(
+        np.where(mirrored, right, left), np.where(mirrored, left, right), feature, threshold,
+        np.where(default_left ^ mirrored, DEFAULT_LEFT, 0), values, categories,
+    )  # fmt: skip
 
 
 def _category_sets(tree: Mapping[str, Any], inner: Array) -> dict[int, Array]:

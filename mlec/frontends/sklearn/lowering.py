@@ -14,7 +14,7 @@ from sklearn.pipeline import Pipeline
 
 from mlec.errors import FrontendError, TypeRuleError
 from mlec.frontends.base import LowerOptions
-from mlec.frontends.sklearn import (
+from mlec.frontends.sklearn import (  # noqa: F401  importing a family fills the table of converters
     clusters,
     compose,
     decomposition,
@@ -34,22 +34,6 @@ from mlec.frontends.sklearn.preprocessing import scalar
 from mlec.frontends.sklearn.registry import convert
 from mlec.ir import Graph, Value, verify
 from mlec.signature import ColumnFeed, Labels, MethodSpec, Signature, TableSpec, TensorSpec
-
-FAMILIES = (
-    clusters,
-    compose,
-    decomposition,
-    encoders,
-    hummingbird,
-    linear,
-    naive_bayes,
-    neighbors,
-    neural,
-    preprocessing,
-    svm,
-    trees,
-)
-"""The modules whose import fills the table of converters."""
 
 METHODS = (
     "predict", "predict_proba", "predict_log_proba", "predict_joint_log_proba", "decision_function", "score_samples", "transform",

@@ -53,17 +53,15 @@ def node_values(model: Any) -> Array:
     return np.asarray(values.reshape(len(values), -1), np.float64)
 
 
-@converts(*CLASSIFIERS)
-def tree_classifier(ctx: Context, model: Any, columns: Columns) -> Lowered:
-    return _mean_of_classifiers(ctx, model, [model], columns)
+def trees_of(model: Any) -> Sequence[Any]:
+    """The trees of a forest; a tree is its own only one."""
+    members: Sequence[Any] = getattr(model, "estimators_", [model])
+    return members
 
 
-@converts(ensemble.RandomForestClassifier, ensemble.ExtraTreesClassifier)
-def forest_classifier(ctx: Context, model: Any, columns: Columns) -> Lowered:
-    return _mean_of_classifiers(ctx, model, model.estimators_, columns)
-
-
-def _mean_of_classifiers(ctx: Context, model: Any, members: Sequence[Any], columns: Columns) -> Lowered:
+@converts(*CLASSIFIERS, ensemble.RandomForestClassifier, ensemble.ExtraTreesClassifier)
+def classifier(ctx: Context, model: Any, columns: Columns) -> Lowered:
+    members = trees_of(model)
     x = ctx.matrix(columns, dtype="f32")
     width = members[0].tree_.value.shape[2]
     trees = float_trees(ctx, columns, width * model.n_outputs_)
@@ -87,17 +85,9 @@ def _mean_of_classifiers(ctx: Context, model: Any, members: Sequence[Any], colum
     )
 
 
-@converts(*REGRESSORS)
-def tree_regressor(ctx: Context, model: Any, columns: Columns) -> Lowered:
-    return _mean_of_regressors(ctx, model, [model], columns)
-
-
-@converts(ensemble.RandomForestRegressor, ensemble.ExtraTreesRegressor)
-def forest_regressor(ctx: Context, model: Any, columns: Columns) -> Lowered:
-    return _mean_of_regressors(ctx, model, model.estimators_, columns)
-
-
-def _mean_of_regressors(ctx: Context, model: Any, members: Sequence[Any], columns: Columns) -> Lowered:
+@converts(*REGRESSORS, ensemble.RandomForestRegressor, ensemble.ExtraTreesRegressor)
+def regressor(ctx: Context, model: Any, columns: Columns) -> Lowered:
+    members = trees_of(model)
     x = ctx.matrix(columns, dtype="f32")
     trees = float_trees(ctx, columns, model.n_outputs_)
     for member in members:

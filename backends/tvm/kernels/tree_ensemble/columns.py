@@ -10,6 +10,7 @@ from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels.tree_ensemble import ensemble as e
 from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, TreeEnsemble
 from mlec.backends.tvm.kernels.vector import share
+from mlec.ops.tree import ZERO_LIMIT
 
 Expr: TypeAlias = Any
 Buffer: TypeAlias = Any
@@ -55,7 +56,7 @@ def _number(x: Expr, dtype: str, kind: int) -> Expr:
     def constant(value: float) -> Expr:
         return tirx.const(value, dtype)
 
-    nan, zero, low = T.isnan(x), tirx.abs(x) <= constant(e.ZERO), constant(-np.inf)
+    nan, zero, low = T.isnan(x), tirx.abs(x) <= constant(ZERO_LIMIT), constant(-np.inf)
     match kind:
         case e.PLAIN:
             return x

@@ -10,15 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mlec.errors import LoweringError
+from mlec.ops.tree import DEFAULT_LEFT, NAN_IS_ZERO, ZERO_IS_MISSING
 
 Array: TypeAlias = npt.NDArray[Any]
 Ints: TypeAlias = npt.NDArray[np.int64]
-
-MISSING_LEFT, NAN_IS_ZERO, ZERO_IS_MISSING = 1, 2, 4
-"""Bits of `TreeEnsemble.flags`."""
-
-ZERO = float(np.float32(1e-35))
-"""Magnitude up to which a value is zero for ``ZERO_IS_MISSING``."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +24,7 @@ class TreeEnsemble:
         features: columns of the rows the ensemble is applied to, F.
         feature, left, right: i32[N]; a child ``c >= 0`` is a node, ``c < 0`` the leaf ``~c``.
         threshold: f32[N] or f64[N], the dtype of the rows.
-        flags: u8[N].
+        flags: u8[N], bits of `mlec.ops.tree`.
         category: i32[N] or i32[0], row in ``categories`` or -1.
         categories: i32[C, W], bit sets.
         roots, output: i32[T].
@@ -227,7 +222,7 @@ class Columns:
     @classmethod
     def of(cls, ensemble: TreeEnsemble) -> Columns:
         flags, threshold = ensemble.flags, ensemble.threshold
-        missing_left = (flags & MISSING_LEFT) != 0
+        missing_left = (flags & DEFAULT_LEFT) != 0
         nan_is_zero = (flags & NAN_IS_ZERO) != 0
         zero_is_missing = (flags & ZERO_IS_MISSING) != 0
         # Minus infinity goes left, except where nothing does.
