@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +27,13 @@ from mlec.backends.tvm.kernels.tile import (
     copy_run,
     epilogue_parameters,
     flat_view,
+    if_,
     parallel_if_large,
     parameter,
     product,
     unflatten,
 )
-from mlec.backends.tvm.kernels.vector import cast_to, load, share
+from mlec.backends.tvm.kernels.vector import broadcast, cast_to, load, share
 from mlec.backends.tvm.target import TargetInfo
 
 
@@ -59,10 +62,9 @@ def conv2d_nchwc(
     ``pads`` lists top, left, bottom, right. Parameters of the program: x, w, the epilogue's inputs, y; the epilogue's
     indices are those of y (five).
 
-    A tile is one or two blocks of output channels times up to 12 output positions (of one row, or of several rows where
-    they are short): 24 sums in registers. For each input channel and tap it loads the weight vectors once and broadcasts
-    one input value per position. A task is an image (or part of its rows, or of its output channels): weights of a pair of
-    blocks (``c * r * s`` vectors, 36 KB per block for 64 channels, 3 x 3) are reused over all positions from L2.
+    A tile (see `choose_tile`) is some output positions times some blocks of output channels, its sums in registers. For each
+    input channel and row of taps it loads the weights of the row and every input value that the row of taps meets, once: a
+    value goes into as many sums as taps meet it. A task is an image (or part of its rows, or of its output channels).
     """
     n, cb, h, w, b = x_shape
     kb, _, r, s, _, k = w_shape
@@ -76,11 +78,8 @@ def conv2d_nchwc(
         h, w, p, q = 1, h * w, 1, p * q
 
     lanes = target.lanes(bits(acc))
-    group = 2 if kb % 2 == 0 else 1
-    per_sum = -(-k // lanes)  # registers a sum takes
-    most = max(1, min(12, (target.vector_registers - 2) // (group * per_sum) - 1))
-    qt = -(-q // -(-q // most))
-    pt = max(1, min(p, most // q)) if qt == q else 1
+    chosen = choose_tile(target, -(-k // lanes), kb, cb * b * r, (p, q), s, sw, dw, k * bits(acc) // 8)
+    group, pt, qt, taps = chosen.blocks, chosen.rows, chosen.columns, chosen.taps
 
     item = bits(acc) // 8
     work = k * kb * p * q * cb * b * r * s
@@ -122,11 +121,17 @@ def conv2d_nchwc(
             def tile(k_group: Expr, row: Expr, tile_rows: int, column: Expr, tile_columns: int) -> None:
                 places = [(i, j) for i in range(tile_rows) for j in range(tile_columns)]
                 sums = RegisterTile(len(places), group, k, acc)
-                with T.grid(cb, r, s, b) as (ci, ri, si, c):
-                    sums.multiply_add(
-                        [value(ci, (row + i) * sh + ri * dh, (column + j) * sw + si * dw, c) for i, j in places],
-                        [cast_to(acc, load(weights, [k_group * group + g, ci, ri, si, c, 0], k)) for g in range(group)],
-                    )
+                with T.grid(cb, r, s // taps, b) as (ci, ri, si, c):
+                    vectors = [
+                        [share(cast_to(acc, load(weights, [k_group * group + g, ci, ri, si + t, c, 0], k))) for g in range(group)]
+                        for t in range(taps)
+                    ]  # fmt: skip
+                    for i in range(tile_rows):  # row by row: LLVM keeps this order, and spills in most others
+                        for offset, meets in met_values(tile_columns, taps, sw, dw).items():
+                            at = (row + i) * sh + ri * dh, column * sw + si * dw + offset
+                            factor = share(broadcast(value(ci, *at, c), k))
+                            for j, t in meets:
+                                sums.add(i * tile_columns + j, factor, vectors[t])
                 for place, (i, j) in enumerate(places):
                     at = (first_row + row + i, column + j)
                     for g in range(group):
@@ -155,8 +160,8 @@ def conv2d_nchwc(
                 with T.serial(count // pt) as i:
                     all_columns(k_group, i * pt, pt)
                 if p % pt:
-                    with T.serial(count % pt) as i:
-                        all_columns(k_group, count // pt * pt + i, 1)
+                    with if_(count % pt > 0):
+                        all_columns(k_group, count // pt * pt, p % pt)
 
         def pad(scratch: Buffer, image: Expr, first_row: Expr, count: Expr) -> None:
             before = min(left, columns)
@@ -176,6 +181,88 @@ def conv2d_nchwc(
 
         parallel_if_large(product((n, k_parts, p_parts)), work // (k_parts * p_parts), task, k_parts * p_parts)
     return kernel.func
+
+
+@dataclass(frozen=True)
+class ConvTile:
+    """Register tile of a convolution on channel blocks.
+
+    Attributes:
+        blocks: output channel blocks.
+        rows, columns: output positions.
+        taps: taps of a row of the kernel that are unrolled: all of them, or one.
+        cycles: predicted for all tiles of one image.
+    """
+
+    blocks: int
+    rows: int
+    columns: int
+    taps: int
+    cycles: float
+
+
+def met_values(columns: int, taps: int, stride: int, dilation: int) -> dict[int, list[tuple[int, int]]]:
+    """For each input column that a tile reads, counted from its first: the pairs (output column, tap) that meet there."""
+    met: dict[int, list[tuple[int, int]]] = {}
+    for offset, j, t in sorted((j * stride + t * dilation, j, t) for j in range(columns) for t in range(taps)):
+        met.setdefault(offset, []).append((j, t))
+    return met
+
+
+@cache
+def choose_tile(
+    target: TargetInfo,
+    registers: int,
+    blocks: int,
+    steps: int,
+    extent: tuple[int, int],
+    kernel_columns: int,
+    stride: int,
+    dilation: int,
+    vector_bytes: int,
+) -> ConvTile:
+    """The tile with the fewest predicted cycles for an image.
+
+    A step (one input channel, one row of taps) of a tile of ``n`` sums does ``n * taps`` FMAs, loads ``blocks * taps`` weight
+    vectors and each input value that it meets; two of either go in a cycle, and the ``taps`` FMAs of a sum wait for each other
+    (4 cycles). Weights that exceed half of L1 come from L2, at about 32 bytes a cycle beside the rest.
+
+    Args:
+        registers: that a sum of one block takes.
+        blocks: output channel blocks there are.
+        steps: input channels times rows of the kernel.
+        extent: output rows and columns.
+        vector_bytes: of the weights of one block, one tap and one input channel.
+    """
+    p, q = extent
+    best: ConvTile | None = None
+    for taps in {1, kernel_columns}:
+        for count in (1, 2, 4):
+            if blocks % count:
+                continue
+            room = target.vector_registers * 7 // 8 // registers - count * taps
+            weights = steps * kernel_columns * count * vector_bytes
+            for columns in range(1, min(q, room // count) + 1):
+                for rows in range(1, min(p, room // count // columns) + 1):
+                    total = 0.0
+                    for height, times in ((rows, p // rows), (p % rows, 1)):
+                        for width, more in ((columns, q // columns), (q % columns, 1)):
+                            if not height or not width:
+                                continue
+                            fmas = height * width * count * taps * registers / 2
+                            loads = (
+                                height * len(met_values(width, taps, stride, dilation)) + count * taps * registers
+                            ) / 2
+                            streamed = count * taps * vector_bytes / 32 if weights > target.l1_bytes // 2 else 0
+                            step = max(fmas, loads, 4 * taps, streamed) + 0.15 * (loads + streamed) + 0.5
+                            finish = height * width * count * registers * 2 + 20
+                            total += times * more * (steps * kernel_columns // taps * step + finish)
+                    total *= blocks // count
+                    if best is None or total < best.cycles:
+                        best = ConvTile(count, rows, columns, taps, total)
+    if best is None:  # not even one position with all taps fits
+        return ConvTile(1, 1, 1, 1, math.inf)
+    return best
 
 
 def pack_transposed(weights: npt.NDArray[np.generic], groups: int) -> npt.NDArray[np.generic]:

@@ -38,6 +38,11 @@ class RegisterTile:
             for cell, vector in zip(row, named, strict=True):
                 cell.set(cell.value + factor * vector)
 
+    def add(self, row: int, factor: Expr, vectors: Sequence[Expr]) -> None:
+        """Add ``factor`` (a vector) times a vector per column to one row of accumulators."""
+        for cell, vector in zip(self.cells[row], vectors, strict=True):
+            cell.set(cell.value + factor * vector)
+
     def value(self, row: int, vector: int, lanes: int | None = None) -> Expr:
         """An accumulator, or its first ``lanes`` lanes."""
         whole = self.cells[row][vector].value
