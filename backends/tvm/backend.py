@@ -10,11 +10,12 @@ from mlec.backends.base import CompiledModule, CompileOptions
 from mlec.backends.tvm import cuda
 from mlec.backends.tvm.assembly import second_names
 from mlec.backends.tvm.compat import llvm, tvm
-from mlec.backends.tvm.device_code import DEFAULT_ARCHS, compile_for_cuda, pack_device_code
+from mlec.backends.tvm.device_code import DEFAULT_ARCHS, compile_for_cuda, device_compiler, pack_device_code
 from mlec.backends.tvm.kernels.tile import PARAMETER_ALIGNMENT
-from mlec.backends.tvm.lowering import LOWERINGS, Lowering
+from mlec.backends.tvm.lowering import Lowering
 from mlec.backends.tvm.objects import to_objects
 from mlec.backends.tvm.pipeline import compile_for_cpu
+from mlec.backends.tvm.registry import lowering_of
 from mlec.backends.tvm.target import TargetInfo
 from mlec.errors import TargetError
 from mlec.ir.graph import Graph
@@ -37,7 +38,12 @@ class TVMBackend:
 
     def supports(self, op: str, kind: str = "cpu") -> bool:
         """Whether there is a lowering of the op for a kind of target."""
-        return op == "constant" or (op in LOWERINGS if kind == "cpu" else cuda.supports(op))
+        return bool(self.how(op, kind))
+
+    def how(self, op: str, kind: str = "cpu") -> str:
+        """How the op is lowered for a kind of target, and in which file; empty where it is not."""
+        entry = lowering_of(op, "cuda" if kind == "cuda" else "cpu")
+        return "" if entry is None else str(entry)
 
     def compile(self, graph: Graph, target: Target, options: CompileOptions | None = None) -> CompiledModule:
         """Compiles a verified graph.
@@ -49,13 +55,15 @@ class TVMBackend:
         options = options or CompileOptions()
         begin = time.perf_counter()
         if target.kind == "cuda":
-            info, archs = _portable_cpu(), target.archs or DEFAULT_ARCHS
-            pack = pack_device_code(archs)
+            info, compiler = _portable_cpu(), device_compiler(target.archs or DEFAULT_ARCHS)
             lowered = cuda.CudaLowering(graph, info, options).run()
             options.report("build", 0, 1)
-            executable = compile_for_cuda(lowered.module, info.tvm_target(), archs)
-            objects = to_objects(executable, pack)
-            facts: dict[str, str | int | list[str]] = {"kind": "cuda", "archs": list(archs), "triple": info.triple}
+            executable = compile_for_cuda(lowered.module, info.tvm_target(), compiler.archs)
+            objects = to_objects(executable, pack_device_code(compiler))
+            facts: dict[str, str | int | list[str]] = {
+                "kind": "cuda", "archs": list(compiler.archs), "ptx": compiler.ptx, "compiler": compiler.name,
+                "triple": info.triple,
+            }  # fmt: skip
         else:
             info = cpu_info(target)
             lowered = Lowering(graph, info, options).run()

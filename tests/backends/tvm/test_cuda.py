@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import re
 import shutil
-import subprocess
-from collections.abc import Sequence
-from pathlib import Path
+import struct
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,13 +23,27 @@ from mlec.backends.tvm.pipeline import RELAX_PASSES
 from mlec.backends.tvm.target import TargetInfo
 from mlec.errors import LoweringError, TargetError
 from mlec.ir import OPS, Graph, GraphBuilder, run_graph, tensor
-from mlec.ops.tree import OPERANDS
+from mlec.ops.tree import OPERANDS, sample_ensemble
 from mlec.runtime.executable import Executable
 from mlec.runtime.program import Program
 from mlec.target import Target
 from tests.backends.tvm.op_cases import check, families, graph_of
 
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
+
+@pytest.fixture
+def nvcc() -> None:
+    if shutil.which("nvcc") is None or shutil.which("gcc") is None:
+        pytest.skip("there is no nvcc, or no gcc for it")
+
+
+@pytest.fixture
+def nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile with NVRTC, also where nvcc is installed."""
+    try:
+        device_code.Nvrtc()
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"the packages of the extra `cuda` are not installed: {error}")
+    monkeypatch.setattr(device_code.shutil, "which", lambda name: None)
 
 
 class OnHost(cuda.CudaLowering):
@@ -76,22 +93,77 @@ def perceptron() -> Graph:
     return b.finish([b("softmax", h), b("argmax", h, axis=1)])
 
 
-@needs_nvcc
-def test_objects_hold_machine_code_for_each_architecture(tmp_path: Path) -> None:
-    module = TVMBackend().compile(perceptron(), Target("cuda", ("sm_80", "sm_90")))
+def convolutional() -> Graph:
+    rng = np.random.default_rng(1)
+    b = GraphBuilder()
+    x = b.input("x", tensor("f32", ("n", 3, 8, 8)))
+    w, dense = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 3, 3, 3), (64, 5)))
+    h = b("max_pool", b("relu", b("conv", x, b.constant(w), pads=(1, 1, 1, 1))), kernel=(2, 2), strides=(2, 2))
+    return b.finish([b("matmul", b("reshape", h, shape=("n", 64)), b.constant(dense))])
+
+
+def forest() -> Graph:
+    b = GraphBuilder()
+    x = b.input("x", tensor("f32", ("n", 4)))
+    operands = sample_ensemble(np.random.default_rng(2), "float32")
+    return b.finish([b("tree_ensemble", x, *map(b.constant, operands), compare="lt")])
+
+
+def narrow(dtype: str) -> Graph:
+    """A network in 16-bit floats."""
+    b = GraphBuilder()
+    x = b.input("x", tensor(dtype, ("n", 20)))
+    w = b("cast", b.constant(np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)), dtype=dtype)
+    return b.finish([b("softmax", b("tanh", b("matmul", x, w)))])
+
+
+def fat_entries(code: bytes) -> Iterator[tuple[str, int, bytes]]:
+    """Kind, architecture and bytes of each part of the fat binary that is somewhere in the code."""
+    base = code.index(b"\x50\xed\x55\xba")
+    header, size = struct.unpack_from("<HQ", code, base + 6)
+    position = base + header
+    while position < base + header + size:
+        kind, skip, length = struct.unpack_from("<H2xIQ", code, position)
+        (arch,) = struct.unpack_from("<I", code, position + 28)
+        yield {1: "ptx", 2: "cubin"}[kind], arch, code[position + skip : position + skip + length]
+        position += skip + length
+
+
+GRAPHS = [perceptron, convolutional, forest, functools.partial(narrow, "f16"), functools.partial(narrow, "bf16")]
+
+
+@pytest.mark.parametrize("graph", GRAPHS, ids=["perceptron", "convolutional", "forest", "f16", "bf16"])
+@pytest.mark.parametrize("compiler", ["nvcc", "nvrtc"])
+def test_objects_hold_machine_code_for_each_architecture_and_ptx(
+    graph: Callable[[], Graph], compiler: str, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(compiler)
+    module = TVMBackend().compile(graph(), Target("cuda", ("sm_80", "sm_90", "sm_80")))
+    facts = module.program.target
     assert module.program.device == "cuda"
-    assert module.program.target["archs"] == ["sm_80", "sm_90"]
+    assert facts["archs"] == ["sm_80", "sm_90"]
+    assert facts["ptx"] == "compute_90"
+    assert re.fullmatch(compiler + r" \d+\.\d+", str(facts["compiler"]), re.I)
     code = b"".join(module.objects)
     assert b"__global__" not in code
-    start = code.index(b"\x50\xed\x55\xba")  # a fat binary
-    (tmp_path / "kernels.fatbin").write_bytes(code[start:])
-    tool = shutil.which("cuobjdump")
-    if tool is not None:
-        listed = subprocess.run(
-            [tool, "--list-elf", tmp_path / "kernels.fatbin"], capture_output=True, text=True, check=False
-        ).stdout
-        assert "sm_80" in listed
-        assert "sm_90" in listed
+    parts = sorted(fat_entries(code), key=lambda part: part[:2])
+    assert [part[:2] for part in parts] == [("cubin", 80), ("cubin", 90), ("ptx", 90)]
+    for _, _, elf in parts[:2]:
+        assert elf[:4] == b"\x7fELF"
+        assert all(f".text.{kernel.symbol}_kernel\0".encode() in elf for kernel in module.program.kernels)
+
+
+def test_ptx_has_every_kernel_as_an_entry(nvrtc: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources: list[str] = []
+    compiler = device_code.device_compiler(["sm_80"])
+    keep = dataclasses.replace(compiler, run=lambda source, archs, ptx: sources.append(source) or b"code")
+    monkeypatch.setattr("mlec.backends.tvm.backend.device_compiler", lambda archs: keep)
+    module = TVMBackend().compile(perceptron(), Target("cuda", ("sm_80",)))
+    text = device_code.Nvrtc().code(sources[0], "compute_80").decode()
+    assert re.search(r"^\.version \d", text, re.M)
+    assert re.search(r"^\.target sm_80$", text, re.M)
+    entries = set(re.findall(r"^\.visible \.entry (\w+)\(", text, re.M))
+    assert {f"{kernel.symbol}_kernel" for kernel in module.program.kernels} <= entries
 
 
 def test_default_architectures_and_portable_host_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +173,10 @@ def test_default_architectures_and_portable_host_code(monkeypatch: pytest.Monkey
         sources.append(source)
         return b"binary code"
 
-    monkeypatch.setattr(device_code, "device_compiler", lambda archs: keep)
+    def compiler(archs: Sequence[str]) -> device_code.DeviceCompiler:
+        return device_code.DeviceCompiler("a compiler", tuple(archs), lambda source, archs, ptx: keep(source))
+
+    monkeypatch.setattr("mlec.backends.tvm.backend.device_compiler", compiler)
     module = TVMBackend().compile(perceptron(), Target("cuda"))
     assert module.program.target["archs"] == list(device_code.DEFAULT_ARCHS)
     assert len(sources) == 1
@@ -109,18 +184,41 @@ def test_default_architectures_and_portable_host_code(monkeypatch: pytest.Monkey
     assert b"binary code" in module.objects[-1]
 
 
-def test_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_code.shutil, "which", lambda name: None)
-    monkeypatch.setitem(__import__("sys").modules, "cuda", None)
+@pytest.mark.parametrize("found", [(), ("nvcc",)], ids=["nothing", "nvcc without gcc"])
+def test_missing_compiler_is_named(found: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_code.shutil, "which", lambda name: name if name in found else None)
+    monkeypatch.delenv("NVCC_CCBIN", raising=False)
+    monkeypatch.setitem(sys.modules, "cuda", None)
     with pytest.raises(TargetError, match="nvcc or NVRTC") as caught:
+        TVMBackend().compile(perceptron(), Target("cuda"))
+    assert caught.value.notes[0] == f"nvcc: {'gcc, which it needs, ' if found else ''}is not on the PATH"
+    assert caught.value.notes[1].startswith("NVRTC: ")
+    assert "pip install" in str(caught.value.hint)
+
+
+def test_missing_headers_are_named(nvrtc: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cuda import pathfinder
+
+    monkeypatch.setattr(pathfinder, "find_nvidia_header_directory", lambda name: None)
+    with pytest.raises(TargetError, match="no headers of CUDA's cudart and cccl") as caught:
         TVMBackend().compile(perceptron(), Target("cuda"))
     assert "pip install" in str(caught.value.hint)
 
 
-@needs_nvcc
-def test_unknown_architecture_is_refused() -> None:
-    with pytest.raises(TargetError, match="sm_13"):
+@pytest.mark.parametrize("compiler", ["nvcc", "nvrtc"])
+def test_unknown_architecture_is_refused(compiler: str, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(compiler)
+    with pytest.raises(TargetError, match="does not compile for sm_13"):
         TVMBackend().compile(perceptron(), Target("cuda", ("sm_13",)))
+
+
+@pytest.mark.parametrize("compiler", ["nvcc", "nvrtc"])
+def test_refused_code_is_shown(compiler: str, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(compiler)
+    with pytest.raises(LoweringError, match="refused the generated code") as caught:
+        device_code.device_compiler(["sm_80"])("__global__ void f() { search arch; }")
+    assert caught.value.code == "E_LOWERING"
+    assert any("search" in note for note in caught.value.notes)
 
 
 def test_every_op_has_a_gpu_lowering() -> None:
