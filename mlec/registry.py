@@ -1,11 +1,13 @@
-"""Frontends, passes and backends by name: our own table, plus what other packages add by entry points.
+"""Frontends, passes, backends, ops and lowerings by name: our own table, plus what other packages add by entry points.
 
 An entry is ``"module:attribute"`` and is imported on first use only. A plugin declares, in its own pyproject.toml:
 
     [project.entry-points."mlec.passes"]
     my-pass = "my_package.my_module:MyPass"
 
-The groups are ``mlec.frontends``, ``mlec.passes`` and ``mlec.backends``. A name that is taken is an error naming both owners.
+The groups are ``mlec.frontends``, ``mlec.passes``, ``mlec.backends``, ``mlec.ops`` (each an `OpDef`) and ``mlec.lowerings`` (rules of
+the tvm backend, each named after its op; our own ops and rules are in tables where they are written). A name that is taken is an error
+naming both owners.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ PASSES = {
     "fold-constants": "mlec.passes.fold_constants:FoldConstants",
     "cse": "mlec.passes.cse:EliminateCommonSubexpressions",
     "dce": "mlec.passes.dce:EliminateDeadCode",
+    "sink-transposes": "mlec.passes.sink_transposes:SinkTransposes",
     "fold-batch-norm": "mlec.passes.fold_batch_norm:FoldBatchNorm",
     "fuse": "mlec.passes.fusion:FuseOperators",
     "layout": "mlec.passes.layout:ChooseLayout",
@@ -37,12 +40,14 @@ BACKENDS = {
     "numpy": "mlec.backends.numpy.backend:NumpyBackend",
     "tvm": "mlec.backends.tvm.backend:TVMBackend",
 }
-_BUILTIN = {"frontends": FRONTENDS, "passes": PASSES, "backends": BACKENDS}
+_BUILTIN: dict[str, dict[str, str]] = {
+    "frontends": FRONTENDS, "passes": PASSES, "backends": BACKENDS, "ops": {}, "lowerings": {},
+}  # fmt: skip
 
 
 @cache
 def table(group: str) -> dict[str, str]:
-    """Name to ``"module:attribute"`` for a group: frontends, passes or backends; both owners of a name that is taken."""
+    """Name to ``"module:attribute"`` for a group, e.g. ``passes``; both owners of a name that is taken."""
     known = dict(_BUILTIN[group])
     for point in entry_points(group=f"mlec.{group}"):
         known[point.name] = f"{known[point.name]} and {point.value}" if point.name in known else point.value
@@ -50,7 +55,7 @@ def table(group: str) -> dict[str, str]:
 
 
 def load(group: str, name: str) -> Any:
-    """The class registered under a name.
+    """What is registered under a name: a class, an `OpDef`, a function.
 
     Raises:
         UsageError: naming what exists, or why a plugin does not import.
@@ -64,7 +69,7 @@ def load(group: str, name: str) -> Any:
             code="E_PLUGIN_NAME",
             hint="uninstall the package of one of the two",
         )
-    module_name, attribute = known[name].split(":")
+    module_name, _, attribute = known[name].partition(":")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
@@ -79,7 +84,7 @@ def load(group: str, name: str) -> Any:
                 hint=f"pip install 'mlec[{name}]'",
             ) from error
         raise UsageError(f"{known[name]} cannot be imported: {error}", code="E_PLUGIN_IMPORT") from error
-    if found.name != name:
+    if getattr(found, "name", name) != name:  # functions have none
         raise UsageError(
             f"{known[name]} is registered as {name!r}, but calls itself {found.name!r}", code="E_PLUGIN_NAME"
         )

@@ -1,7 +1,7 @@
 """Lowering for a GPU: correct kernels by simple schedules.
 
 Matrix products are scheduled by TVM's DLight rules. Everything else is one thread for each element or line of the result
-(`kernels.direct`); ops without such a kernel are taken apart (`decompose`).
+(`lower_direct`, and loops over elements); ops without such a kernel are taken apart (`decompose`).
 """
 
 from __future__ import annotations
@@ -10,83 +10,32 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlec.backends.tvm.compat import IRModule, Target, dlight, te, tirx
-from mlec.backends.tvm.decompose import DECOMPOSITIONS
-from mlec.backends.tvm.kernels.vector import CELL_SCOPE
 from mlec.backends.tvm.lower_direct import (
     direct_convolution,
-    direct_pool,
-    direct_recurrence,
-    direct_reduction,
-    direct_tree_ensemble,
     flipped_weights,
     pads_of,
     per_axis,
     transposed_geometry,
 )
-from mlec.backends.tvm.lower_elementwise import lower_node
-from mlec.backends.tvm.lower_fused import lower_decomposed, lower_fused
-from mlec.backends.tvm.lower_reduce import lower_lines
-from mlec.backends.tvm.lower_shape import lower_concat, lower_reshape, lower_transpose
-from mlec.backends.tvm.lower_tree import lower_pairs
-from mlec.backends.tvm.lowering import BuildKernel, Lowering, LowerRule, Tensor
-from mlec.backends.tvm.region import Dims, is_injective, is_injective_op
-from mlec.errors import UnsupportedOpError
+from mlec.backends.tvm.lower_fused import lower_decomposed
+from mlec.backends.tvm.lowering import Lowering, Tensor
+from mlec.backends.tvm.region import Dims
+from mlec.backends.tvm.registry import CUDA, lowers
 from mlec.ir.dim import Dim
 from mlec.ir.graph import Node
-from mlec.ir.types import TensorType
 
 
 class CudaLowering(Lowering):
     """Lowers a graph for a GPU."""
 
+    device = "cuda"
     cell_scope = "local"
-    """Where the variables of a task live: in registers."""
-
-    @property
-    def on_gpu(self) -> bool:
-        return True
-
-    def lower(self, node: Node, operands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Lowers one node: by its own GPU lowering, as a loop over elements, or taken apart.
-
-        Raises:
-            UnsupportedOpError: none of them is possible.
-        """
-        rule = LOWERINGS.get(node.name)
-        if rule is None and is_injective(node):
-            rule = lower_node
-        if rule is None and node.name in DECOMPOSITIONS:
-            rule = lower_decomposed
-        if rule is None:
-            raise UnsupportedOpError(f"there is no CUDA lowering of {node.name}", loc=node.loc)
-        results = rule(self, node, operands)
-        return (results,) if isinstance(results, Tensor) else tuple(results)
-
-    def kernel(
-        self,
-        build: BuildKernel,
-        operands: Sequence[Tensor],
-        results: Sequence[TensorType],
-        *,
-        node: Node,
-        strategy: str,
-        extents: Sequence[str] = (),
-    ) -> tuple[Tensor, ...]:
-        token = CELL_SCOPE.set(self.cell_scope)
-        try:
-            return super().kernel(build, operands, results, node=node, strategy=strategy, extents=extents)
-        finally:
-            CELL_SCOPE.reset(token)
-
-
-def supports(op: str) -> bool:
-    """Whether there is a way to run the op on a GPU."""
-    return op in LOWERINGS or op in DECOMPOSITIONS or is_injective_op(op)
 
 
 # -- ops with a GPU lowering of their own ----------------------------------------------------------------------------
 
 
+@lowers("matmul", on=CUDA)
 def _matmul(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     a, b = operands
 
@@ -124,6 +73,7 @@ def _scheduled(function: Any, name: str) -> Any:
         return dlight.ApplyDefaultSchedule(*rules)(IRModule({name: function}))[name]
 
 
+@lowers("matmul_packed", on=CUDA)
 def _matmul_packed(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor | Sequence[Tensor]:
     x, w = operands
     if w.array is None:
@@ -133,6 +83,7 @@ def _matmul_packed(lowering: Lowering, node: Node, operands: tuple[Tensor, ...])
     return _matmul(lowering, node, (x, plain))
 
 
+@lowers("conv", on=CUDA)
 def _convolution(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     x, w = operands
     rank = x.type.rank - 2
@@ -140,26 +91,8 @@ def _convolution(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -
     return direct_convolution(lowering, node, x, w, strides, pads, (1,) * rank)
 
 
+@lowers("conv_transpose", on=CUDA)
 def _transposed_convolution(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     x, w = operands
     geometry = transposed_geometry(node.attrs, w.shape)
     return direct_convolution(lowering, node, x, flipped_weights(lowering, node, w), *geometry)
-
-
-LOWERINGS: dict[str, LowerRule] = {
-    "fused": lower_fused,
-    "reshape": lower_reshape,
-    "transpose": lower_transpose,
-    "concat": lower_concat,
-    "matmul": _matmul,
-    "matmul_packed": _matmul_packed,
-    "pairwise_distance": lower_pairs,
-    "conv": _convolution,
-    "conv_transpose": _transposed_convolution,
-    "tree_ensemble": direct_tree_ensemble,
-    **dict.fromkeys(("sum", "mean", "prod", "max", "min", "any", "all", "argmax", "argmin"), direct_reduction),
-    **dict.fromkeys(("cumsum", "sort", "topk"), lower_lines),
-    **dict.fromkeys(("max_pool", "avg_pool"), direct_pool),
-    **dict.fromkeys(("lstm", "gru", "rnn"), direct_recurrence),
-}
-"""By op; the others are loops over elements or are taken apart."""

@@ -6,35 +6,23 @@ Each function builds the op's meaning with a `GraphBuilder` from the node's oper
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from mlec.backends.tvm.registry import find, lowers
 from mlec.ir.builder import GraphBuilder
 from mlec.ir.dim import Dim
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Graph, Node, Value
 
-Decomposition = Callable[[GraphBuilder, Node, "tuple[Value, ...]"], "Value | Sequence[Value]"]
-
-DECOMPOSITIONS: dict[str, Decomposition] = {}
-"""By op: ``(builder, node, operands) -> results``."""
-
-
-def decomposes(*ops: str) -> Callable[[Decomposition], Decomposition]:
-    """Registers a decomposition."""
-
-    def add(rule: Decomposition) -> Decomposition:
-        DECOMPOSITIONS.update(dict.fromkeys(ops, rule))
-        return rule
-
-    return add
-
 
 def decompose(node: Node) -> Graph:
     """The node as a graph with the node's operands as inputs."""
+    build = find(node.name, "graph")
+    assert build is not None, node.name
     b = GraphBuilder(node.name)
     inputs = tuple(b.input(v.hint or f"x{i}", v.type) for i, v in enumerate(node.inputs))
     with b.at(node.loc):
-        results = DECOMPOSITIONS[node.name](b, node, inputs)
+        results = build(b, node, inputs)
     return b.finish([results] if isinstance(results, Value) else list(results))
 
 
@@ -54,21 +42,21 @@ def _softmax_parts(b: GraphBuilder, x: Value, axis: int) -> tuple[Value, Value, 
     return shifted, e, b("sum", e, axes=(axis,), keepdims=True)
 
 
-@decomposes("softmax")
+@lowers("softmax", form="graph")
 def softmax(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
     (x,) = operands
     _, e, total = _softmax_parts(b, _wide(b, x), node.attrs["axis"] % x.type.rank)
     return _like(b, b("div", e, total), x)
 
 
-@decomposes("log_softmax")
+@lowers("log_softmax", form="graph")
 def log_softmax(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
     (x,) = operands
     shifted, _, total = _softmax_parts(b, _wide(b, x), node.attrs["axis"] % x.type.rank)
     return _like(b, b("sub", shifted, b("log", total)), x)
 
 
-@decomposes("logsumexp")
+@lowers("logsumexp", form="graph")
 def logsumexp(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
     (x,) = operands
     axes, wide = node.attrs["axes"], _wide(b, x)
@@ -79,7 +67,7 @@ def logsumexp(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value
     return result if node.attrs["keepdims"] else b("reshape", result, shape=node.output.type.shape)
 
 
-@decomposes("layer_norm")
+@lowers("layer_norm", form="graph")
 def layer_norm(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
     x, scale, bias = operands
     wide = _wide(b, x)
@@ -94,7 +82,7 @@ def _standardized(b: GraphBuilder, x: Value, axes: tuple[int, ...], eps: float) 
     return b("div", centred, b("sqrt", b("add", variance, eps)))
 
 
-@decomposes("rms_norm")
+@lowers("rms_norm", form="graph")
 def rms_norm(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
     x, scale = operands
     wide = _wide(b, x)
@@ -104,7 +92,7 @@ def rms_norm(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
     return _like(b, b("mul", normal, _wide(b, scale)), x)
 
 
-@decomposes("batch_norm")
+@lowers("batch_norm", form="graph")
 def batch_norm(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
     x, scale, bias, mean, var = operands
     factor = b("div", scale, b("sqrt", b("add", var, node.attrs["eps"])))
@@ -120,7 +108,7 @@ def _on_channels(b: GraphBuilder, v: Value, rank: int) -> Value:
     return b("reshape", v, shape=(1, v.type.shape[0], *(1,) * (rank - 2)))
 
 
-@decomposes("group_norm")
+@lowers("group_norm", form="graph")
 def group_norm(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
     x, scale, bias = operands
     n, channels, *space = x.type.shape
@@ -135,7 +123,7 @@ def group_norm(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Valu
     return _like(b, b("add", scaled, _on_channels(b, _wide(b, bias), rank)), x)
 
 
-@decomposes("attention")
+@lowers("attention", form="graph")
 def attention(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
     q, k, v, *mask = operands
     wide_q, wide_k, wide_v = (_wide(b, x) for x in (q, k, v))
@@ -152,14 +140,14 @@ def attention(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value
     return _like(b, b("matmul", b("div", e, total), wide_v), q)
 
 
-@decomposes("lstm", "gru", "rnn")
+@lowers("lstm", "gru", "rnn", form="graph")
 def recurrence(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Sequence[Value]:
     """In float32."""
     wide = [_wide(b, x) for x in operands]
     return [_like(b, y, operands[0]) for y in b.multi(node.op, *wide, **node.attrs)]
 
 
-@decomposes("matmul_packed")
+@lowers("matmul_packed", form="graph")
 def matmul_packed(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
     x, w = operands
     blocks, k, block = w.type.shape
@@ -167,7 +155,7 @@ def matmul_packed(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> V
     return b("matmul", x, b("slice", flat, axis=1, stop=node.attrs["n"]))
 
 
-@decomposes("conv2d_nchwc")
+@lowers("conv2d_nchwc", form="graph")
 def conv2d_nchwc(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
     x, w = operands
     n, blocks, height, width, block = x.type.shape

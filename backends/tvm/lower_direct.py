@@ -15,6 +15,7 @@ from mlec.backends.tvm.lower_fused import lower_body
 from mlec.backends.tvm.lower_tree import constant_ensemble
 from mlec.backends.tvm.lowering import Lowering, Tensor
 from mlec.backends.tvm.region import Dims
+from mlec.backends.tvm.registry import CUDA, lowers
 from mlec.ir.builder import GraphBuilder
 from mlec.ir.graph import Node
 from mlec.ir.op import Attrs
@@ -23,6 +24,7 @@ from mlec.ops.tree import DEFAULT_LEFT, NAN_IS_ZERO, OPERANDS, ZERO_IS_MISSING, 
 # -- pooling ---------------------------------------------------------------------------------------------------------
 
 
+@lowers("max_pool", "avg_pool", on=CUDA)
 def direct_pool(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     """One task for each window."""
     (x,) = operands
@@ -80,6 +82,7 @@ def _flat(indices: Sequence[Expr], shape: Sequence[Dim]) -> Expr:
 # -- recurrence ------------------------------------------------------------------------------------------------------
 
 
+@lowers("lstm", "gru", "rnn", on=CUDA)
 def direct_recurrence(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Sequence[Tensor]:
     """One task for each sequence: the states stay where the results are."""
     x = operands[0]
@@ -240,6 +243,7 @@ def transposed_geometry(
 # -- reductions ------------------------------------------------------------------------------------------------------
 
 
+@lowers("sum", "mean", "prod", "max", "min", "any", "all", "argmax", "argmin", on=CUDA)
 def direct_reduction(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     """One task for each result: ``sum`` to ``all``, ``argmax`` and ``argmin``."""
     (x,) = operands
@@ -277,6 +281,7 @@ def direct_reduction(lowering: Lowering, node: Node, operands: tuple[Tensor, ...
 # -- trees -----------------------------------------------------------------------------------------------------------
 
 
+@lowers("tree_ensemble", on=CUDA)
 def direct_tree_ensemble(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     """One task for each row, which walks all trees in order."""
     constant_ensemble(node, operands)

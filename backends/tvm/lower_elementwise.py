@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mlec.backends.tvm import scalar
 from mlec.backends.tvm.kernels.elementwise import Element, Lanes, Piece, elementwise
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
-from mlec.backends.tvm.lowering import Lowering, Tensor, lowers, needed_extents
+from mlec.backends.tvm.lowering import Lowering, Tensor, needed_extents
 from mlec.backends.tvm.region import Dims, Load, Number, Region, Source, is_elementwise
 from mlec.ir.dim import Dim, SymDim, evaluate, product, symbols_of
 from mlec.ir.graph import Node, Value
@@ -16,7 +15,6 @@ from mlec.ir.op import attr_symbols
 from mlec.ir.types import Shape, TensorType
 
 
-@lowers("cast", *scalar.FUNCTIONS)
 def lower_node(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     """One node by itself."""
     inputs = dict(zip(node.inputs, operands, strict=True))

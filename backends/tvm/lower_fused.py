@@ -10,7 +10,7 @@ Forms with one kernel:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlec.backends.tvm.compat import T, tirx
@@ -19,10 +19,12 @@ from mlec.backends.tvm.kernels.elementwise import Lanes, memory_type
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, Epilogue, Expr, Prologue
 from mlec.backends.tvm.kernels.tile import flat_view, product
 from mlec.backends.tvm.kernels.vector import cast_to, lanes_of, share
-from mlec.backends.tvm.lower_elementwise import lower_region
-from mlec.backends.tvm.lowering import Lowering, Tensor, lowers
+from mlec.backends.tvm.lower_elementwise import lower_node, lower_region
+from mlec.backends.tvm.lowering import Lowering, Tensor
 from mlec.backends.tvm.region import Dims, Known, Load, Number, Region, Source, is_elementwise, is_injective
+from mlec.backends.tvm.registry import BOTH, find, lowering_of, lowers
 from mlec.backends.tvm.scalar import CALLS_LIBM, TVM_NAMES
+from mlec.errors import UnsupportedOpError
 from mlec.ir.builder import GraphBuilder
 from mlec.ir.dim import Dim, symbols_of
 from mlec.ir.graph import Graph, Node, Value
@@ -153,32 +155,31 @@ def _sources(
     return sources
 
 
-HeadRule = Callable[[Lowering, Node, Head, Tail], Tensor]
+def lower_alone(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """One node by the rule that comes first.
 
-HEADS: dict[str, HeadRule] = {}
-"""Lowerings of ops whose templates take a prologue."""
-
-AnchorRule = Callable[[Lowering, Node, "tuple[Tensor, ...]", Tail], Tensor]
-
-ANCHORS: dict[str, AnchorRule] = {}
-"""Lowerings of ops whose templates take an epilogue."""
-
-
-def lowers_with_tail(*ops: str) -> Callable[[AnchorRule], AnchorRule]:
-    """Registers ``(lowering, node, operands, tail) -> result``, for the op by itself and as the anchor of a fused body."""
-
-    def add(rule: AnchorRule) -> AnchorRule:
-        def alone(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
-            return rule(lowering, node, operands, Tail(node.output, node.output))
-
-        ANCHORS.update(dict.fromkeys(ops, rule))
-        lowers(*ops)(alone)
-        return rule
-
-    return add
+    Raises:
+        UnsupportedOpError: there is none.
+    """
+    entry = lowering_of(node.name, lowering.device)
+    if entry is None:
+        raise UnsupportedOpError(
+            f"the tvm backend has no lowering of {node.name} for {lowering.device}",
+            loc=node.loc,
+            hint="`mlec ops` lists what each backend has",
+        )
+    if entry.form == "template":
+        results = entry.rule(lowering, node, operands)
+    elif entry.form == "anchor":
+        results = entry.rule(lowering, node, operands, Tail(node.output, node.output))
+    elif entry.form == "graph":
+        results = lower_decomposed(lowering, node, operands)
+    else:
+        results = lower_node(lowering, node, operands)
+    return (results,) if isinstance(results, Tensor) else tuple(results)
 
 
-@lowers("fused")
+@lowers("fused", on=BOTH)
 def lower_fused(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return lower_body(lowering, node, _body(node), operands)
 
@@ -225,7 +226,8 @@ def _with_anchor(
     known = dict(values)
     before, after = _split(nodes, anchor)
     head = None
-    if anchor.name in HEADS and anchor.inputs[0] not in known and all(map(_vectorises, before)) and not lowering.on_gpu:
+    with_head, with_tail = (find(anchor.name, form, lowering.device) for form in ("prologue", "anchor"))
+    if with_head is not None and anchor.inputs[0] not in known and all(map(_vectorises, before)):
         members = _needed(before, [anchor], known)
         head = Head(anchor.inputs[0], tuple(members), _read(members, known))
     else:
@@ -235,19 +237,20 @@ def _with_anchor(
     side = _needed(before, after, known)
     tail_nodes = (*side, *after)
     tail = Tail(anchor.output, output, tail_nodes, _read(tail_nodes, known))
-    fits = not lowering.on_gpu and all(
+    fits = all(
         _vectorises(inner) and (inner in side or inner.output.type.shape == anchor.output.type.shape)
         for inner in tail_nodes
     )
-    if head is not None:
+    result: Tensor
+    if with_head is not None and head is not None:
         if fits:
-            return HEADS[anchor.name](lowering, anchor, head, tail)
-        return tail.apply(
-            lowering, node, HEADS[anchor.name](lowering, anchor, head, Tail(anchor.output, anchor.output))
-        )
+            result = with_head(lowering, anchor, head, tail)
+            return result
+        return tail.apply(lowering, node, with_head(lowering, anchor, head, Tail(anchor.output, anchor.output)))
     operands = tuple(known[v] for v in anchor.inputs)
-    if anchor.name in ANCHORS and fits:
-        return ANCHORS[anchor.name](lowering, anchor, operands, tail)
+    if with_tail is not None and fits:
+        result = with_tail(lowering, anchor, operands, tail)
+        return result
     return tail.apply(lowering, node, lowering.lower(anchor, operands)[0])
 
 

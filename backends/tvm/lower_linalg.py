@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from mlec.backends.tvm.kernels.gemm import column_block, gemm, matmul, pack_gemm
-from mlec.backends.tvm.lower_fused import Tail, lowers_with_tail
+from mlec.backends.tvm.lower_fused import Tail
 from mlec.backends.tvm.lowering import Lowering, Tensor
 from mlec.backends.tvm.region import Dims
+from mlec.backends.tvm.registry import lowers
 from mlec.ir.graph import Node
 
 
-@lowers_with_tail("matmul")
+@lowers("matmul", form="anchor")
 def lower_matmul(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     """Constant weights are packed now; a transposed right operand is read as it lies."""
     a, b = operands
@@ -36,7 +37,7 @@ def lower_matmul(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], t
     return lowering.kernel(build, operands, [tail.type], node=node, strategy=strategy)[0]
 
 
-@lowers_with_tail("matmul_packed")
+@lowers("matmul_packed", form="anchor")
 def lower_matmul_packed(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     x, w = operands
     return _packed_product(lowering, node, x, w, node.attrs["n"], tail)

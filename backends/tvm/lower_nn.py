@@ -23,23 +23,23 @@ from mlec.backends.tvm.lower_direct import (
     per_axis,
     transposed_geometry,
 )
-from mlec.backends.tvm.lower_elementwise import lower_node
-from mlec.backends.tvm.lower_fused import Tail, lower_decomposed, lowers_with_tail
-from mlec.backends.tvm.lowering import Lowering, Tensor, lowers
-from mlec.backends.tvm.region import Dims, Index, Region, element_rule
+from mlec.backends.tvm.lower_fused import Tail, lower_decomposed
+from mlec.backends.tvm.lowering import Lowering, Tensor
+from mlec.backends.tvm.region import Dims, Index, Region
+from mlec.backends.tvm.registry import lowers
 from mlec.ir.graph import Node
 
 # -- convolution -----------------------------------------------------------------------------------------------------
 
 
-@lowers_with_tail("conv")
+@lowers("conv", form="anchor")
 def lower_conv(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     x, w = operands
     rank = x.type.rank - 2
     return _convolution(lowering, node, x, w, tail, per_axis(node.attrs, "strides", rank), pads_of(node.attrs, rank))
 
 
-@lowers_with_tail("conv_transpose")
+@lowers("conv_transpose", form="anchor")
 def lower_conv_transpose(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     """The convolution that it equals: zeros between the elements of x, weights flipped."""
     x, w = operands
@@ -69,7 +69,7 @@ def _convolution(
     return lowering.kernel(build, operands, [tail.type], node=node, strategy=f"direct convolution{tail}")[0]
 
 
-@lowers_with_tail("conv2d_nchwc")
+@lowers("conv2d_nchwc", form="anchor")
 def lower_conv2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     x, w = operands
     strides, dilations = per_axis(node.attrs, "strides", 2), per_axis(node.attrs, "dilations", 2)
@@ -88,7 +88,7 @@ def lower_conv2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, .
 # -- pooling ---------------------------------------------------------------------------------------------------------
 
 
-@lowers_with_tail("max_pool", "avg_pool")
+@lowers("max_pool", "avg_pool", form="anchor")
 def lower_pool(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     (x,) = operands
     attrs, kernel = node.attrs, tuple(node.attrs["kernel"])
@@ -135,7 +135,7 @@ def lower_logsumexp(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]
     return lowering.kernel(build, (x,), [node.output.type], node=node, strategy="two passes over each line")
 
 
-@lowers_with_tail("layer_norm", "rms_norm")
+@lowers("layer_norm", "rms_norm", form="anchor")
 def lower_line_norm(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     x = operands[0]
     template = layer_norm if node.name == "layer_norm" else rms_norm
@@ -157,9 +157,6 @@ def lower_group_norm(lowering: Lowering, node: Node, operands: tuple[Tensor, ...
         return group_norm(dims.shape(x.shape), groups, eps, x.dtype, lowering.target, name)
 
     return lowering.kernel(build, operands, [node.output.type], node=node, strategy="statistics, then one pass")
-
-
-lowers("batch_norm")(lower_decomposed)
 
 
 @lowers("attention")
@@ -205,7 +202,7 @@ def lower_recurrence(lowering: Lowering, node: Node, operands: tuple[Tensor, ...
 # -- resizing --------------------------------------------------------------------------------------------------------
 
 
-@element_rule("resize")
+@lowers("resize", form="element")
 def resize_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
     """Interpolates along one axis after the other, the last one innermost."""
     if region.lanes.is_vector:
@@ -250,6 +247,3 @@ def _ratio(source: Index, size: Index, less: int = 0) -> Expr:
         return const(float(np.float64(source - less) / (size - less)) if size > less else 0.0, "float64")
     over = tirx.Cast("float64", tirx.max(size - less, tirx.const(1, "int64")))
     return tirx.Cast("float64", source - less) / over
-
-
-lowers("resize")(lower_node)

@@ -10,9 +10,10 @@ from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
 from mlec.backends.tvm.kernels.reduce import arg_reduce, reduce
 from mlec.backends.tvm.kernels.tile import bits, product, unflatten
 from mlec.backends.tvm.kernels.vector import load
-from mlec.backends.tvm.lower_fused import HEADS, Head, Tail, lowers_with_tail
-from mlec.backends.tvm.lowering import Lowering, Tensor, lowers
+from mlec.backends.tvm.lower_fused import Head, Tail
+from mlec.backends.tvm.lowering import Lowering, Tensor
 from mlec.backends.tvm.region import Dims
+from mlec.backends.tvm.registry import BOTH, lowers
 from mlec.backends.tvm.scalar import TVM_NAMES
 from mlec.ir.graph import Node
 from mlec.ir.types import TensorType
@@ -21,12 +22,13 @@ MERGE_FROM = 48
 """Length of a line from which merging beats insertion."""
 
 
-@lowers_with_tail("sum", "mean", "prod", "max", "min", "any", "all")
+@lowers("sum", "mean", "prod", "max", "min", "any", "all", form="anchor")
 def lower_reduction(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     (x,) = operands
     return _reduction(lowering, node, x.type, (x,), tail, None)
 
 
+@lowers("sum", "mean", "prod", "max", "min", "any", "all", form="prologue")
 def lower_reduction_of(lowering: Lowering, node: Node, head: Head, tail: Tail) -> Tensor:
     """The operand is computed as it is read."""
     return _reduction(lowering, node, head.output.type, head.operands(lowering), tail, head)
@@ -48,9 +50,6 @@ def _reduction(
     return lowering.kernel(build, operands, [tail.type], node=node, strategy=strategy)[0]
 
 
-HEADS.update(dict.fromkeys(("sum", "mean", "prod", "max", "min", "any", "all"), lower_reduction_of))
-
-
 @lowers("argmax", "argmin")
 def lower_arg(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     (x,) = operands
@@ -62,7 +61,7 @@ def lower_arg(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> T
     return lowering.kernel(build, operands, [node.output.type], node=node, strategy="one pass over the axis")[0]
 
 
-@lowers("cumsum", "sort", "topk")
+@lowers("cumsum", "sort", "topk", on=BOTH)
 def lower_lines(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Sequence[Tensor]:
     """One task for each line along the axis."""
     (x,) = operands

@@ -10,8 +10,9 @@ from mlec.backends.tvm.kernels.epilogue import Expr
 from mlec.backends.tvm.kernels.transpose import transpose
 from mlec.backends.tvm.kernels.vector import broadcast, const_like, lanes_of, select, share
 from mlec.backends.tvm.lower_elementwise import RegionKernel, lower_node
-from mlec.backends.tvm.lowering import Lowering, Tensor, lowers
-from mlec.backends.tvm.region import Dims, Index, Region, element_rule
+from mlec.backends.tvm.lowering import Lowering, Tensor
+from mlec.backends.tvm.region import Dims, Index, Region
+from mlec.backends.tvm.registry import BOTH, lowers
 from mlec.backends.tvm.scalar import TVM_NAMES
 from mlec.ir.dim import Dim, product
 from mlec.ir.graph import Node, Value
@@ -21,12 +22,12 @@ from mlec.ir.types import TensorType
 # -- views -----------------------------------------------------------------------------------------------------------
 
 
-@lowers("reshape")
+@lowers("reshape", on=BOTH)
 def lower_reshape(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     return lowering.reshape(operands[0], node.output.type.shape)
 
 
-@lowers("transpose")
+@lowers("transpose", on=BOTH)
 def lower_transpose(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     """A promise: a matrix product reads its operand transposed, other kernels make `transposed` carry it out."""
     (x,), perm = operands, tuple(node.attrs["perm"])
@@ -63,7 +64,7 @@ def _last(x: Tensor) -> int:
     return max(axis for axis, extent in enumerate(x.shape) if extent != 1)
 
 
-@element_rule("reshape")
+@lowers("reshape", form="element")
 def reshape_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
     (x,) = node.inputs
     return region.at(x, reshaped_index(region, indices, node.output.type.shape, x.type.shape))
@@ -106,7 +107,7 @@ def _group(shape: Sequence[Dim], i: int, source: Sequence[Dim], j: int) -> tuple
     return len(shape), len(source)
 
 
-@element_rule("transpose")
+@lowers("transpose", form="element")
 def transpose_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
     source: list[Index] = [0] * len(indices)
     for index, axis in zip(indices, node.attrs["perm"], strict=True):
@@ -114,12 +115,12 @@ def transpose_element(region: Region, node: Node, indices: tuple[Index, ...]) ->
     return region.at(node.inputs[0], tuple(source))
 
 
-@element_rule("broadcast_to")
+@lowers("broadcast_to", form="element")
 def broadcast_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
     return region.operand(node.inputs[0], indices)
 
 
-@element_rule("flip")
+@lowers("flip", form="element")
 def flip_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
     (x,) = node.inputs
     axes = {a % x.type.rank for a in node.attrs["axes"]}
@@ -132,7 +133,7 @@ def flip_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr
 # -- joining and cutting ---------------------------------------------------------------------------------------------
 
 
-@lowers("concat")
+@lowers("concat", on=BOTH)
 def lower_concat(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     """One loop nest for each operand, into its part of the result."""
     axis = node.attrs["axis"] % node.output.type.rank
@@ -147,7 +148,7 @@ def lower_concat(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -
     return RegionKernel((node,), inputs).lower(lowering, node, node.output.type, pieces)
 
 
-@element_rule("concat")
+@lowers("concat", form="element")
 def concat_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
     axis = node.attrs["axis"] % len(indices)
 
@@ -164,14 +165,14 @@ def concat_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Ex
     return from_operand(0, indices[axis])
 
 
-@element_rule("slice")
+@lowers("slice", form="element")
 def slice_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
     axis = node.attrs["axis"] % len(indices)
     index = region.dims(node.attrs["start"]) + indices[axis] * node.attrs["step"]
     return region.at(node.inputs[0], (*indices[:axis], index, *indices[axis + 1 :]))
 
 
-@element_rule("pad")
+@lowers("pad", form="element")
 def pad_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
     (x,) = node.inputs
     source: list[Index] = []
@@ -210,7 +211,7 @@ def _python_number(value: float, kind: TensorType) -> bool | int | float:
 # -- indexing --------------------------------------------------------------------------------------------------------
 
 
-@element_rule("gather")
+@lowers("gather", form="element")
 def gather_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
     x, picks = node.inputs
     axis = node.attrs["axis"] % x.type.rank
@@ -218,7 +219,7 @@ def gather_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Ex
     return region.at(x, (*indices[:axis], pick, *indices[axis + picks.type.rank :]))
 
 
-@element_rule("take_along_axis")
+@lowers("take_along_axis", form="element")
 def take_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
     x, picks = node.inputs
     axis = node.attrs["axis"] % x.type.rank
@@ -231,7 +232,7 @@ def _clamped(region: Region, pick: Expr, extent: Dim) -> Expr:
     return share(tirx.max(tirx.min(wide, region.dims(extent + -1)), tirx.const(0, "int64")))
 
 
-@element_rule("one_hot")
+@lowers("one_hot", form="element")
 def one_hot_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
     (picks,) = node.inputs
     picked = region.at(picks, indices[:-1])
@@ -243,15 +244,12 @@ def one_hot_element(region: Region, node: Node, indices: tuple[Index, ...]) -> E
     return share(select(equal, one, const_like(0, one)))
 
 
-@element_rule("iota")
+@lowers("iota", form="element")
 def iota_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
     return region.index_value(indices[node.attrs["axis"] % len(indices)], node.attrs["dtype"])
 
 
-@element_rule("constant")
+@lowers("constant", form="element")
 def constant_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
     """A number spread over a shape; arrays are operands of a region."""
     return tirx.const(_python_number(node.attrs["value"], node.output.type), TVM_NAMES[node.output.type.dtype])
-
-
-lowers("broadcast_to", "flip", "slice", "pad", "gather", "take_along_axis", "one_hot", "iota")(lower_node)

@@ -9,9 +9,10 @@ from mlec.backends.tvm.kernels.pairwise import Metric, pack_points, pairwise
 from mlec.backends.tvm.kernels.tile import unflatten
 from mlec.backends.tvm.kernels.tree_ensemble import TreeEnsemble, build, prepare
 from mlec.backends.tvm.kernels.vector import const, share
-from mlec.backends.tvm.lower_fused import Tail, lowers_with_tail
-from mlec.backends.tvm.lowering import Lowering, Tensor, lowers
+from mlec.backends.tvm.lower_fused import Tail
+from mlec.backends.tvm.lowering import Lowering, Tensor
 from mlec.backends.tvm.region import Dims
+from mlec.backends.tvm.registry import CUDA, lowers
 from mlec.errors import LoweringError
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Node
@@ -55,7 +56,7 @@ def constant_ensemble(node: Node, operands: tuple[Tensor, ...]) -> TreeEnsemble:
     return ensemble
 
 
-@lowers_with_tail("pairwise_distance")
+@lowers("pairwise_distance", form="anchor")
 def lower_pairwise_distance(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     x, points = operands
     if points.array is None:
@@ -72,6 +73,7 @@ def lower_pairwise_distance(lowering: Lowering, node: Node, operands: tuple[Tens
     return lowering.kernel(kernel, operands, [tail.type], node=node, strategy=f"{metric.kind} distances{tail}")[0]
 
 
+@lowers("pairwise_distance", on=CUDA)
 def lower_pairs(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     """Both sets of points computed: one task for each pair."""
     x, y = operands

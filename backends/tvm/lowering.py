@@ -1,7 +1,7 @@
 """Turns a graph into kernels and the Relax function that calls them.
 
-Each op has a *lowering*: a function that is given the operands as `Tensor` and calls `Lowering.kernel` once or more, or returns
-a view. Lowerings are registered by op name in the ``lower_*`` modules of this package.
+Each op is lowered by a rule of the table in `registry`. A template's is given the operands as `Tensor` and calls `Lowering.kernel`
+once or more, or returns a view; they are in the ``lower_*`` modules of this package.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -18,36 +18,17 @@ from mlec.backends.base import CompileOptions, KernelNote
 from mlec.backends.tvm.compat import IRModule, T, prim_func, relax, tirx
 from mlec.backends.tvm.kernels.direct import Spread, spread_on_cpu, spread_on_gpu
 from mlec.backends.tvm.kernels.epilogue import BufferSpec
+from mlec.backends.tvm.kernels.vector import cells_in
 from mlec.backends.tvm.region import Dims
+from mlec.backends.tvm.registry import Device
 from mlec.backends.tvm.scalar import TVM_NAMES
 from mlec.backends.tvm.target import TargetInfo
-from mlec.errors import LoweringError, UnsupportedOpError
 from mlec.ir.dim import Dim, SymDim
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Graph, Node
 from mlec.ir.op import Array, ConstantRef
 from mlec.ir.types import Location, TensorType
 from mlec.runtime.program import KernelInfo
-
-LowerRule = Callable[["Lowering", Node, "tuple[Tensor, ...]"], "Tensor | Sequence[Tensor]"]
-
-_RuleT = TypeVar("_RuleT", bound=LowerRule)
-
-LOWERINGS: dict[str, LowerRule] = {}
-"""The lowering of each op; filled by `lowers`."""
-
-
-def lowers(*ops: str) -> Callable[[_RuleT], _RuleT]:
-    """Registers a lowering: ``(lowering, node, operands) -> result or results``."""
-
-    def add(rule: _RuleT) -> _RuleT:
-        for op in ops:
-            if op in LOWERINGS:
-                raise LoweringError(f"{op} has a lowering already: {LOWERINGS[op]}")
-            LOWERINGS[op] = rule
-        return rule
-
-    return add
 
 
 @dataclass(eq=False)
@@ -131,7 +112,14 @@ class Lowering:
     Args:
         graph: verified.
         target: what the kernels are generated for.
+
+    Attributes:
+        device: whose rules are used.
+        cell_scope: where the variables of a kernel live, see `kernels.vector.CELL_SCOPE`.
     """
+
+    device: Device = "cpu"
+    cell_scope = "global"
 
     def __init__(self, graph: Graph, target: TargetInfo, options: CompileOptions | None = None) -> None:
         self.graph = graph
@@ -174,7 +162,7 @@ class Lowering:
     @property
     def on_gpu(self) -> bool:
         """Whether the kernels run on a GPU."""
-        return False
+        return self.device == "cuda"
 
     @property
     def spread(self) -> Spread:
@@ -184,16 +172,14 @@ class Lowering:
     # -- what lowerings call -------------------------------------------------------------------------------------
 
     def lower(self, node: Node, operands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Lowers one node."""
-        rule = LOWERINGS.get(node.name)
-        if rule is None:
-            raise UnsupportedOpError(
-                f"the tvm backend has no lowering of {node.name}",
-                loc=node.loc,
-                hint="`mlec ops` lists what each backend has",
-            )
-        results = rule(self, node, operands)
-        return (results,) if isinstance(results, Tensor) else tuple(results)
+        """Lowers one node.
+
+        Raises:
+            UnsupportedOpError: it has no rule for the device.
+        """
+        from mlec.backends.tvm.lower_fused import lower_alone
+
+        return lower_alone(self, node, operands)
 
     def kernel(
         self,
@@ -221,7 +207,8 @@ class Lowering:
         self._made_of_form += 1
         function = None
         if first == symbol:
-            function = build(symbol, Dims.of([t.type for t in (*memory, *made)], extents))
+            with cells_in(self.cell_scope):
+                function = build(symbol, Dims.of([t.type for t in (*memory, *made)], extents))
         else:
             self._aliases[symbol] = first
         self._steps.append(_Call(symbol, function, memory, made, tuple(SymDim.named(name) for name in extents)))
@@ -406,4 +393,4 @@ def _kernel_name(node: Node) -> str:
     return re.sub(r"\W", "_", ops if len(ops) <= 48 else f"{ops[:44]}_etc")
 
 
-__all__ = ["LOWERINGS", "Lowered", "Lowering", "Tensor", "lowers", "needed_extents"]
+__all__ = ["Lowered", "Lowering", "Tensor", "needed_extents"]

@@ -18,6 +18,7 @@ from mlec.backends.tvm.compat import T, tirx, tvm
 from mlec.backends.tvm.kernels.elementwise import Lanes, NotContiguousError
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
 from mlec.backends.tvm.kernels.vector import Cell, broadcast, const_like, lanes_of, ramp, share
+from mlec.backends.tvm.registry import find
 from mlec.ir.dim import Dim, Symbol, SymDim, symbols_of
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Node, Value
@@ -26,35 +27,15 @@ from mlec.ir.types import TensorType
 Index = Any
 """An ``int`` or an int64 expression."""
 
-ElementRule = Callable[["Region", Node, tuple[Index, ...]], Expr]
-
-ELEMENT_RULES: dict[str, ElementRule] = {}
-"""For each op that moves data: ``(region, node, index of the result) -> value``."""
-
-
-def element_rule(*ops: str) -> Callable[[ElementRule], ElementRule]:
-    """Registers the element rule of some ops."""
-
-    def add(rule: ElementRule) -> ElementRule:
-        ELEMENT_RULES.update(dict.fromkeys(ops, rule))
-        return rule
-
-    return add
-
 
 def is_elementwise(node: Node) -> bool:
     """Whether the node computes each element from the elements at the same place."""
-    return node.name == "cast" or node.name in scalar.FUNCTIONS
+    return find(node.name, "scalar") is not None
 
 
 def is_injective(node: Node) -> bool:
     """Whether the node can be part of a region."""
-    return is_injective_op(node.name)
-
-
-def is_injective_op(name: str) -> bool:
-    """The same for every node of an op."""
-    return name == "cast" or name in scalar.FUNCTIONS or name in ELEMENT_RULES
+    return is_elementwise(node) or find(node.name, "element") is not None
 
 
 class Dims:
@@ -180,7 +161,7 @@ class Region:
         source = self.sources.get(value)
         if source is None:
             node = self.producers[value]
-            rule = ELEMENT_RULES.get(node.name, _elementwise)
+            rule = find(node.name, "element") or _elementwise
             result = rule(self, node, indices)
         elif isinstance(source, Load):
             result = self._load(source, indices)

@@ -1,4 +1,4 @@
-"""What every elementwise op computes for one element (or one vector of elements), as a TIR expression.
+"""What every elementwise op computes for one element (or one vector of elements), as a TIR expression; the table is at the end.
 
 The rules are numpy's: NaN spreads through ``maximum``, ``minimum``, ``relu`` and ``clip``; ``round`` breaks ties to even; the
 remainder has the sign of the divisor; an integer division by zero gives 0; floats truncate towards zero to integers; a
@@ -31,6 +31,7 @@ from mlec.backends.tvm.kernels.vector import (
     select,
     share,
 )
+from mlec.backends.tvm.registry import find, lowers
 from mlec.ir.dtype import DType
 from mlec.ir.op import Attrs
 
@@ -56,10 +57,13 @@ def apply(op: str, attrs: Attrs, arguments: Sequence[Expr], result: DType) -> Ex
     low_precision = dtype_of(arguments[-1]) in ("float16", "bfloat16")
     if low_precision:
         arguments = [cast_to("float32", a) if dtype_of(a) in ("float16", "bfloat16") else a for a in arguments]
-    value = FUNCTIONS[op](*arguments, **attrs)
+    function = find(op, "scalar")
+    assert function is not None, op
+    value = function(*arguments, **attrs)
     return cast_to(TVM_NAMES[result], value) if low_precision and result.is_float else value
 
 
+@lowers("cast", form="scalar")
 def cast(x: Expr, dtype: str) -> Expr:
     """Numeric conversion by numpy's rules."""
     source = dtype_of(x)
@@ -239,7 +243,7 @@ def _binary(operator: Any) -> Function:
     return lambda a, b: operator(a, b)
 
 
-FUNCTIONS: dict[str, Function] = {
+_FUNCTIONS: dict[str, Function] = {
     "neg": _neg, "abs": _abs, "sign": _sign, "relu": _relu, "clip": _clip,
     "exp": mathlib.exp, "expm1": mathlib.expm1, "log": mathlib.log, "log1p": mathlib.log1p, "tanh": mathlib.tanh,
     "sigmoid": mathlib.sigmoid, "erf": mathlib.erf, "silu": _silu, "gelu": _gelu,
@@ -255,3 +259,6 @@ FUNCTIONS: dict[str, Function] = {
     "logical_and": _binary(tirx.And), "logical_or": _binary(tirx.Or), "logical_xor": _not_equal, "where": _where,
 }  # fmt: skip
 """The elementwise ops but ``cast``, by name: ``function(*operands, **attributes)``."""
+
+for _op, _function in _FUNCTIONS.items():
+    lowers(_op, form="scalar")(_function)

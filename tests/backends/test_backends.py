@@ -13,7 +13,7 @@ import mlec.ops  # fills the table
 from mlec.backends.base import CompiledModule, CompileOptions
 from mlec.backends.numpy.backend import NumpyBackend
 from mlec.backends.tvm.backend import TVMBackend
-from mlec.backends.tvm.lowering import LOWERINGS
+from mlec.backends.tvm.registry import RULES
 from mlec.backends.tvm.target import TargetInfo
 from mlec.errors import TargetError, UnsupportedOpError
 from mlec.ir import OPS, Graph, GraphBuilder, Location, run_graph, tensor
@@ -107,7 +107,7 @@ def test_unknown_processor_is_named() -> None:
 
 
 def test_op_without_lowering_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(LOWERINGS, "relu")
+    monkeypatch.delitem(RULES, "relu")
     assert not TVMBackend().supports("relu")
     with pytest.raises(UnsupportedOpError, match="relu"):
         TVMBackend().compile(layer(), Target())
