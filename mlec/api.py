@@ -17,6 +17,7 @@ from mlec.backends.base import CompiledModule, CompileOptions
 from mlec.errors import MlecError, UsageError
 from mlec.frontends.base import Frontend, InputShapes, LowerOptions, Oracle
 from mlec.frontends.select import frontend_for, load_model_file
+from mlec.frontends.source_process import SourceProcess
 from mlec.ir import Graph
 from mlec.machine import Machine, this_machine
 from mlec.packing import backend_for, executable_of, host_cpu_flags, needed_cpu_flags, pack, refuse_reserved, unpack
@@ -396,15 +397,19 @@ def _run_and_check(
     compiled: CompiledModel, source: _Source, examples: tuple[Any, ...] | None, tolerance: Tolerance | None, check: bool,
     report: OptimizationReport, machine: Machine, optimized: Graph,
 ) -> None:  # fmt: skip
-    oracle = source.oracle()
-    if check and oracle is not None:
+    oracle = source.oracle() if check else None
+    if oracle is not None and not oracle:
+        assert source.frontend is not None
+        report.warnings.append(f"not compared with its source: install {source.frontend.name} to compare")
+    elif oracle is not None:
         report.parity = validate_model(
             compiled, source.graph, oracle, examples, tolerance or default_tolerance(source.graph)
         )
     inputs = examples or probe_inputs(source.graph)
     if not inputs or not check:
         return
-    report.timing["measured"] = _timing(compiled, list(inputs), oracle)
+    apart = isinstance(oracle, SourceProcess)  # through a pipe: its time would say nothing
+    report.timing["measured"] = _timing(compiled, list(inputs), None if apart else oracle)
     report.memory["peak_bytes"] = compiled.peak_memory_usage()
 
 

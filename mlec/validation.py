@@ -11,15 +11,17 @@ import numpy as np
 
 from mlec.errors import MlecError, ToleranceError, UsageError
 from mlec.frontends.base import Oracle
-from mlec.ir import Graph
+from mlec.ir import Graph, Value
 from mlec.ir.dim import evaluate, parse_dim, symbols_of
 from mlec.ir.dtype import DType
 from mlec.ir.op import Array
+from mlec.ops.tree import OPERANDS
 from mlec.pipeline import Tolerance
 from mlec.runtime import CompiledModel
 from mlec.signature import Signature
 
 PROBE_ROWS = 256
+MAX_PROBE_ROWS = 4096
 BATCHES = (1, 5)
 
 NETWORK = Tolerance(rtol=1e-4, atol=1e-6)
@@ -112,9 +114,8 @@ def compare(compiled: CompiledModel, oracle: Oracle, inputs: Sequence[Any], tole
             wanted = _of_source(function, argument, method)
         got = getattr(compiled, method)(argument)
         results[method] = (_arrays(wanted), _arrays(got))
-    ties = _tied_rows(
-        [w for m, (ws, _) in results.items() for w in ws if m in ("predict_proba", "decision_function")], tolerance
-    )
+    scores = [results[m] for m in ("predict_proba", "decision_function") if m in results]
+    ties = _tied_rows([pair for wanted, got in scores for pair in zip(wanted, got, strict=False)], tolerance)
     return [_worst_of(method, wanted, got, ties, tolerance) for method, (wanted, got) in results.items()]
 
 
@@ -175,14 +176,26 @@ def _compare_arrays(method: str, wanted: Array, got: Array, ties: Array | None, 
     )  # fmt: skip
 
 
-def _tied_rows(scores: list[Array], tolerance: Tolerance) -> Array | None:
-    """Rows whose two best scores are closer than the bound, so that the label may go either way."""
+def _tied_rows(scores: list[tuple[Array, Array]], tolerance: Tolerance) -> Array | None:
+    """Rows whose label may differ: the two best scores (or a single score and 0) are as near as the bound allows, and as the rounding
+    that was found in this very row can move them. Where the scores are the source's own, as those of a tree ensemble are when it
+    sums in the same order and precision, there is no such row.
+
+    Args:
+        scores: of the source and of the compiled model.
+    """
     tied: Array | None = None
-    for score in scores:
-        wide = score.astype(np.float64)
-        margin = np.abs(wide) if wide.ndim == 1 else np.abs(np.diff(np.sort(wide, axis=-1)[..., -2:], axis=-1)[..., 0])
+    for wanted, got in scores:
+        if wanted.shape != got.shape or wanted.ndim not in (1, 2) or wanted.shape[-1:] == (1,):
+            continue
+        wide = wanted.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            error = np.abs(got.astype(np.float64) - wide)
+            margin = np.abs(wide) if wide.ndim == 1 else np.diff(np.sort(wide, axis=1)[:, -2:], axis=1)[:, 0]
+        if wide.ndim == 2:
+            error = error.max(axis=1, initial=0.0)
         bound = 2 * (tolerance.rtol * np.max(np.abs(wide[np.isfinite(wide)]), initial=0.0) + tolerance.atol)
-        close = np.asarray(margin <= bound)
+        close = (margin <= bound) & (margin <= 4 * error) & (error > 0)
         tied = close if tied is None else tied | close
     return tied
 
@@ -196,7 +209,7 @@ def _batches(graph: Graph, examples: Sequence[Any] | None) -> list[list[Any]]:
     batches: list[list[Any]] = []
     if examples is not None:
         batches.append(list(examples))
-    probes = probe_inputs(graph)
+    probes = probe_inputs(graph, _probe_rows(graph))
     if probes is not None:
         batches.append(probes)
         if signature.table is not None or any(isinstance(s.shape[0], str) for s in signature.inputs if s.shape):
@@ -220,13 +233,19 @@ def _head(value: Any, rows: int, batched: bool) -> Any:
 def probe_inputs(graph: Graph, rows: int = PROBE_ROWS, seed: int = 0) -> list[Any] | None:
     """Rows made to find differences.
 
-    For a table: normal values, values at the split thresholds of the trees and one float to each side, NaN where the source takes it, known
-    categories. For tensors: normal values and small integers, 3 rows.
+    For a table: normal values, values at the split thresholds of the trees and one float to each side, the codes of category sets, NaN
+    and infinity where the source takes them, known categories. For tensors: normal values and small integers, 3 rows.
     """
     rng = np.random.default_rng(seed)
     if graph.signature.table is None:
         return tensor_probes(graph.signature, rng)
     return table_probe(graph, rows, rng)
+
+
+def _probe_rows(graph: Graph) -> int:
+    """Rows enough for each threshold and its neighbours, within reason."""
+    splits = max((len(values) for values in _split_values(graph).values()), default=0)
+    return min(max(PROBE_ROWS, 2 * splits), MAX_PROBE_ROWS)
 
 
 def batch_inputs(graph: Graph, rows: int, seed: int = 0) -> list[Any]:
@@ -277,7 +296,7 @@ def table_probe(graph: Graph, rows: int, rng: np.random.Generator) -> list[Any]:
     table = graph.signature.table
     assert table is not None
     columns: list[Array] = [rng.normal(scale=3.0, size=rows) for _ in range(table.n_features)]
-    thresholds = _thresholds(graph)
+    splits = _split_values(graph)
     for feed_index, feed in enumerate(table.feeds):
         for position, column in enumerate(feed.columns):
             if feed.codings:
@@ -289,16 +308,17 @@ def table_probe(graph: Graph, rows: int, rng: np.random.Generator) -> list[Any]:
                 )
                 columns[column] = picked
                 continue
-            known = thresholds.get((feed_index, position))
+            numbers = columns[column]
+            known = splits.get((feed_index, position))
             if known is not None and known.size:
-                chosen = rng.choice(known, rows // 2)
-                side = rng.integers(-1, 2, rows // 2)
-                exact = np.where(
-                    side == 0, chosen, np.nextafter(chosen, np.where(side > 0, np.inf, -np.inf).astype(chosen.dtype))
-                )
-                columns[column][: rows // 2] = exact
-            if (feed.numbers or table.numbers) != "finite" and columns[column].dtype.kind == "f":
-                columns[column][rng.random(rows) < 0.05] = np.nan
+                half = rows // 2
+                numbers[:half] = rng.permutation(known)[:half] if len(known) >= half else rng.choice(known, half)
+            accepted = feed.numbers or table.numbers
+            if accepted != "finite":
+                numbers[rng.random(rows) < 0.05] = np.nan
+            if accepted == "any":
+                odd = rng.random(rows) < 0.02
+                numbers[odd] = rng.choice([np.inf, -np.inf, 0.0, -0.0], int(odd.sum()))
     order = rng.permutation(rows)
     if table.feature_names is None and not any(c.dtype == object for c in columns):
         return [np.column_stack([c[order] for c in columns]) if columns else np.zeros((rows, 0))]
@@ -312,21 +332,54 @@ def table_probe(graph: Graph, rows: int, rng: np.random.Generator) -> list[Any]:
     return [pd.DataFrame({name: c[order] for name, c in zip(table.feature_names, columns, strict=True)})]
 
 
-def _thresholds(graph: Graph) -> Mapping[tuple[int, int], Array]:
-    """Split thresholds by (graph input, column), for ensembles that read an input directly or through a cast."""
-    found: dict[tuple[int, int], Array] = {}
+def _split_values(graph: Graph) -> Mapping[tuple[int, int], Array]:
+    """By (graph input, column) the numbers that the ensembles' splits on it turn on: each threshold and the floats next to it; of a
+    category set its codes and those next to them.
+    """
+    found: dict[tuple[int, int], list[Array]] = {}
     positions = {value: i for i, value in enumerate(graph.inputs)}
     for node in graph.nodes:
         if node.name != "tree_ensemble":
             continue
-        source = node.inputs[0]
-        while (producer := graph.producer.get(source)) is not None and producer.name == "cast":
-            source = producer.inputs[0]
-        feature, threshold = (graph.constant_value(v) for v in node.inputs[1:3])
-        if source not in positions or feature is None or threshold is None:
+        operands = dict(zip(OPERANDS.split(), node.inputs, strict=True))
+        feature, threshold, category, sets = (
+            graph.constant_value(operands[name]) for name in ("feature", "threshold", "category", "categories")
+        )
+        if feature is None or threshold is None or category is None or sets is None:
             continue
-        for column in np.unique(feature):
-            values = threshold[feature == column]
-            key = (positions[source], int(column))
-            found[key] = np.concatenate([found[key], values]) if key in found else values
-    return {key: values[np.isfinite(values)] for key, values in found.items()}
+        order = np.argsort(feature, kind="stable")
+        tested, starts = np.unique(feature[order], return_index=True)
+        for column, nodes in zip(tested, np.split(order, starts[1:]), strict=True):
+            value, place = _origin(graph, operands["x"], int(column))
+            if value not in positions:
+                continue
+            kinds = category[nodes] if category.size else np.full(nodes.shape, -1)
+            exact = np.unique(threshold[nodes[kinds < 0]])
+            exact = exact[np.isfinite(exact)]
+            sides = [np.nextafter(exact, exact.dtype.type(side)) for side in (-np.inf, np.inf)]
+            words = sets[np.unique(kinds[kinds >= 0])].view(np.uint8)
+            codes = np.flatnonzero(np.unpackbits(words, axis=1, bitorder="little").any(axis=0))
+            near = np.concatenate([codes - 1, codes, codes + 0.5, codes + 1])
+            found.setdefault((positions[value], place), []).extend([exact, *sides, near])
+    return {key: np.unique(np.concatenate(parts)) for key, parts in found.items()}
+
+
+def _origin(graph: Graph, value: Value, column: int) -> tuple[Value, int]:
+    """The earliest value, and its column, that a column goes back to through steps that leave most numbers as they are."""
+    while (node := graph.producer.get(value)) is not None:
+        if node.name in ("cast", "floor"):
+            value = node.inputs[0]
+        elif node.name == "where":
+            value = node.inputs[2]
+        elif node.name == "slice" and node.attrs["axis"] == 1:
+            value, column = node.inputs[0], int(node.attrs["start"]) + column * int(node.attrs["step"])
+        elif node.name == "concat" and node.attrs["axis"] == 1:
+            for part in node.inputs:
+                width = part.type.shape[1]
+                if not isinstance(width, int) or column < width:
+                    value = part
+                    break
+                column -= width
+        else:
+            break
+    return value, column

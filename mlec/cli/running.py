@@ -180,9 +180,9 @@ def _oracle(path: Path, trust_pickle: bool, model_class: str | None, given: tupl
     oracle = frontend.oracle(model)
     if not oracle:
         raise UsageError(
-            f"{path} is compiled without its library, so there is nothing to run beside the compiled model",
+            f"{path} needs its library to run beside the compiled model",
             code="E_NO_SOURCE",
-            hint="compare with the pickled estimator",
+            hint=f"pip install {frontend.name}",
         )
     return oracle
 
@@ -207,6 +207,8 @@ def bench_command(
     rows = [int(word) for word in batches.split(",") if word.strip().isdigit()]
     if not rows or len(rows) != len(batches.split(",")):
         raise click.BadParameter(f"{batches!r} does not read 1,64,4096", param_hint="--batch")
+    from mlec.errors import UsageError
+    from mlec.frontends.source_process import SourceProcess
     from mlec.runtime.measure import BenchmarkResult
     from mlec.timing import interleaved
     from mlec.validation import batch_inputs
@@ -214,6 +216,12 @@ def bench_command(
     results: list[dict[str, Any]] = []
     with _load(model, threads, trust) as compiled:
         oracle = None if against is None else _oracle(against, trust_pickle, model_class, None)
+        if isinstance(oracle, SourceProcess):
+            raise UsageError(
+                f"{against} runs in a process of its own, where timing it would time the way there",
+                code="E_NO_SOURCE",
+                hint="compare with the pickled estimator",
+            )
         num_threads = getattr(compiled.executable, "num_threads", None)
         for count in rows:
             inputs = batch_inputs(compiled.graph, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlec.errors import FrontendError
-from mlec.frontends.base import LowerOptions
+from mlec.frontends.base import LowerOptions, Oracle
+from mlec.frontends.source_process import SourceProcess
 from mlec.frontends.trees import Ensemble
 from mlec.ir import DType, Graph, GraphBuilder, Value, tensor, verify
 from mlec.signature import Coding, ColumnFeed, MethodSpec, Signature, TableSpec
@@ -43,6 +45,13 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise FrontendError(f"cannot read {path}: {error.strerror or error}", code="E_MODEL_FILE") from error
+
+
+def file_oracle(library: str, kind: str, data: bytes, methods: Sequence[str], path: Path) -> Oracle:
+    """The methods of a model file, as the library itself computes them; none where it is not installed."""
+    if importlib.util.find_spec(library) is None:
+        return {}
+    return SourceProcess(library, kind, data, methods, path)
 
 
 @dataclass(frozen=True)

@@ -93,9 +93,12 @@ class LightGBMFrontend:
         return _lower(_Model.read(text), estimator, name, options, Location(scope=name))
 
     def oracle(self, model: Any) -> Oracle:
-        """The estimator's or booster's own methods. A file has none: it is never given to LightGBM."""
+        """The estimator's or booster's own methods.
+
+        Those of a file run in a process of their own; it has none where LightGBM isn't installed.
+        """
         if isinstance(model, ModelFile):
-            return {}
+            return gbdt.file_oracle(self.name, "Booster", model.text.encode(), ("predict",), model.path)
         methods = ("predict", "predict_proba", "decision_function") if _role(model) == "classifier" else ("predict",)
         functions: dict[str, Callable[[Any], Any]] = {m: getattr(model, m) for m in methods if hasattr(model, m)}
         read = _Model.read(_booster(model).model_to_string())
@@ -109,7 +112,7 @@ class LightGBMFrontend:
         return head.replace(b"\r\n", b"\n").startswith(b"tree\nversion=")
 
     def load(self, path: Path, options: LowerOptions) -> ModelFile:
-        """Reads a model file; LightGBM itself never sees it.
+        """Reads a model file.
 
         Raises:
             FrontendError: the file cannot be read, or is not UTF-8.
@@ -118,6 +121,17 @@ class LightGBMFrontend:
             return ModelFile(path, gbdt.read_file(path).decode())
         except UnicodeDecodeError as error:
             raise damaged(f"not valid UTF-8: {error}", path) from error
+
+    def open_file(self, data: bytes, kind: str) -> Any:
+        """The model in LightGBM itself; for the process of `SourceProcess` only.
+
+        Args:
+            data: the content of a file that `load` and `lower` accepted.
+            kind: ``"Booster"``.
+        """
+        import lightgbm
+
+        return getattr(lightgbm, kind)(model_str=data.decode())
 
 
 def _class_names(model: object) -> set[str]:

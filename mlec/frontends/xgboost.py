@@ -50,10 +50,11 @@ CAT_STORED_SINCE = (3, 1)
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A parsed model file, not checked yet."""
+    """A parsed model file, not checked yet, and its very bytes."""
 
     path: Path
     document: dict[str, Any] = field(repr=False)
+    data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,14 @@ class XGBoostFrontend:
         return _lower(_Model.read(document, use), use, options, Location(file=place, scope=use.name))
 
     def oracle(self, model: Any) -> Oracle:
-        """The estimator's own methods, or the booster's ``predict`` on a DMatrix. A file has none: it is never given to XGBoost."""
+        """The estimator's own methods, or the booster's ``predict`` on a DMatrix.
+
+        Those of a file run in a process of their own; it has none where XGBoost isn't installed.
+        """
         if isinstance(model, ModelFile):
-            return {}
+            use = _use_of_file(model.document)
+            methods = ("predict", "predict_proba") if use.role == "classifier" else ("predict",)
+            return gbdt.file_oracle(self.name, use.name, model.data, methods, model.path)
         booster = _booster(model)
         use = _use(model)
         read = _Model.read(_document(booster), use)
@@ -123,7 +129,7 @@ class XGBoostFrontend:
         )
 
     def load(self, path: Path, options: LowerOptions) -> ModelFile:
-        """Reads a model file with our own readers; XGBoost itself never sees it.
+        """Reads a model file with our own readers.
 
         Raises:
             FrontendError: the file cannot be read, or is neither JSON nor UBJSON.
@@ -138,7 +144,20 @@ class XGBoostFrontend:
                 raise damaged(f"not valid JSON: {error}", path) from error
         if not isinstance(document, dict):
             raise damaged("the document is no object", path)
-        return ModelFile(path, document)
+        return ModelFile(path, document, data)
+
+    def open_file(self, data: bytes, kind: str) -> Any:
+        """The model in XGBoost itself; for the process of `SourceProcess` only.
+
+        Args:
+            data: the content of a file that `load` and `lower` accepted.
+            kind: name of XGBoost's class for it.
+        """
+        import xgboost
+
+        model = getattr(xgboost, kind)()
+        model.load_model(bytearray(data))
+        return model
 
 
 # -- whose predict is meant ------------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ def test_inconsistent_xgboost_documents(change: Callable[[Any], None]) -> None:
     change(document)
     start = time.perf_counter()
     with pytest.raises(FrontendError):
-        XGBoostFrontend().lower(ModelFile(Path("m"), document), LowerOptions())
+        XGBoostFrontend().lower(ModelFile(Path("m"), document, b""), LowerOptions())
     assert time.perf_counter() - start < SECONDS
 
 
