@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mlec.ir import Graph, GraphBuilder, Location, Node, Trait, Value
+from mlec.ir.op import Array
 from mlec.ops.linalg import pack_columns
-from mlec.ops.nn import blocked_weights
+from mlec.ops.nn import blocked_depthwise_weights, blocked_weights
 from mlec.pipeline import Pass, PassContext, PassResult, Remark
 
 MIN_BLOCK = 4
@@ -102,6 +103,8 @@ class _Layout:
             return False
         x, w = node.inputs
         weights = self.graph.constant_value(w)
+        if weights is not None and self.is_depthwise(node):
+            return self.depthwise(node, weights)
         if weights is None or node.attrs["groups"] != 1:
             reason = "its weights are not constant" if weights is None else f"it has {node.attrs['groups']} groups"
             self.remarks.append(Remark("missed", f"the convolution keeps its layout: {reason}", node.loc, "layout"))
@@ -118,6 +121,26 @@ class _Layout:
         attrs = {k: v for k, v in node.attrs.items() if k != "groups"}
         self.blocked[node.output] = self.b("conv2d_nchwc", source, packed, hint=node.output.hint, **attrs)
         self.applied(node, f"convolution on blocks of {_block_of(source)} to {out_block} channels")
+        return True
+
+    def is_depthwise(self, node: Node) -> bool:
+        """Whether each channel is convolved by itself, and enough of them make a block."""
+        x, w = node.inputs
+        channels, lanes = w.type.shape[0], self.lanes(x)
+        assert isinstance(channels, int)
+        block = channel_block(channels, lanes)
+        wide = block >= MIN_BLOCK and (block * 2 >= lanes or x in self.blocked)
+        return node.attrs["groups"] == channels == x.type.shape[1] and wide
+
+    def depthwise(self, node: Node, weights: Array) -> bool:
+        """conv(x, w, groups=channels) -> depthwise2d_nchwc(x in blocks, w in blocks)"""
+        x, w = node.inputs
+        source = self.to_blocks(x, self.lanes(x))
+        block = _block_of(source)
+        packed = self.b.constant(blocked_depthwise_weights(weights, block), w.hint)
+        attrs = {k: v for k, v in node.attrs.items() if k != "groups"}
+        self.blocked[node.output] = self.b("depthwise2d_nchwc", source, packed, hint=node.output.hint, **attrs)
+        self.applied(node, f"depthwise convolution on blocks of {block} channels")
         return True
 
     def follower(self, node: Node) -> bool:

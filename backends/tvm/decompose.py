@@ -166,3 +166,15 @@ def conv2d_nchwc(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Va
     y = b("conv", plain_x, plain_w, **node.attrs)
     split = b("reshape", y, shape=(n, out_blocks, out_block, *y.type.shape[2:]))
     return b("transpose", split, perm=(0, 1, 3, 4, 2))
+
+
+@lowers("depthwise2d_nchwc", form="graph")
+def depthwise2d_nchwc(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    x, w = operands
+    n, blocks, height, width, block = x.type.shape
+    _, r, s, _ = w.type.shape
+    plain_x = b("reshape", b("transpose", x, perm=(0, 1, 4, 2, 3)), shape=(n, blocks * block, height, width))
+    plain_w = b("reshape", b("transpose", w, perm=(0, 3, 1, 2)), shape=(blocks * block, 1, r, s))
+    y = b("conv", plain_x, plain_w, groups=blocks * block, **node.attrs)
+    split = b("reshape", y, shape=(n, blocks, block, *y.type.shape[2:]))
+    return b("transpose", split, perm=(0, 1, 3, 4, 2))

@@ -8,7 +8,7 @@ import numpy as np
 
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.attention import attention
-from mlec.backends.tvm.kernels.conv import conv, conv2d_nchwc
+from mlec.backends.tvm.kernels.conv import conv, conv2d_nchwc, depthwise_nchwc
 from mlec.backends.tvm.kernels.elementwise import NotContiguousError
 from mlec.backends.tvm.kernels.epilogue import Expr
 from mlec.backends.tvm.kernels.norm import group_norm, layer_norm, rms_norm
@@ -82,6 +82,22 @@ def lower_conv2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, .
 
     operands = (x, w, *tail.operands(lowering))
     strategy = f"direct convolution on blocks of {x.shape[4]} and {w.shape[5]} channels{tail}"
+    return lowering.kernel(build, operands, [tail.type], node=node, strategy=strategy)[0]
+
+
+@lowers("depthwise2d_nchwc", form="anchor")
+def lower_depthwise2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
+    x, w = operands
+    strides, dilations = per_axis(node.attrs, "strides", 2), per_axis(node.attrs, "dilations", 2)
+
+    def build(name: str, dims: Dims) -> object:
+        weights = [int(str(d)) for d in w.shape]
+        epilogue = tail.epilogue(lowering, dims)
+        shape, pads = dims.shape(x.shape), pads_of(node.attrs, 2)
+        return depthwise_nchwc(shape, weights, strides, pads, dilations, x.dtype, lowering.target, epilogue, name)
+
+    operands = (x, w, *tail.operands(lowering))
+    strategy = f"depthwise convolution on blocks of {x.shape[4]} channels{tail}"
     return lowering.kernel(build, operands, [tail.type], node=node, strategy=strategy)[0]
 
 

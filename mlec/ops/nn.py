@@ -232,6 +232,51 @@ register(
 )  # fmt: skip
 
 
+def _depthwise_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
+    x, w = types
+    require(x.rank == 5 and w.rank == 4, f"needs x [n, c/b, h, w, b] and w [c/b, r, s, b], got {x} and {w}", "E_SHAPE")
+    same_dim(x.shape[1], w.shape[0], "channel blocks")
+    same_dim(x.shape[4], w.shape[3], "channel block")
+    before, after = _pads(attrs, 2)
+    strides, dilations = _spatial(attrs, "strides", 2, 1), _spatial(attrs, "dilations", 2, 1)
+    space = [
+        window_extent(x.shape[2 + i], _static(w.shape[1 + i]), strides[i], before[i], after[i], dilations[i])
+        for i in (0, 1)
+    ]
+    return TensorType((*x.shape[:2], *space, x.shape[4]), same_dtype(types))
+
+
+def _depthwise_cost(inputs: Sequence[TensorType], results: Sequence[TensorType], attrs: Attrs) -> Cost:
+    _, r, s, _ = inputs[1].shape
+    return Cost(results[0].size * r * s * 2, moved_bytes(inputs, results))
+
+
+def blocked_depthwise_weights(w: Array, block: int) -> Array:
+    """``[c, 1, r, s]`` to ``[c/b, r, s, b]``; the channels divide into blocks."""
+    c, _, r, s = w.shape
+    return np.ascontiguousarray(w.reshape(c // block, block, r, s).transpose(0, 2, 3, 1))
+
+
+def _depthwise_blocked(
+    x: Array, w: Array, strides: tuple[int, ...], pads: tuple[int, ...], dilations: tuple[int, ...]
+) -> Array:
+    cb, r, s, b = w.shape
+    plain = w.transpose(0, 3, 1, 2).reshape(cb * b, 1, r, s)
+    return to_blocked(conv(from_blocked(x), plain, strides, pads, dilations, cb * b), b)
+
+
+register(
+    OpDef(
+        "depthwise2d_nchwc", operands("x w"), _CONV_ATTRS[:3], _depthwise_type, _depthwise_blocked,
+        lambda rng: Case(
+            (to_blocked(floats(rng, N, 8, 6, 5), 4), blocked_depthwise_weights(floats(rng, 8, 1, 3, 2), 4)),
+            {"pads": (1, 1, 1, 0), "strides": (int(rng.integers(1, 3)), 1)},
+        ),
+        _depthwise_cost, Trait.CONTRACTION, 128.0, "2-d convolution of each channel by itself: x [n, c/b, h, w, b], w [c/b, r, s, b]",
+    )
+)  # fmt: skip
+
+
 def _transposed_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     x, w = types
     require(

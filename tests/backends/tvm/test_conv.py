@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from mlec.backends.tvm.compat import tirx
-from mlec.backends.tvm.kernels.conv import conv, conv2d_nchwc, pack_nchwc, pack_transposed
+from mlec.backends.tvm.kernels.conv import conv, conv2d_nchwc, depthwise_nchwc, pack_nchwc, pack_transposed
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
 from mlec.backends.tvm.kernels.vector import select
+from mlec.backends.tvm.target import TargetInfo
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
 
 BATCHES = (0, 1, 2, 5)
@@ -161,3 +162,33 @@ def test_transposed(case):
         shape, packed.shape, (1,) * rank, (*before, *after), dilation, groups, "float32", HOST, input_dilations=stride
     )
     assert_close(compile_kernel(func)(x, packed, out=want.shape), want, w[:, 0].size)
+
+
+DEPTHWISE = [
+    # c, h, w, kernel, strides, pads, dilations, block
+    (16, 7, 5, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 16),
+    (24, 9, 40, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1), 8),
+    (16, 6, 61, (5, 3), (1, 2), (2, 0, 1, 3), (1, 1), 16),
+    (8, 11, 30, (3, 3), (1, 1), (2, 3, 4, 1), (2, 3), 4),
+    (16, 3, 3, (3, 3), (1, 1), (4, 4, 4, 4), (2, 2), 16),
+    (48, 4, 26, (1, 7), (1, 1), (0, 3, 0, 3), (1, 1), 16),
+    (32, 40, 1, (4, 1), (3, 1), (0, 0, 0, 0), (1, 1), 32),
+]
+
+
+@pytest.mark.parametrize("cpu", ["host", "x86-64-v3"])
+@pytest.mark.parametrize("case", DEPTHWISE, ids=str)
+def test_depthwise_on_channel_blocks(case, cpu):
+    c, h, width, kernel, strides, pads, dilations, b = case
+    target = HOST if cpu == "host" else TargetInfo.for_cpu(cpu)
+    func = depthwise_nchwc(
+        (tirx.Var("n", "int64"), c // b, h, width, b), (c // b, *kernel, b), strides, pads, dilations, "float32", target
+    )
+    run = compile_kernel(func, target)
+    w = normal((c, 1, *kernel), seed=1)
+    packed = np.ascontiguousarray(w.reshape(c // b, b, *kernel).transpose(0, 2, 3, 1))
+    for batch in (*BATCHES, 33):
+        x = normal((batch, c, h, width))
+        want = reference(x, w, strides, pads, dilations, c)
+        got = run(to_blocks(x, b), packed, out=(batch, c // b, *want.shape[2:], b))
+        assert_close(from_blocks(got), want, kernel[0] * kernel[1])
