@@ -120,9 +120,10 @@ def voting_classifier(ctx: Context, model: Any, columns: Columns) -> Lowered:
         probabilities = [part.value("predict_proba") for part in parts]
         proba = average(ctx, probabilities, weights)
         lowered = ctx.classifier(model.classes_, ctx.first_of_largest(proba), proba=proba)
-        if not model.flatten_transform:
-            return lowered
-        together = ctx.b("concat", *ctx.aligned(probabilities), axis=1) if len(parts) > 1 else proba
+        tables = ctx.aligned(probabilities)
+        if not model.flatten_transform:  # (members, n, classes)
+            tables = [ctx.b("reshape", table, shape=(1, *table.type.shape)) for table in tables]
+        together = ctx.b("concat", *tables, axis=1 if model.flatten_transform else 0) if len(tables) > 1 else tables[0]
         return Lowered("classifier", {**lowered.methods, "transform": Output((together,))})
     encoded = np.arange(count)
     votes = [

@@ -91,7 +91,7 @@ def transform(ctx: Context, transformer: Any, columns: Columns, step: str) -> Co
     if lowered.columns is not None:
         return lowered.columns
     matrix = lowered.methods["transform"].values[0] if "transform" in lowered.methods else None
-    if matrix is None:
+    if matrix is None or matrix.type.rank != 2:
         with ctx.inside(step, transformer):
             ctx.refuse("its transform is not supported in the middle of a model")
     columns = ctx.transformed(matrix).columns or ()

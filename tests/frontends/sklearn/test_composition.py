@@ -41,6 +41,7 @@ from sklearn.base import BaseEstimator
 from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.pipeline import make_pipeline, make_union
 
+import mlec
 from mlec.errors import FrontendError, InputError, NotFittedModelError, UnsupportedModelError, UntrustedPickleError
 from mlec.frontends.base import LowerOptions
 
@@ -257,6 +258,19 @@ MEMBERS = [
 def test_votes(lab: Any, target: np.ndarray, weights: Any) -> None:
     for voting in ("hard", "soft"):
         lab.check(ensemble.VotingClassifier(MEMBERS, voting=voting, weights=weights).fit(IRIS, target), IRIS + 0.02)
+
+
+@pytest.mark.parametrize("members", [MEMBERS, MEMBERS[:1]], ids=["three", "one"])
+def test_votes_that_are_not_flattened(lab: Any, members: Any) -> None:
+    weights = [0.3, 2, 1.5][: len(members)]
+    model = ensemble.VotingClassifier(members, voting="soft", flatten_transform=False, weights=weights).fit(IRIS, NAMES)
+    compiled = lab.compile(model)
+    for rows in (150, 1, 2, 5):
+        lab.same(compiled.transform(IRIS[:rows]), model.transform(IRIS[:rows]), 1e-12, f"{rows} rows")
+    assert compiled.transform(IRIS[:0]).shape == (len(members), 0, 3)
+    with pytest.raises(UnsupportedModelError, match="in the middle"):
+        lab.lower(pipeline.make_pipeline(model, preprocessing.StandardScaler().fit(IRIS)))
+    assert mlec.compile(model, progress=False).report.parity["methods"]["transform"]["excess"] <= 1
 
 
 def test_votes_of_regressors_and_dropped_members(lab: Any) -> None:
