@@ -32,6 +32,7 @@ PASSES = {
     "cse": "mlec.passes.cse:EliminateCommonSubexpressions",
     "dce": "mlec.passes.dce:EliminateDeadCode",
     "sink-transposes": "mlec.passes.sink_transposes:SinkTransposes",
+    "split-products": "mlec.passes.split_products:SplitProducts",
     "fold-batch-norm": "mlec.passes.fold_batch_norm:FoldBatchNorm",
     "fuse": "mlec.passes.fusion:FuseOperators",
     "layout": "mlec.passes.layout:ChooseLayout",

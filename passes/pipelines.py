@@ -11,6 +11,8 @@ from mlec.passes.fold_constants import FoldConstants
 from mlec.passes.fusion import FuseOperators
 from mlec.passes.infer_shapes import InferShapes
 from mlec.passes.layout import ChooseLayout
+from mlec.passes.sink_transposes import SinkTransposes
+from mlec.passes.split_products import SplitProducts
 from mlec.pipeline import Pass, PassPipeline
 
 
@@ -24,6 +26,9 @@ def pipeline_for_level(level: int) -> PassPipeline:
             EliminateCommonSubexpressions()
         )  # before fusion, which would hide equal parts in different kernels
     if level >= 2:
+        steps.append(SinkTransposes())  # once weights are plain constants; what cancels is work that no later pass sees
+        steps.append(Canonicalize())  # the views that it leaves
+        steps.append(SplitProducts())  # what attention reads is slices by now, without transposes in between
         steps.append(FoldBatchNorm())  # while convolutions are still plain and their weights still constants
         steps.append(FoldConstants())  # the folded weights
     if level >= 3:
