@@ -28,6 +28,7 @@ from mlec.backends.tvm.lowering import Lowering, Tensor
 from mlec.backends.tvm.region import Dims, Index, Region
 from mlec.backends.tvm.registry import lowers
 from mlec.ir.graph import Node
+from mlec.ir.types import TensorType
 
 # -- convolution -----------------------------------------------------------------------------------------------------
 
@@ -176,18 +177,46 @@ def lower_group_norm(lowering: Lowering, node: Node, operands: tuple[Tensor, ...
 
 
 @lowers("attention")
-def lower_attention(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Sequence[Tensor]:
+def lower_attention(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
+    """Heads are read and written where they lie: transposes around it that keep the last axis cost nothing."""
     q, k, v, *mask = operands
+    lying = [_as_it_lies(x) for x in (q, k, v)]
+    rank = node.output.type.rank
+    wanted = _wanted_order(lowering, node)
+    y_order = tuple(wanted.index(axis) for axis in range(rank))
+    made = TensorType(tuple(node.output.type.shape[axis] for axis in wanted), node.output.type.dtype)
 
     def build(name: str, dims: Dims) -> object:
         spec = lowering.spec(mask[0], dims) if mask else None
         scale, causal = node.attrs["scale"], node.attrs["causal"]
         shapes = dims.shape(q.shape), dims.shape(k.shape), dims.shape(v.shape)
-        return attention(*shapes, spec, scale, causal, q.dtype, lowering.target, name)
+        orders = [*(order for _, order in lying), y_order]
+        return attention(*shapes, spec, scale, causal, q.dtype, lowering.target, name, orders)
 
-    return lowering.kernel(
-        build, operands, [node.output.type], node=node, strategy="one head at a time, scores in cache"
-    )
+    strategy = "one head at a time, scores in cache"
+    with lowering.variant(y_order):
+        memory = (*(x for x, _ in lying), *mask)
+        (y,) = lowering.kernel(build, memory, [made], node=node, strategy=strategy)
+    return y if y_order == tuple(range(rank)) else Tensor(node.output.type, transposed=(y, y_order))
+
+
+def _as_it_lies(x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """The tensor in memory, and which of its axes each axis of ``x`` is."""
+    if x.transposed is not None and x.transposed[1][-1] == len(x.shape) - 1:
+        return x.transposed
+    return x, tuple(range(len(x.shape)))
+
+
+def _wanted_order(lowering: Lowering, node: Node) -> tuple[int, ...]:
+    """The order of axes in which all readers of a node's result want it, if they want the same and keep the last axis."""
+    graph, value = lowering.graph, node.output
+    plain = tuple(range(value.type.rank))
+    users = graph.users.get(value, ())
+    wanted = {tuple(user.attrs["perm"]) if user.name == "transpose" else plain for user in users}
+    if len(wanted) != 1 or value in graph.outputs:
+        return plain
+    (order,) = wanted
+    return order if order[-1] == plain[-1] else plain
 
 
 # -- recurrence ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -256,6 +256,10 @@ class Lowering:
         """The buffer of a tensor, with the extents of a kernel."""
         t = x.type if isinstance(x, Tensor) else x
         return BufferSpec(dims.shape(t.shape), TVM_NAMES[t.dtype])
+
+    def variant(self, what: Hashable) -> AbstractContextManager[None]:
+        """For kernels that depend on more than the form of their node: on ``what`` as well."""
+        return self._lowering_of((self._form, what))
 
     # -- helpers -------------------------------------------------------------------------------------------------
 

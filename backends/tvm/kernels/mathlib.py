@@ -33,6 +33,16 @@ def exp(x: Expr) -> Expr:
     return share(_or_nan(x, value))
 
 
+def exp_of_negative(x: Expr) -> Expr:
+    """``e ** x`` for ``x <= 0``, as a softmax needs it: what would be subnormal is zero, and NaN stays NaN."""
+    f = _FORMATS[dtype_of(x)]
+    x = share(x)
+    # 2**n is assembled as bits: the exponent 0 makes it 0.
+    low = const_like(-f.bias * math.log(2), x)
+    n, r = _reduce_by_ln2(f, share(select(x < low, low, x)))
+    return share((_expm1_series(f, r) + 1) * _power_of_two(f, n))
+
+
 def expm1(x: Expr) -> Expr:
     """``e ** x - 1`` without cancellation near zero."""
     f = _FORMATS[dtype_of(x)]
@@ -105,7 +115,7 @@ def erf(x: Expr) -> Expr:
     near = x * _horner(f.erf_coefficients, square)
     a = share(_clamp(_absolute(x), 1.0, f.erf_limit))
     u = share(const_like(f.erfcx_slope, x) / (a + _ERFCX_POLE) + const_like(f.erfcx_offset, x))
-    far = const_like(1.0, x) - exp(-(a * a)) * _horner(f.erfcx_coefficients, u)
+    far = const_like(1.0, x) - exp_of_negative(-(a * a)) * _horner(f.erfcx_coefficients, u)
     return share(_or_nan(x, select(square < 1.0, near, _with_sign_of(x, far))))
 
 

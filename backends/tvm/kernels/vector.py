@@ -143,6 +143,11 @@ _NAN_TEST = {
 }
 
 
+def lanes_all(mask: Expr) -> Expr:
+    """Whether every lane of a vector of booleans is true."""
+    return T.call_llvm_pure_intrin("bool", "llvm.vector.reduce.and", mask) if lanes_of(mask) > 1 else mask
+
+
 def maximum(a: Expr, b: Any) -> Expr:
     """The larger value, NaN if either is NaN (numpy's rule). Name operands that are large expressions."""
     return _extremum(a, b, lambda x, y: x < y)
@@ -173,8 +178,12 @@ def store(buffer: Buffer, value: Expr, indices: list[Expr]) -> None:
 
 def reduce_lanes(x: Expr, combine: Any) -> Expr:
     """Combine the lanes of a vector into a scalar, as a tree (halves first), in the same order on every machine."""
-    name = share(x)
-    parts = [tirx.Shuffle([name], [lane]) for lane in range(lanes_of(x))] if lanes_of(x) > 1 else [name]
+    name, lanes = share(x), lanes_of(x)
+    while lanes > 1 and lanes % 2 == 0:
+        half = lanes // 2
+        low, high = (share(tirx.Shuffle([name], list(range(i * half, (i + 1) * half)))) for i in range(2))
+        name, lanes = share(combine(low, high)), half
+    parts = [tirx.Shuffle([name], [lane]) for lane in range(lanes)] if lanes > 1 else [name]
     while len(parts) > 1:
         half = (len(parts) + 1) // 2
         parts = [share(combine(parts[i], parts[i + half])) if i + half < len(parts) else parts[i] for i in range(half)]

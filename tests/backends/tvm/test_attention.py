@@ -62,3 +62,18 @@ def test_row_without_a_visible_key_is_nan_and_shared_keys_broadcast():
     with np.errstate(invalid="ignore"):
         np.testing.assert_allclose(got, reference(q, k, v, mask, 1.0, False), rtol=5e-6, atol=5e-6)
     assert np.isnan(got[:, :, 2]).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_heads_lie_between_the_axes_of_rows(causal):
+    """q, k, v as products of rows leave them, [n, rows, heads, depth], and the result for the product that follows."""
+    n, order = tirx.Var("n", "int64"), (0, 2, 1, 3)
+    heads, m, t, d, e = 3, 37, 45, 20, 24
+    shapes = (n, heads, m, d), (n, heads, t, d), (n, heads, t, e)
+    run = compile_kernel(attention(*shapes, None, 0.3, causal, "float32", HOST, orders=[order] * 4))
+    for batch in (0, 1, 4):
+        q, k = normal((batch, m, heads, d)), normal((batch, t, heads, d), seed=1)
+        v = normal((batch, t, heads, e), seed=2)
+        got = run(q, k, v, out=(batch, m, heads, e))
+        want = reference(*(x.transpose(order) for x in (q, k, v)), None, 0.3, causal).transpose(order)
+        np.testing.assert_allclose(got, want, rtol=5e-6, atol=5e-6)

@@ -92,6 +92,18 @@ def test_function_stays_within_its_error_bound(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_exponentials_of_negative_numbers(dtype):
+    x = -np.abs(arguments(dtype))
+    got = compiled(mathlib.exp_of_negative, dtype, 16)(x)
+    wide = np.exp(x.astype(WIDE))
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(x))
+    normal = wide > 2 * np.finfo(dtype).tiny
+    assert np.max(np.abs(got[normal] - wide[normal]) / np.spacing(wide[normal].astype(dtype))) <= 1
+    assert np.all(got[wide < np.finfo(dtype).tiny / 2] == 0)
+    assert np.all(got[np.isinf(x)] == 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("lanes", [1, 5, 32])
 def test_any_number_of_lanes_gives_the_same_bits(dtype, lanes):
     x = arguments(dtype)[: 320 * 20]
