@@ -2,8 +2,9 @@
 
 * ``matmul`` by a constant matrix becomes ``matmul_packed``: columns in blocks of two vector registers, so that a register tile
   streams its weights from consecutive memory.
-* 2-d convolutions work on channel blocks (NCHWc): the block is the vector, so that neither operand needs a shuffle. An image is brought
-  into blocks once, stays blocked through elementwise ops, pooling and global means, and goes back only where something else reads it.
+* 2-d convolutions work on channel blocks (NCHWc): the block is the vector, so that neither operand needs a shuffle. The first
+  convolution reads the plain image; from there on the image stays in blocks through convolutions (also those of each channel
+  by itself), elementwise ops, pooling, concatenation and global means, and goes back only where something else reads it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from mlec.ir import Graph, GraphBuilder, Location, Node, Trait, Value
 from mlec.ir.op import Array
 from mlec.ops.linalg import pack_columns
 from mlec.ops.nn import blocked_depthwise_weights, blocked_weights
-from mlec.pipeline import Pass, PassContext, PassResult, Remark
+from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, ulp
 
 MIN_BLOCK = 4
 POOLS = frozenset({"max_pool", "avg_pool"})
@@ -33,6 +34,7 @@ class ChooseLayout(Pass):
     block: int = 0
     images: bool = True
     name: ClassVar[str] = "layout"
+    preserves: ClassVar[Tolerance] = ulp(16)  # a mean over an image in blocks is taken in another order
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         work = _Layout(graph, self.block, context.vector_bytes, self.images)
@@ -116,7 +118,7 @@ class _Layout:
                 Remark("missed", f"{weights.shape[0]} output channels do not divide into vectors", node.loc, "layout")
             )
             return False
-        source = self.to_blocks(x, lanes)
+        source = self.blocked[x] if x in self.blocked else self.single_channels(x)
         packed = self.b.constant(blocked_weights(weights, _block_of(source), out_block), w.hint)
         attrs = {k: v for k, v in node.attrs.items() if k != "groups"}
         self.blocked[node.output] = self.b("conv2d_nchwc", source, packed, hint=node.output.hint, **attrs)
@@ -154,6 +156,8 @@ class _Layout:
             return True
         if node.op.has(Trait.ELEMENTWISE):
             return self.elementwise(node)
+        if node.name == "concat" and node.attrs["axis"] % node.output.type.rank == 1:
+            return self.concat(node)
         if node.name in ("mean", "sum", "max", "min") and node.inputs[0] in self.blocked:
             return self.global_reduction(node)
         return False
@@ -172,6 +176,15 @@ class _Layout:
         self.blocked[node.output] = self.b(node.op, *operands, hint=node.output.hint, **node.attrs)
         return True
 
+    def concat(self, node: Node) -> bool:
+        """One image's channels after another's, where all have blocks of one size."""
+        parts = [self.blocked.get(value) for value in node.inputs]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts) or len({_block_of(part) for part in known}) != 1:
+            return False
+        self.blocked[node.output] = self.b(node.op, *known, hint=node.output.hint, axis=1)
+        return True
+
     def fitting_operand(self, value: Value, like: Value, block: int) -> Value | None:
         """The operand in channel blocks: an image of the same shape, or a constant that broadcasts over space."""
         if value.type.shape == like.type.shape:
@@ -181,6 +194,13 @@ class _Layout:
             return self.to_blocks(value, block) if known is None else None
         if value.type.rank == 0:
             return value
+        if value.type.shape == (
+            *like.type.shape[:2],
+            1,
+            1,
+        ):  # a factor for each channel of each image: no element moves
+            channels = self.to_blocks(value, block)
+            return channels if _block_of(channels) == block else None
         constant = self.graph.constant_value(value)
         if constant is None:
             return None
@@ -200,6 +220,11 @@ class _Layout:
         return True
 
     # -- between the layouts -------------------------------------------------------------------------------------
+
+    def single_channels(self, value: Value) -> Value:
+        """A plain image as blocks of one channel, which is the same memory. A convolution reads single elements: any block will do."""
+        n, channels, h, w = value.type.shape
+        return self.b("reshape", value, shape=(n, channels, h, w, 1), hint=value.hint)
 
     def to_blocks(self, value: Value, lanes: int) -> Value:
         """The image in channel blocks, converted where it is not."""
