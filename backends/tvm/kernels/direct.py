@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, Protocol
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
@@ -21,10 +22,10 @@ from mlec.backends.tvm.kernels.vector import (
     const,
     dtype_of,
     is_nan,
+    lanes_all,
     lanes_of,
     maximum,
     minimum,
-    reduce_lanes,
     select,
     share,
 )
@@ -128,6 +129,10 @@ def scan_line(extent: Dim, dtype: str, read: Read, write: Callable[[Expr, Expr],
         write(i, total.value)
 
 
+GROUP_VECTORS = 8
+"""Vectors that `first_elements` passes over with one branch."""
+
+
 def first_elements(
     extent: Dim,
     count: Dim,
@@ -142,14 +147,14 @@ def first_elements(
     """The ``count`` first elements of a line in sorted order, with their positions, by insertion: stable, NaN the largest.
 
     The result is built where it will stay: ``values(k)`` and ``positions(k)`` read it back, ``write(k, value, position)`` sets.
-    With ``read_vector`` (consecutive floats from a position on), a vector none of which comes before the last element kept
-    costs one comparison; in a line of random numbers, few vectors hold one that does.
+    With ``read_vector`` (consecutive floats from a position on), a group of vectors none of whose elements comes before the
+    last one kept costs a comparison for each vector and one branch; in a line of random numbers, few groups hold one that does.
     """
-    size = variable(_index(0))
+    kept = variable(_index(0))
 
     def insert(i: Expr) -> None:
         x = share(read((i,)))
-        slot = variable(share(size.value))
+        slot = variable(share(kept.value))
         moving = variable(const(True, "bool"))
         with T.While(tirx.And(moving.value, slot.value > 0)):
             previous = share(slot.value - 1)
@@ -162,28 +167,43 @@ def first_elements(
                     moving.set(const(False, "bool"))
         with if_(slot.value < _wide(count)):
             write(slot.value, x, i)
-        size.set(tirx.min(size.value + 1, _wide(count)))
+        kept.set(tirx.min(kept.value + 1, _wide(count)))
 
     if read_vector is None:
         with T.serial(_wide(extent)) as i:
             insert(i)
         return
     width = lanes_of(read_vector(_index(0)))
-    vectors = _wide(extent) // width
+
+    def wanted(vectors: Sequence[Expr]) -> Expr:
+        """Whether an element of the vectors comes before the last one kept, or might: NaN is looked at one by one."""
+        last = share(broadcast(share(values(_wide(count) - 1)), width))
+        masks = [x <= last if descending else x >= last for x in map(share, vectors)]
+        return tirx.Not(share(lanes_all(reduce(tirx.And, masks))))
+
+    def take(start: Expr, size: int) -> None:
+        """Inserts ``size`` elements, whole vectors of them."""
+        with T.If(kept.value < _wide(count)):
+            with T.Then(), T.serial(_index(size)) as j:
+                insert(start + j)
+            with T.Else(), if_(wanted([read_vector(start + v) for v in range(0, size, width)])):
+                if size == width:
+                    with T.serial(_index(size)) as j:
+                        insert(start + j)
+                else:
+                    with T.serial(_index(size // width)) as v:
+                        take(share(start + v * width), width)
+
+    group = width * GROUP_VECTORS
+    groups = _wide(extent) // group
+    with T.serial(groups) as g:
+        take(share(g * group), group)
+    vectors = (_wide(extent) - groups * group) // width
     with T.serial(vectors) as v:
-        start = share(v * width)
-        wanted = variable(const(True, "bool"))
-        with if_(size.value >= _wide(count)):
-            last = broadcast(share(values(_wide(count) - 1)), width)
-            x = share(read_vector(start))
-            # A NaN on either side is no reason to pass over: the comparison is false then.
-            behind = x <= last if descending else x >= last
-            before = share(select(behind, const(0, dtype, width), const(1, dtype, width)))
-            wanted.set(reduce_lanes(before, maximum) > const(0, dtype))
-        with if_(wanted.value), T.serial(_index(width)) as j:
-            insert(start + j)
-    with T.serial(_wide(extent) - vectors * width) as i:
-        insert(vectors * width + i)
+        take(share(groups * group + v * width), width)
+    done = groups * group + vectors * width
+    with T.serial(_wide(extent) - done) as i:
+        insert(done + i)
 
 
 def merge_sort_line(
