@@ -7,7 +7,7 @@ The frontends write a `Signature`, the artifact's metadata carries it as JSON, a
 * `TableSpec` - how one table (array or DataFrame) that the source estimator takes becomes the graph's inputs: which
   columns feed which input, and how strings and other categories become integer codes.
 * `MethodSpec` - one estimator method (``predict``, ``predict_proba`` ...): which outputs it returns, and how integer
-  classes become the source's labels.
+  classes become the source's labels, and arrays its DataFrames.
 """
 
 from __future__ import annotations
@@ -102,6 +102,23 @@ class Labels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: str
 
 
+class FrameSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The DataFrame that a transformer returns instead of an array.
+
+    Attributes:
+        library: whose DataFrame it is.
+        columns: their names.
+        dtypes: numpy dtype of each column, where they are not all that of the graph output.
+        passed: for each column the table's column that it is, and whose dtype it keeps: its position, or where the source finds columns
+            by their names its name; None for a computed column.
+    """
+
+    library: Literal["pandas", "polars"]
+    columns: tuple[str, ...]
+    dtypes: tuple[str, ...] | None = None
+    passed: tuple[str | int | None, ...] = ()
+
+
 class MethodSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One estimator method of the source.
 
@@ -114,6 +131,8 @@ class MethodSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         as_list: return a list even for one output.
         stack: put several decoded outputs side by side as columns of one array (multi-output ``predict``).
         float32: return float32 for a table of float32, as the source does.
+        integers: return a table's own integer dtype for a table of one, as the source does.
+        frame: return a DataFrame.
     """
 
     name: str
@@ -124,6 +143,8 @@ class MethodSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     as_list: bool = False
     stack: bool = False
     float32: bool = False
+    integers: bool = False
+    frame: FrameSpec | None = None
 
 
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

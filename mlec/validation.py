@@ -113,7 +113,7 @@ def compare(compiled: CompiledModel, oracle: Oracle, inputs: Sequence[Any], tole
             warnings.simplefilter("ignore")  # what the source warns about on probing inputs is not the user's concern
             wanted = _of_source(function, argument, method)
         got = getattr(compiled, method)(argument)
-        results[method] = (_arrays(wanted), _arrays(got))
+        results[method] = (_arrays(wanted), _arrays(got) if _form(got) == _form(wanted) else [])
     scores = [results[m] for m in ("predict_proba", "decision_function") if m in results]
     ties = _tied_rows([pair for wanted, got in scores for pair in zip(wanted, got, strict=False)], tolerance)
     return [_worst_of(method, wanted, got, ties, tolerance) for method, (wanted, got) in results.items()]
@@ -136,6 +136,14 @@ def _of_source(function: Callable[[Any], Any], argument: Any, method: str) -> An
             hint="check that the source is the model that was compiled, and that each example is one array (dicts and lists of "
             "arrays cannot be compared); validate=False compiles without comparing",
         ) from error
+
+
+def _form(value: Any) -> object:
+    """What of a DataFrame is not in its numbers; None for arrays."""
+    if not hasattr(value, "columns"):
+        return None
+    index = list(value.index) if hasattr(value, "index") else None
+    return type(value), list(value.columns), [str(dtype) for dtype in value.dtypes], index
 
 
 def _arrays(value: Any) -> list[Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import time
 import tracemalloc
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from mlec.errors import InputError, MlecError, UsageError
 from mlec.runtime.dims import evaluate
 from mlec.runtime.edge import Edge, numpy_dtype
+from mlec.runtime.frames import data_frame
 from mlec.runtime.measure import BenchmarkResult, Profile
 from mlec.signature import Labels, MethodSpec, Signature
 
@@ -106,7 +108,7 @@ class CompiledModel:
             return self.run(inputs[0])
         return self.run(named if named else inputs)
 
-    def __getattr__(self, name: str) -> Callable[[object], Array | list[Array]]:
+    def __getattr__(self, name: str) -> Callable[[object], Any]:
         # Copying and pickling ask a blank instance, which has neither methods nor a signature.
         methods: dict[str, _Method] = self.__dict__.get("_methods", {})
         if name in methods:
@@ -137,8 +139,8 @@ class CompiledModel:
         )
         return f"<CompiledModel {self.signature.kind} ({inputs})>"
 
-    def _call_method(self, method: _Method, X: object) -> Array | list[Array]:
-        return method.result(self._outputs(self._edge.read(X if isinstance(X, Mapping) else (X,))), X)
+    def _call_method(self, method: _Method, X: object) -> Any:
+        return method.framed(self._outputs(self._edge.read(X if isinstance(X, Mapping) else (X,))), X)
 
     def _outputs(self, arrays: list[Array]) -> list[Array]:
         self._edge.bind(arrays)
@@ -273,11 +275,21 @@ class _Method:
     def result(self, outputs: Sequence[Array], table: object) -> Array | list[Array]:
         """What the source's method returns for a table, from the graph's outputs."""
         results = [self._part(outputs[position], labels) for position, labels in self._parts]
-        if self._spec.float32 and _is_float32(table):
-            results = [result.astype(np.float32, copy=False) for result in results]
+        if self._spec.float32 or self._spec.integers:
+            dtype = _dtype_of(table)
+            if (self._spec.float32 and dtype == np.float32) or (self._spec.integers and dtype.kind in "iu"):
+                results = [result.astype(dtype, copy=False) for result in results]
         if self._spec.stack:
             return np.column_stack(results)
         return results if self._spec.as_list or len(results) > 1 else results[0]
+
+    def framed(self, outputs: Sequence[Array], table: object) -> Any:
+        """`result`, as a DataFrame where the source returns one and its library is installed."""
+        result = self.result(outputs, table)
+        frame = self._spec.frame
+        if frame is None or importlib.util.find_spec(frame.library) is None:
+            return result
+        return data_frame(frame, result, table)
 
     def _part(self, output: Array, labels: Array | None) -> Array:
         if labels is not None:
@@ -288,12 +300,15 @@ class _Method:
         return output if self._dtype is None else output.astype(self._dtype, copy=False)
 
 
-def _is_float32(table: object) -> bool:
-    """Whether every column of an array or DataFrame is of float32."""
+def _dtype_of(table: object) -> np.dtype[Any]:
+    """The dtype of an array, a tensor, or all columns of a DataFrame; of anything else that of objects."""
     dtypes = getattr(table, "dtypes", None)  # of a DataFrame
-    if dtypes is None:
-        return str(getattr(table, "dtype", "")) in ("float32", "torch.float32")
-    return all(str(dtype).lower() == "float32" for dtype in dtypes)
+    names = {str(dtype) for dtype in (dtypes if dtypes is not None else [getattr(table, "dtype", "object")])}
+    name = names.pop().lower().removeprefix("torch.") if len(names) == 1 else "object"
+    try:
+        return np.dtype(name)
+    except TypeError:
+        return np.dtype(object)
 
 
 def _label_table(labels: Labels) -> Array:

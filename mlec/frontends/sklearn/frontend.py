@@ -42,10 +42,14 @@ class SklearnFrontend:
         return supported()
 
     def oracle(self, model: Any) -> Oracle:
-        """The model's own inference methods; sparse matrices and DataFrames as arrays."""
+        """The model's own inference methods; sparse matrices as arrays, and so are the DataFrames of all but ``transform``."""
         from mlec.frontends.sklearn.lowering import METHODS
 
-        return {name: _array_result(getattr(model, name)) for name in METHODS if hasattr(model, name)}
+        return {
+            name: _array_result(getattr(model, name), frames=name == "transform")
+            for name in METHODS
+            if hasattr(model, name)
+        }
 
     def sniff(self, head: bytes, path: Path) -> bool:
         """Whether the file is a pickle (of pickle or joblib, compressed or not) or a skops file of an estimator."""
@@ -65,11 +69,11 @@ class SklearnFrontend:
         return load(path, options)
 
 
-def _array_result(function: Any) -> Any:
+def _array_result(function: Any, frames: bool) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
         if hasattr(result, "toarray"):
             return result.toarray()
-        return result.to_numpy() if hasattr(result, "to_numpy") else result
+        return result.to_numpy() if hasattr(result, "to_numpy") and not frames else result
 
     return call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -28,12 +29,12 @@ from mlec.frontends.sklearn import (  # noqa: F401  importing a family fills the
     svm,
     trees,
 )
-from mlec.frontends.sklearn.columns import TableColumn
+from mlec.frontends.sklearn.columns import Columns, TableColumn
 from mlec.frontends.sklearn.context import Array, Context, Lowered, Numbers, Output
 from mlec.frontends.sklearn.preprocessing import scalar
 from mlec.frontends.sklearn.registry import convert
-from mlec.ir import Graph, Value, verify
-from mlec.signature import ColumnFeed, Labels, MethodSpec, Signature, TableSpec, TensorSpec
+from mlec.ir import DType, Graph, Value, verify
+from mlec.signature import ColumnFeed, FrameSpec, Labels, MethodSpec, Signature, TableSpec, TensorSpec
 
 METHODS = (
     "predict", "predict_proba", "predict_log_proba", "predict_joint_log_proba", "decision_function", "score_samples", "transform",
@@ -64,38 +65,81 @@ def lower(model: Any, options: LowerOptions) -> Graph:
         run=_run(lowered.kind, [spec.name for spec in specs]),
         kind=lowered.kind,
     )
-    graph = graph.with_signature(_with_float32(model, signature))
+    graph = graph.with_signature(_as_the_model_answers(model, signature, lowered.columns))
     verify(graph)
     return graph
 
 
-def _with_float32(model: Any, signature: Signature) -> Signature:
-    """Marks the methods that answer a table of float32 in float32. Each estimator has rules of its own: one row asks a copy
-    (predicting can change an estimator: a search tree counts its visits).
+def _as_the_model_answers(model: Any, signature: Signature, columns: Columns | None) -> Signature:
+    """Notes which methods answer tables of float32 or integers in kind, and which return DataFrames. Each estimator has rules of its own:
+    one row asks a copy (predicting can change an estimator: a search tree counts its visits).
     """
     table = signature.table
     assert table is not None
-    if any(feed.codings for feed in table.feeds):
-        return signature
-    row: Any = np.zeros((1, table.n_features), np.float32)
+    copied = copy.deepcopy(model)
+
+    def answer(name: str, dtype: type) -> Any:
+        with warnings.catch_warnings(), np.errstate(all="ignore"), suppress(Exception):  # a row of zeros may be refused
+            warnings.simplefilter("ignore")
+            return getattr(copied, name)(_row(table, dtype))
+        return None
+
+    coded = any(feed.codings for feed in table.feeds)
+    methods = []
+    for spec in signature.methods:
+        if not any(spec.labels) and not coded:
+            float32, *integers = (_dtype(answer(spec.name, t)) == t for t in (np.float32, np.int32, np.int64))
+            spec = msgspec.structs.replace(spec, float32=float32, integers=all(integers))
+        if spec.name == "transform":
+            spec = msgspec.structs.replace(
+                spec, frame=_frame(answer("transform", np.float64), signature, spec, columns)
+            )
+        methods.append(spec)
+    return msgspec.structs.replace(signature, methods=tuple(methods))
+
+
+def _row(table: TableSpec, dtype: type) -> Any:
+    """One row that the model takes: zeros, and of each column of categories the first."""
+    values: list[Any] = [dtype(0)] * table.n_features
+    for feed in table.feeds:
+        for column, coding in zip(feed.columns, feed.codings, strict=False):
+            values[column] = coding.categories[0] if coding.categories else None
     if table.feature_names is not None:
         import pandas as pd
 
-        row = pd.DataFrame(row, columns=list(table.feature_names))
+        return pd.DataFrame({name: [value] for name, value in zip(table.feature_names, values, strict=True)})
+    coded = any(feed.codings for feed in table.feeds)
+    row: Array = np.empty((1, table.n_features), object if coded else dtype)
+    row[0] = values
+    return row
 
-    copied = copy.deepcopy(model)
 
-    def answers_in_float32(name: str) -> bool:
-        with warnings.catch_warnings(), np.errstate(all="ignore"), suppress(Exception):  # a row of zeros may be refused
-            warnings.simplefilter("ignore")
-            return getattr(getattr(copied, name)(row), "dtype", None) == np.float32
-        return False
+def _dtype(answer: Any) -> Any:
+    """Of an array or of all columns of a DataFrame."""
+    dtypes = list(getattr(answer, "dtypes", [getattr(answer, "dtype", None)]))
+    return dtypes[0] if len(set(dtypes)) == 1 else None
 
-    methods = tuple(
-        msgspec.structs.replace(spec, float32=True) if not any(spec.labels) and answers_in_float32(spec.name) else spec
-        for spec in signature.methods
+
+def _frame(answer: Any, signature: Signature, spec: MethodSpec, columns: Columns | None) -> FrameSpec | None:
+    """The form of a DataFrame that ``transform`` answered."""
+    library = type(answer).__module__.partition(".")[0]
+    names = tuple(getattr(answer, "columns", ()))
+    if library not in ("pandas", "polars") or not all(isinstance(name, str) for name in names):
+        return None
+    dtypes = tuple(np.asarray(answer[name]).dtype.name for name in names) if len(set(names)) == len(names) else ()
+    own = spec.dtype or np.dtype(DType.of(signature.outputs[spec.outputs[0]].dtype).numpy).name
+    table = signature.table
+    assert table is not None
+    places: Sequence[str | int] = (
+        table.feature_names if table.by_name and table.feature_names else range(table.n_features)
     )
-    return msgspec.structs.replace(signature, methods=methods)
+    passed = tuple(places[c.position] if isinstance(c, TableColumn) and c.fill is None else None for c in columns or ())
+    return FrameSpec(
+        library="pandas" if library == "pandas" else "polars",
+        columns=names,
+        dtypes=dtypes if dtypes and set(dtypes) != {own} else None,
+        passed=passed if any(p is not None for p in passed) else (),
+    )
 
 
 def feature_names(model: Any) -> tuple[str, ...] | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from threadpoolctl import threadpool_limits
 
@@ -70,6 +71,9 @@ class Lab:
             for i, (g, e) in enumerate(zip(got, expected, strict=True)):
                 self.same(g, e, rtol, f"{where}, output {i}")
             return
+        if isinstance(expected, pd.DataFrame):
+            pd.testing.assert_frame_equal(got, expected, rtol=rtol, atol=rtol, obj=where)
+            return
         expected = np.asarray(expected)
         assert got.shape == expected.shape, f"{where}: shape {got.shape}, the source's {expected.shape}"
         assert got.dtype == expected.dtype, f"{where}: dtype {got.dtype}, the source's {expected.dtype}"
@@ -87,11 +91,10 @@ class Lab:
                 warnings.simplefilter("ignore")
                 expected = oracle[name](table[:1])
             got = getattr(compiled, name)(table[:0])
-            for g, e in (
-                zip(got, expected, strict=True) if isinstance(expected, list) else [(got, np.asarray(expected))]
-            ):
+            whole = expected if isinstance(expected, list | pd.DataFrame) else np.asarray(expected)
+            for g, e in zip(got, whole, strict=True) if isinstance(whole, list) else [(got, whole)]:
                 assert g.shape == (0, *e.shape[1:]), name
-                assert g.dtype == e.dtype, name
+                assert getattr(g, "dtype", None) == getattr(e, "dtype", None), name
 
 
 @pytest.fixture(scope="session")
