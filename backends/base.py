@@ -1,10 +1,13 @@
-"""What a backend is, and what it hands over."""
+"""What a backend is, and what it hands over.
+
+A package adds one by an entry point in the group ``mlec.backends``, named as the backend names itself.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mlec.ir.graph import Graph
 from mlec.ir.op import Array
@@ -34,7 +37,7 @@ class CompiledModule:
 
     Attributes:
         program: what to call, with which constants, made of which kernels.
-        objects: the object files (see the backend).
+        objects: the object files, which `mlec.runtime` links and calls. Without any, the backend is an `Interpreter`.
         constants: every tensor that the program takes after its inputs, in the order of ``program.constants``.
         signature: of the graph.
         notes: one for each kernel.
@@ -65,25 +68,39 @@ class CompileOptions:
 
 
 class Backend(Protocol):
-    """Turns graphs into code for one kind of target.
+    """Turns graphs into code for some kinds of targets.
 
     Attributes:
         name: as in ``Program.backend``.
-        unsupported: the ops that it cannot lower, with the reason.
+        targets: the forms of the targets that it serves and what they mean, e.g. ``{"npu": "...", "npu:v2": "..."}``. A target
+            whose kind is the word before the colon is compiled by this backend.
     """
 
     name: str
-    unsupported: Mapping[str, str]
+    targets: Mapping[str, str]
 
-    def supports(self, op: str) -> bool:
-        """Whether the backend lowers an op of that name."""
+    def how(self, op: str, kind: str) -> str:
+        """How the backend lowers an op for a kind of target, in a few words; empty where it does not."""
         ...
 
-    def compile(self, graph: Graph, target: Target, options: CompileOptions = ...) -> CompiledModule:
+    def supports(self, op: str, kind: str) -> bool:
+        """Whether the backend lowers an op for a kind of target."""
+        return bool(self.how(op, kind))
+
+    def compile(self, graph: Graph, target: Target, options: CompileOptions | None = None) -> CompiledModule:
         """Compiles a verified graph.
 
         Raises:
             UnsupportedOpError: for an op that the backend does not lower; names the node.
             TargetError: for a target that it does not serve.
         """
+        ...
+
+
+@runtime_checkable
+class Interpreter(Protocol):
+    """A backend that hands over no object files: it runs graphs itself, and is needed wherever its files are run."""
+
+    def executable(self, graph: Graph, num_threads: int | None = None) -> Any:
+        """Something that runs the graph, with the interface of `mlec.runtime.model.Runnable`."""
         ...

@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 
 import mlec.ops  # noqa: F401  (fills the op table)
+from mlec import registry
 from mlec.artifact import SaveResult, TrustDigest
 from mlec.backends.base import CompiledModule, CompileOptions
+from mlec.capabilities import RESERVED, check_precision, refuse_reserved
 from mlec.errors import MlecError, UsageError
 from mlec.frontends.base import Frontend, InputShapes, LowerOptions, Oracle
 from mlec.frontends.select import frontend_for, load_model_file
 from mlec.frontends.source_process import SourceProcess
 from mlec.ir import Graph
 from mlec.machine import Machine, this_machine
-from mlec.packing import backend_for, executable_of, host_cpu_flags, needed_cpu_flags, pack, refuse_reserved, unpack
+from mlec.packing import executable_of, host_cpu_flags, needed_cpu_flags, pack, unpack
 from mlec.passes.pipelines import named_pipeline
 from mlec.pipeline import Pass, PassContext, PassPipeline, Tolerance
 from mlec.progress import progress_bar
@@ -30,9 +32,6 @@ from mlec.target import Target
 from mlec.timing import interleaved
 from mlec.validation import compare, default_tolerance, probe_inputs
 from mlec.validation import validate as validate_model
-
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp64")
-SUPPORTED_PRECISIONS = ("fp32", "fp64")
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,8 @@ def compile(
             a `Graph`, or the path of a file of one.
         example_inputs: a tuple of arrays or tensors, or one array; needed where the model doesn't tell its input shapes.
         input_shapes: ``{"x": ("n", 128)}`` or ``[("n", 128)]``; a string names a symbolic dim.
-        target: ``"cpu"``, ``"cuda"``, ``"cuda:sm_90"``, a mapping as TVM writes targets, or a `Target`.
+        target: ``"cpu"``, ``"cuda"``, ``"cuda:sm_90"``, ``"numpy"`` (the reference interpreter), a mapping as TVM writes targets,
+            or a `Target`; its kind decides the backend.
         precision: ``"fp32"`` (as the source computes) or ``"fp64"``.
         dynamic_batch: any number of rows; otherwise the number in the examples.
         passes: ``"O0"`` .. ``"O3"``, ``"default"``, the text of a pipeline, a `PassPipeline`, or a list of passes.
@@ -112,7 +112,7 @@ def compile(
         )
         report.add_passes(records, machine)
         advance("generate", 2, 4)
-        module = backend_for(wanted).compile(optimized, wanted, CompileOptions(advance))
+        module = registry.backend_of(wanted.kind).compile(optimized, wanted, CompileOptions(advance))
         advance("validate", 3, 4)
         compiled = _assemble(source, optimized, module, report, num_threads)
         _fill(report, source.graph, optimized, module, machine)
@@ -121,7 +121,7 @@ def compile(
             report.warnings.append(
                 f"not validated or timed: this processor lacks {', '.join(missing[:5])}, which {wanted} has"
             )
-        elif wanted.kind == "cpu":
+        elif module.program.device == "cpu":
             _run_and_check(compiled, source, examples, tolerance, validate, report, machine, optimized)
             if measure_passes:
                 _measure_passes(
@@ -199,16 +199,18 @@ def export_model(
         example_inputs: as for `compile`.
         compression, quantization: None, or the name of a scheme.
         metadata: kept in the file.
-        options: further arguments of `compile`.
+        options: further arguments of `compile`; ``sign_key`` and ``encryption_key`` are refused in this version, as compression is.
 
     Returns:
         ``success``, ``path``, ``size_bytes``, ``report``; with ``error`` and ``hint`` when it failed.
     """
     precision = {None: "fp32", "none": "fp32"}.get(quantization, quantization or "fp32")
     shapes: InputShapes | None = None if input_shape is None else [["n", *list(input_shape)[1:]]]
+    saving = {"compression": compression, **{name: options.pop(name) for name in RESERVED if name in options}}
     try:
+        refuse_reserved(saving)
         compiled = compile(model, example_inputs, input_shapes=shapes, precision=precision, **options)
-        saved: SaveResult = compiled.save(output_path, compression=compression, metadata=metadata)
+        saved: SaveResult = compiled.save(output_path, metadata=metadata)
     except MlecError as error:
         return {
             "success": False,
@@ -256,15 +258,12 @@ def validate_export(
 
 
 def _check_options(precision: str, calibration: Any, tune: int, tolerance: object) -> None:
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision takes {', '.join(PRECISIONS)}, got {precision!r}")
-    if precision not in SUPPORTED_PRECISIONS or calibration is not None:
+    check_precision(precision)
+    if calibration is not None:
         raise UsageError(
-            f"precision {precision!r} with calibration is not offered in this version"
-            if calibration is not None
-            else f"precision {precision!r} is not offered in this version",
+            f"precision {precision!r} with calibration is not offered in this version",
             code="E_NOT_OFFERED",
-            hint="compile with precision='fp32'",
+            hint="leave calibration out",
         )
     if tune:
         raise UsageError(
@@ -346,10 +345,8 @@ def _assemble(
         refuse_reserved(options)
         return pack(path, optimized, module, report, metadata, options.get("metadata"))
 
-    if module.program.device == "cuda":
-        executable: Any = _DeviceOnUse(module, optimized, num_threads)
-    else:
-        executable = executable_of(module, optimized, num_threads)
+    opened = executable_of if module.program.device == "cpu" else _DeviceOnUse
+    executable: Any = opened(module, optimized, num_threads)
     return CompiledModel(
         optimized.signature, executable, metadata, graph=lambda: optimized, report=lambda: report, saver=save
     )
@@ -454,7 +451,7 @@ def _measure_passes(
 
     def measured(graph: Graph) -> float:
         if graph not in seconds:
-            module = backend_for(target).compile(graph, target, CompileOptions())
+            module = registry.backend_of(target.kind).compile(graph, target, CompileOptions())
             compiled = CompiledModel(graph.signature, executable_of(module, graph, num_threads))
             seconds[graph] = _timing(compiled, list(inputs), None)["compiled_ms"]
         return seconds[graph]

@@ -12,7 +12,8 @@ import msgspec
 
 from mlec import registry
 from mlec.artifact import Artifact, KernelBlob, SaveResult, TrustDigest, decide, record_built, write
-from mlec.backends.base import CompiledModule, CompileOptions
+from mlec.backends.base import CompiledModule, CompileOptions, Interpreter
+from mlec.capabilities import refuse_reserved
 from mlec.errors import CorruptedFileError, LoweringError, UsageError
 from mlec.ir import Graph, parse_graph, print_graph
 from mlec.ir.op import Array
@@ -72,19 +73,17 @@ def unpack(path: Path, *, num_threads: int | None, trust: str | TrustDigest, dev
             f"{path} holds kernels for {program.device}, not for {device!r}",
             hint=f"compile the model again with target={device!r}, or load with device='auto'",
         )
-    reason = _why_not_native(artifact, program, trust)
-    tensors: Mapping[str, Array] = artifact.tensors
+    reason = _why_not_as_it_is(artifact, program, trust)
     if reason is None:
         objects = tuple(blob.data for blob in artifact.kernels)
-        executable: Any = _executable(program, objects, tensors, num_threads, graph=lambda: _graph(artifact, signature))
+        executable = _executable(
+            program, objects, artifact.tensors, num_threads, graph=lambda: _graph(artifact, signature)
+        )
     else:
         logger.warning("%s: %s; the graph is compiled on this machine instead", path, reason)
-        module = backend_for(Target.parse(program.device)).compile(
-            _graph(artifact, signature), Target.parse(program.device), CompileOptions()
-        )
-        executable = _executable(
-            module.program, module.objects, module.constants, num_threads, graph=lambda: _graph(artifact, signature)
-        )
+        graph, target = _graph(artifact, signature), _target_here(program)
+        module = registry.backend_of(target.kind).compile(graph, target, CompileOptions())
+        executable = executable_of(module, graph, num_threads)
     return CompiledModel(
         signature,
         executable,
@@ -100,28 +99,31 @@ def executable_of(module: CompiledModule, graph: Graph, num_threads: int | None 
     return _executable(module.program, module.objects, module.constants, num_threads, graph=lambda: graph)
 
 
-def backend_for(target: Target) -> Any:
-    """The backend that serves a target."""
-    return registry.load("backends", "tvm")()
-
-
 def _executable(
     program: Program, objects: tuple[bytes, ...], tensors: Mapping[str, Array], num_threads: int | None, graph: Any
 ) -> Any:
-    if program.backend == "numpy":
-        return registry.load("backends", "numpy")().executable(graph())
-    return Executable(program, objects, tensors, num_threads)
+    if objects:
+        return Executable(program, objects, tensors, num_threads)
+    return registry.load("backends", program.backend)().executable(graph(), num_threads)
+
+
+def _target_here(program: Program) -> Target:
+    """What to compile a file's graph for when the file cannot run as it is."""
+    kind = str(program.target.get("kind", program.device))
+    return Target(kind) if kind in registry.target_kinds() else Target()
 
 
 def _graph(artifact: Artifact, signature: Signature) -> Graph:
     return parse_graph(artifact.graph, artifact.tensors, signature)
 
 
-def _why_not_native(artifact: Artifact, program: Program, trust: str | TrustDigest) -> str | None:
-    """Why the file's kernels must not or cannot run here; None when they can."""
-    if program.backend == "numpy":
-        return None
+def _why_not_as_it_is(artifact: Artifact, program: Program, trust: str | TrustDigest) -> str | None:
+    """Why the file's kernels, or without any its backend, must not or cannot run the model here; None when they can."""
     if not artifact.kernels:
+        if program.backend not in registry.target_forms():
+            return f"its backend {program.backend!r} is not installed"
+        if isinstance(registry.load("backends", program.backend)(), Interpreter):
+            return None
         return "it holds no kernels"
     decision = decide(artifact, trust)  # type: ignore[arg-type]
     if not decision.native:
@@ -148,9 +150,9 @@ def host_cpu_flags() -> frozenset[str]:
 
 def needed_cpu_flags(program: Program) -> frozenset[str]:
     """What a processor must have to run the kernels, named as in `host_cpu_flags`."""
-    if program.backend == "numpy" or program.device != "cpu":
-        return frozenset()
     architecture = str(program.target.get("triple", "")).partition("-")[0]
+    if program.device != "cpu" or not architecture:
+        return frozenset()
     if architecture != "x86_64":  # whose extensions LLVM and Linux name too differently: all that this machine has
         return frozenset(f for f in host_cpu_flags() if f.startswith(("asimd", "sve"))) | {architecture}
     features = program.target.get("features")
@@ -167,16 +169,3 @@ def _save_again(path: Path, artifact: Artifact, options: Mapping[str, Any]) -> S
     if decide(artifact, "auto").native:
         record_built(saved.code_id)
     return saved
-
-
-def refuse_reserved(options: Mapping[str, Any]) -> None:
-    """Options of `save` that this version does not offer.
-
-    Raises:
-        UsageError: naming the option.
-    """
-    for name in ("compression", "sign_key", "encryption_key"):
-        if options.get(name) is not None:
-            raise UsageError(
-                f"save does not offer {name} in this version", code="E_NOT_OFFERED", hint=f"leave {name} out"
-            )

@@ -13,11 +13,14 @@ naming both owners.
 from __future__ import annotations
 
 import importlib
+import logging
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
-from mlec.errors import UsageError
+from mlec.capabilities import TARGETS
+from mlec.errors import MlecError, TargetError, UsageError
 
 FRONTENDS = {
     "torch": "mlec.frontends.fx:TorchFrontend",
@@ -44,6 +47,8 @@ BACKENDS = {
 _BUILTIN: dict[str, dict[str, str]] = {
     "frontends": FRONTENDS, "passes": PASSES, "backends": BACKENDS, "ops": {}, "lowerings": {},
 }  # fmt: skip
+
+logger = logging.getLogger("mlec")
 
 
 @cache
@@ -94,3 +99,63 @@ def load(group: str, name: str) -> Any:
 
 def names(group: str) -> tuple[str, ...]:
     return tuple(table(group))
+
+
+@cache
+def target_forms() -> Mapping[str, Mapping[str, str]]:
+    """By backend, the forms of the targets that it serves and what they mean.
+
+    Our own backends are not imported for this. A plugin's is, for its attribute ``targets``; one that does not import is left out,
+    with a warning, so that it does not stop the others.
+    """
+    forms: dict[str, Mapping[str, str]] = dict(TARGETS)
+    for name in names("backends"):
+        if name not in BACKENDS:
+            try:
+                forms[name] = load("backends", name).targets
+            except MlecError as error:
+                logger.warning("the backend %s is left out: %s", name, error.message)
+    return forms
+
+
+@cache
+def target_kinds() -> Mapping[str, tuple[str, ...]]:
+    """The backends that serve each kind of target; one, unless a plugin claims a kind that is taken."""
+    kinds: dict[str, tuple[str, ...]] = {}
+    for backend, forms in target_forms().items():
+        for kind in dict.fromkeys(form.partition(":")[0] for form in forms):
+            kinds[kind] = (*kinds.get(kind, ()), backend)
+    return kinds
+
+
+def check_kind(kind: str) -> None:
+    """Refuses a kind of target that no backend serves.
+
+    Raises:
+        TargetError: listing the kinds there are.
+    """
+    if kind not in target_kinds():
+        raise TargetError(f"there is no target {kind!r}; there are: {', '.join(target_kinds())}", hint=target_hint())
+
+
+def backend_of(kind: str) -> Any:
+    """The backend that serves a kind of target.
+
+    Raises:
+        TargetError: there is none.
+        UsageError: ``E_PLUGIN_NAME``, two backends claim it; or its backend does not import.
+    """
+    check_kind(kind)
+    serving = target_kinds()[kind]
+    if len(serving) > 1:
+        raise UsageError(
+            f"{len(serving)} backends serve the target {kind!r}: {', '.join(table('backends')[name] for name in serving)}",
+            code="E_PLUGIN_NAME",
+            hint="uninstall the package of one of them",
+        )
+    return load("backends", serving[0])()
+
+
+def target_hint() -> str:
+    """The forms of targets, for the hint of an error."""
+    return "a target reads " + ", ".join(f'"{form}"' for forms in target_forms().values() for form in forms)

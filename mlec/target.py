@@ -1,15 +1,14 @@
-"""Compile targets as users write them: ``"cpu"``, ``"cpu:x86-64-v3"``, ``"cuda:sm_80,sm_90"``."""
+"""Compile targets as users write them: ``"cpu"``, ``"cpu:x86-64-v3"``, ``"cuda:sm_80,sm_90"``, ``"numpy"``."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from mlec import registry
 from mlec.errors import TargetError
-
-KINDS = ("cpu", "cuda")
 
 X86_FLAGS = {
     "ssse3": "ssse3",
@@ -53,27 +52,33 @@ class Target:
     """What to compile for. Says nothing about whether it exists on this machine.
 
     Attributes:
-        kind: where the model will run.
+        kind: where the model will run; decides the backend (`registry.backend_of`).
         archs: cpu: the processor by LLVM's name (``"x86-64-v3"``, ``"znver4"``), or none for the machine that compiles.
             cuda: one or more ``"sm_90"``; none means the architectures that `mlec` ships code for by default.
+            Other kinds: as their backend says.
         features: cpu: corrections to what that processor has, as ``"+avx512vnni"`` or ``"-avx512f"``.
     """
 
-    kind: Literal["cpu", "cuda"] = "cpu"
+    kind: str = "cpu"
     archs: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise _unknown(self.kind)
+        registry.check_kind(self.kind)
         if self.kind == "cpu" and len(self.archs) > 1:
-            raise TargetError(f"a cpu target names one processor, got {', '.join(self.archs)}", hint=_FORMS)
+            raise TargetError(
+                f"a cpu target names one processor, got {', '.join(self.archs)}", hint=registry.target_hint()
+            )
         for arch in self.archs:
             if self.kind == "cuda" and not re.fullmatch(r"sm_\d{2,3}[af]?", arch):
-                raise TargetError(f"{arch!r} is not a CUDA architecture: expected e.g. sm_80 or sm_90", hint=_FORMS)
+                raise TargetError(
+                    f"{arch!r} is not a CUDA architecture: expected e.g. sm_80 or sm_90", hint=registry.target_hint()
+                )
         for feature in self.features:
-            if self.kind != "cpu" or not re.fullmatch(r"[+-][\w.-]+", feature):
-                raise TargetError(f"{feature!r} is not a processor feature: expected e.g. +avx512vnni", hint=_FORMS)
+            if self.kind == "cuda" or not re.fullmatch(r"[+-][\w.-]+", feature):
+                raise TargetError(
+                    f"{feature!r} is not a processor feature: expected e.g. +avx512vnni", hint=registry.target_hint()
+                )
 
     @property
     def arch(self) -> str:
@@ -103,23 +108,14 @@ class Target:
             kind = str(spec.get("kind", ""))
             words = [word for key in ("arch", "mcpu", "mattr") for word in _listed(spec.get(key, ()))]
         else:
-            raise TargetError(f"a target is text or a mapping, got {type(spec).__name__}", hint=_FORMS)
+            raise TargetError(f"a target is text or a mapping, got {type(spec).__name__}", hint=registry.target_hint())
         kind = "cpu" if kind == "llvm" else kind
-        if kind not in KINDS:
-            raise _unknown(kind)
         archs = tuple(word for word in words if word[0] not in "+-")
         features = tuple(word for word in words if word[0] in "+-")
-        return Target(kind, archs, features)  # type: ignore[arg-type]
+        return Target(kind, archs, features)
 
     def __str__(self) -> str:
         return ":".join(filter(None, (self.kind, ",".join((*self.archs, *self.features)))))
-
-
-_FORMS = 'a target reads "cpu", "cpu:x86-64-v3", "cpu:znver4,-avx512f", "cuda" or "cuda:sm_80,sm_90"'
-
-
-def _unknown(kind: str) -> TargetError:
-    return TargetError(f"there is no target {kind!r}; there are: {', '.join(KINDS)}", hint=_FORMS)
 
 
 def _listed(value: object) -> list[str]:
@@ -127,4 +123,6 @@ def _listed(value: object) -> list[str]:
         return [word.strip() for word in value.split(",") if word.strip()]
     if isinstance(value, (list, tuple)):
         return [str(word) for word in value]
-    raise TargetError(f"expected text or a list of texts in a target mapping, got {value!r}", hint=_FORMS)
+    raise TargetError(
+        f"expected text or a list of texts in a target mapping, got {value!r}", hint=registry.target_hint()
+    )

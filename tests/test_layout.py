@@ -18,20 +18,23 @@ TREES = {"mlec": ROOT / "mlec", "mlec.passes": ROOT / "passes", "mlec.backends":
 # What each part may import of mlec, besides itself and mlec.errors. The first entry that a module's name starts with counts.
 ALLOWED = {
     "mlec.errors": (),
+    "mlec.capabilities": (),
     "mlec.timing": (),
     "mlec.progress": (),
     "mlec.signature": (),
     "mlec.artifact": ("mlec.signature", "mlec.runtime"),
     "mlec.runtime": ("mlec.signature", "mlec.artifact"),
-    "mlec.target": (),
-    "mlec.ir": ("mlec.signature",),
+    "mlec.target": ("mlec.registry",),
+    "mlec.ir": ("mlec.signature", "mlec.registry"),
     "mlec.ops": ("mlec.ir", "mlec.signature"),
-    "mlec.registry": (),
+    "mlec.registry": ("mlec.capabilities",),
     "mlec.pipeline": ("mlec.ir", "mlec.ops", "mlec.registry", "mlec.passes.pipelines"),
     "mlec.machine": ("mlec.ir", "mlec.ops", "mlec.pipeline"),
     "mlec.passes": ("mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature"),
-    "mlec.backends": ("mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.target", "mlec.runtime", "mlec.registry"),
-    "mlec.frontends": ("mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.registry"),
+    "mlec.backends": (
+        "mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.target", "mlec.runtime", "mlec.registry", "mlec.capabilities",
+    ),
+    "mlec.frontends": ("mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.registry", "mlec.capabilities"),
 }  # fmt: skip
 # The rest stands above all of these. On top, each above the one before it:
 LAYERS = ("mlec.api", "mlec.demo", "mlec.cli", "mlec.__main__")

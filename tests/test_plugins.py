@@ -1,4 +1,4 @@
-"""A package that is installed beside mlec adds passes by entry points; its name must not be taken."""
+"""A package that is installed beside mlec adds passes, ops, lowerings and backends by entry points; a name must not be taken."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+ROOT = Path(__file__).parents[1]
 PLUGIN = Path(__file__).parent / "plugin_pkg"
+
+PASS = {"mlec.passes": "flip-subtractions = mlec_plugin:FlipSubtractions"}
+OP = {
+    "mlec.ops": "hard_swish = mlec_plugin_op:HARD_SWISH",
+    "mlec.lowerings": "hard_swish = mlec_plugin_lowering:hard_swish",
+}
+BACKEND = {"mlec.backends": "counting = mlec_plugin_backend:CountingBackend"}
+
 POSITION = """
 from mlec.pipeline import PassPipeline
 print([step.name for step in PassPipeline.parse("default,flip-subtractions")][-4:])
@@ -20,40 +31,199 @@ from mlec.pipeline import PassPipeline
 graph, _ = PassPipeline.parse("flip-subtractions,dce", verify="numeric").run(parse_graph({GRAPH!r}))
 print([node.name for node in graph.nodes])
 """
+MODEL = """
+import numpy as np, mlec
+from mlec.ir import GraphBuilder, run_graph, tensor
+def model(*ops):
+    b = GraphBuilder("g")
+    x = b.input("x", tensor("f32", ("n", 4)))
+    y = b("matmul", x, b.constant(np.linspace(-3, 3, 24, dtype=np.float32).reshape(4, 6)))
+    for op in ops:
+        y = b(op, y)
+    return b.finish([y])
+x = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+x[0, 0], x[1, 1] = np.nan, np.inf
+"""
 
 
-def with_entry_point(folder: Path, name: str, code: str) -> subprocess.CompletedProcess[str]:
-    """Runs code in a process that has the plugin installed under a name."""
-    info = folder / "mlec_plugin-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mlec-plugin\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[mlec.passes]\n{name} = mlec_plugin:FlipSubtractions\n")
-    paths = [str(folder), str(PLUGIN), str(Path(__file__).parents[1])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+class Installed:
+    """Processes that have the plugin's package installed, with some entry points."""
+
+    def __init__(self, folder: Path, groups: dict[str, str]) -> None:
+        self.site, self.cwd = folder / "site", folder / "work"
+        info = self.site / "mlec_plugin-1.0.dist-info"
+        info.mkdir(parents=True)
+        self.cwd.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mlec-plugin\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("".join(f"[{group}]\n{lines}\n" for group, lines in groups.items()))
+        self.state = {"XDG_STATE_HOME": str(folder / "state")}
+
+    def run(self, *command: str, installed: bool = True) -> subprocess.CompletedProcess[str]:
+        """Runs ``python`` with these words; without the plugin if so asked."""
+        paths = [str(self.site), str(PLUGIN), str(ROOT)] if installed else [str(ROOT)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **self.state}
+        return subprocess.run(
+            [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120, cwd=self.cwd
+        )
+
+    def code(self, code: str, installed: bool = True) -> str:
+        """What the code prints."""
+        done = self.run("-c", code, installed=installed)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def failure(self, code: str) -> str:
+        """The error that the code ends with."""
+        done = self.run("-c", code)
+        assert done.returncode == 1, done.stdout
+        return done.stderr
+
+
+# -- passes ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_plugins_pass_is_found_by_name(tmp_path: Path) -> None:
-    done = with_entry_point(tmp_path, "flip-subtractions", USE)
-    assert done.stdout.strip() == "['sub']", done.stderr
+    assert Installed(tmp_path, PASS).code(USE) == "['sub']"
 
 
 def test_the_pass_goes_where_it_says(tmp_path: Path) -> None:
-    done = with_entry_point(tmp_path, "flip-subtractions", POSITION)
-    assert done.stdout.strip() == "['flip-subtractions', 'layout', 'fold-constants', 'fuse']", done.stderr
+    assert Installed(tmp_path, PASS).code(POSITION) == "['flip-subtractions', 'layout', 'fold-constants', 'fuse']"
 
 
 def test_a_pass_under_another_name_is_refused(tmp_path: Path) -> None:
-    done = with_entry_point(tmp_path, "other", "from mlec import registry; registry.load('passes', 'other')")
-    assert "is registered as 'other', but calls itself 'flip-subtractions'" in done.stderr
+    plugin = Installed(tmp_path, {"mlec.passes": "other = mlec_plugin:FlipSubtractions"})
+    error = plugin.failure("from mlec import registry; registry.load('passes', 'other')")
+    assert "is registered as 'other', but calls itself 'flip-subtractions'" in error
 
 
 def test_a_name_that_is_taken_names_both_owners(tmp_path: Path) -> None:
-    done = with_entry_point(
-        tmp_path,
-        "fuse",
-        "from mlec import registry; print(registry.load('passes', 'dce').name); registry.load('passes', 'fuse')",
+    plugin = Installed(tmp_path, {"mlec.passes": "fuse = mlec_plugin:FlipSubtractions"})
+    assert plugin.code("from mlec import registry; print(registry.load('passes', 'dce').name)") == "dce", "others work"
+    error = plugin.failure("from mlec import registry; registry.load('passes', 'fuse')")
+    assert "two passes are named 'fuse'" in error
+    assert "mlec.passes.fusion:FuseOperators and mlec_plugin:FlipSubtractions" in error
+
+
+# -- ops and their lowerings -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["cpu", "numpy"])
+def test_a_plugins_op_from_graph_to_file(tmp_path: Path, target: str) -> None:
+    """Fused behind the product, and by itself; with the text form, so that the parser finds the op too."""
+    plugin = Installed(tmp_path, OP)
+    compiled = plugin.code(f"""{MODEL}
+from mlec.ir import parse_graph, print_graph
+graph = model("hard_swish", "relu")
+assert print_graph(parse_graph(print_graph(graph), graph.constants)) == print_graph(graph)
+wanted = run_graph(graph, [x])[0]
+for passes in ("O0", "default"):
+    compiled = mlec.compile(graph, target={target!r}, passes=passes)
+    np.testing.assert_allclose(compiled.run([x])[0], wanted, rtol=1e-5, atol=1e-5)
+compiled.save("m.mle")
+np.save("wanted.npy", wanted)
+print(*(k["strategy"] for k in compiled.report.kernels))
+""")
+    assert ", then hard_swish relu" in compiled if target == "cpu" else compiled == ""
+    run = f"{MODEL}\nnp.testing.assert_allclose(mlec.load('m.mle').run([x])[0], np.load('wanted.npy'), rtol=1e-5, atol=1e-5)"
+    plugin.code(run)
+    if target == "cpu":
+        plugin.code(run, installed=False)  # machine code needs nothing of what made it
+        missing = plugin.run("-c", f"{MODEL}\nmlec.load('m.mle').graph", installed=False)
+        assert "there is no op 'hard_swish'" in missing.stderr
+
+
+def test_how_it_is_lowered_is_in_the_table(tmp_path: Path) -> None:
+    text = Installed(tmp_path, OP).run("-m", "mlec", "ops").stdout
+    line = next(line for line in text.splitlines() if line.startswith("hard_swish("))
+    assert line.count("loop, mlec_plugin_lowering.py") == 2, "cpu and cuda"
+    assert "reference" in line
+
+
+def test_an_op_without_a_lowering_runs_where_references_do(tmp_path: Path) -> None:
+    plugin = Installed(tmp_path, {"mlec.ops": OP["mlec.ops"]})
+    error = plugin.failure(f"{MODEL}\nmlec.compile(model('hard_swish'), passes='O0')")
+    assert "no lowering of hard_swish for cpu" in error
+    plugin.code(f"{MODEL}\nmlec.compile(model('hard_swish'), target='numpy')")
+
+
+@pytest.mark.parametrize(
+    ("groups", "code", "message"),
+    [
+        ({"mlec.ops": "relu = mlec_plugin_op:HARD_SWISH"}, "model('relu')", "two ops are named 'relu': mlec's own and"),
+        ({"mlec.ops": "hard_swoosh = mlec_plugin_op:HARD_SWISH"}, "model('hard_swoosh')", "calls itself 'hard_swish'"),
+        ({"mlec.ops": "hard_swish = mlec_plugin_op:_reference"}, "model('hard_swish')", "declared as an op, but is a function"),
+        ({"mlec.ops": "hard_swish = mlec_plugin_op:ABSENT"}, "model('hard_swish')", "mlec_plugin_op:ABSENT cannot be imported"),
+        (
+            {"mlec.lowerings": "relu = mlec_plugin_lowering:hard_swish"}, "mlec.compile(model('relu'))",
+            "two packages lower 'relu': mlec.backends.tvm.scalar and mlec_plugin_lowering:hard_swish",
+        ),
+        (
+            {"mlec.ops": OP["mlec.ops"], "mlec.lowerings": "hard_swish = mlec_plugin_op:_reference"},
+            "mlec.compile(model('hard_swish'))", "declared as a lowering of 'hard_swish', but registers none",
+        ),
+    ],
+    ids=["taken", "other name", "no op", "absent", "taken lowering", "no lowering"],
+)  # fmt: skip
+def test_wrong_ops_and_lowerings(tmp_path: Path, groups: dict[str, str], code: str, message: str) -> None:
+    plugin = Installed(tmp_path, groups)
+    assert message in plugin.failure(f"{MODEL}\n{code}")
+    plugin.code(f"{MODEL}\n{code.replace(code.split(chr(39))[1], 'tanh')}")  # the others work
+
+
+# -- backends --------------------------------------------------------------------------------------------------------
+
+SAVE = f"""{MODEL}
+compiled = mlec.compile(model("tanh"), target="counting:slowly")
+np.save("x.npy", x)
+np.save("wanted.npy", compiled.run([x])[0])
+compiled.save("m.mle")
+print(compiled.report.model["target"])
+"""
+LOAD = f"""{MODEL}
+m = mlec.load("m.mle")
+np.testing.assert_allclose(m.run([x])[0], np.load("wanted.npy"), rtol=1e-5, atol=1e-5)
+print(type(m.executable).__name__, getattr(m.executable, "calls", None))
+"""
+
+
+def test_a_plugins_backend_from_compile_to_run(tmp_path: Path) -> None:
+    plugin = Installed(tmp_path, BACKEND)
+    facts = plugin.code(SAVE)
+    assert facts == str({"device": "cpu", "backend": "counting", "kind": "counting", "archs": ["slowly"]})
+    assert plugin.code(LOAD) == "Counted 1"
+    for words in (
+        ("run", "m.mle", "x.npy", "-o", "y.npy"), ("bench", "m.mle", "--batch", "2", "--seconds", "0.02"),
+        ("report", "m.mle", "-o", "m.html"), ("inspect", "m.mle", "--kernels"), ("verify", "m.mle"),
+    ):  # fmt: skip
+        done = plugin.run("-m", "mlec", *words)
+        assert done.returncode == 0, done.stderr
+    targets = plugin.run("-m", "mlec", "targets").stdout
+    assert "an interpreter that counts" in targets
+    assert "counting: " in plugin.run("-m", "mlec", "ops").stdout
+
+
+def test_without_its_backend_a_file_is_compiled_here(tmp_path: Path) -> None:
+    plugin = Installed(tmp_path, BACKEND)
+    plugin.code(SAVE)
+    done = plugin.run("-c", LOAD, installed=False)
+    assert done.stdout.strip() == "Executable None", done.stderr
+    assert done.stderr.strip().splitlines() == [
+        "m.mle: its backend 'counting' is not installed; the graph is compiled on this machine instead"
+    ]
+
+
+def test_a_kind_of_target_that_is_taken(tmp_path: Path) -> None:
+    plugin = Installed(tmp_path, {"mlec.backends": "greedy = mlec_plugin_backend:Greedy"})
+    error = plugin.failure(f"{MODEL}\nmlec.compile(model('tanh'), target='cuda')")
+    assert (
+        "2 backends serve the target 'cuda': mlec.backends.tvm.backend:TVMBackend, mlec_plugin_backend:Greedy" in error
     )
-    assert done.stdout.strip() == "dce", "the others work"
-    assert "two passes are named 'fuse'" in done.stderr
-    assert "mlec.passes.fusion:FuseOperators and mlec_plugin:FlipSubtractions" in done.stderr
+    plugin.code(f"{MODEL}\nmlec.compile(model('tanh'), target='cpu')")
+
+
+def test_a_backend_that_does_not_import_stops_no_other(tmp_path: Path) -> None:
+    plugin = Installed(tmp_path, {"mlec.backends": "counting = mlec_plugin_backend:Absent"})
+    plugin.code(f"{MODEL}\nmlec.compile(model('tanh'))")
+    error = plugin.failure(f"{MODEL}\nmlec.compile(model('tanh'), target='counting')")
+    assert "the backend counting is left out: mlec_plugin_backend:Absent cannot be imported" in error
+    assert "there is no target 'counting'; there are: cpu, cuda, numpy" in error

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 
-from mlec.backends.base import CompiledModule, CompileOptions
+from mlec.backends.base import Backend, CompiledModule, CompileOptions
+from mlec.capabilities import TARGETS
 from mlec.errors import TargetError
 from mlec.ir.graph import Graph
 from mlec.ir.interp import run_graph
@@ -17,28 +17,28 @@ from mlec.runtime.program import Program
 from mlec.target import Target
 
 
-class NumpyBackend:
+class NumpyBackend(Backend):
     """The reference: slow, and what every other backend is measured against."""
 
     name = "numpy"
-    unsupported: Mapping[str, str] = MappingProxyType({})
+    targets: Mapping[str, str] = TARGETS["numpy"]
 
-    def supports(self, op: str) -> bool:
+    def how(self, op: str, kind: str = "numpy") -> str:
         """Every op has a reference."""
-        return op in OPS
+        return "reference" if op in OPS else ""
 
     def compile(self, graph: Graph, target: Target, options: CompileOptions | None = None) -> CompiledModule:
         """Keeps the graph as it is; the module holds its constants and no code.
 
         Raises:
-            TargetError: for a target that is not a CPU.
+            TargetError: for any target but ``"numpy"``.
         """
-        if target.kind != "cpu":
-            raise TargetError(f"the numpy backend does not run on {target}", hint="it runs on cpu")
-        program = Program(backend="numpy", device="cpu", constants=tuple(graph.constants))
+        if target != Target("numpy"):
+            raise TargetError(f"the numpy backend does not serve the target {target}", hint='its target is "numpy"')
+        program = Program(backend="numpy", device="cpu", constants=tuple(graph.constants), target={"kind": target.kind})
         return CompiledModule(program, (), graph.constants, graph.signature)
 
-    def executable(self, graph: Graph) -> Interpreted:
+    def executable(self, graph: Graph, num_threads: int | None = None) -> Interpreted:
         """Something that runs the graph."""
         return Interpreted(graph)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from types import MappingProxyType
 
-from mlec.backends.base import CompiledModule, CompileOptions
+from mlec.backends.base import Backend, CompiledModule, CompileOptions
 from mlec.backends.tvm import cuda
 from mlec.backends.tvm.assembly import second_names
 from mlec.backends.tvm.compat import llvm, tvm
@@ -17,6 +16,7 @@ from mlec.backends.tvm.objects import to_objects
 from mlec.backends.tvm.pipeline import compile_for_cpu
 from mlec.backends.tvm.registry import lowering_of
 from mlec.backends.tvm.target import TargetInfo
+from mlec.capabilities import TARGETS
 from mlec.errors import TargetError
 from mlec.ir.graph import Graph
 from mlec.runtime.program import Program
@@ -27,18 +27,14 @@ from mlec.backends.tvm import (  # noqa: F401  isort: skip  (they register their
 )  # fmt: skip
 
 
-class TVMBackend:
+class TVMBackend(Backend):
     """Compiles for CPUs through LLVM, for NVIDIA GPUs through CUDA source.
 
     The object files hold the kernels (a GPU's as binary code inside) and the bytecode that calls them.
     """
 
     name = "tvm"
-    unsupported: Mapping[str, str] = MappingProxyType({})
-
-    def supports(self, op: str, kind: str = "cpu") -> bool:
-        """Whether there is a lowering of the op for a kind of target."""
-        return bool(self.how(op, kind))
+    targets: Mapping[str, str] = TARGETS["tvm"]
 
     def how(self, op: str, kind: str = "cpu") -> str:
         """How the op is lowered for a kind of target, and in which file; empty where it is not."""
@@ -77,7 +73,7 @@ class TVMBackend:
         constants = tuple(lowered.constants)
         program = Program(
             "tvm",
-            target.kind,
+            "cuda" if target.kind == "cuda" else "cpu",
             constants=constants,
             kernels=lowered.kernels,
             target=facts,

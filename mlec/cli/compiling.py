@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlec.capabilities import MODEL_FILES, PRECISIONS, TARGETS, offered_precisions, refuse_reserved
 from mlec.cli.output import json_option, print_json, print_pairs, size_text, time_text
 
 if TYPE_CHECKING:
@@ -19,13 +20,22 @@ if TYPE_CHECKING:
 PATH = click.Path(path_type=Path)
 
 
-@click.command("compile")
+COMPILE_HELP = f"""Compile MODEL to a .mle file.
+
+MODEL is a file of one of these kinds; its content decides which. Pickles need --trust-pickle, a state dict needs --model-class.
+
+\b
+{chr(10).join(f"  {name}: {files}" for name, files in MODEL_FILES.items())}
+"""
+TARGET_HELP = f"{', '.join(form for forms in TARGETS.values() for form in forms)} ...: see `mlec targets`."
+PRECISION_HELP = f"{', '.join(offered_precisions())}; not offered yet: {', '.join(sorted(set(PRECISIONS) - set(offered_precisions())))}."
+
+
+@click.command("compile", help=COMPILE_HELP)
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=PATH, help="The .mle file to write. [default: MODEL's name with .mle]")
-@click.option(
-    "--target", default="cpu", show_default=True, help="cpu, cpu:x86-64-v3, cuda, cuda:sm_90 ...: see `mlec targets`."
-)
-@click.option("--precision", default="fp32", show_default=True, help="fp32, fp64, fp16, bf16 or int8.")
+@click.option("--target", default="cpu", show_default=True, help=TARGET_HELP)
+@click.option("--precision", default="fp32", show_default=True, help=PRECISION_HELP)
 @click.option(
     "--input-shape",
     "shapes",
@@ -45,9 +55,9 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--tune", type=click.IntRange(min=0), default=0, show_default=True, help="Trials of kernel search for each kernel."
 )
-@click.option("--compress", type=click.Choice(["zstd"]), help="Compress the file.")
-@click.option("--sign", type=PATH, help="Key to sign the file with.")
-@click.option("--encrypt-key-file", type=PATH, help="Key to encrypt the file with.")
+@click.option("--compress", type=click.Choice(["zstd"]), help="Compress the file (not offered yet).")
+@click.option("--sign", type=PATH, help="Key to sign the file with (not offered yet).")
+@click.option("--encrypt-key-file", type=PATH, help="Key to encrypt the file with (not offered yet).")
 @click.option("--report", type=PATH, help="Also write the report: .html, .json or .txt.")
 @click.option("--trust-pickle", is_flag=True, help="Allow a pickled model to execute its code.")
 @click.option("--model-class", metavar="pkg.mod:Class", help="The class whose state dict the file holds.")
@@ -60,11 +70,6 @@ def compile_command(
     passes: str, tune: int, compress: str | None, sign: Path | None, encrypt_key_file: Path | None, report: Path | None,
     trust_pickle: bool, model_class: str | None, fixed_batch: bool, no_validate: bool, measure_passes: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Compile MODEL to a .mle file.
-
-    MODEL is a file from torch.export.save, a pickled torch module or estimator (with --trust-pickle), a state dict (with
-    --model-class), or a file of skops, XGBoost (.json, .ubj) or LightGBM (.txt). Its content decides which.
-    """
     output = output or model.with_suffix(".mle")
     input_shapes = dict(map(_input_shape, shapes)) or None
     if output.exists() and model.exists() and output.samefile(model):
@@ -73,7 +78,6 @@ def compile_command(
     import mlec
     from mlec.artifact.atomic import check_replaceable
     from mlec.cli.files import examples
-    from mlec.packing import refuse_reserved
     from mlec.report import check_report_name
 
     # Whatever can go wrong at the end is found before the long work.

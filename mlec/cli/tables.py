@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import inspect
+from functools import cache
 from typing import Any
 
 import click
 
+from mlec.capabilities import MODEL_FILES, PRECISIONS
 from mlec.cli.output import json_option, print_json, print_table
 
 
@@ -51,72 +53,102 @@ def _first_line(kind: type) -> str:
 @click.command("ops")
 @json_option
 def ops_command(as_json: bool) -> None:
-    """List the ops of the IR, and which backend compiles each."""
+    """List the ops of the IR, and how each is compiled for each kind of target: by what, in which file."""
     import mlec.ops  # noqa: F401  (fills the op table)
     from mlec import registry
-    from mlec.ir.op import OPS
+    from mlec.errors import MlecError
+    from mlec.ir.op import OPS, lookup
 
-    backends = {name: registry.load("backends", name)() for name in registry.names("backends")}
-    ops: list[dict[str, Any]] = [
-        {
-            "name": op.name,
-            "operands": [o.name + ("?" if o.optional else "*" if o.variadic else "") for o in op.operands],
-            "attributes": [a.name for a in op.attrs],
-            "backends": {
-                name: {"supported": b.supports(op.name), "reason": b.unsupported.get(op.name, "")}
-                for name, b in backends.items()
-            },
-            "summary": op.doc,
-        }
-        for op in OPS.values()
-    ]
+    failed: list[str] = []
+    for name in registry.names("ops"):
+        try:
+            lookup(name)
+        except MlecError as error:
+            failed.append(error.message)
+    backends = {name: registry.load("backends", name)() for name in registry.target_forms()}
+    serving = [(name, kind) for kind, found in registry.target_kinds().items() for name in found]
+    ops: list[dict[str, Any]] = []
+    for op in OPS.values():
+        how = {name: {k: backends[name].how(op.name, k) for n, k in serving if n == name} for name in backends}
+        ops.append(
+            {
+                "name": op.name,
+                "operands": [o.name + ("?" if o.optional else "*" if o.variadic else "") for o in op.operands],
+                "attributes": [a.name for a in op.attrs],
+                "backends": {name: {"supported": all(texts.values()), "how": texts} for name, texts in how.items()},
+                "summary": op.doc,
+            }
+        )
     if as_json:
-        print_json({"ops": ops})
+        print_json({"ops": ops, "left_out": failed})
         return
     rows = [
         (
             f"{op['name']}({', '.join(op['operands'])})" + (f" {{{', '.join(op['attributes'])}}}" if op["attributes"] else ""),
-            *("yes" if b["supported"] else f"no: {b['reason']}" for b in op["backends"].values()),
+            *(op["backends"][name]["how"][kind] or "no" for name, kind in serving),
             op["summary"],
         )
         for op in ops
     ]  # fmt: skip
-    print_table(("op", *backends, "meaning"), rows)
-    for name in backends:
-        click.echo(f"{name}: {sum(op['backends'][name]['supported'] for op in ops)} of {len(ops)} ops")
+    columns = [kind if kind == name else f"{name}: {kind}" for name, kind in serving]
+    print_table(("op", *columns, "meaning"), rows)
+    for column, (name, kind) in zip(columns, serving, strict=True):
+        click.echo(f"{column}: {sum(bool(op['backends'][name]['how'][kind]) for op in ops)} of {len(ops)} ops")
+    for message in failed:
+        click.echo(f"left out: {message}")
 
 
 @click.command("targets")
 @json_option
 def targets_command(as_json: bool) -> None:
-    """List what models can be compiled for, and what of it is on this machine."""
-    from mlec.errors import MlecError
+    """List what models can be compiled for, by which backend, what of it is on this machine, and the precisions."""
+    from mlec import registry
+
+    rows = [
+        {"target": form, "backend": backend, "here": _here(form), "meaning": meaning}
+        for backend, forms in registry.target_forms().items()
+        for form, meaning in forms.items()
+    ]
+    precisions = [
+        {"precision": name, "offered": meaning is not None, "meaning": meaning or ""}
+        for name, meaning in PRECISIONS.items()
+    ]
+    if as_json:
+        print_json({"targets": rows, "precisions": precisions})
+        return
+    print_table(("target", "backend", "on this machine", "meaning"), [tuple(row.values()) for row in rows])
+    click.echo()
+    print_table(("precision", "meaning"), [(p["precision"], p["meaning"] or "not offered yet") for p in precisions])
+
+
+def _here(form: str) -> str:
+    """Whether models compiled for a target can run on this machine."""
+    kind, _, arch = form.partition(":")
+    if kind == "cuda":
+        return _cuda_here()
+    if kind != "cpu":
+        return "yes"
     from mlec.packing import host_cpu_flags
-    from mlec.runtime.device import open_device
     from mlec.runtime.threads import effective_cpu_count
 
     flags = host_cpu_flags()
+    if arch:
+        return "yes" if {"avx2", "fma"} <= flags else "compile only"
     known = ("avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "avx2", "fma", "asimd", "sve")
     vectors = " ".join(name for name in known if name in flags) or "baseline instructions"
+    return f"yes: {effective_cpu_count()} CPUs, {vectors}"
+
+
+@cache
+def _cuda_here() -> str:
+    from mlec.errors import MlecError
+    from mlec.runtime.device import open_device
+
     try:
         open_device("cuda")
-        cuda = "yes"
     except MlecError:
-        cuda = "compile only: no device or no driver"
-    rows = [
-        ("cpu", f"yes: {effective_cpu_count()} CPUs, {vectors}", "the processor of the machine that compiles"),
-        (
-            "cpu:x86-64-v3",
-            "yes" if {"avx2", "fma"} <= flags else "compile only",
-            "a level, or a processor by LLVM's name; corrections such as ,-avx512f may follow",
-        ),
-        ("cuda", cuda, "NVIDIA GPUs of the common architectures"),
-        ("cuda:sm_80,sm_90", cuda, "NVIDIA GPUs of the architectures named"),
-    ]
-    if as_json:
-        print_json({"targets": [dict(zip(("target", "here", "meaning"), row, strict=True)) for row in rows]})
-        return
-    print_table(("target", "on this machine", "meaning"), rows)
+        return "compile only: no device or no driver"
+    return "yes"
 
 
 @click.command("frontends")
@@ -128,7 +160,7 @@ def frontends_command(as_json: bool) -> None:
 
     rows: list[dict[str, Any]] = []
     for name, where in registry.table("frontends").items():
-        row = {"name": name, "where": where, "installed": True}
+        row = {"name": name, "where": where, "installed": True, "files": MODEL_FILES.get(name, "")}
         try:
             row["summary"] = _first_line(registry.load("frontends", name))
             # Our own are named after the package that they need, and import it only when they are used.
@@ -141,8 +173,8 @@ def frontends_command(as_json: bool) -> None:
         print_json({"frontends": rows})
         return
     print_table(
-        ("frontend", "installed", "models"),
-        [(r["name"], "yes" if r["installed"] else "no", r["summary"]) for r in rows],
+        ("frontend", "installed", "models", "files"),
+        [(r["name"], "yes" if r["installed"] else "no", r["summary"], r["files"]) for r in rows],
     )
 
 

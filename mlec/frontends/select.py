@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlec import registry
+from mlec.capabilities import MODEL_FILES
 from mlec.errors import FrontendError, MlecError, UnsupportedModelError
 from mlec.frontends.base import Frontend, LowerOptions
 
@@ -58,7 +59,7 @@ def load_model_file(path: Path, options: LowerOptions) -> tuple[Frontend, Any]:
     raise FrontendError(
         f"{path} is not a model file of a known kind",
         code="E_MODEL_FILE",
-        hint="there are: torch.export (.pt2), pickled torch modules and estimators, .skops, XGBoost .json/.ubj, LightGBM .txt",
+        hint="there are: " + "; ".join(f"{name}: {files}" for name, files in MODEL_FILES.items()),
     )
 
 

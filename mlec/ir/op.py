@@ -7,10 +7,12 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlec import registry
 from mlec.errors import TypeRuleError, UsageError
 from mlec.ir.dim import Dim, SymDim, evaluate, parse_dim, product, substitute, symbols_of
 from mlec.ir.dtype import DType
@@ -293,7 +295,8 @@ def attr_symbols(attrs: Attrs) -> frozenset[str]:
 
 
 OPS: dict[str, OpDef] = {}
-"""Every op by name. `mlec.ops` fills it when it is imported, which `lookup` does where nobody did before."""
+"""Every op by name. `mlec.ops` fills it when it is imported, which `lookup` does where nobody did before; an op of another package
+joins it when it is first looked up."""
 
 
 def register(op: OpDef) -> OpDef:
@@ -309,23 +312,45 @@ def register(op: OpDef) -> OpDef:
 
 
 def lookup(name: str) -> OpDef:
-    """The op of that name.
+    """The op of that name: ours, or the one that an entry point in the group ``mlec.ops`` gives.
 
     Raises:
         TypeRuleError: with the nearest names when there is none.
+        UsageError: two packages have an op of that name, or the one that has it does not import.
     """
     import difflib
 
+    if name in registry.table("ops"):
+        return _plugin(name)
     if name not in OPS:
         importlib.import_module("mlec.ops")
     if name not in OPS:
-        near = difflib.get_close_matches(name, OPS, n=3)
+        near = difflib.get_close_matches(name, (*OPS, *registry.names("ops")), n=3)
         raise TypeRuleError(
             f"there is no op {name!r}",
             code="E_UNKNOWN_OP",
             hint=f"did you mean {', '.join(near)}?" if near else "`mlec ops` lists them all",
         )
     return OPS[name]
+
+
+@cache
+def _plugin(name: str) -> OpDef:
+    """Adds an op of another package to the table."""
+    importlib.import_module("mlec.ops")
+    if name in OPS:
+        raise UsageError(
+            f"two ops are named {name!r}: mlec's own and {registry.table('ops')[name]}",
+            code="E_PLUGIN_NAME",
+            hint="uninstall the package of the second one",
+        )
+    op = registry.load("ops", name)
+    if not isinstance(op, OpDef):
+        raise UsageError(
+            f"{registry.table('ops')[name]} is declared as an op, but is a {type(op).__name__}", code="E_PLUGIN_NAME",
+            hint="an entry point in mlec.ops names an OpDef",
+        )  # fmt: skip
+    return register(op)
 
 
 __all__ = [

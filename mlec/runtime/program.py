@@ -38,7 +38,7 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         alignment: bytes that the address of each input must be a multiple of; other inputs are copied first.
     """
 
-    backend: Literal["tvm", "numpy"]
+    backend: str
     device: Literal["cpu", "cuda"]
     entry: str = "main"
     constants: tuple[str, ...] = ()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import mlec
 import mlec.ops  # fills the table
+from mlec import registry
 from mlec.backends.base import CompiledModule, CompileOptions
-from mlec.backends.numpy.backend import NumpyBackend
+from mlec.backends.numpy.backend import Interpreted, NumpyBackend
 from mlec.backends.tvm.backend import TVMBackend
-from mlec.backends.tvm.registry import RULES
+from mlec.backends.tvm.registry import RULES, lowers
 from mlec.backends.tvm.target import TargetInfo
-from mlec.errors import TargetError, UnsupportedOpError
+from mlec.errors import LoweringError, TargetError, UnsupportedOpError
 from mlec.ir import OPS, Graph, GraphBuilder, Location, run_graph, tensor
 from mlec.packing import needed_cpu_flags
 from mlec.runtime.executable import Executable
@@ -67,13 +69,14 @@ def layer() -> Graph:
 
 def test_numpy_backend_runs_the_graph_itself() -> None:
     backend, graph = NumpyBackend(), layer()
-    module = backend.compile(graph, Target())
+    module = backend.compile(graph, Target("numpy"))
     assert (module.program.backend, module.objects, list(module.constants)) == ("numpy", (), ["weights"])
     inputs = [np.ones((3, 8), np.float32)]
     np.testing.assert_array_equal(backend.executable(graph).run(inputs)[0], run_graph(graph, inputs)[0])
-    assert all(map(backend.supports, OPS))
-    with pytest.raises(TargetError):
-        backend.compile(graph, Target("cuda"))
+    assert all(backend.supports(op, "numpy") for op in OPS)
+    for other in (Target("cuda"), Target(), Target("numpy", ("avx2",))):
+        with pytest.raises(TargetError, match=f"does not serve the target {other}"):
+            backend.compile(graph, other)
 
 
 def test_kernels_tell_what_they_are() -> None:
@@ -108,9 +111,49 @@ def test_unknown_processor_is_named() -> None:
 
 def test_op_without_lowering_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(RULES, "relu")
-    assert not TVMBackend().supports("relu")
-    with pytest.raises(UnsupportedOpError, match="relu"):
+    assert not TVMBackend().supports("relu", "cpu")
+    with pytest.raises(UnsupportedOpError, match="no lowering of relu for cpu"):
         TVMBackend().compile(layer(), Target())
+
+
+@pytest.mark.parametrize(
+    ("op", "cpu", "cuda"),
+    [
+        ("exp", "loop, backends/tvm/scalar.py", "loop, backends/tvm/scalar.py"),
+        ("slice", "loop, backends/tvm/lower_shape.py", "loop, backends/tvm/lower_shape.py"),
+        ("concat", "template, backends/tvm/lower_shape.py", "template, backends/tvm/lower_shape.py"),
+        ("matmul", "template with epilogue, backends/tvm/lower_linalg.py", "template, backends/tvm/cuda.py"),
+        ("softmax", "template, backends/tvm/lower_nn.py", "decomposed, backends/tvm/decompose.py"),
+        ("batch_norm", "decomposed, backends/tvm/decompose.py", "decomposed, backends/tvm/decompose.py"),
+    ],
+)
+def test_the_table_says_how_an_op_is_lowered(op: str, cpu: str, cuda: str) -> None:
+    assert (TVMBackend().how(op, "cpu"), TVMBackend().how(op, "cuda")) == (cpu, cuda)
+
+
+def test_a_second_rule_of_a_form_is_refused() -> None:
+    with pytest.raises(LoweringError, match=r"exp has a scalar rule for cpu already, in backends/tvm/scalar\.py"):
+        lowers("exp", form="scalar")(lambda x: x)
+
+
+def test_targets_lead_to_the_backend_that_serves_them() -> None:
+    wanted = {"cpu": TVMBackend, "cuda": TVMBackend, "numpy": NumpyBackend}
+    assert {kind: type(registry.backend_of(kind)) for kind in registry.target_kinds()} == wanted
+
+
+@pytest.mark.parametrize("passes", ["O0", "default"])
+def test_the_numpy_target_from_compile_to_load(passes: str, tmp_path: Path) -> None:
+    rows = np.random.default_rng(1).normal(size=(5, 8)).astype(np.float32)
+    compiled = mlec.compile(layer(), target="numpy", passes=passes)
+    assert compiled.report.model["target"] == {"device": "cpu", "backend": "numpy", "kind": "numpy"}
+    assert compiled.report.timing["measured"]["compiled_ms"] > 0
+    compiled.save(tmp_path / "layer.mle")
+    loaded = mlec.load(tmp_path / "layer.mle", trust="sha256:" + "0" * 64)  # there is no code to trust
+    assert isinstance(loaded.executable, Interpreted)
+    wanted = run_graph(layer(), [rows])[0]
+    for model in (compiled, loaded):
+        np.testing.assert_allclose(model.run([rows])[0], wanted, rtol=1e-6)
+    assert loaded.benchmark([rows]).rows == 5
 
 
 def test_progress_is_told() -> None:

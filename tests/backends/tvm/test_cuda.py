@@ -22,12 +22,13 @@ from mlec.backends.tvm.objects import to_objects
 from mlec.backends.tvm.pipeline import RELAX_PASSES
 from mlec.backends.tvm.target import TargetInfo
 from mlec.errors import LoweringError, TargetError
-from mlec.ir import OPS, Graph, GraphBuilder, run_graph, tensor
+from mlec.ir import OPS, Graph, GraphBuilder, tensor
+from mlec.ir.op import Array
 from mlec.ops.tree import OPERANDS, sample_ensemble
 from mlec.runtime.executable import Executable
 from mlec.runtime.program import Program
 from mlec.target import Target
-from tests.backends.tvm.op_cases import check, families, graph_of
+from tests.backends.tvm.op_cases import NAMES, OpTests
 
 
 @pytest.fixture
@@ -56,18 +57,24 @@ class OnHost(cuda.CudaLowering):
         return spread_on_cpu
 
 
-@pytest.mark.parametrize("names", families(), ids=lambda names: f"{names[0]}..{names[-1]}")
-def test_kernels_equal_the_reference(names: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "_scheduled", lambda function, name: function)
-    graph, arrays, ops = graph_of(names, np.random.default_rng(3), dynamic=True, cases=1)
+def run_on_host(graph: Graph, arrays: Sequence[Array]) -> Sequence[Array]:
     lowered = OnHost(graph, TargetInfo.host()).run()
     with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
         passes = tvm.transform.Sequential(RELAX_PASSES)
         compiled = tvm.compile(lowered.module, TargetInfo.host().tvm_target(), relax_pipeline=passes)
     program = Program("tvm", "cpu", constants=tuple(lowered.constants), kernels=lowered.kernels)
-    executable = Executable(program, to_objects(compiled), lowered.constants, num_threads=1)
-    for name, got, wanted in zip(ops, executable.run(arrays), run_graph(graph, arrays), strict=True):
-        check(name, got, wanted)
+    return Executable(program, to_objects(compiled), lowered.constants, num_threads=1).run(list(arrays))
+
+
+@pytest.fixture(scope="module")
+def ops() -> OpTests:
+    return OpTests(run_on_host, cases=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_op_equals_its_reference(ops: OpTests, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_scheduled", lambda function, name: function)
+    ops.check(name, dynamic=True)
 
 
 @pytest.mark.parametrize("child", [7, 0], ids=["outside", "circle"])

@@ -1,0 +1,74 @@
+"""What this version offers, in words: the tables and the help of the command line, and the errors, all read it here.
+
+What other packages add by entry points is not here: `mlec.registry` puts both together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlec.errors import UsageError
+
+TARGETS = {
+    "tvm": {
+        "cpu": "the processor of the machine that compiles",
+        "cpu:x86-64-v3": "a level, or a processor by LLVM's name; corrections such as ,-avx512f may follow",
+        "cuda": "NVIDIA GPUs of the common architectures",
+        "cuda:sm_80,sm_90": "NVIDIA GPUs of the architectures named",
+    },
+    "numpy": {"numpy": "the interpreter that says what each op means: slow, makes no code"},
+}
+"""By backend, the forms of the targets that it serves. The word before the colon is the *kind* of target."""
+
+PRECISIONS: dict[str, str | None] = {
+    "fp32": "as the source computes",
+    "fp64": "what the source computes in 64 bits stays so",
+    "fp16": None,
+    "bf16": None,
+    "int8": None,
+}
+"""What a precision means; None for one that is planned, but not offered yet."""
+
+MODEL_FILES = {
+    "torch": "torch.export.save (.pt2, .pt), pickled module, state dict",
+    "xgboost": "save_model (.json, .ubj)",
+    "lightgbm": "save_model (.txt)",
+    "sklearn": "skops, pickled estimator",
+}
+"""The files of models that each of our frontends reads."""
+
+RESERVED = ("compression", "sign_key", "encryption_key")
+"""Options of ``save`` that are planned, but not offered yet."""
+
+
+def check_precision(name: str) -> None:
+    """Refuses a precision that does not exist, or that is not offered yet.
+
+    Raises:
+        UsageError: naming those that are.
+    """
+    if name not in PRECISIONS:
+        raise UsageError(f"precision takes {', '.join(PRECISIONS)}, got {name!r}")
+    if PRECISIONS[name] is None:
+        raise UsageError(
+            f"precision {name!r} is not offered in this version", code="E_NOT_OFFERED",
+            hint=f"compile with {' or '.join(f'precision={offered!r}' for offered in offered_precisions())}",
+        )  # fmt: skip
+
+
+def offered_precisions() -> tuple[str, ...]:
+    return tuple(name for name, meaning in PRECISIONS.items() if meaning is not None)
+
+
+def refuse_reserved(options: Mapping[str, Any]) -> None:
+    """Refuses options of ``save`` that this version does not offer.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    for name in RESERVED:
+        if options.get(name) is not None:
+            raise UsageError(
+                f"save does not offer {name} in this version", code="E_NOT_OFFERED", hint=f"leave {name} out"
+            )
