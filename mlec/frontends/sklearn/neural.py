@@ -1,4 +1,15 @@
-"""Multi-layer perceptrons."""
+"""Multi-layer perceptrons.
+
+They are computed in float64 throughout, as by the library. In float32 they would not hold the bound of 1e-5 on the very data they were
+trained on where that is not scaled: large hidden values cancel in the next layer, whatever the precision of the first one. Measured, as
+the error relative to the output's scale (hidden layers of 100, and of 64 and 64, all of it in float32 / all but the first layer):
+
+    ReLU, housing data as it is (counts to 1e4)     3e-5 to 8e-5 / 3e-5 to 7e-5
+    ReLU, years and numbers near 1e6 as they are    3e-3 to 2e-2 / 3e-3 to 1e-2
+    ReLU, digits, or the same data scaled           7e-8 to 1e-6 / 7e-8 to 8e-7
+
+A compiled model does not know which of these rows it will get.
+"""
 
 from __future__ import annotations
 
