@@ -24,11 +24,13 @@ class KernelNote:
         symbol: as in `Program.kernels`.
         op: the IR op.
         strategy: which template, and what was decided for it, e.g. ``"gemm, packed by 32 columns, epilogue: add relu"``.
+        bits: width of the widest floats that it reads or writes, for the peak that it can reach.
     """
 
     symbol: str
     op: str
     strategy: str
+    bits: int = 32
 
 
 @dataclass(frozen=True, eq=False)

@@ -376,7 +376,7 @@ def _fill(report: OptimizationReport, before: Graph, after: Graph, module: Compi
         "kind": after.signature.kind,
         "target": {"device": module.program.device, "backend": module.program.backend, **module.program.target},
     }
-    report.add_kernels(module.program.kernels, {note.symbol: note.strategy for note in module.notes}, machine)
+    report.add_kernels(module.program.kernels, {note.symbol: note for note in module.notes}, machine)
     report.graphs = {"before": graph_picture(before), "after": graph_picture(after)}
     report.machine = machine.to_dict()
     report.timing = {

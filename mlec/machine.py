@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -23,11 +24,13 @@ class Machine:
 
     Attributes:
         flops: float32 operations a second (a matrix product by the BLAS that numpy has, all its threads).
+        flops64: the same of float64.
         bandwidth: bytes a second, reading and writing (a copy that does not fit the caches).
         kernel_seconds: overhead of one kernel call.
     """
 
     flops: float
+    flops64: float
     bandwidth: float
     kernel_seconds: float = KERNEL_SECONDS
 
@@ -42,8 +45,11 @@ class Machine:
 
     def roofline(self, flops: int, moved: int, bits: int = 32) -> float:
         """Seconds of a kernel of ``flops`` operations on floats of ``bits`` bits that moves ``moved`` bytes."""
-        peak = self.flops / (2 if bits == 64 else 1)
-        return max(flops / peak, moved / self.bandwidth) + self.kernel_seconds
+        return max(flops / self.peak(bits), moved / self.bandwidth) + self.kernel_seconds
+
+    def peak(self, bits: int) -> float:
+        """Operations a second on floats of ``bits`` bits."""
+        return self.flops64 if bits == 64 else self.flops
 
     def graph_seconds(self, graph: Graph, extent: int = NOMINAL_EXTENT) -> float:
         return sum(self.seconds(node, extent) for node in graph.nodes)
@@ -54,13 +60,17 @@ class Machine:
 
 @cache
 def this_machine() -> Machine:
-    """Measures once in a process; takes about a tenth of a second."""
-    n = 512
-    a = np.ones((n, n), np.float32)
+    """Measures once in a process; takes about a fifth of a second."""
     buffer = np.ones(1 << 23, np.float32)
     target = np.empty_like(buffer)
-    flops = 2 * n**3 / _best(lambda: a @ a)
-    return Machine(flops, 2 * buffer.nbytes / _best(lambda: np.copyto(target, buffer)))
+    flops, flops64 = _product(np.float32), _product(np.float64)
+    return Machine(flops, flops64, 2 * buffer.nbytes / _best(lambda: np.copyto(target, buffer)))
+
+
+def _product(dtype: type[np.floating[Any]], n: int = 512) -> float:
+    """Operations a second of a matrix product."""
+    a = np.ones((n, n), dtype)
+    return float(2 * n**3 / _best(lambda: a @ a))
 
 
 def _best(action: Callable[[], object], seconds: float = 0.06) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlec.artifact.atomic import replace_file
+from mlec.backends.base import KernelNote
 from mlec.errors import UsageError
 from mlec.ir import Graph, Node
 from mlec.ir.dim import evaluate, parse_dim, symbols_of
@@ -29,7 +30,7 @@ class OptimizationReport:
         parity: errors against the source, by method.
         timing: predicted and measured seconds.
         memory: bytes.
-        kernels: name, op, source location, strategy, flops and bytes of each.
+        kernels: name, op, source location, strategy, width of its floats, flops and bytes of each.
         graphs: the text of the graph before and after, and their nodes and edges for the picture.
         quantization, stability: findings of the passes of those names.
         warnings: what the user should know.
@@ -74,27 +75,29 @@ class OptimizationReport:
                 }
             )
 
-    def add_kernels(self, kernels: Sequence[KernelInfo], strategies: Mapping[str, str], machine: Machine) -> None:
+    def add_kernels(self, kernels: Sequence[KernelInfo], notes: Mapping[str, KernelNote], machine: Machine) -> None:
         """Appends the kernels, with what the roofline predicts for each.
 
         Args:
             kernels: in the order in which they run.
-            strategies: by symbol, how the kernel was made.
+            notes: by symbol, how the kernel was made.
             machine: where it will run.
         """
         for kernel in kernels:
+            note = notes.get(kernel.symbol) or KernelNote(kernel.symbol, kernel.op, "")
             flops, moved = (_nominal(work) for work in (kernel.flops, kernel.bytes))
             self.kernels.append(
                 {
                     "symbol": kernel.symbol,
                     "op": kernel.op,
                     "location": kernel.location,
-                    "strategy": strategies.get(kernel.symbol, ""),
+                    "strategy": note.strategy,
+                    "bits": note.bits,
                     "flops": kernel.flops,
                     "bytes": kernel.bytes,
                     "nominal_flops": flops,
                     "nominal_bytes": moved,
-                    "predicted_seconds": machine.roofline(flops, moved),
+                    "predicted_seconds": machine.roofline(flops, moved, note.bits),
                 }
             )
 

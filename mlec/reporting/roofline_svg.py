@@ -39,7 +39,7 @@ class _Axis:
 
 def limit_of(kernel: Kernel, machine: Roofline) -> str:
     """What bounds the predicted time: "compute", "memory" or "call" (the overhead of calling it)."""
-    compute, memory = kernel.nominal_flops / machine.flops, kernel.nominal_bytes / machine.bandwidth
+    compute, memory = kernel.nominal_flops / machine.peak(kernel.bits), kernel.nominal_bytes / machine.bandwidth
     if machine.kernel_seconds > max(compute, memory):
         return "call"
     return "compute" if compute >= memory else "memory"
@@ -61,14 +61,14 @@ def roofline(kernels: Sequence[tuple[Kernel, float]], machine: Roofline | None) 
     points = [
         (k, part, k.nominal_flops / k.nominal_bytes, k.nominal_flops / (k.predicted_seconds or 1)) for k, part in shown
     ]
-    ridge = machine.flops / machine.bandwidth
-    x = _axis([ridge, *(p[2] for p in points)], LEFT, WIDTH - RIGHT)
-    y = _axis([machine.flops / 1e9, *(p[3] / 1e9 for p in points)], HEIGHT - BOTTOM, TOP)
+    peaks = sorted({machine.peak(k.bits): k.bits for k, _ in shown}.items(), reverse=True)
+    x = _axis([*(peak / machine.bandwidth for peak, _ in peaks), *(p[2] for p in points)], LEFT, WIDTH - RIGHT)
+    y = _axis([*(peak / 1e9 for peak, _ in peaks), *(p[3] / 1e9 for p in points)], HEIGHT - BOTTOM, TOP)
     dots = [(k, part, x.at(intensity), y.at(rate / 1e9), intensity, rate) for k, part, intensity, rate in points]
     return element(
         "svg",
         _grid(x, y),
-        _roof(x, y, machine, ridge),
+        _roof(x, y, machine.bandwidth, peaks),
         element("g", [_dot(*dot, limit_of(dot[0], machine)) for dot in reversed(dots)]),
         element("g", _names([(k, px, py, _radius(part)) for k, part, px, py, _, _ in dots]), class_="names"),
         class_="roofline", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label="roofline of the kernels",
@@ -104,23 +104,30 @@ def _grid(x: _Axis, y: _Axis) -> Html:
     return element("g", lines, texts, class_="grid")
 
 
-def _roof(x: _Axis, y: _Axis, machine: Roofline, ridge: float) -> Html:
-    peak, slope = machine.flops / 1e9, machine.bandwidth / 1e9
+def _roof(x: _Axis, y: _Axis, bandwidth: float, peaks: Sequence[tuple[float, int]]) -> Html:
+    """The limit of the memory, and that of the arithmetic for each width of floats: ``(operations a second, bits)``, highest first."""
+    slope = bandwidth / 1e9
     # The memory line enters the plot at its left or at its bottom edge.
     first = max(x.low, y.low / slope)
     start = (x.at(first), y.at(first * slope))
-    corner = (x.at(ridge), y.at(peak))
-    end = WIDTH - RIGHT
+    corners = [(x.at(peak / bandwidth), y.at(peak / 1e9)) for peak, _ in peaks]
+    corner, end = corners[0], WIDTH - RIGHT
     angle = math.degrees(math.atan2(corner[1] - start[1], corner[0] - start[0]))
     middle = (0.7 * start[0] + 0.3 * corner[0], 0.7 * start[1] + 0.3 * corner[1] - 8)
     return element(
         "g",
-        element("path", d=f"M{start[0]:.1f} {start[1]:.1f}L{corner[0]:.1f} {corner[1]:.1f}H{end}"),
+        element("path", d=f"M{start[0]:.1f} {start[1]:.1f}L{corner[0]:.1f} {corner[1]:.1f}"),
+        [element("path", d=f"M{left:.1f} {height:.1f}H{end}") for left, height in corners],
         element(
-            "text", f"memory, {units.count(machine.bandwidth, 'B')}/s", x=middle[0], y=middle[1], text_anchor="middle",
+            "text", f"memory, {units.count(bandwidth, 'B')}/s", x=middle[0], y=middle[1], text_anchor="middle",
             transform=f"rotate({angle:.2f} {middle[0]:.1f} {middle[1] + 8:.1f})",
         ),
-        element("text", f"compute, {units.count(machine.flops, 'FLOP')}/s", x=end, y=corner[1] - 8, text_anchor="end"),
+        [
+            element(
+                "text", f"float{bits}, {units.count(peak, 'FLOP')}/s", x=end, y=height - 8, text_anchor="end"
+            )
+            for (peak, bits), (_, height) in zip(peaks, corners, strict=True)
+        ],
         class_="roof",
     )  # fmt: skip
 

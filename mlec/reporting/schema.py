@@ -58,6 +58,7 @@ class Kernel(msgspec.Struct, frozen=True):
     op: str = ""
     location: str = ""
     strategy: str = ""
+    bits: int = 32
     flops: int | str = 0
     bytes: int | str = 0
     nominal_flops: int = 0
@@ -133,6 +134,11 @@ class Roofline(msgspec.Struct, frozen=True):
     flops: float
     bandwidth: float
     kernel_seconds: float = 0.0
+    flops64: float = 0.0
+
+    def peak(self, bits: int) -> float:
+        """Operations a second on floats of ``bits`` bits."""
+        return (self.flops64 or self.flops / 2) if bits == 64 else self.flops
 
 
 class PictureNode(msgspec.Struct, frozen=True):

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 import mlec.ops  # noqa: F401
+from mlec.backends.base import KernelNote
 from mlec.ir import Graph, GraphBuilder, Location, tensor
 from mlec.machine import Machine
 from mlec.passes.pipelines import named_pipeline
 from mlec.report import OptimizationReport, graph_picture
 from mlec.runtime.program import KernelInfo
 
-MACHINE = Machine(flops=1e11, bandwidth=1e10, kernel_seconds=5e-7)
+MACHINE = Machine(flops=1e11, flops64=5e10, bandwidth=1e10, kernel_seconds=5e-7)
 HOSTILE = '<script>alert("1")</script>&\'\x1b[31m'
 
 
@@ -41,7 +42,9 @@ def report_of(graph: Graph, **fields: Any) -> OptimizationReport:
         KernelInfo(f"{node.name}_{i}", node.name, str(node.loc), str(node.cost.flops), str(node.cost.bytes))
         for i, node in enumerate(after.compute_nodes)
     ]
-    report.add_kernels(kernels, {kernel.symbol: "one loop" for kernel in kernels}, MACHINE)
+    report.add_kernels(
+        kernels, {kernel.symbol: KernelNote(kernel.symbol, kernel.op, "one loop") for kernel in kernels}, MACHINE
+    )
     report.machine = MACHINE.to_dict()
     report.graphs = {"before": graph_picture(graph), "after": graph_picture(after)}
     report.timing = {

@@ -8,10 +8,12 @@ import time
 
 import pytest
 
+from mlec.backends.base import KernelNote
 from mlec.report import OptimizationReport
 from mlec.reporting.graph_svg import DRAWN_NODES
+from mlec.runtime.program import KernelInfo
 
-from .conftest import HOSTILE, perceptron, report_of
+from .conftest import HOSTILE, MACHINE, perceptron, report_of
 from .pages import Page
 
 
@@ -47,6 +49,17 @@ def test_every_kernel_with_arithmetic_is_on_the_roofline(page: Page, report: Opt
     (plot,) = page.of_class("roofline")
     _, _, width, height = map(float, (plot["viewbox"] or "").split())
     assert all(0 < x < width and 0 < y < height for x, y in inside)
+
+
+def test_kernels_of_float64_have_the_peak_of_float64() -> None:
+    report = OptimizationReport(machine=MACHINE.to_dict())
+    kernels = [KernelInfo(name, "matmul", "", flops=10**9, bytes=10**6) for name in ("single", "double")]
+    report.add_kernels(kernels, {"double": KernelNote("double", "matmul", "gemm", bits=64)}, MACHINE)
+    single, double = (k["predicted_seconds"] for k in report.kernels)
+    assert (single, double) == pytest.approx((1e9 / MACHINE.flops + 5e-7, 1e9 / MACHINE.flops64 + 5e-7))
+    page = Page(report.to_html())
+    assert "float32, 100 GFLOP/s" in page.text
+    assert "float64, 50.0 GFLOP/s" in page.text
 
 
 def test_the_page_fetches_nothing(report: OptimizationReport) -> None:
