@@ -23,6 +23,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.target import Target
 from tvm.target import codegen as llvm
 from tvm.tirx.script.builder import ir as T  # noqa: N812 (the name all TVMScript uses)
+from tvm_ffi import structural_equal
 
 __all__ = [
     "IRModule",
@@ -34,6 +35,7 @@ __all__ = [
     "prim_func",
     "relax",
     "s_tir",
+    "structural_equal",
     "te",
     "tirx",
     "tvm",

@@ -5,8 +5,9 @@ remainder has the sign of the divisor; an integer division by zero gives 0; floa
 16-bit float is computed in float32 and rounded once.
 
 TVM's simplifier reasons about floats as if NaN did not exist (``not (a < b)`` becomes ``b <= a``, and inside a ``Select`` it
-believes the negated condition). The operands that come here are loads or names (`vector.share`), and so is every result that a
-condition of another op may see: the simplifier cannot look behind a name.
+believes the negated condition), and as if ``x - x`` and ``0 * x`` were 0 and ``x + 0`` were ``x`` for every x; a division by the
+constant 0 ends it. The operands that come here are loads or names (`vector.share`), and so is every result that a condition of
+another op may see: the simplifier cannot look behind a name. `_apart` and `_hidden` give such names where they are needed.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mlec.backends.tvm.compat import tirx
+from mlec.backends.tvm.compat import structural_equal, tirx
 from mlec.backends.tvm.kernels import mathlib
 from mlec.backends.tvm.kernels.epilogue import Expr
 from mlec.backends.tvm.kernels.vector import (
+    Cell,
     bits_as,
     cast_to,
     const,
@@ -151,9 +153,26 @@ def _logical_not(x: Expr) -> Expr:
 # -- two operands ----------------------------------------------------------------------------------------------------
 
 
+def _add(a: Expr, b: Expr) -> Expr:
+    return _hidden(a) + _hidden(b)
+
+
+def _sub(a: Expr, b: Expr) -> Expr:
+    return a - _apart(b, a)
+
+
+def _mul(a: Expr, b: Expr) -> Expr:
+    return _hidden(a) * _hidden(b)
+
+
+def _div(a: Expr, b: Expr) -> Expr:
+    return a / _hidden(b)
+
+
 def _floordiv(a: Expr, b: Expr) -> Expr:
     if not _is_float(a):
         return _guarded(a, b, tirx.floordiv, lambda: const_like(0, a) - a)
+    b = _hidden(b)
     remainder = share(_fmod(a, b))
     quotient = (a - remainder) / b
     one = const_like(1.0, a)
@@ -195,12 +214,12 @@ def _fmod(a: Expr, b: Expr) -> Expr:
 
 
 def _equal(a: Expr, b: Expr) -> Expr:
-    return tirx.EQ(*_comparable(a, b))
+    return tirx.EQ(*_comparable(a, _apart(b, a)))
 
 
 def _not_equal(a: Expr, b: Expr) -> Expr:
     if _is_float(a):  # LLVM's instruction for NE is false for NaN
-        return _logical_not(share(tirx.EQ(a, b)))
+        return _logical_not(share(_equal(a, b)))
     return tirx.NE(*_comparable(a, b))
 
 
@@ -214,6 +233,21 @@ def _where(condition: Expr, a: Expr, b: Expr) -> Expr:
 
 
 # -- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _apart(b: Expr, a: Expr) -> Expr:
+    """``b`` under a name of its own where the simplifier would see that it is ``a``: it takes x - x for 0, and x for equal to x."""
+    return share(b) if _is_float(b) and structural_equal(a, b) else b
+
+
+def _hidden(x: Expr) -> Expr:
+    """``x`` under a name if it is the constant 0.0 or -0.0."""
+    scalar = x
+    while isinstance(scalar, tirx.Broadcast | tirx.Cast):
+        scalar = scalar.value
+    if _is_float(x) and isinstance(scalar, tirx.FloatImm) and scalar.value == 0:
+        return Cell(dtype_of(x), lanes_of(x), x).value
+    return x
 
 
 def _is_float(x: Expr) -> bool:
@@ -251,7 +285,7 @@ _FUNCTIONS: dict[str, Function] = {
     "sin": _extern("sin"), "cos": _extern("cos"), "tan": _extern("tan"), "atan": _extern("atan"),
     "floor": tirx.floor, "ceil": tirx.ceil, "round": tirx.nearbyint, "trunc": tirx.trunc,
     "isnan": _isnan, "isinf": _isinf, "isfinite": _isfinite, "logical_not": _logical_not,
-    "add": _binary(tirx.Add), "sub": _binary(tirx.Sub), "mul": _binary(tirx.Mul), "div": _binary(tirx.Div),
+    "add": _add, "sub": _sub, "mul": _mul, "div": _div,
     "floordiv": _floordiv, "mod": _mod, "pow": _extern("pow"), "atan2": _extern("atan2"),
     "maximum": maximum, "minimum": minimum,
     "eq": _equal, "ne": _not_equal, "lt": _binary(tirx.LT), "le": _binary(tirx.LE),
