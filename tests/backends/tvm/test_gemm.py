@@ -7,9 +7,10 @@ from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
 from mlec.backends.tvm.kernels.gemm import column_block, gemm, matmul, pack_gemm
 from mlec.backends.tvm.kernels.vector import select
+from mlec.backends.tvm.target import TargetInfo
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
 
-ROWS = (0, 1, 2, 5, 8, 11, 33, 1000)
+ROWS = (0, 1, 2, 5, 7, 8, 11, 33, 1000)
 TOLERANCE = {"float32": 2e-5, "float64": 1e-13, "float16": 2e-3}
 
 
@@ -39,6 +40,25 @@ def test_packed_product_with_symbolic_rows(n, k, dtype):
         assert_close(run(a, pack_gemm(w, block), out=(m, n), dtype=dtype), want, dtype, k)
 
 
+@pytest.mark.parametrize("target", [HOST, TargetInfo.for_cpu("x86-64-v3")], ids=["host", "avx2"])
+@pytest.mark.parametrize("n", [70, 80, 100, 128])
+def test_columns_that_do_not_fill_the_tiles(n, target):
+    """Blocks of 32 columns are four vectors of one processor and two of another; the last tile has those that are left."""
+    k = 30
+    run = compile_kernel(gemm((symbol("m"),), n, k, "float32", 32, target))
+    w = normal((k, n), seed=1)
+    for m in ROWS:
+        a = normal((m, k))
+        assert_close(run(a, pack_gemm(w, 32), out=(m, n)), a @ w, terms=k)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(3, 0, 4), (0, 5, 4), (3, 5, 0)])
+def test_empty_product(m, n, k):
+    w = np.zeros((k, n), "float32")
+    got = compile_kernel(gemm((m,), n, k, "float32", 16, HOST))(normal((m, k)), pack_gemm(w, 16), out=(m, n))
+    np.testing.assert_array_equal(got, np.zeros((m, n)))
+
+
 @pytest.mark.parametrize("m", [1, 7, 24, 300])
 def test_packed_product_with_static_rows_and_many_columns(m):
     n, k, block = 1500, 384, 32
@@ -58,7 +78,7 @@ def test_a_row_has_the_same_bits_in_every_batch():
     run = compile_kernel(gemm((symbol("m"),), 300, 200, "float32", 32, HOST))
     a, w = normal((1000, 200)), pack_gemm(normal((200, 300), seed=1), 32)
     whole = run(a, w, out=(1000, 300))
-    for m in (1, 3, 8, 37):
+    for m in (1, 3, 7, 8, 37):
         np.testing.assert_array_equal(run(a[:m], w, out=(m, 300)), whole[:m])
 
 
