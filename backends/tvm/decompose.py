@@ -159,9 +159,9 @@ def matmul_packed(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> V
 def conv2d_nchwc(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
     x, w = operands
     n, blocks, height, width, block = x.type.shape
-    out_blocks, _, r, s, _, out_block = w.type.shape
+    out_blocks, _, r, _, s, out_block = w.type.shape
     plain_x = b("reshape", b("transpose", x, perm=(0, 1, 4, 2, 3)), shape=(n, blocks * block, height, width))
-    flat_w = b("transpose", w, perm=(0, 5, 1, 4, 2, 3))
+    flat_w = b("transpose", w, perm=(0, 5, 1, 3, 2, 4))
     plain_w = b("reshape", flat_w, shape=(out_blocks * out_block, blocks * block, r, s))
     y = b("conv", plain_x, plain_w, **node.attrs)
     split = b("reshape", y, shape=(n, out_blocks, out_block, *y.type.shape[2:]))

@@ -168,22 +168,22 @@ def _blocked_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     x, w = types
     require(
         x.rank == 5 and w.rank == 6,
-        f"needs x [n, c/b, h, w, b] and w [k/kb, c/b, r, s, b, kb], got {x} and {w}",
+        f"needs x [n, c/b, h, w, b] and w [k/kb, c/b, r, b, s, kb], got {x} and {w}",
         "E_SHAPE",
     )
     same_dim(x.shape[1], w.shape[1], "channel blocks")
-    same_dim(x.shape[4], w.shape[4], "channel block")
+    same_dim(x.shape[4], w.shape[3], "channel block")
     before, after = _pads(attrs, 2)
     strides, dilations = _spatial(attrs, "strides", 2, 1), _spatial(attrs, "dilations", 2, 1)
     space = [
-        window_extent(x.shape[2 + i], _static(w.shape[2 + i]), strides[i], before[i], after[i], dilations[i])
+        window_extent(x.shape[2 + i], _static(w.shape[2 + 2 * i]), strides[i], before[i], after[i], dilations[i])
         for i in (0, 1)
     ]
     return TensorType((x.shape[0], w.shape[0], *space, w.shape[5]), same_dtype(types))
 
 
 def _blocked_cost(inputs: Sequence[TensorType], results: Sequence[TensorType], attrs: Attrs) -> Cost:
-    _, cb, r, s, b, _ = inputs[1].shape
+    _, cb, r, b, s, _ = inputs[1].shape
     return Cost(results[0].size * cb * r * s * b * 2, moved_bytes(inputs, results))
 
 
@@ -201,19 +201,19 @@ def to_blocked(x: Array, block: int) -> Array:
 
 
 def blocked_weights(w: Array, in_block: int, out_block: int) -> Array:
-    """``[k, c, r, s]`` to ``[k/kb, c/b, r, s, b, kb]``, zero-padded."""
+    """``[k, c, r, s]`` to ``[k/kb, c/b, r, b, s, kb]``, zero-padded: the order in which a tile of outputs reads them."""
     k, c, r, s = w.shape
     kb, cb = -(-k // out_block), -(-c // in_block)
     padded = np.zeros((kb * out_block, cb * in_block, r, s), w.dtype)
     padded[:k, :c] = w
-    return np.ascontiguousarray(padded.reshape(kb, out_block, cb, in_block, r, s).transpose(0, 2, 4, 5, 3, 1))
+    return np.ascontiguousarray(padded.reshape(kb, out_block, cb, in_block, r, s).transpose(0, 2, 4, 3, 5, 1))
 
 
 def _conv_blocked(
     x: Array, w: Array, strides: tuple[int, ...], pads: tuple[int, ...], dilations: tuple[int, ...]
 ) -> Array:
-    kb, cb, r, s, b, k = w.shape
-    plain = w.transpose(0, 5, 1, 4, 2, 3).reshape(kb * k, cb * b, r, s)
+    kb, cb, r, b, s, k = w.shape
+    plain = w.transpose(0, 5, 1, 3, 2, 4).reshape(kb * k, cb * b, r, s)
     return to_blocked(conv(from_blocked(x), plain, strides, pads, dilations, 1), k)
 
 
@@ -227,7 +227,7 @@ def _blocked_sample(rng: np.random.Generator) -> Case:
 register(
     OpDef(
         "conv2d_nchwc", operands("x w"), _CONV_ATTRS[:3], _blocked_type, _conv_blocked, _blocked_sample, _blocked_cost,
-        Trait.CONTRACTION, 128.0, "2-d convolution on channel blocks: x [n, c/b, h, w, b], w [k/kb, c/b, r, s, b, kb]",
+        Trait.CONTRACTION, 128.0, "2-d convolution on channel blocks: x [n, c/b, h, w, b], w [k/kb, c/b, r, b, s, kb]",
     )
 )  # fmt: skip
 

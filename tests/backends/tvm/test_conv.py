@@ -1,5 +1,7 @@
 """Convolutions against torch in float64: strides, pads, dilations, groups, odd channel counts, symbolic batch and length."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from mlec.backends.tvm.kernels.vector import select
 from mlec.backends.tvm.target import TargetInfo
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
 
-BATCHES = (0, 1, 2, 5)
+BATCHES = (0, 1, 2, 5, 33)
 
 
 def normal(shape, dtype="float32", seed=0):
@@ -61,7 +63,13 @@ def test_on_channel_blocks(case):
     n = tirx.Var("n", "int64")
     run = compile_kernel(
         conv2d_nchwc(
-            (n, c // b, h, width, b), (k // kb, c // b, *kernel, b, kb), strides, pads, dilations, "float32", HOST
+            (n, c // b, h, width, b),
+            (k // kb, c // b, kernel[0], b, kernel[1], kb),
+            strides,
+            pads,
+            dilations,
+            "float32",
+            HOST,
         )
     )
     w = normal((k, c, *kernel), seed=1)
@@ -84,7 +92,7 @@ def test_large_image_is_shared_by_threads_and_keeps_its_epilogue(kernel):
     shape = (1, 4, 40, 44, 16)
     epilogue = Epilogue((BufferSpec((4, 16), "float32"), BufferSpec(shape, "float32")), apply)
     func = conv2d_nchwc(
-        (1, 2, 40, 44, 16), (4, 2, kernel, kernel, 16, 16), (1, 1), (pad,) * 4, (1, 1), "float32", HOST, epilogue
+        (1, 2, 40, 44, 16), (4, 2, kernel, 16, kernel, 16), (1, 1), (pad,) * 4, (1, 1), "float32", HOST, epilogue
     )
     residual = normal((1, 64, 40, 44), seed=3)
     got = compile_kernel(func)(
@@ -164,6 +172,28 @@ def test_transposed(case):
     assert_close(compile_kernel(func)(x, packed, out=want.shape), want, w[:, 0].size)
 
 
+def test_weights_of_small_images_are_fetched_ahead():
+    x, w = normal((2, 128, 5, 6)), normal((512, 128, 3, 3), seed=1)  # 2.4 MB
+    target = replace(HOST, l2_bytes=1 << 20)
+    func = conv2d_nchwc((2, 8, 5, 6, 16), (32, 8, 3, 16, 3, 16), (1, 1), (1,) * 4, (1, 1), "float32", target)
+    assert "prefetch" in str(func)
+    got = compile_kernel(func)(to_blocks(x, 16), pack_nchwc(w, 16, 16), out=(2, 32, 5, 6, 16))
+    assert_close(from_blocks(got), reference(x, w, (1, 1), (1,) * 4, (1, 1)), 128 * 9)
+
+
+@pytest.mark.parametrize("case", BLOCKED, ids=str)
+def test_on_channel_blocks_of_256_bits(case):
+    c, h, width, k, kernel, strides, pads, dilations, _, _ = case
+    b, kb = 4 if c % 4 == 0 else 1, 8 if k % 8 == 0 else 4
+    target = TargetInfo.for_cpu("x86-64-v3")
+    w_shape = (k // kb, c // b, kernel[0], b, kernel[1], kb)
+    func = conv2d_nchwc((2, c // b, h, width, b), w_shape, strides, pads, dilations, "float32", target)
+    x, w = normal((2, c, h, width)), normal((k, c, *kernel), seed=1)
+    want = reference(x, w, strides, pads, dilations)
+    got = compile_kernel(func, target)(to_blocks(x, b), pack_nchwc(w, b, kb), out=(2, k // kb, *want.shape[2:], kb))
+    assert_close(from_blocks(got), want, c * kernel[0] * kernel[1])
+
+
 DEPTHWISE = [
     # c, h, w, kernel, strides, pads, dilations, block
     (16, 7, 5, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 16),
@@ -187,7 +217,7 @@ def test_depthwise_on_channel_blocks(case, cpu):
     run = compile_kernel(func, target)
     w = normal((c, 1, *kernel), seed=1)
     packed = np.ascontiguousarray(w.reshape(c // b, b, *kernel).transpose(0, 2, 3, 1))
-    for batch in (*BATCHES, 33):
+    for batch in BATCHES:
         x = normal((batch, c, h, width))
         want = reference(x, w, strides, pads, dilations, c)
         got = run(to_blocks(x, b), packed, out=(batch, c // b, *want.shape[2:], b))

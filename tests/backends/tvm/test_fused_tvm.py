@@ -118,7 +118,7 @@ CASES: dict[str, tuple[dict[str, tuple[int | str, ...]], Body, str, int]] = {
     "any": ({"x": X}, count_positive, "", 1),
     "reduction of libm": ({"x": X}, sines, "", 2),
     "convolution": ({"x": ("n", 4, 9, 7), "w": (6, 4, 3, 3), "c": (6, 1, 1), "r": ("n", 6, 9, 7)}, convolution, "wc", 1),
-    "blocked": ({"x": ("n", 2, 9, 7, 8), "w": (3, 2, 3, 3, 8, 16), "c": (1, 3, 1, 1, 16)}, blocked_convolution, "wc", 1),
+    "blocked": ({"x": ("n", 2, 9, 7, 8), "w": (3, 2, 3, 8, 3, 16), "c": (1, 3, 1, 1, 16)}, blocked_convolution, "wc", 1),
     "norm": ({"x": X, "s": (20,), "c": (20,)}, normalised, "sc", 1),
     "softmax": ({"x": X}, sharpened, "", 3),
     "libm": ({"x": X, "w": W, "c": C}, through_libm, "wc", 2),

@@ -58,9 +58,9 @@ def test_kernels_for_smaller_vectors_are_right(mcpu):
     run = compile_kernel(matmul((n,), (n,), 9, 33, 20, "float32", info), info)
     np.testing.assert_allclose(run(a, b, out=(2, 9, 33)), a @ b, rtol=1e-4, atol=1e-4)
     x, kernel = normal((1, 1, 9, 9, 8)), normal((16, 8, 3, 3), 1)
-    func = conv2d_nchwc(x.shape, (2, 1, 3, 3, 8, 8), (1, 1), (1,) * 4, (1, 1), "float32", info)
+    func = conv2d_nchwc(x.shape, (2, 1, 3, 8, 3, 8), (1, 1), (1,) * 4, (1, 1), "float32", info)
     got = compile_kernel(func, info)(x, pack_nchwc(kernel, 8, 8), out=(1, 2, 9, 9, 8))
-    host = conv2d_nchwc(x.shape, (2, 1, 3, 3, 8, 8), (1, 1), (1,) * 4, (1, 1), "float32", HOST)
+    host = conv2d_nchwc(x.shape, (2, 1, 3, 8, 3, 8), (1, 1), (1,) * 4, (1, 1), "float32", HOST)
     want = compile_kernel(host)(x, pack_nchwc(kernel, 8, 8), out=(1, 2, 9, 9, 8))
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
@@ -76,7 +76,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
     configure = tvm.get_global_func("runtime.config_threadpool")
     a, w = normal((300, 400)), pack_gemm(normal((400, 500), 1), 32)
     product = compile_kernel(gemm((300,), 500, 400, "float32", 32, HOST))
-    x, kernel = normal((3, 4, 30, 30, 16)), normal((4, 4, 3, 3, 16, 16), 1)
+    x, kernel = normal((3, 4, 30, 30, 16)), normal((4, 4, 3, 16, 3, 16), 1)
     image = compile_kernel(conv2d_nchwc(x.shape, kernel.shape, (1, 1), (1,) * 4, (1, 1), "float32", HOST))
     results = []
     try:
