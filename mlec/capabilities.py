@@ -48,13 +48,11 @@ def check_precision(name: str) -> None:
     Raises:
         UsageError: naming those that are.
     """
+    hint = f"compile with {' or '.join(f'precision={offered!r}' for offered in offered_precisions())}"
     if name not in PRECISIONS:
-        raise UsageError(f"precision takes {', '.join(PRECISIONS)}, got {name!r}")
+        raise UsageError(f"precision takes {', '.join(PRECISIONS)}, got {name!r}", hint=hint)
     if PRECISIONS[name] is None:
-        raise UsageError(
-            f"precision {name!r} is not offered in this version", code="E_NOT_OFFERED",
-            hint=f"compile with {' or '.join(f'precision={offered!r}' for offered in offered_precisions())}",
-        )  # fmt: skip
+        raise UsageError(f"precision {name!r} is not offered in this version", code="E_NOT_OFFERED", hint=hint)
 
 
 def offered_precisions() -> tuple[str, ...]:

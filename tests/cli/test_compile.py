@@ -110,6 +110,18 @@ def test_a_state_dict_with_its_class_and_examples(mlec: Run, tmp_path: Path) -> 
     assert "speedup" in done.out
 
 
+def test_the_reference_as_target(mlec: Run, iris: Iris, tmp_path: Path) -> None:
+    done = mlec("compile", iris.pickle, "--trust-pickle", "--target", "numpy", "-o", tmp_path / "m.mle")
+    assert done.code == 0, done.err
+    assert "rows differ" in done.out or "of the bound" in done.out, "compared with its source"
+    assert "kind=numpy" in mlec("inspect", tmp_path / "m.mle").out
+    for model in (iris.mle, tmp_path / "m.mle"):
+        assert mlec("run", model, iris.csv, "-o", tmp_path / f"{model.stem}.csv").code == 0
+    assert (tmp_path / "m.csv").read_text().splitlines()[0] == (tmp_path / "iris.csv").read_text().splitlines()[0]
+    assert "thread" in mlec("bench", tmp_path / "m.mle", "--batch", "2", "--seconds", "0.02").out
+    assert mlec("report", tmp_path / "m.mle", "-o", tmp_path / "m.html").code == 0
+
+
 @pytest.mark.parametrize(
     "options",
     [

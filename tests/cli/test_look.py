@@ -111,9 +111,31 @@ def test_ops_shows_what_each_backend_compiles(mlec: Run) -> None:
     assert all(op["backends"]["numpy"]["supported"] for op in by_name.values())
     assert by_name["matmul"]["backends"]["tvm"]["supported"]
     assert by_name["matmul"]["operands"]
+    assert by_name["matmul"]["backends"]["tvm"]["how"] == {
+        "cpu": "template with epilogue, backends/tvm/lower_linalg.py", "cuda": "template, backends/tvm/cuda.py",
+    }  # fmt: skip
     text = mlec("ops").out
     assert "tree_ensemble(" in text
     assert f"numpy: {len(by_name)} of {len(by_name)} ops" in text
+
+
+def test_table_help_and_errors_agree(mlec: Run, iris: Iris) -> None:
+    document = mlec("targets", "--json").document()
+    help_text = " ".join(mlec("compile", "--help").out.split())
+    wrong = [
+        mlec("compile", iris.pickle, "--trust-pickle", *words)
+        for words in (("--target", "tpu"), ("--precision", "fp17"))
+    ]
+    target, precision = wrong[0].error("E_TARGET"), wrong[1].error("E_USAGE")
+    assert {row["target"] for row in document["targets"]} >= {"cpu", "cuda", "numpy"}
+    for row in document["targets"]:
+        assert row["target"] in help_text
+        assert f'"{row["target"]}"' in target
+    for row in document["precisions"]:
+        assert row["precision"] in help_text
+        assert row["precision"] in precision
+    for row in mlec("frontends", "--json").document()["frontends"]:
+        assert f"{row['name']}: {row['files']}" in help_text
 
 
 def test_help_and_version(mlec: Run) -> None:

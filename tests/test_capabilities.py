@@ -1,0 +1,54 @@
+"""What this version offers: one table, and what is not in it is refused before any work."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import mlec
+from mlec import registry
+from mlec.capabilities import MODEL_FILES, PRECISIONS, RESERVED, TARGETS, check_precision, offered_precisions
+from mlec.errors import FrontendError, UsageError
+
+
+@pytest.mark.parametrize("option", RESERVED)
+def test_reserved_options_are_refused_before_compiling(option: str, tmp_path: Path) -> None:
+    """The model could not even be lowered: nobody looks at it."""
+    done = mlec.export_model(object(), tmp_path / "m.mle", **{option: "zstd"})  # type: ignore[arg-type]
+    assert (done["success"], done["code"]) == (False, "E_NOT_OFFERED")
+    assert option in done["error"]
+    plain = mlec.export_model(object(), tmp_path / "m.mle", **{option: None})  # type: ignore[arg-type]
+    assert "no frontend lowers builtins.object" in plain["error"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_precisions(name: str) -> None:
+    if name in offered_precisions():
+        check_precision(name)
+        return
+    with pytest.raises(UsageError, match=f"'{name}' is not offered") as caught:
+        mlec.compile(object(), precision=name)
+    assert caught.value.code == "E_NOT_OFFERED"
+    assert re.findall(r"'(\w+)'", str(caught.value.hint)) == list(offered_precisions())
+
+
+def test_an_unknown_precision_names_all() -> None:
+    with pytest.raises(UsageError, match=", ".join(PRECISIONS)):
+        mlec.compile(object(), precision="fp17")
+
+
+def test_every_target_form_is_one() -> None:
+    for backend, forms in TARGETS.items():
+        for form in forms:
+            assert registry.target_kinds()[mlec.Target.parse(form).kind] == (backend,)
+
+
+def test_every_frontend_says_which_files_it_reads(tmp_path: Path) -> None:
+    assert set(MODEL_FILES) == set(registry.FRONTENDS)
+    (tmp_path / "m.bin").write_bytes(b"nothing that is known")
+    with pytest.raises(FrontendError) as caught:
+        mlec.compile(tmp_path / "m.bin")
+    assert all(files in str(caught.value.hint) for files in MODEL_FILES.values())
