@@ -18,6 +18,7 @@ from mlec.ir.op import Array
 from mlec.ops.tree import OPERANDS
 from mlec.pipeline import Tolerance
 from mlec.runtime import CompiledModel
+from mlec.runtime.nested import Nesting
 from mlec.signature import Signature
 
 PROBE_ROWS = 256
@@ -133,8 +134,8 @@ def _of_source(function: Callable[[Any], Any], argument: Any, method: str) -> An
         raise UsageError(
             f"the source model fails on the inputs it is compared on: {method}: {type(error).__name__}: {error}",
             code="E_SOURCE_FAILS",
-            hint="check that the source is the model that was compiled, and that each example is one array (dicts and lists of "
-            "arrays cannot be compared); validate=False compiles without comparing",
+            hint="check that the source is the model that was compiled, and that it takes the examples as they are given; "
+            "validate=False compiles without comparing",
         ) from error
 
 
@@ -224,6 +225,10 @@ def _batches(graph: Graph, examples: Sequence[Any] | None) -> list[list[Any]]:
             batches += [
                 [_head(p, rows, spec_is_batched(signature, i)) for i, p in enumerate(probes)] for rows in BATCHES
             ]
+    if examples is not None and signature.table is None:
+        nesting = Nesting([spec.name for spec in signature.inputs])
+        if not nesting.is_flat:  # the source takes its arguments as the examples are
+            batches[1:] = [nesting.like(examples, batch) for batch in batches[1:]]
     return batches
 
 

@@ -105,7 +105,7 @@ def export_model(model: torch.nn.Module | ExportedProgram, options: LowerOptions
         UnsupportedModelError: a model that torch.export cannot capture, or that fixes its batch size.
     """
     if isinstance(model, ExportedProgram):
-        names = tuple(str(name) for name in model.graph_signature.user_inputs)
+        names = _program_names(model)
         wanted = _wanted_shapes(options.input_shapes, names)
         symbols = _named_symbols(model, names, wanted, {})
         return Exported(_decomposed(model), "Program", names, symbols)
@@ -130,7 +130,7 @@ def _export_module(
         values: tuple[Any, ...] = tuple(_examples_from_shapes(module, wanted))
     else:
         values = tuple(
-            pytree.tree_map(lambda leaf: example_tensor(leaf, module), options.example_inputs, is_leaf=_is_array)
+            pytree.tree_map(lambda leaf: example_tensor(leaf, module), options.example_inputs, is_leaf=is_array)
         )
     try:
         arguments = signature.bind(*values).arguments
@@ -141,7 +141,7 @@ def _export_module(
             code="E_EXAMPLE_COUNT",
         ) from None
     paths, structure = pytree.tree_flatten_with_path(dict(arguments))
-    names = tuple("_".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) for path, _ in paths)
+    names = tuple(dotted(path) for path, _ in paths)
     leaves = [leaf for _, leaf in paths]
     for name, leaf in zip(names, leaves, strict=True):
         if leaf is not None and not isinstance(leaf, torch.Tensor):
@@ -158,11 +158,19 @@ def _export_module(
     return program, kept, _named_symbols(program, kept, wanted, defaults)
 
 
+def dotted(path: Sequence[Any]) -> str:
+    """The way to a leaf, as ``x.mask`` or ``states.0``."""
+    return ".".join(
+        str(next((getattr(key, kind) for kind in ("key", "idx", "name") if hasattr(key, kind)), key)) for key in path
+    )
+
+
 def _parameter_names(signature: inspect.Signature) -> tuple[str, ...]:
     return tuple(signature.parameters)
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
+    """Whether a value is an array or table of another library, not a container of tensors."""
     return isinstance(value, np.ndarray) or hasattr(value, "to_numpy")
 
 
@@ -256,6 +264,8 @@ def _dynamic_examples(
             examples.append(None)
             specs.append(None)
             continue
+        if any(leaf is earlier for earlier in examples):
+            leaf = leaf.clone()  # each input has axes of its own
         shape = wanted.get(name) or defaults.get(name) or ()
         if name in wanted and len(wanted[name]) != leaf.ndim:
             raise UsageError(
@@ -286,9 +296,14 @@ def _run_export(
 ) -> ExportedProgram:  # fmt: skip
     bound = inspect.BoundArguments(signature, pytree.tree_unflatten(list(leaves), structure))
     dynamic = any(specs)
-    shapes = pytree.tree_unflatten(list(specs), structure) if dynamic else None
+    # It knows what stands for a record in dynamic_shapes.
+    dynamic_shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    for leaf, spec in zip(leaves, specs, strict=True):
+        if spec:
+            dynamic_shapes[leaf] = spec
     try:
         with evaluating(module), _quiet():
+            shapes = dynamic_shapes.dynamic_shapes(module, bound.args, bound.kwargs) if dynamic else None
             return torch.export.export(module, bound.args, bound.kwargs, dynamic_shapes=shapes, strict=False)
     except MlecError:
         raise
@@ -374,6 +389,19 @@ def _example_shape(tensor: torch.Tensor) -> str:
     if len(shown) > 1:
         shown[1] = f'"{BATCH}"'
     return f"({', '.join(shown)},)"
+
+
+def _program_names(program: ExportedProgram) -> tuple[str, ...]:
+    """The names that torch gave the user's inputs; of nested ones the way to each, as for a module."""
+    plain = tuple(str(name) for name in program.graph_signature.user_inputs)
+    structure = program.call_spec.in_spec
+    given = getattr(program.module_call_graph[0].signature, "forward_arg_names", None)
+    if structure is None or given is None:
+        return plain
+    positional, named = pytree.tree_unflatten(list(range(structure.num_leaves)), structure)
+    paths, _ = pytree.tree_flatten_with_path({**dict(zip(given, positional, strict=False)), **named})
+    names = tuple(dotted(path) for path, _ in paths)
+    return names if len(names) == len(plain) and any("." in name for name in names) else plain
 
 
 def user_tensors(program: ExportedProgram) -> list[torch.Tensor]:

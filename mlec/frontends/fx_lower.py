@@ -16,7 +16,7 @@ import mlec.ops  # noqa: F401  (fills the op table)
 from mlec.errors import MlecError, TypeRuleError, UnsupportedModelError, UnsupportedOpError
 from mlec.frontends.base import LowerOptions
 from mlec.frontends.fx_context import HANDLERS, Context, Dims, dtype_of, to_numpy
-from mlec.frontends.fx_export import Exported, export_model
+from mlec.frontends.fx_export import Exported, dotted, export_model
 from mlec.ir import UNKNOWN, Graph, GraphBuilder, Location, Proof, TensorType, Value, proves_equal, verify
 from mlec.ir.op import Array
 from mlec.signature import Signature, TensorSpec
@@ -171,10 +171,7 @@ class _Lowering:
         spec = self.program.call_spec.out_spec
         count = len(self.program.graph_signature.output_specs)
         paths = [path for path, _ in pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(count)), spec))[0]]
-        names = [
-            "_".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path)
-            for path in paths
-        ]
+        names = [dotted(path) for path in paths]
         if count == 1 and names[0] in ("", "0"):
             return ["y"]
         return [f"y{name}" if name[:1].isdigit() else name or f"y{i}" for i, name in enumerate(names)]

@@ -10,21 +10,29 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from mlec.frontends.fx_context import to_numpy, to_torch
-from mlec.frontends.fx_export import evaluating, example_tensor, user_tensors
+from mlec.frontends.fx_export import evaluating, example_tensor, is_array, user_tensors
 from mlec.ir.op import Array
 
-Run = Callable[[Sequence[Array]], list[Array]]
+Run = Callable[[Sequence[Any]], list[Array]]
 
 
 def source_run(model: torch.nn.Module | ExportedProgram) -> Run:
-    """The model as a function from a list of arrays to a list of arrays, in evaluation mode, without gradients."""
+    """The model as a function to a list of arrays, in evaluation mode, without gradients.
+
+    It takes a list of its arguments; arrays stand for the tensors in them.
+    """
     return _program_run(model) if isinstance(model, ExportedProgram) else _module_run(model)
 
 
 def _module_run(module: torch.nn.Module) -> Run:
-    def run(arrays: Sequence[Array]) -> list[Array]:
+    def run(arrays: Sequence[Any]) -> list[Array]:
         with torch.no_grad(), evaluating(module):
-            return _arrays(module(*(to_torch(example_tensor(a, module)) for a in arrays)))
+            arguments = pytree.tree_map(
+                lambda leaf: None if leaf is None else to_torch(example_tensor(leaf, module)),
+                list(arrays),
+                is_leaf=is_array,
+            )
+            return _arrays(module(*arguments))
 
     return run
 
@@ -34,8 +42,9 @@ def _program_run(program: ExportedProgram) -> Run:
     module, structure = program.module(check_guards=False), program.call_spec.in_spec
     dtypes = [tensor.dtype for tensor in user_tensors(program)]
 
-    def run(arrays: Sequence[Array]) -> list[Array]:
-        tensors = [to_torch(a).to(dtype) for a, dtype in zip(arrays, dtypes, strict=True)]
+    def run(arrays: Sequence[Any]) -> list[Array]:
+        given = [leaf for leaf in pytree.tree_leaves(list(arrays), is_leaf=is_array) if leaf is not None]
+        tensors = [to_torch(a).to(dtype) for a, dtype in zip(given, dtypes, strict=True)]
         args, kwargs = pytree.tree_unflatten(tensors, structure)
         with torch.no_grad():
             return _arrays(module(*args, **kwargs))

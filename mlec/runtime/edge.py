@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mlec.errors import InputError
 from mlec.runtime.dims import evaluate
+from mlec.runtime.nested import Nesting
 from mlec.signature import Coding, Scalar, Signature, TableSpec, TensorSpec
 
 Array = NDArray[Any]
@@ -51,6 +52,7 @@ class Edge:
         self._names = tuple(spec.name for spec in signature.inputs)
         self._dtypes = tuple(numpy_dtype(spec.dtype) for spec in signature.inputs)
         self._limits = {name: limits for name, limits in signature.symbols.items() if limits != (0, None)}
+        self._nesting = Nesting(() if signature.table else self._names)
         self._table = _TableReader(signature.table, self._dtypes) if signature.table else None
 
     def read(self, inputs: object) -> list[Array]:
@@ -59,13 +61,15 @@ class Edge:
         Args:
             inputs: a list or tuple with one item for each input, a mapping from input names, or the single input
                 itself. A tabular model has one input, the table; a mapping from its feature names to columns is a table
-                too.
+                too. A model whose inputs are nested takes them as its source does, see `nested`.
 
         Raises:
             InputError: wrong count, name, dtype, shape or value.
         """
-        if isinstance(inputs, list | tuple):
-            items: Sequence[object] = inputs
+        if not self._nesting.is_flat:
+            items: Sequence[object] = self._nesting.flatten(inputs)
+        elif isinstance(inputs, list | tuple):
+            items = inputs
         elif isinstance(inputs, Mapping):
             items = self._by_name(inputs)
         else:

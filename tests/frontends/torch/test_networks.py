@@ -120,8 +120,8 @@ def test_nested_inputs_and_outputs() -> None:
 
     inputs = ((torch.randn(2, 3), torch.randn(2, 3)), {"scale": torch.randn(2, 1)})
     graph = FRONTEND.lower(Nested(), LowerOptions(example_inputs=inputs))
-    assert [spec.name for spec in graph.signature.inputs] == ["pair_0", "pair_1", "extra_scale"]
-    assert [spec.name for spec in graph.signature.outputs] == ["sums_0", "sums_1", "scaled"]
+    assert [spec.name for spec in graph.signature.inputs] == ["pair.0", "pair.1", "extra.scale"]
+    assert [spec.name for spec in graph.signature.outputs] == ["sums.0", "sums.1", "scaled"]
 
 
 def test_several_symbolic_axes() -> None:

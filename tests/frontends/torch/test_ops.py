@@ -65,7 +65,7 @@ class Together:
     def check(self, name: str, rtol: float = 2e-6) -> None:
         """Compares one function's results at both batch sizes."""
         names = [spec.name for spec in self.graph.signature.outputs]
-        own = [i for i, output in enumerate(names) if output == name or re.fullmatch(rf"{name}(_\d+)+", output)]
+        own = [i for i, output in enumerate(names) if output == name or re.fullmatch(rf"{name}(\.\w+)+", output)]
         run = FRONTEND.oracle(Function(self.functions[name], len(self.inputs)))["run"]
         for batch, outputs in zip((self.inputs, first_rows(self.inputs)), self.outputs, strict=True):
             assert_same([outputs[i] for i in own], run(batch), rtol)
