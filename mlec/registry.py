@@ -78,18 +78,20 @@ def load(group: str, name: str) -> Any:
     module_name, _, attribute = known[name].partition(":")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        if (
-            name in _BUILTIN[group]
-            and isinstance(error, ModuleNotFoundError)
-            and not str(error.name).startswith("mlec")
-        ):
+    except Exception as error:  # another package's module can fail with anything
+        if name in _BUILTIN[group]:
+            if not isinstance(error, ModuleNotFoundError) or str(error.name).startswith("mlec"):
+                raise
             raise UsageError(
                 f"{name!r} needs the package {error.name!r}",
                 code="E_MISSING_PACKAGE",
                 hint=f"pip install 'mlec[{name}]'",
             ) from error
-        raise UsageError(f"{known[name]} cannot be imported: {error}", code="E_PLUGIN_IMPORT") from error
+        raise UsageError(
+            f"{known[name]} cannot be imported: {type(error).__name__}: {error}",
+            code="E_PLUGIN_IMPORT",
+            hint="update or uninstall the package that declares it",
+        ) from error
     if getattr(found, "name", name) != name:  # functions have none
         raise UsageError(
             f"{known[name]} is registered as {name!r}, but calls itself {found.name!r}", code="E_PLUGIN_NAME"

@@ -168,6 +168,9 @@ def test_wrong_ops_and_lowerings(tmp_path: Path, groups: dict[str, str], code: s
     plugin = Installed(tmp_path, groups)
     assert message in plugin.failure(f"{MODEL}\n{code}")
     plugin.code(f"{MODEL}\n{code.replace(code.split(chr(39))[1], 'tanh')}")  # the others work
+    listed = plugin.run("-m", "mlec", "ops").stdout
+    assert "left out: " in listed
+    assert "tanh(x)" in listed
 
 
 # -- backends --------------------------------------------------------------------------------------------------------
@@ -210,6 +213,13 @@ def test_without_its_backend_a_file_is_compiled_here(tmp_path: Path) -> None:
     assert done.stderr.strip().splitlines() == [
         "m.mle: its backend 'counting' is not installed; the graph is compiled on this machine instead"
     ]
+
+
+def test_object_files_of_a_plugins_backend_need_no_plugin(tmp_path: Path) -> None:
+    plugin = Installed(tmp_path, {"mlec.backends": "borrowing = mlec_plugin_backend:Borrowing"})
+    plugin.code(SAVE.replace("counting:slowly", "borrowing"))
+    done = plugin.run("-c", LOAD, installed=False)
+    assert (done.stdout.strip(), done.stderr) == ("Executable None", "")
 
 
 def test_a_kind_of_target_that_is_taken(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import inspect
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import click
@@ -59,17 +60,24 @@ def ops_command(as_json: bool) -> None:
     from mlec.errors import MlecError
     from mlec.ir.op import OPS, lookup
 
-    failed: list[str] = []
-    for name in registry.names("ops"):
+    failed: dict[str, None] = {}  # of other packages
+
+    def attempt(call: Callable[[], Any]) -> Any:
         try:
-            lookup(name)
+            return call()
         except MlecError as error:
-            failed.append(error.message)
+            failed[error.message] = None
+
+    for name in registry.names("ops"):
+        attempt(partial(lookup, name))
     backends = {name: registry.load("backends", name)() for name in registry.target_forms()}
     serving = [(name, kind) for kind, found in registry.target_kinds().items() for name in found]
     ops: list[dict[str, Any]] = []
     for op in OPS.values():
-        how = {name: {k: backends[name].how(op.name, k) for n, k in serving if n == name} for name in backends}
+        how = {
+            name: {k: attempt(partial(backends[name].how, op.name, k)) or "" for n, k in serving if n == name}
+            for name in backends
+        }
         ops.append(
             {
                 "name": op.name,
@@ -80,7 +88,7 @@ def ops_command(as_json: bool) -> None:
             }
         )
     if as_json:
-        print_json({"ops": ops, "left_out": failed})
+        print_json({"ops": ops, "left_out": list(failed)})
         return
     rows = [
         (
