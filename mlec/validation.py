@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlec.errors import MlecError, ToleranceError, UsageError
-from mlec.frontends.base import Oracle
+from mlec.frontends.base import Oracle, SourceMethods
 from mlec.ir import Graph, Value
 from mlec.ir.dim import evaluate, parse_dim, symbols_of
 from mlec.ir.dtype import DType
@@ -38,7 +38,7 @@ class Comparison:
 
     Attributes:
         method: which.
-        rows: compared.
+        rows: compared; those on which the source's own answer is arbitrary are left out.
         max_abs_error, mean_abs_error: of the values.
         max_rel_error: largest absolute error, relative to the largest magnitude expected.
         label_mismatches: labels that differ; those at a tie of the scores are counted in ``ties`` only.
@@ -108,13 +108,15 @@ def validate(
 def compare(compiled: CompiledModel, oracle: Oracle, inputs: Sequence[Any], tolerance: Tolerance) -> list[Comparison]:
     """One comparison for each method of the oracle, on one set of inputs."""
     results: dict[str, tuple[list[Array], list[Array]]] = {}
+    rows = oracle.decided(inputs[0]) if isinstance(oracle, SourceMethods) and oracle.decided else ...
     for method, function in oracle.items():
         argument = list(inputs) if method == "run" else inputs[0]
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # what the source warns about on probing inputs is not the user's concern
             wanted = _of_source(function, argument, method)
         got = getattr(compiled, method)(argument)
-        results[method] = (_arrays(wanted), _arrays(got) if _form(got) == _form(wanted) else [])
+        same_form = _form(got) == _form(wanted)
+        results[method] = [a[rows] for a in _arrays(wanted)], [a[rows] for a in _arrays(got)] if same_form else []
     scores = [results[m] for m in ("predict_proba", "decision_function") if m in results]
     ties = _tied_rows([pair for wanted, got in scores for pair in zip(wanted, got, strict=False)], tolerance)
     return [_worst_of(method, wanted, got, ties, tolerance) for method, (wanted, got) in results.items()]
@@ -362,7 +364,7 @@ def _split_values(graph: Graph) -> Mapping[tuple[int, int], Array]:
             continue
         order = np.argsort(feature, kind="stable")
         tested, starts = np.unique(feature[order], return_index=True)
-        for column, nodes in zip(tested, np.split(order, starts[1:]), strict=True):
+        for column, nodes in zip(tested, np.split(order, starts)[1:], strict=True):
             value, place = _origin(graph, operands["x"], int(column))
             if value not in positions:
                 continue

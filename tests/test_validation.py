@@ -6,10 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lightgbm import LGBMRegressor
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler
 from xgboost import XGBRegressor
 
 import mlec
+from mlec.frontends.base import SourceMethods
+from mlec.frontends.select import frontend_for
 from mlec.validation import ESTIMATOR, TREES, compare, probe_inputs
 
 X = np.arange(6.0)[:, None]
@@ -46,6 +52,41 @@ def test_scores_further_apart_than_their_rounding_are_no_tie() -> None:
     rounded = proba + np.array([-(2.0**-52), 2.0**-52])
     assert differing(proba, rounded, TREES).label_mismatches == 1
     assert differing(proba, rounded, TREES).excess == float("inf")
+
+
+@pytest.mark.parametrize("metric", ["manhattan", "chebyshev", "euclidean"])
+@pytest.mark.parametrize("algorithm", ["brute", "kd_tree"])
+def test_neighbours_at_the_same_distance_are_left_out(metric: str, algorithm: str) -> None:
+    grid = np.stack(np.meshgrid(range(6), range(6)), -1).reshape(-1, 2).astype(float)
+    labels = np.arange(36) % 3
+    settings = {"weights": "distance", "metric": metric, "algorithm": algorithm}
+    for model in (KNeighborsClassifier(4, **settings), KNeighborsRegressor(5, **settings)):
+        pipe = make_pipeline(MinMaxScaler((0, 5)), model).fit(grid, labels)
+        oracle = frontend_for(pipe).oracle(pipe)
+        assert isinstance(oracle, SourceMethods)
+        assert oracle.decided is not None
+        assert not oracle.decided(grid + 0.5).all()
+        assert mlec.compile(pipe, grid + 0.5, progress=False).report.parity["methods"]["predict"]["excess"] <= 1
+
+
+def test_a_difference_at_a_row_that_is_decided_is_still_one() -> None:
+    model = KNeighborsClassifier(1).fit(X, LABELS)
+    oracle = frontend_for(model).oracle(model)
+    oracle.pop("predict_proba")  # type: ignore[attr-defined]
+    rows = np.array([[0.5], [1.2], [4.9]])
+    (found,) = compare(Answers([0, 0, 1], None), oracle, [rows], ESTIMATOR)  # type: ignore[arg-type]
+    assert (found.rows, found.label_mismatches) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [RandomForestClassifier(2), XGBRegressor(n_estimators=2), LGBMRegressor(n_estimators=2, verbose=-1)],
+    ids=lambda m: type(m).__name__,
+)
+def test_trees_without_a_split(model: Any) -> None:
+    assert (
+        mlec.compile(model.fit(X, np.zeros(6, int)), progress=False).report.parity["methods"]["predict"]["excess"] == 0
+    )
 
 
 def test_probes_hold_every_threshold_and_both_floats_beside_it() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ class LowerOptions:
         dynamic_batch: make the first axis of every input the symbol ``n`` where the shapes say nothing else.
         trust_pickle: the user allows executing a pickle-based file. ``"sha256:..."`` allows that one file only.
         model_class: ``"package.module:Class"``, the class whose state dict a file holds.
+        notes: what the frontend has to say about how it took the model, for the report.
     """
 
     example_inputs: tuple[Any, ...] | None = None
@@ -29,10 +30,23 @@ class LowerOptions:
     dynamic_batch: bool = True
     trust_pickle: bool | str = False
     model_class: str | None = None
+    notes: list[str] = field(default_factory=list, compare=False)
 
 
 Oracle = Mapping[str, Callable[..., Any]]
 """The source's own functions, by method name; ``"run"`` for a model without methods (returns a list of arrays)."""
+
+
+class SourceMethods(dict[str, Callable[..., Any]]):
+    """An oracle that knows where the source's own answer is arbitrary.
+
+    Attributes:
+        decided: for a table, which of its rows have one right answer, (n,) of bool; None: all.
+    """
+
+    def __init__(self, methods: Mapping[str, Callable[..., Any]], decided: Callable[[Any], Any] | None = None) -> None:
+        super().__init__(methods)
+        self.decided = decided
 
 
 class Frontend(Protocol):

@@ -165,8 +165,10 @@ def one_hot_encoder(ctx: Context, model: Any, columns: Columns) -> Lowered:
 @converts(preprocessing.OrdinalEncoder)
 def ordinal_encoder(ctx: Context, model: Any, columns: Columns) -> Lowered:
     tables = []
-    for i in range(len(model.categories_)):
-        table = _grouped(model, i).astype(np.float64)
+    for i, categories in enumerate(model.categories_):
+        grouped = _grouped(model, i)  # without the missing value, which comes last, where rare ones are put together
+        table = np.full(len(categories), np.nan)
+        table[: len(grouped)] = grouped
         if i in model._missing_indices:
             table[model._missing_indices[i]] = model.encoded_missing_value
         tables.append(table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mlec.frontends.base import LowerOptions, Oracle
+from mlec.frontends.base import LowerOptions, Oracle, SourceMethods
 from mlec.ir import Graph
 
 
@@ -42,14 +42,19 @@ class SklearnFrontend:
         return supported()
 
     def oracle(self, model: Any) -> Oracle:
-        """The model's own inference methods; sparse matrices as arrays, and so are the DataFrames of all but ``transform``."""
-        from mlec.frontends.sklearn.lowering import METHODS
+        """The model's own inference methods; sparse matrices as arrays, and so are the DataFrames of all but ``transform``.
 
-        return {
+        Which of several neighbours at the same distance count is arbitrary: it depends on the search tree, and on rounding.
+        """
+        from mlec.frontends.sklearn.lowering import METHODS
+        from mlec.frontends.sklearn.neighbors import decided
+
+        methods = {
             name: _array_result(getattr(model, name), frames=name == "transform")
             for name in METHODS
             if hasattr(model, name)
         }
+        return SourceMethods(methods, decided(model))
 
     def sniff(self, head: bytes, path: Path) -> bool:
         """Whether the file is a pickle (of pickle or joblib, compressed or not) or a skops file of an estimator."""

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from sklearn import feature_selection, impute, preprocessing
-from sklearn.utils import check_array
+from sklearn.utils import check_array, get_tags
 
 from mlec.frontends.sklearn.columns import Absent, Columns, ComputedColumn, TableColumn, is_sparse, marked
 from mlec.frontends.sklearn.context import BATCH, Array, Context, Lowered, is_table
@@ -150,6 +150,8 @@ def function_transformer(ctx: Context, model: Any, columns: Columns) -> Lowered:
 )  # fmt: skip
 def feature_selector(ctx: Context, model: Any, columns: Columns) -> Lowered:
     ctx.check(columns)
+    if not get_tags(model).input_tags.allow_nan:  # also not in the columns that it drops, which must be read for that
+        columns = ctx.transformed(ctx.matrix(columns), like=columns).columns or ()
     return Lowered("transformer", columns=tuple(columns[i] for i in model.get_support(indices=True)))
 
 

@@ -104,6 +104,14 @@ def test_selection(lab: Any, model: Any) -> None:
     lab.check(model.fit(IRIS, KIND), IRIS)
 
 
+def test_selection_checks_the_columns_that_it_drops(lab: Any) -> None:
+    table = SIGNED[:, :2].copy()
+    compiled = lab.compile(feature_selection.SelectKBest(k=1).fit(table, table[:, 0] > 0))
+    table[3, 1] = np.nan
+    with pytest.raises(InputError, match="NaN"):
+        compiled.transform(table)
+
+
 def test_recursive_elimination_predicts_too(lab: Any) -> None:
     lab.check(feature_selection.RFE(linear_model.LogisticRegression(), n_features_to_select=2).fit(IRIS, KIND), IRIS)
 
@@ -245,6 +253,13 @@ def test_ordinal(lab: Any, options: Any) -> None:
     lab.check(model.fit(TOWNS), TOWNS, *([STRANGE] if tolerant else []))
     lab.check(model.fit(NUMBERS), NUMBERS, *([ODD_NUMBERS] if tolerant else []))
     lab.check(model.fit(NUMBERS_GAPPY), NUMBERS_GAPPY, *([ODD_NUMBERS] if tolerant else []))
+
+
+def test_ordinal_with_rare_and_missing_values(lab: Any) -> None:
+    table = pd.DataFrame({"c": ["a"] * 9 + ["b"] * 7 + ["c", "d", None] + [np.nan] * 3, "d": ["x", "y"] * 11})
+    options = {"handle_unknown": "use_encoded_value", "unknown_value": 99, "encoded_missing_value": -5}
+    for rare in ({"max_categories": 2}, {"min_frequency": 3}):
+        lab.check(preprocessing.OrdinalEncoder(**rare, **options).fit(table), table, table.replace({"c": {"a": "new"}}))
 
 
 def test_given_categories_and_integers(lab: Any) -> None:
