@@ -18,7 +18,7 @@ from mlec.errors import CorruptedFileError, LoweringError, UsageError
 from mlec.ir import Graph, parse_graph, print_graph
 from mlec.ir.op import Array
 from mlec.report import OptimizationReport
-from mlec.runtime import CompiledModel, Executable, Program
+from mlec.runtime import CompiledModel, Program, open_program
 from mlec.signature import Signature
 from mlec.target import X86_FLAGS, Target
 
@@ -103,7 +103,7 @@ def _executable(
     program: Program, objects: tuple[bytes, ...], tensors: Mapping[str, Array], num_threads: int | None, graph: Any
 ) -> Any:
     if objects:
-        return Executable(program, objects, tensors, num_threads)
+        return open_program(program, objects, tensors, num_threads)
     return registry.load("backends", program.backend)().executable(graph(), num_threads)
 
 

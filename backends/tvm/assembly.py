@@ -8,15 +8,17 @@ from pathlib import Path
 
 from mlec.backends.tvm.compat import llvm, tvm
 
-_ENTRY = "__tvm_ffi_{}"
+ENTRY = "__tvm_ffi_{}"
+"""The symbol of a function that tvm-ffi finds under a name."""
+
 _TYPE = "(ptr, ptr, i32, ptr)"
 
 
-def object_of(text: str) -> bytes:
-    """The object file of a module of LLVM assembly, for this machine's triple and its kind's most general processor."""
+def object_of(text: str, triple: str | None = None) -> bytes:
+    """The object file of a module of LLVM assembly, for the most general processor of a triple's kind (by default this machine's)."""
     with tempfile.TemporaryDirectory(prefix="mlec-") as folder:
         source, result = Path(folder) / "module.ll", Path(folder) / "module.o"
-        source.write_text(f'target triple = "{llvm.llvm_get_system_triple()}"\n{text}')
+        source.write_text(f'target triple = "{triple or llvm.llvm_get_system_triple()}"\n{text}')
         tvm.runtime.load_module(str(source)).write_to_file(str(result))
         return result.read_bytes()
 
@@ -33,10 +35,10 @@ def second_names(aliases: Mapping[str, str]) -> bytes:
     Args:
         aliases: name of each new function, and of the kernel that it calls. Kernels have the calling convention of tvm-ffi.
     """
-    lines = [f"declare i32 @{_ENTRY.format(name)}{_TYPE}" for name in dict.fromkeys(aliases.values())]
+    lines = [f"declare i32 @{ENTRY.format(name)}{_TYPE}" for name in dict.fromkeys(aliases.values())]
     for alias, name in aliases.items():
         lines.append(
-            f"define i32 @{_ENTRY.format(alias)}(ptr %0, ptr %1, i32 %2, ptr %3) {{\n"
-            f"  %5 = tail call i32 @{_ENTRY.format(name)}(ptr %0, ptr %1, i32 %2, ptr %3)\n  ret i32 %5\n}}"
+            f"define i32 @{ENTRY.format(alias)}(ptr %0, ptr %1, i32 %2, ptr %3) {{\n"
+            f"  %5 = tail call i32 @{ENTRY.format(name)}(ptr %0, ptr %1, i32 %2, ptr %3)\n  ret i32 %5\n}}"
         )
     return object_of("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""The TVM backend: graph -> kernels and a Relax function -> object files."""
+"""The TVM backend: graph -> kernels and the sequence of their calls -> object files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from mlec.backends.base import Backend, CompiledModule, CompileOptions
 from mlec.backends.tvm import cuda
 from mlec.backends.tvm.assembly import second_names
-from mlec.backends.tvm.compat import llvm, tvm
+from mlec.backends.tvm.compat import IRModule, llvm, tvm
 from mlec.backends.tvm.device_code import DEFAULT_ARCHS, compile_for_cuda, device_compiler, pack_device_code
+from mlec.backends.tvm.driver import driver
 from mlec.backends.tvm.kernels.tile import PARAMETER_ALIGNMENT
 from mlec.backends.tvm.lowering import Lowering
-from mlec.backends.tvm.objects import to_objects
+from mlec.backends.tvm.objects import to_object, to_objects
 from mlec.backends.tvm.pipeline import compile_for_cpu
 from mlec.backends.tvm.registry import lowering_of
+from mlec.backends.tvm.relax_module import relax_module
+from mlec.backends.tvm.sequence import call_sequence
 from mlec.backends.tvm.target import TargetInfo
 from mlec.capabilities import TARGETS
 from mlec.errors import TargetError
@@ -30,7 +33,8 @@ from mlec.backends.tvm import (  # noqa: F401  isort: skip  (they register their
 class TVMBackend(Backend):
     """Compiles for CPUs through LLVM, for NVIDIA GPUs through CUDA source.
 
-    The object files hold the kernels (a GPU's as binary code inside) and the bytecode that calls them.
+    The object files hold the kernels (a GPU's as binary code inside) and what calls them: for a CPU a small native function, which
+    the program's call sequence steers; for a GPU bytecode of TVM's virtual machine.
     """
 
     name = "tvm"
@@ -54,8 +58,11 @@ class TVMBackend(Backend):
             info, compiler = _portable_cpu(), device_compiler(target.archs or DEFAULT_ARCHS)
             lowered = cuda.CudaLowering(graph, info, options).run()
             options.report("build", 0, 1)
-            executable = compile_for_cuda(lowered.module, info.tvm_target(), compiler.archs)
+            executable = compile_for_cuda(relax_module(lowered), info.tvm_target(), compiler.archs)
             objects = to_objects(executable, pack_device_code(compiler))
+            if lowered.aliases:
+                objects = (*objects, second_names(lowered.aliases))
+            sequence = None
             facts: dict[str, str | int | list[str]] = {
                 "kind": "cuda", "archs": list(compiler.archs), "ptx": compiler.ptx, "compiler": compiler.name,
                 "triple": info.triple,
@@ -64,20 +71,21 @@ class TVMBackend(Backend):
             info = cpu_info(target)
             lowered = Lowering(graph, info, options).run()
             options.report("build", 0, 1)
-            executable = compile_for_cpu(lowered.module, info.tvm_target())
-            objects = to_objects(executable)
+            sequence = call_sequence(lowered)
+            objects = (driver(sequence.codes, info.triple),)
+            if lowered.functions:
+                kernels = compile_for_cpu(IRModule(lowered.functions), info.tvm_target())
+                objects = (to_object(kernels), *objects)
             facts = {"kind": "cpu", "triple": info.triple, "mcpu": info.mcpu, "features": sorted(info.features)}
-        if lowered.aliases:
-            objects = (*objects, second_names(lowered.aliases))
         options.report("build", 1, 1)
-        constants = tuple(lowered.constants)
         program = Program(
             "tvm",
             "cuda" if target.kind == "cuda" else "cpu",
-            constants=constants,
+            constants=tuple(lowered.parameters),
             kernels=lowered.kernels,
             target=facts,
             alignment=PARAMETER_ALIGNMENT,
+            sequence=sequence,
         )
         seconds = time.perf_counter() - begin
         return CompiledModule(program, objects, lowered.constants, graph.signature, lowered.notes, seconds)

@@ -1,4 +1,4 @@
-"""Turns a graph into kernels and the Relax function that calls them.
+"""Turns a graph into kernels and the sequence of their calls.
 
 Each op is lowered by a rule of the table in `registry`. A template's is given the operands as `Tensor` and calls `Lowering.kernel`
 once or more, or returns a view; they are in the ``lower_*`` modules of this package.
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from mlec.backends.base import CompileOptions, KernelNote
-from mlec.backends.tvm.compat import IRModule, T, prim_func, relax, tirx
 from mlec.backends.tvm.kernels.direct import Spread, spread_on_cpu, spread_on_gpu
 from mlec.backends.tvm.kernels.epilogue import BufferSpec
 from mlec.backends.tvm.kernels.vector import cells_in
@@ -61,13 +60,14 @@ class Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class _Call:
-    """One kernel call of the Relax function; ``extents`` are passed after the operands.
+class CallStep:
+    """One kernel call; ``extents`` are passed after the operands.
 
-    ``function`` is None for a kernel that another call has made already (see `Lowered.aliases`).
+    ``function`` is None for a kernel that another call has made already: the one of the symbol ``code``.
     """
 
     symbol: str
+    code: str
     function: Any
     operands: tuple[Tensor, ...]
     results: tuple[Tensor, ...]
@@ -75,7 +75,7 @@ class _Call:
 
 
 @dataclass(frozen=True, eq=False)
-class _View:
+class ViewStep:
     """The same memory with another shape."""
 
     source: Tensor
@@ -87,19 +87,39 @@ class Lowered:
     """What lowering a graph gives.
 
     Attributes:
-        module: a Relax module: ``main`` (the graph's inputs, then the constants) and the kernels that it calls.
-        constants: by name, in the order of ``main``'s parameters.
-        kernels: in the order in which ``main`` calls them.
-        notes: one for each kernel.
-        aliases: kernels that have the code of another one, and its symbol: nodes that differ in nothing but their operands.
-            ``main`` calls them by their own symbols, so that a profile tells them apart.
+        inputs, outputs: of the graph, in memory.
+        parameters: the constants that kernels read, by name.
+        steps: the calls of the kernels, and views, in order.
+        kernels: one for each call.
+        notes: one for each call.
     """
 
-    module: Any
-    constants: Mapping[str, Array]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    parameters: Mapping[str, Tensor]
+    steps: tuple[CallStep | ViewStep, ...]
     kernels: tuple[KernelInfo, ...]
     notes: tuple[KernelNote, ...]
-    aliases: Mapping[str, str]
+
+    @property
+    def calls(self) -> tuple[CallStep, ...]:
+        """The steps that call a kernel."""
+        return tuple(step for step in self.steps if isinstance(step, CallStep))
+
+    @property
+    def functions(self) -> dict[str, Any]:
+        """The kernels that were made, by symbol."""
+        return {call.symbol: call.function for call in self.calls if call.function is not None}
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Calls that share the code of another one, and its symbol: their nodes differ in nothing but their operands."""
+        return {call.symbol: call.code for call in self.calls if call.code != call.symbol}
+
+    @property
+    def constants(self) -> dict[str, Array]:
+        """The elements of the parameters."""
+        return {name: tensor.array for name, tensor in self.parameters.items() if tensor.array is not None}
 
 
 BuildKernel = Callable[[str, Dims], Any]
@@ -125,7 +145,7 @@ class Lowering:
         self.graph = graph
         self.target = target
         self._options = options or CompileOptions()
-        self._steps: list[_Call | _View] = []
+        self._steps: list[CallStep | ViewStep] = []
         self._constants: dict[str, Tensor] = {}
         self._kernels: list[KernelInfo] = []
         self._notes: list[KernelNote] = []
@@ -135,7 +155,6 @@ class Lowering:
         self._form: Hashable = ()
         self._made_of_form = 0
         self._symbols: dict[tuple[Hashable, int], str] = {}
-        self._aliases: dict[str, str] = {}
 
     def run(self) -> Lowered:
         """Lowers every node of the graph.
@@ -155,9 +174,9 @@ class Lowering:
                 results = self.lower(node, operands)
             values.update(zip(node.outputs, results, strict=True))
         outputs = [self.in_memory(values[v]) for v in self.graph.outputs]
-        module = self._module([values[v] for v in self.graph.inputs], outputs)
-        constants = {name: tensor.array for name, tensor in self._constants.items() if tensor.array is not None}
-        return Lowered(module, constants, tuple(self._kernels), tuple(self._notes), self._aliases)
+        inputs = tuple(values[v] for v in self.graph.inputs)
+        steps, kernels, notes = tuple(self._steps), tuple(self._kernels), tuple(self._notes)
+        return Lowered(inputs, tuple(outputs), self._constants, steps, kernels, notes)
 
     @property
     def on_gpu(self) -> bool:
@@ -209,9 +228,8 @@ class Lowering:
         if first == symbol:
             with cells_in(self.cell_scope):
                 function = build(symbol, Dims.of([t.type for t in (*memory, *made)], extents))
-        else:
-            self._aliases[symbol] = first
-        self._steps.append(_Call(symbol, function, memory, made, tuple(SymDim.named(name) for name in extents)))
+        named = tuple(SymDim.named(name) for name in extents)
+        self._steps.append(CallStep(symbol, first, function, memory, made, named))
         moved: Dim = 0
         for tensor in (*memory, *made):
             moved = moved + tensor.type.nbytes
@@ -230,7 +248,7 @@ class Lowering:
         if x.array is not None:
             return self.packed(x, f"{'x'.join(map(str, shape))}", lambda a: a.reshape([int(str(d)) for d in shape]))
         result = Tensor(result_type)
-        self._steps.append(_View(self.in_memory(x), result))
+        self._steps.append(ViewStep(self.in_memory(x), result))
         return result
 
     def packed(self, x: Tensor, what: str, pack: Callable[[Array], Array]) -> Tensor:
@@ -306,41 +324,6 @@ class Lowering:
         self._names.add(name)
         return name
 
-    def _module(self, inputs: list[Tensor], outputs: list[Tensor]) -> Any:
-        """The Relax module of all steps."""
-        dims = Dims()
-
-        def type_of(x: Tensor) -> Any:
-            return relax.TensorType([_extent(dims, d) for d in x.shape], x.dtype)
-
-        variables: dict[Tensor, Any] = {}
-        for i, x in enumerate((*inputs, *self._constants.values())):
-            variables[x] = relax.Var(f"p{i}", type_of(x))
-        parameters = list(variables.values())
-        builder = relax.BlockBuilder()
-        if not self._kernels:  # without any machine code, TVM would write C
-            builder.add_func(_nothing(), "nothing")
-        with builder.function("main", parameters, pure=not self._aliases):
-            for step in self._steps:
-                if isinstance(step, _View):
-                    shape = relax.ShapeExpr([_extent(dims, d) for d in step.result.shape])
-                    variables[step.result] = builder.emit(relax.op.reshape(variables[step.source], shape))
-                    continue
-                arguments = [*(variables[x] for x in step.operands), *(_extent(dims, d) for d in step.extents)]
-                types = [type_of(x) for x in step.results]
-                result = types[0] if len(types) == 1 else types
-                if step.function is not None:
-                    call = relax.call_tir(builder.add_func(step.function, step.symbol), relax.Tuple(arguments), result)
-                else:
-                    call = relax.call_dps_packed(step.symbol, relax.Tuple(arguments), result)
-                made = builder.emit(call)
-                for i, x in enumerate(step.results):
-                    variables[x] = made if len(types) == 1 else builder.emit(relax.TupleGetItem(made, i))
-            results = [variables[x] for x in outputs]
-            builder.emit_func_output(results[0] if len(results) == 1 else relax.Tuple(results))
-        module: IRModule = builder.get()
-        return module
-
 
 def needed_extents(types: Sequence[TensorType], used: frozenset[str]) -> tuple[str, ...]:
     """Of the symbols that a kernel uses, those that no extent of its buffers is by itself."""
@@ -375,17 +358,6 @@ def _graph_form(graph: Graph) -> Hashable:
     return tuple(str(v.type) for v in graph.inputs), nodes, tuple(numbers[v] for v in graph.outputs)
 
 
-def _nothing() -> Any:
-    with prim_func("nothing") as kernel:
-        T.evaluate(0)
-    return kernel.func
-
-
-def _extent(dims: Dims, dim: Dim) -> Any:
-    value = dims(dim)
-    return tirx.const(value, "int64") if isinstance(value, int) else value
-
-
 def _plain(dim: Dim) -> int | str:
     return dim if isinstance(dim, int) else str(dim)
 
@@ -398,4 +370,4 @@ def _kernel_name(node: Node) -> str:
     return re.sub(r"\W", "_", ops if len(ops) <= 48 else f"{ops[:44]}_etc")
 
 
-__all__ = ["Lowered", "Lowering", "Tensor", "needed_extents"]
+__all__ = ["CallStep", "Lowered", "Lowering", "Tensor", "ViewStep", "needed_extents"]

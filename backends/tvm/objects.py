@@ -1,4 +1,4 @@
-"""From a compiled Relax module to relocatable object files, with no C compiler or linker.
+"""From compiled modules to relocatable object files, with no C compiler or linker.
 
 The runtime links these objects in memory (`mlec.runtime.executable`), so neither compiling nor loading a model starts
 a process or leaves a file behind.
@@ -37,6 +37,19 @@ class _KeepObjects:
                 hint="compile for an llvm host target",
             )
         return tuple(Path(file).read_bytes() for file in files)
+
+
+def to_object(module: tvm.runtime.Module) -> bytes:
+    """The object file of host code.
+
+    Raises:
+        LoweringError: there is no space for temporary files.
+    """
+    with tempfile.TemporaryDirectory(prefix="mlec-") as folder:
+        _require_space(Path(folder))
+        path = Path(folder) / "kernels.o"
+        module.write_to_file(str(path))
+        return path.read_bytes()
 
 
 def to_objects(executable: tvm.runtime.Executable, pack_imports: Any = None) -> tuple[bytes, ...]:

@@ -14,10 +14,10 @@ from mlec.backends.tvm.compat import IRModule, Target, relax, tirx, tvm
 NAME = "mlec.cpu"
 
 
-def compile_for_cpu(module: IRModule, target: Target) -> Any:
-    """A Relax module with kernels for the CPU, as a ``relax.VMExecutable``."""
+def compile_for_cpu(kernels: IRModule, target: Target) -> tvm.runtime.Module:
+    """Machine code of kernels for the CPU; functions are called by ``module[name]``."""
     tirx.compilation_pipeline.register_tir_pipeline(NAME, _kernel_pipeline)
-    return tvm.compile(module, target, relax_pipeline=tvm.transform.Sequential(RELAX_PASSES), tir_pipeline=NAME)
+    return tirx.build(kernels, target, pipeline=NAME)
 
 
 def _kernel_pipeline() -> tuple[Any, Any, Any]:
@@ -57,4 +57,4 @@ RELAX_PASSES = [
     relax.transform.VMShapeLower(),
     relax.transform.AttachGlobalSymbol(),
 ]
-"""The default pipeline less what turns Relax ops into kernels: there are only calls of ours and reshapes, which stay views."""
+"""For CUDA: the default pipeline less what turns Relax ops into kernels: there are only calls of ours and reshapes, which stay views."""

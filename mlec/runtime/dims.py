@@ -20,12 +20,14 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Mod: operator.mod,
 }
 
+_LONGEST = 1 << 14  # characters of an expression
+
 
 def evaluate(dim: int | str, binding: Mapping[str, int]) -> int | None:
     """Value of a dim, or None when it names a symbol that ``binding`` lacks.
 
     Raises:
-        UsageError: the text is not an expression of integers, names, ``+ - * // %`` and parentheses.
+        UsageError: the text is not an expression of integers, names, ``+ - * // %`` and parentheses, or too long.
     """
     if isinstance(dim, int):
         return dim
@@ -35,10 +37,25 @@ def evaluate(dim: int | str, binding: Mapping[str, int]) -> int | None:
         return None
     except ZeroDivisionError as error:
         raise UsageError(f"{dim!r} divides by zero") from error
+    except RecursionError as error:
+        raise UsageError(f"{dim[:40]!r}... is nested too deep") from error
+
+
+def symbols_of(dim: str) -> set[str]:
+    """The symbols that an expression names.
+
+    Raises:
+        UsageError: as `evaluate`.
+    """
+    names = {node.id for node in ast.walk(_parse(dim)) if isinstance(node, ast.Name)}
+    evaluate(dim, dict.fromkeys(names, 1))
+    return names
 
 
 @lru_cache(maxsize=1024)
 def _parse(text: str) -> ast.expr:
+    if len(text) > _LONGEST:
+        raise UsageError(f"{text[:40]!r}... is longer than {_LONGEST} characters")
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

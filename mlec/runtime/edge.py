@@ -33,6 +33,9 @@ _DTYPES = {
     "bool": "bool",
 }
 
+_FEW = 4096  # numbers: beyond, adding them up may start threads of the linear algebra library
+_SQUARE = 1e76  # below the square of the largest float32
+
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The numpy dtype of an element type of the IR, e.g. float32 for ``"f32"``."""
@@ -53,6 +56,8 @@ class Edge:
         self._dtypes = tuple(numpy_dtype(spec.dtype) for spec in signature.inputs)
         self._limits = {name: limits for name, limits in signature.symbols.items() if limits != (0, None)}
         self._nesting = Nesting(() if signature.table else self._names)
+        plain = self._nesting.is_flat and len(self._inputs) == 1 and self._inputs[0].limits is None
+        self._only = self._dtypes[0] if plain else None
         self._table = _TableReader(signature.table, self._dtypes) if signature.table else None
 
     def read(self, inputs: object) -> list[Array]:
@@ -66,6 +71,14 @@ class Edge:
         Raises:
             InputError: wrong count, name, dtype, shape or value.
         """
+        given = inputs[0] if isinstance(inputs, (list, tuple)) and len(inputs) == 1 else inputs
+        if type(given) is np.ndarray:
+            if self._table:
+                array = self._table.quick(given)
+                if array is not None:
+                    return [array]
+            elif given.dtype is self._only:
+                return [given]
         if not self._nesting.is_flat:
             items: Sequence[object] = self._nesting.flatten(inputs)
         elif isinstance(inputs, list | tuple):
@@ -289,6 +302,11 @@ class _TableReader:
             for feed, dtype in zip(spec.feeds, dtypes, strict=True)
         ]
 
+        feed, whole, coders, dtype = self._feeds[0] if len(self._feeds) == 1 else (None, False, [], None)
+        plain = feed is not None and whole and not coders and dtype is not None and dtype.char in "fd"
+        self._plain = dtype if plain else None
+        self._accepted = (feed.numbers if feed is not None else None) or spec.numbers
+
     def read(self, table: object) -> list[Array]:
         """One array of shape (n, columns) for each feed."""
         columns: _Frame | _Matrix
@@ -322,6 +340,18 @@ class _TableReader:
                 self._check_numbers(array, numbers, feed.columns, accepted)
             arrays.append(array)
         return arrays
+
+    def quick(self, table: Array) -> Array | None:
+        """The one input of the graph for a table of few plain numbers; None: `read` must look closer."""
+        dtype = self._plain
+        if dtype is None or table.ndim != 2 or table.shape[1] != self.spec.n_features or table.dtype.char not in "fd":
+            return None
+        if table.dtype is dtype and self._accepted == "any":
+            return table
+        # A sum of squares that is finite has no NaN or infinity in it, and one as small no number beyond float32.
+        if table.size <= _FEW and float(np.vdot(table, table)) < _SQUARE:
+            return table if table.dtype is dtype else table.astype(dtype)
+        return None
 
     def _check_names(self, names: Sequence[object]) -> None:
         """The check scikit-learn makes: the columns of the fit, in its order."""

@@ -1,43 +1,65 @@
-"""Links a model's object files in memory and calls them."""
+"""Links a model's object files in memory and calls its kernels one after the other.
+
+Between two calls nothing is left to decide: for each set of input shapes the arguments of every kernel are laid out once (`_Frame`), and
+a small native function in the object files (`DRIVER`) puts in the addresses that change and makes the calls.
+"""
 
 from __future__ import annotations
 
-import math
-import os
+import ctypes
+import functools
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mlec.errors import MlecError, RuntimeUnavailableError, UsageError
-from mlec.runtime.device import open_device
-from mlec.runtime.library import load_library, use_threads
+from mlec.runtime.edge import numpy_dtype
+from mlec.runtime.library import link, use_threads
+from mlec.runtime.plan import ARENA_ALIGNMENT, Layout, Plan, Shapes
 from mlec.runtime.program import Program
-from mlec.runtime.threads import default_num_threads, effective_cpu_count
+from mlec.runtime.threads import checked_num_threads, effective_cpu_count
 
 Array = NDArray[Any]
 
-_PAGE = 4096  # the memory pool hands out whole pages
+DRIVER = "mlec_drive"
+"""The function in the object files that runs a range of calls; what it takes and gives, `mlec.backends.tvm.driver` says."""
+
+_DTYPES = {
+    "f64": (2, 64), "f32": (2, 32), "f16": (2, 16), "bf16": (4, 16), "bool": (6, 8),
+    "i64": (0, 64), "i32": (0, 32), "i16": (0, 16), "i8": (0, 8), "u8": (1, 8),
+}  # fmt: skip
+"""Kind and bits of each element type, as DLPack numbers them."""
+
+_INT, _TENSOR = 1, 7  # kinds of arguments of tvm-ffi
+_CPU = 1  # kind of device of DLPack
+_HEADER, _PATCH, _CALL, _DLTENSOR = 5, 3, 3, 6  # words of the structures of a frame
+_FAILED_CALL = 4  # the word of the header that tells which call failed
+
+_GENERATION = 256  # calls after which buffers for shapes that did not come again are given up
+_SHAPES = 16  # sets of shapes in one generation
+_PLANS = 64  # plans that are kept: less than a frame each
+
+_POINTER = object.__basicsize__
+"""Bytes from the start of an array object to the pointer to its elements: the first field behind the head of every object, which the
+binary interface of numpy guarantees. Reading it there takes 0.1 us, where ``array.ctypes.data`` takes 1 us."""
 
 
 class Executable:
-    """A program ready to run; any number of threads may call `run` at once.
-
-    Each call borrows a virtual machine of its own (one costs 0.2 ms to make; all share code and constants), so that
-    concurrent callers never wait for each other.
+    """A program for the CPU, ready to run; any number of threads may call `run` at once.
 
     Args:
         program: what to call, and with which constants.
         objects: the object files.
-        tensors: the constants by name; memory aligned to 64 bytes is used as it lies, anything else is copied once.
+        tensors: the constants by name; aligned contiguous memory is used as it lies, anything else is copied once.
         num_threads: threads of one call; by default ``TVM_NUM_THREADS``, ``OMP_NUM_THREADS`` or every usable CPU.
 
     Raises:
-        RuntimeUnavailableError: a library or the device is missing, or the objects don't fit this machine.
-        UsageError: ``num_threads`` is below 1, or a constant is missing.
+        RuntimeUnavailableError: a library is missing, or the objects don't fit this machine.
+        UsageError: ``num_threads`` is no number from 1, or a constant is missing or of another type.
     """
 
     def __init__(
@@ -47,156 +69,312 @@ class Executable:
         tensors: Mapping[str, Array],
         num_threads: int | None = None,
     ) -> None:
-        if num_threads is not None and num_threads < 1:
-            raise UsageError(f"num_threads must be at least 1, got {num_threads}")
+        if program.sequence is None:
+            raise UsageError("this program has no call sequence: it is one for the virtual machine")
+        self.num_threads = checked_num_threads(num_threads)
         absent = [name for name in program.constants if name not in tensors]
         if absent:
             raise UsageError(f"the program needs the constants {', '.join(absent)}, which were not given")
-        library = load_library()
         self.program = program
-        self.num_threads = min(num_threads, effective_cpu_count()) if num_threads else default_num_threads()
-        self._memory = open_device(program.device, program.alignment)
-        self._tensor_type = library.ffi.Tensor
-        self._item = library.ffi.get_global_func("ffi.ArrayGetItem")  # four times faster than iterating
-        try:
-            # The objects are plain C; naming no compiler keeps the linker from starting one to ask for its libstdc++.
-            self._module = library.session.load_module(list(objects), cxx=os.devnull)
-            first = self._start()
-        except Exception as error:
-            raise RuntimeUnavailableError(
-                f"the compiled code could not be linked: {error}",
-                hint="compile the model again on this machine: the file may come from another version or system",
-            ) from error
-        constants = open_device(program.device) if program.device == "cpu" else self._memory
-        self._constants = tuple(constants.feed(tensors[name]) for name in program.constants)
-        self._constant_addresses = frozenset(tensor.data_ptr() for tensor in self._constants)
-        self._idle = [first]
-        self.weights_nbytes = sum(tensors[name].nbytes for name in program.constants)
+        sequence = program.sequence
+        specs = sequence.buffers[sequence.inputs :]
+        self._constants = tuple(
+            _constant(name, tensors[name], numpy_dtype(spec.dtype), spec.shape)
+            for name, spec in zip(program.constants, specs, strict=False)
+        )
+        self.weights_nbytes = sum(array.nbytes for array in self._constants)
+        self._module, self._drive = link(objects, DRIVER)
+        _check_layout_of_arrays()
+        self._layout = Layout(sequence)
+        self._plan_of = functools.lru_cache(_PLANS)(self._layout.plan)
+        self._dtypes = tuple(numpy_dtype(buffer.dtype) for buffer in sequence.buffers[: sequence.inputs])
+        self._idle: list[_Context] = []
+        self._most_idle = effective_cpu_count()
+        self._closed = False
 
-    def run(self, inputs: Sequence[Array]) -> list[Array]:
+    def run(self, inputs: Sequence[Array], out: Sequence[Array | None] | None = None) -> list[Array]:
         """Call the program once.
 
         Args:
             inputs: one array for each graph input, of its dtype and shape. Those that are not contiguous or not aligned
                 are copied; the others are read where they lie.
+            out: for each graph output an array to write it to, or None. One that is not fit for that - of another shape or dtype, not
+                contiguous, overlapping an input or another one - is left as it is.
 
         Returns:
-            One array for each graph output; the caller owns them.
+            One array for each graph output: the one in ``out`` if that was written to, else a new one that the caller owns.
 
         Raises:
-            MlecError: ``E_RUN``, a kernel or a check of the program failed.
+            MlecError: ``E_RUN``, inputs that the program does not take, or a kernel failed; ``E_NO_MEMORY``.
         """
         use_threads(self.num_threads)
-        arguments = [self._memory.feed(array) for array in inputs]
+        idle = self._idle  # a list that `close` replaces
         try:
-            call = self._idle.pop()
+            context = idle.pop()
         except IndexError:
-            call = self._start()
+            context = self._context()
         try:
-            result = call(*arguments, *self._constants)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise MlecError(f"the compiled program failed: {error}", code="E_RUN") from error
-        self._idle.append(call)
-        single = isinstance(result, self._tensor_type)
-        tensors = [result] if single else [self._item(result, position) for position in range(len(result))]
-        # A program may hand back an input, a constant or one tensor twice; the caller gets arrays of its own.
-        shared = {argument.data_ptr() for argument in arguments}
-        outputs = []
-        for tensor in tensors:
-            array = self._memory.fetch(tensor)
-            address = tensor.data_ptr()
-            if address in shared or address in self._constant_addresses:
-                array = array.copy()
-            shared.add(address)
-            outputs.append(array)
+            shapes = tuple([x.shape for x in inputs])
+            frame = context.frames.get(shapes) or context.frame(shapes)
+            for x, dtype in zip(inputs, self._dtypes, strict=True):
+                if x.dtype is not dtype or not x.flags.c_contiguous:
+                    inputs = [_compact(x, dtype) for x, dtype in zip(inputs, self._dtypes, strict=True)]
+                    break
+            outputs = [np.empty(*spec) for spec in frame.outputs] if out is None else _choose(out, frame, inputs)
+        except MemoryError as error:
+            raise MlecError(f"there is not enough memory for this call: {error}", code="E_NO_MEMORY") from error
+        self._call(context, frame, inputs, outputs)
+        if frame.copies:
+            frame.copy(inputs, outputs)
+        context.calls += 1
+        if context.calls > _GENERATION:
+            context.age()
+        if len(idle) < self._most_idle:
+            idle.append(context)
         return outputs
 
-    def time_kernels(self, inputs: Sequence[Array], repeats: int = 10) -> dict[str, tuple[int, float]]:
-        """Time every function that the program calls.
+    def _call(self, context: _Context, frame: _Frame, inputs: Sequence[Array], outputs: list[Array]) -> None:
+        """All calls on these arrays; those of them that are not aligned are replaced."""
+        pointers = [id(array) + _POINTER for array in (*inputs, *outputs)]
+        try:
+            misaligned = self._drive(frame.address, 0, frame.calls, context.arena_pointer, *pointers)
+        except Exception as error:
+            raise self._failure(frame, error) from error
+        if misaligned is not None:
+            inputs = [_aligned(x, self.program.alignment) for x in inputs]
+            outputs[:] = [_aligned(y, self.program.alignment) for y in outputs]
+            self._call(context, frame, inputs, outputs)
 
-        The cost of the measurement itself, about 2 us, is taken from the cheapest bookkeeping call and subtracted.
+    def time_kernels(self, inputs: Sequence[Array], repeats: int = 10) -> dict[str, tuple[int, float]]:
+        """Time every call of a kernel, each made by itself.
 
         Returns:
-            For each kernel symbol the number of calls in one run and their seconds in all (median of ``repeats`` runs).
+            For each kernel symbol the number of calls in one run and their seconds in all (median of ``repeats`` runs), less what
+            making no call takes.
         """
-        runs: list[dict[str, list[float]]] = []
-        begin = 0.0
+        use_threads(self.num_threads)
+        inputs = [_aligned(_compact(x, d), self.program.alignment) for x, d in zip(inputs, self._dtypes, strict=True)]
+        context = self._context()
+        frame = context.frame(tuple([x.shape for x in inputs]))
+        outputs = [np.empty(shape, dtype) for shape, dtype in frame.outputs]
+        self._call(context, frame, inputs, outputs)  # not recorded: first touch of memory, start of threads
+        pointers = [context.arena_pointer, *(id(array) + _POINTER for array in (*inputs, *outputs))]
 
-        def observe(function: object, symbol: str, before: bool, result: object, *arguments: object) -> int:
-            nonlocal begin
-            self._memory.synchronize()
-            if before:
-                begin = time.perf_counter()
-            else:
-                runs[-1][symbol].append(time.perf_counter() - begin)
-            return 0
+        def seconds(first: int, last: int) -> float:
+            begin = time.perf_counter()
+            self._drive(frame.address, first, last, *pointers)
+            return time.perf_counter() - begin
 
-        def measure(call: Callable[..., Any], arguments: Sequence[Any]) -> None:
-            call(*arguments)  # not recorded: first touch of memory, start of threads
-            for _ in range(repeats):
-                runs.append(defaultdict(list))
-                call(*arguments)
-
-        runs.append(defaultdict(list))
-        self._observed(inputs, observe, measure)
-        del runs[0]
-        bookkeeping = [
-            seconds for run in runs for symbol, calls in run.items() if _internal(symbol) for seconds in calls
-        ]
-        cost = min(bookkeeping, default=0.0)
+        runs = [[seconds(call, call + 1) for call in range(frame.calls)] for _ in range(repeats)]
+        cost = min(seconds(0, 0) for _ in range(100))
         return {
-            symbol: (len(calls), median(sum(max(0.0, seconds - cost) for seconds in run[symbol]) for run in runs))
-            for symbol, calls in runs[0].items()
-            if not _internal(symbol)
+            kernel.symbol: (1, median(max(0.0, run[call] - cost) for run in runs))
+            for call, kernel in enumerate(self.program.kernels)
         }
 
     def activation_nbytes(self, inputs: Sequence[Array]) -> int:
-        """Bytes of intermediate and output buffers that one run with these inputs takes from the memory pool."""
-        buffers: dict[int, int] = {}
-
-        def observe(function: object, symbol: str, before: bool, result: Any, *arguments: Any) -> int:
-            if not before and symbol == "vm.builtin.alloc_tensor":
-                offset = arguments[1]
-                size = offset + math.prod(result.shape) * result.dtype.itemsize
-                base = result.data_ptr() - offset
-                # A buffer that was freed and taken again has the same address, and counts once.
-                buffers[base] = max(buffers.get(base, 0), -(-size // _PAGE) * _PAGE)
-            return 0
-
-        self._observed(inputs, observe, lambda call, arguments: call(*arguments))
-        return sum(buffers.values())
+        """Bytes of intermediate and output buffers that one run with these inputs needs."""
+        plan = self._plan_of(tuple([x.shape for x in inputs]))
+        return plan.arena_nbytes + plan.output_nbytes
 
     def close(self) -> None:
-        """Drop code and constants, and give pooled memory back; calls that still run in other threads finish."""
+        """Drop code, constants and buffers; calls that still run in other threads finish."""
+        self._closed = True
         self._idle = []
+        self._plan_of.cache_clear()
         self._constants = ()
-        self._module = None
-        load_library().ffi.get_global_func("vm.builtin.memory_manager.clear")()
+        self._drive = self._module = None
 
-    def _start(self) -> Any:
-        """A new virtual machine, as the function to call."""
-        return self._machine()[self.program.entry]
-
-    def _machine(self) -> Any:
-        if self._module is None:
+    def _context(self) -> _Context:
+        constants = self._constants
+        if self._closed:
             raise UsageError("this model was closed")
-        machine = self._module["vm_load_executable"]()
-        machine["vm_initialization"](*self._memory.vm_arguments)
-        return machine
 
-    def _observed(
-        self,
-        inputs: Sequence[Array],
-        observe: Callable[..., int],
-        drive: Callable[[Callable[..., Any], Sequence[Any]], None],
-    ) -> None:
-        """Let ``drive`` call a virtual machine that tells ``observe`` before and after each of its calls."""
-        use_threads(self.num_threads)
-        machine = self._machine()
-        machine["set_instrument"](observe)
-        drive(machine[self.program.entry], [*map(self._memory.feed, inputs), *self._constants])
+        def build(shapes: Shapes) -> _Frame:
+            return _Frame(self._layout, self._plan_of(shapes), constants, self.program.alignment)
+
+        return _Context(build)
+
+    def _failure(self, frame: _Frame, error: Exception) -> MlecError:
+        kernel = self.program.kernels[frame.failed_call]
+        return MlecError(
+            f"the compiled program failed: {error}",
+            code="E_RUN",
+            notes=(f"in kernel {kernel.symbol}, made of {kernel.op} at {kernel.location}",),
+        )
 
 
-def _internal(symbol: str) -> bool:
-    """Whether a function that the program calls is bookkeeping of the virtual machine rather than a kernel."""
-    return symbol.startswith("vm.builtin.") or symbol.startswith("shape_func")
+class _Context:
+    """What one caller at a time has to itself: an arena, and frames that refer to it.
+
+    Attributes:
+        frames: by the shapes of the inputs.
+        arena_pointer: address of the pointer to the arena's memory.
+        calls: made since the last `age`.
+    """
+
+    def __init__(self, build: Callable[[Shapes], _Frame]) -> None:
+        self.frames: dict[Shapes, _Frame] = {}
+        self.calls = 0
+        self._build = build
+        self._older: dict[Shapes, _Frame] = {}
+        self._allocate(0)
+
+    def frame(self, shapes: Shapes) -> _Frame:
+        """The frame for inputs of these shapes, which is not in ``frames``."""
+        frame = self._older.pop(shapes, None) or self._build(shapes)
+        if frame.arena_nbytes > self._arena.nbytes:
+            self._allocate(frame.arena_nbytes)
+        if len(self.frames) >= _SHAPES:
+            self.age()
+        self.frames[shapes] = frame
+        return frame
+
+    def age(self) -> None:
+        """Give up the frames not used since the last time but one, and the part of the arena that only they need."""
+        self._older, self.frames, self.calls = self.frames, {}, 0
+        needed = max((frame.arena_nbytes for frame in self._older.values()), default=0)
+        if needed < self._arena.nbytes:
+            self._allocate(needed)
+
+    def _allocate(self, nbytes: int) -> None:
+        memory = np.empty(nbytes + ARENA_ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % ARENA_ALIGNMENT
+        self._arena = memory[start : start + nbytes]
+        self.arena_pointer = id(self._arena) + _POINTER
+
+
+class _Frame:
+    """The arguments of all calls for one set of shapes, in the form that `DRIVER` reads.
+
+    One block of 64-bit words: a header (alignment mask, patches, their number, calls, the call that failed), the patches (address to
+    write to; number of the pointer and offset whose sum is written there), the calls (number of the kernel, arguments, their number), then
+    ``DLTensor`` structures, their shapes, and the arguments as ``TVMFFIAny``.
+
+    Attributes:
+        address: of the block.
+        calls: their number.
+        outputs: shape and element type of each output.
+        copies: see `Layout`.
+        arena_nbytes: see `Plan`.
+    """
+
+    def __init__(self, layout: Layout, plan: Plan, constants: Sequence[Array], alignment: int) -> None:
+        sequence = layout.sequence
+        self.calls = len(sequence.calls)
+        self.outputs = plan.outputs
+        self.copies = layout.copies
+        self.arena_nbytes = plan.arena_nbytes
+        self._constants = constants
+        passed = sorted({number for call in sequence.calls for number in (*call.reads, *call.writes)})
+        first_pointer = {"arena": 0, "input": 1, "output": 1 + sequence.inputs}
+        patched = [number for number in passed if layout.homes[layout.roots[number]].kind != "constant"]
+        arguments = [
+            (*call.reads, *(None for _ in extents), *call.writes)
+            for call, extents in zip(sequence.calls, plan.extents, strict=True)
+        ]
+        patches_at = _HEADER
+        calls_at = patches_at + _PATCH * len(patched)
+        tensors_at = calls_at + _CALL * len(sequence.calls)
+        shapes_at = tensors_at + _DLTENSOR * len(passed)
+        arguments_at = shapes_at + sum(len(plan.shapes[number]) for number in passed)
+        self._words = np.zeros(arguments_at + 2 * sum(map(len, arguments)), np.int64)
+        self.address = int(self._words.ctypes.data)
+
+        def at(word: int) -> int:
+            return self.address + 8 * word
+
+        words = [alignment - 1, at(patches_at), len(patched), at(calls_at), 0]
+        tensor_of = {number: at(tensors_at + _DLTENSOR * i) for i, number in enumerate(passed)}
+        for number in patched:
+            home = layout.homes[layout.roots[number]]
+            offset = plan.offsets[layout.roots[number]] if home.kind == "arena" else 0
+            words += [tensor_of[number], first_pointer[home.kind] + home.number, offset]
+        codes = {code: i for i, code in enumerate(sequence.codes)}
+        position = arguments_at
+        for call, given in zip(sequence.calls, arguments, strict=True):
+            words += [codes[call.code], at(position), len(given)]
+            position += 2 * len(given)
+        position = shapes_at
+        for number in passed:
+            home = layout.homes[layout.roots[number]]
+            address = constants[home.number].ctypes.data if home.kind == "constant" else 0
+            kind, bits = _DTYPES[sequence.buffers[number].dtype]
+            rank = len(plan.shapes[number])
+            words += [address, _CPU, rank | kind << 32 | bits << 40 | 1 << 48, at(position), 0, 0]
+            position += rank
+        for number in passed:
+            words += plan.shapes[number]
+        for given, extents in zip(arguments, plan.extents, strict=True):
+            values = iter(extents)
+            for item in given:
+                words += [_INT, next(values)] if item is None else [_TENSOR, tensor_of[item]]
+        self._words[:] = words
+
+    @property
+    def failed_call(self) -> int:
+        """Which call failed, after one did."""
+        return int(self._words[_FAILED_CALL])
+
+    def copy(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        """Fill the outputs that no kernel writes."""
+        sources = {"input": inputs, "constant": self._constants, "output": outputs}
+        for position, home in self.copies:
+            target = outputs[position]
+            np.copyto(target, sources[home.kind][home.number].reshape(target.shape))
+
+
+def _constant(name: str, array: Array, dtype: np.dtype[Any], shape: tuple[int | str, ...]) -> Array:
+    """The constant in memory that kernels can read."""
+    if array.dtype != dtype or array.shape != shape:
+        raise UsageError(
+            f"the constant {name} must be {dtype.name} of shape {shape}, got {array.dtype.name} of {array.shape}"
+        )
+    aligned = array.flags.c_contiguous and not array.ctypes.data % ARENA_ALIGNMENT
+    return array if aligned else _copy(array, ARENA_ALIGNMENT)
+
+
+def _compact(x: Array, dtype: np.dtype[Any]) -> Array:
+    """The input in row-major order without gaps."""
+    if x.dtype != dtype:
+        raise MlecError(
+            f"the compiled program failed: expected an input of {dtype.name}, got {x.dtype.name}", code="E_RUN"
+        )
+    return x if x.flags.c_contiguous else x.copy(order="C")
+
+
+def _aligned(array: Array, alignment: int) -> Array:
+    """The array where it lies, or else a copy at an aligned address."""
+    return _copy(array, alignment) if array.ctypes.data % alignment else array
+
+
+def _copy(array: Array, alignment: int) -> Array:
+    memory = np.empty(array.nbytes + alignment, np.uint8)
+    start = -memory.ctypes.data % alignment
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    np.copyto(copy, array)
+    return copy
+
+
+def _choose(out: Sequence[Array | None], frame: _Frame, inputs: Sequence[Array]) -> list[Array]:
+    """The arrays to write to: those of ``out`` that kernels can write, new ones for the others."""
+    chosen: list[Array] = []
+    for target, (shape, dtype) in zip(out, frame.outputs, strict=True):
+        fit = (
+            target is not None
+            and target.shape == shape
+            and target.dtype == dtype
+            and target.flags.carray
+            and not any(np.may_share_memory(target, other) for other in (*inputs, *chosen))
+        )
+        chosen.append(target if fit and target is not None else np.empty(shape, dtype))
+    return chosen
+
+
+def _check_layout_of_arrays() -> None:
+    probe = np.zeros(1)
+    if ctypes.c_void_p.from_address(id(probe) + _POINTER).value != probe.ctypes.data:
+        raise RuntimeUnavailableError(
+            f"numpy {np.__version__} lays out arrays in a way that this version of mlec does not know",
+            hint="install a version of numpy that mlec was made for",
+        )

@@ -113,6 +113,26 @@ def _load_library() -> Library:
     return Library(ffi, runtime, default_session())
 
 
+def link(objects: Sequence[bytes], entry: str) -> tuple[Any, Any]:
+    """Link object files in memory.
+
+    Returns:
+        The module, which holds the code, and its function ``entry``.
+
+    Raises:
+        RuntimeUnavailableError: they are damaged, made for another system, or need what is not there.
+    """
+    try:
+        # The objects are plain C; naming no compiler keeps the linker from starting one to ask for its libstdc++.
+        module = load_library().session.load_module(list(objects), cxx=os.devnull)
+        return module, module[entry]
+    except Exception as error:
+        raise RuntimeUnavailableError(
+            f"the compiled code could not be linked: {error}",
+            hint="compile the model again on this machine: the file may come from another version or system",
+        ) from error
+
+
 def find_library(name: str) -> Path:
     """Path of one of the shared libraries in the installed ``apache-tvm`` wheel, e.g. ``"tvm_runtime"``.
 

@@ -20,9 +20,11 @@ from mlec.runtime.dims import evaluate
 from mlec.runtime.edge import Edge, numpy_dtype
 from mlec.runtime.frames import data_frame
 from mlec.runtime.measure import BenchmarkResult, Profile
-from mlec.signature import Labels, MethodSpec, Signature
+from mlec.signature import Labels, MethodSpec, Signature, TensorSpec
 
 Array = NDArray[Any]
+
+_MOST_SHAPES = 1024  # that are remembered as checked
 
 
 class Runnable(Protocol):
@@ -32,8 +34,8 @@ class Runnable(Protocol):
     ``activation_nbytes``, ``close``.
     """
 
-    def run(self, inputs: list[Array]) -> Sequence[Array]:
-        """One array for each graph output."""
+    def run(self, inputs: list[Array], out: Sequence[Array | None] | None = None) -> Sequence[Array]:
+        """One array for each graph output; where ``out`` has one that fits, it may be that one."""
 
 
 class NoSuchMethodError(UsageError, AttributeError):
@@ -74,16 +76,22 @@ class CompiledModel:
         self._report = report
         self._saver = saver
         self._edge = Edge(signature)
-        self._methods = {spec.name: _Method(spec) for spec in signature.methods}
+        self._methods = {spec.name: _Method(spec, signature.outputs) for spec in signature.methods}
         self._run = tuple(self._methods[name] for name in signature.run)
         self._largest: tuple[int, tuple[tuple[int, ...], ...]] | None = None
+        self._bound: set[tuple[tuple[int, ...], ...]] = set()
+        plain = all(method.plain for method in self._run)
+        self._picks = [pick for method in self._run for pick in method.parts] if plain else None
+        if not self._run:
+            self._picks = [(position, None) for position in range(len(signature.outputs))]
 
     def run(self, inputs: object, out: Sequence[Array] | None = None) -> list[Array]:
         """Run the model once.
 
         Args:
             inputs: a list with one array-like for each input, a mapping from input names, or the one input itself.
-            out: arrays to write the results to, of their shapes.
+            out: arrays to write the results to, of their shapes. Where they also have the dtype that kernels compute, lie in one piece and
+                overlap no other, kernels write there directly.
 
         Returns:
             The results in order: the graph's outputs, or for an estimator what its main methods return (a classifier:
@@ -92,13 +100,28 @@ class CompiledModel:
         Raises:
             InputError: the inputs do not fit the signature; says what was expected and what came.
         """
-        outputs = self._outputs(self._edge.read(inputs))
+        arrays = self._edge.read(inputs)
+        if out is not None:
+            return self._run_into(arrays, inputs, out)
+        return self._results(self._outputs(arrays), inputs)
+
+    def _results(self, outputs: Sequence[Array], inputs: object) -> list[Array]:
+        """What `run` returns, from the graph's outputs."""
+        if self._picks is not None:
+            return [outputs[i] if labels is None else labels[outputs[i]] for i, labels in self._picks]
         results: list[Array] = []
         for method in self._run:
             result = method.result(outputs, inputs[0] if isinstance(inputs, (list, tuple)) and inputs else inputs)
             results.extend(result if isinstance(result, list) else [result])
-        results = results if self._run else outputs
-        return results if out is None else _write(results, out)
+        return results
+
+    def _run_into(self, arrays: list[Array], inputs: object, out: Sequence[Array]) -> list[Array]:
+        """`run` into the caller's arrays: kernels write there themselves where nothing is left to do with a result."""
+        wanted: list[Array | None] = [None] * len(self.signature.outputs)
+        for target, (position, labels) in zip(out, self._picks or (), strict=False):
+            if labels is None and isinstance(target, np.ndarray):
+                wanted[position] = target
+        return _write(self._results(self._outputs(arrays, wanted), inputs), out)
 
     def __call__(self, *inputs: object, **named: object) -> list[Array]:
         """`run` with the inputs by position or by keyword; one mapping holds inputs by name."""
@@ -142,12 +165,21 @@ class CompiledModel:
     def _call_method(self, method: _Method, X: object) -> Any:
         return method.framed(self._outputs(self._edge.read(X if isinstance(X, Mapping) else (X,))), X)
 
-    def _outputs(self, arrays: list[Array]) -> list[Array]:
+    def _outputs(self, arrays: list[Array], out: list[Array | None] | None = None) -> Sequence[Array]:
+        shapes = tuple([array.shape for array in arrays])
+        if shapes not in self._bound:
+            self._bind(arrays, shapes)
+        return self.executable.run(arrays) if out is None else self.executable.run(arrays, out)
+
+    def _bind(self, arrays: list[Array], shapes: tuple[tuple[int, ...], ...]) -> None:
+        """Check shapes that did not come before."""
         self._edge.bind(arrays)
         nbytes = sum(array.nbytes for array in arrays)
         if self._largest is None or nbytes > self._largest[0]:
-            self._largest = nbytes, tuple(array.shape for array in arrays)
-        return list(self.executable.run(arrays))
+            self._largest = nbytes, shapes
+        if len(self._bound) >= _MOST_SHAPES:
+            self._bound.clear()
+        self._bound.add(shapes)
 
     @functools.cached_property
     def graph(self) -> Any:
@@ -196,8 +228,8 @@ class CompiledModel:
     def peak_memory_usage(self) -> int:
         """Bytes that running needs: weights, inputs, and the buffers for intermediate values and outputs.
 
-        Measured, on zeros of the shapes of the largest inputs run so far (before the first run: every symbolic dim at
-        its least value, but 1 at least). Machine code, and what a kernel takes for itself while it runs, do not count.
+        For the largest inputs run so far (before the first run: every symbolic dim at its least value, but 1 at least).
+        Machine code, and what a kernel takes for itself while it runs, do not count.
         """
         shapes = self._largest[1] if self._largest else self._least_shapes()
         dtypes = (numpy_dtype(spec.dtype) for spec in self.signature.inputs)
@@ -261,20 +293,31 @@ class CompiledModel:
 
 
 class _Method:
-    """One estimator method: picks graph outputs and gives them the source's labels and dtype."""
+    """One estimator method: picks graph outputs and gives them the source's labels and dtype.
 
-    def __init__(self, spec: MethodSpec) -> None:
+    Attributes:
+        parts: for each result its graph output, and the labels that its integers stand for (None: the integers themselves).
+        plain: whether nothing else is done with them.
+    """
+
+    def __init__(self, spec: MethodSpec, outputs: Sequence[TensorSpec]) -> None:
         self._spec = spec
         labels = spec.labels or (None,) * len(spec.outputs)
-        self._parts = [
-            (position, None if label is None else _label_table(label))
-            for position, label in zip(spec.outputs, labels, strict=True)
+        dtypes = [numpy_dtype(outputs[position].dtype) for position in spec.outputs]
+        self.parts = [
+            (position, None if label is None else _label_table(label, dtype))
+            for position, label, dtype in zip(spec.outputs, labels, dtypes, strict=True)
         ]
         self._dtype = None if spec.dtype is None else np.dtype(spec.dtype)
+        kept = all(dtype == self._dtype for dtype, (_, table) in zip(dtypes, self.parts, strict=True) if table is None)
+        kept &= all(table.dtype == self._dtype for _, table in self.parts if table is not None)
+        self.plain = not (spec.function or spec.stack or spec.float32 or spec.integers) and (
+            self._dtype is None or kept
+        )
 
     def result(self, outputs: Sequence[Array], table: object) -> Array | list[Array]:
         """What the source's method returns for a table, from the graph's outputs."""
-        results = [self._part(outputs[position], labels) for position, labels in self._parts]
+        results = [self._part(outputs[position], labels) for position, labels in self.parts]
         if self._spec.float32 or self._spec.integers:
             dtype = _dtype_of(table)
             if (self._spec.float32 and dtype == np.float32) or (self._spec.integers and dtype.kind in "iu"):
@@ -311,13 +354,13 @@ def _dtype_of(table: object) -> np.dtype[Any]:
         return np.dtype(object)
 
 
-def _label_table(labels: Labels) -> Array:
-    """The labels as an array of the source's dtype."""
+def _label_table(labels: Labels, codes: np.dtype[Any]) -> Array | None:
+    """The labels as an array of the source's dtype; None where they are the codes, in the dtype of the codes."""
     dtype = np.dtype(labels.dtype)
     values = [float("nan") if value is None and dtype.kind == "f" else value for value in labels.values]
     table = np.empty(len(values), dtype)
     table[:] = values
-    return table
+    return None if dtype == codes and dtype.kind == "i" and (table == np.arange(len(table))).all() else table
 
 
 def _provided(provider: Callable[[], Any] | None, what: str) -> Any:
@@ -331,6 +374,12 @@ def _write(results: list[Array], out: Sequence[Array]) -> list[Array]:
     if len(results) != len(out):
         raise InputError(f"out: expected {len(results)} arrays, got {len(out)}", code="E_INPUT_COUNT")
     for position, (result, target) in enumerate(zip(results, out, strict=True)):
+        if target is result:
+            continue
+        if not isinstance(target, np.ndarray):
+            raise InputError(
+                f"out[{position}]: expected a numpy array, got {type(target).__name__}", code="E_INPUT_DTYPE"
+            )
         if target.shape != result.shape or not np.can_cast(result.dtype, target.dtype, "same_kind"):
             raise InputError(
                 f"out[{position}]: expected shape {result.shape} and dtype {result.dtype}, "

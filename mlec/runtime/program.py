@@ -1,4 +1,8 @@
-"""What a backend hands over for running, and what the artifact stores: plain data beside the object files."""
+"""What a backend hands over for running, and what the artifact stores: plain data beside the object files.
+
+Everything here may come from a file, so each structure checks itself when it is made: what passes refers to nothing that does not
+exist, and uses no memory before something was written there.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,20 @@ from typing import Literal
 
 import msgspec
 
+from mlec.errors import UsageError
+from mlec.runtime.dims import symbols_of
+
+Dim = int | str
+"""An extent: a number, or the text of an expression in symbols."""
+
+ElementType = Literal["f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "bool"]
+
 
 class KernelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One compiled kernel.
+    """One call of a kernel, as profile and report describe it.
 
     Attributes:
-        symbol: its name in the object files; the profiler finds it by this.
+        symbol: its name, unique in the program.
         op: the IR op it implements.
         location: where that op came from in the source model.
         flops: floating-point operations of one call: a number, or the text of an expression in the symbolic dims.
@@ -25,17 +37,126 @@ class KernelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes: int | str = 0
 
 
+class Buffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One compact row-major array of a `CallSequence`.
+
+    Attributes:
+        dtype: element type, as in `mlec.signature.TensorSpec`.
+        shape: its extents.
+        view: number of the earlier buffer whose memory this one is, with another shape.
+    """
+
+    dtype: ElementType
+    shape: tuple[Dim, ...]
+    view: int | None = None
+
+
+class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One call of a kernel, with its operands, then some extents, then its results.
+
+    Attributes:
+        code: symbol in the object files; calls of one symbol differ in nothing but their buffers.
+        reads: numbers of the operands.
+        writes: numbers of the results.
+        extents: passed as integers.
+    """
+
+    code: str
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    extents: tuple[Dim, ...] = ()
+
+
+class CallSequence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The kernel calls of a program for the CPU, one after the other.
+
+    Attributes:
+        inputs: how many inputs the graph has.
+        constants: how many constants follow them.
+        buffers: the inputs, the constants, then what calls write and views. The symbols in their shapes are those that are an
+            extent of an input by themselves.
+        calls: in their order.
+        outputs: numbers of the buffers that the program returns.
+    """
+
+    inputs: int
+    constants: int
+    buffers: tuple[Buffer, ...]
+    calls: tuple[Call, ...]
+    outputs: tuple[int, ...]
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """The kernels, in the order in which they are called first."""
+        return tuple(dict.fromkeys(call.code for call in self.calls))
+
+    def roots(self) -> list[int]:
+        """For each buffer the one whose memory it is: itself, unless it is a view."""
+        roots: list[int] = []
+        for number, buffer in enumerate(self.buffers):
+            roots.append(number if buffer.view is None else roots[buffer.view])
+        return roots
+
+    def __post_init__(self) -> None:
+        given = self.inputs + self.constants
+        if min(self.inputs, self.constants) < 0 or given > len(self.buffers):
+            raise ValueError(f"{given} inputs and constants, but {len(self.buffers)} buffers")
+        for number, buffer in enumerate(self.buffers):
+            if buffer.view is not None and not 0 <= buffer.view < number >= given:
+                raise ValueError(f"buffer {number} cannot be a view of buffer {buffer.view}")
+        self._check_dims()
+        roots = self.roots()
+        written = set(range(given))
+        for position, call in enumerate(self.calls):
+            for number in (*call.reads, *call.writes):
+                if not 0 <= number < len(roots):
+                    raise ValueError(f"call {position}: there is no buffer {number}")
+            for number in call.reads:
+                if roots[number] not in written:
+                    raise ValueError(f"call {position} reads buffer {number} before anything is written to it")
+            for number in call.writes:
+                if roots[number] != number or number in written:
+                    raise ValueError(f"call {position} writes buffer {number}, which is not its to write")
+                written.add(number)
+        for number in self.outputs:
+            if not 0 <= number < len(roots) or roots[number] not in written:
+                raise ValueError(f"nothing is written to the output, buffer {number}")
+
+    def _check_dims(self) -> None:
+        inputs = {dim for buffer in self.buffers[: self.inputs] for dim in buffer.shape}
+        known = {dim for dim in inputs if isinstance(dim, str) and dim.isidentifier()}
+        dims = {dim for buffer in self.buffers for dim in buffer.shape} | {
+            d for call in self.calls for d in call.extents
+        }
+        for dim in dims:
+            if isinstance(dim, int):
+                if dim < 0:
+                    raise ValueError(f"an extent of {dim}")
+                continue
+            try:
+                unknown = symbols_of(dim) - known
+            except UsageError as error:
+                raise ValueError(str(error)) from error
+            if unknown:
+                raise ValueError(f"no input tells {', '.join(sorted(unknown))} in the extent {dim}")
+        constants = self.buffers[self.inputs : self.inputs + self.constants]
+        if any(isinstance(dim, str) for buffer in constants for dim in buffer.shape):
+            raise ValueError("the shape of a constant depends on the inputs")
+
+
 class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A compiled graph without its machine code and weights.
 
     Attributes:
         backend: which backend made it.
         device: where it runs.
-        entry: the function to call, with the graph's inputs and then the constants.
-        constants: names of the tensors passed after the inputs, in this order.
-        kernels: the kernels it is made of.
+        entry: for programs of the virtual machine: the function to call, with the graph's inputs and then the constants.
+        constants: names of the tensors that follow the inputs, in this order.
+        kernels: one for each kernel call, in the order of the calls.
         target: what it was compiled for: triple, cpu, features ...
         alignment: bytes that the address of each input must be a multiple of; other inputs are copied first.
+        sequence: the calls of a program for the CPU; None for programs of the virtual machine, which have them as bytecode in an
+            object file.
     """
 
     backend: str
@@ -45,3 +166,16 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kernels: tuple[KernelInfo, ...] = ()
     target: dict[str, str | int | list[str]] = {}
     alignment: int = 64
+    sequence: CallSequence | None = None
+
+    def __post_init__(self) -> None:
+        if self.alignment < 1 or self.alignment & (self.alignment - 1):
+            raise ValueError(f"an alignment of {self.alignment} bytes")
+        sequence = self.sequence
+        if sequence is None:
+            return
+        if len(sequence.calls) != len(self.kernels) or sequence.constants != len(self.constants):
+            raise ValueError(
+                f"{len(sequence.calls)} calls of {len(self.kernels)} kernels with {sequence.constants} of "
+                f"{len(self.constants)} constants"
+            )

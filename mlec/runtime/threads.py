@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import operator
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from mlec.errors import UsageError
+
+logger = logging.getLogger("mlec")
 
 
 def effective_cpu_count() -> int:
@@ -24,6 +30,26 @@ def default_num_threads() -> int:
         if value.isdigit() and int(value) > 0:
             return min(int(value), effective_cpu_count())
     return effective_cpu_count()
+
+
+def checked_num_threads(num_threads: object) -> int:
+    """Threads for a model whose user asks for that many; None: `default_num_threads`.
+
+    A number above the CPUs that this process may use is cut down to them, with a line in the log.
+
+    Raises:
+        UsageError: it is no whole number from 1.
+    """
+    if num_threads is None:
+        return default_num_threads()
+    if isinstance(num_threads, bool) or not hasattr(num_threads, "__index__"):
+        raise UsageError(f"num_threads must be a whole number from 1, or None, got {num_threads!r}")
+    wanted, usable = operator.index(num_threads), effective_cpu_count()
+    if wanted < 1:
+        raise UsageError(f"num_threads must be at least 1, got {wanted}")
+    if wanted > usable:
+        logger.warning("num_threads=%d: this process may use %d CPUs, so that many are used", wanted, usable)
+    return min(wanted, usable)
 
 
 def cgroup_quota(proc: Path = Path("/proc/self")) -> float | None:

@@ -1,4 +1,4 @@
-"""Object files of a small module, compiled once in a process that has no C compiler on its PATH."""
+"""Object files of small programs, compiled once in a process that has no C compiler on its PATH."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from mlec.runtime import Executable, KernelInfo, Program
+from tests.runtime.programs import SEQUENCES
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
 def object_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pickled tuple of object files; see build_module.py for what is in them."""
+    """Pickled object files by the name of the program; see build_module.py for what is in them."""
     folder = tmp_path_factory.mktemp("objects")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": str(folder)}
     script = Path(__file__).with_name("build_module.py")
@@ -29,9 +30,9 @@ def object_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def objects(object_file: Path) -> tuple[bytes, ...]:
-    """The object files."""
-    found: tuple[bytes, ...] = pickle.loads(object_file.read_bytes())
+def objects(object_file: Path) -> dict[str, tuple[bytes, ...]]:
+    """The object files by the name of the program."""
+    found: dict[str, tuple[bytes, ...]] = pickle.loads(object_file.read_bytes())
     return found
 
 
@@ -41,18 +42,30 @@ def weight() -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
 
 
+INFOS = {
+    "matmul": KernelInfo(symbol="matmul", op="matmul", location="net.py:3", flops="64*n", bytes="48*n+128"),
+    "relu": KernelInfo(symbol="relu", op="relu", location="net.py:4", flops="4*n", bytes="32*n"),
+}
+
+
+def program_of(entry: str) -> Program:
+    """The program that makes one of the call sequences."""
+    sequence = SEQUENCES[entry]
+    kernels = tuple(
+        INFOS.get(call.code) or KernelInfo(f"{call.code}_{i}", call.code, f"net.py:{i}")
+        for i, call in enumerate(sequence.calls)
+    )
+    constants = ("w",) * sequence.constants
+    return Program("tvm", "cpu", constants=constants, kernels=kernels, alignment=8, sequence=sequence)
+
+
 @pytest.fixture
 def make_executable(
-    objects: tuple[bytes, ...], weight: np.ndarray[Any, np.dtype[np.float32]]
+    objects: dict[str, tuple[bytes, ...]], weight: np.ndarray[Any, np.dtype[np.float32]]
 ) -> Callable[..., Executable]:
-    """Link the module; ``entry`` chooses its function."""
+    """Link a program; ``entry`` chooses which."""
 
-    def make(entry: str = "main", constants: tuple[str, ...] = ("w",), num_threads: int | None = None) -> Executable:
-        kernels = (
-            KernelInfo(symbol="matmul", op="matmul", location="net.py:3", flops="64*n", bytes="48*n+128"),
-            KernelInfo(symbol="relu", op="relu", location="net.py:4", flops="4*n", bytes="32*n"),
-        )
-        program = Program(backend="tvm", device="cpu", entry=entry, constants=constants, kernels=kernels)
-        return Executable(program, objects, {"w": weight}, num_threads)
+    def make(entry: str = "main", num_threads: int | None = None) -> Executable:
+        return Executable(program_of(entry), objects[entry], {"w": weight}, num_threads)
 
     return make

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -19,12 +20,14 @@ import psutil
 import pytest
 
 from mlec.errors import MlecError, RuntimeUnavailableError, UsageError
-from mlec.runtime import Executable, Program
-from mlec.runtime.device import CudaMemory, HostMemory
+from mlec.runtime import Executable, Program, open_program
+from mlec.runtime.device import CudaMemory
 from mlec.runtime.library import load_library
 from mlec.runtime.threads import effective_cpu_count
+from tests.runtime.conftest import program_of
 
 Make = Callable[..., Executable]
+Objects = dict[str, tuple[bytes, ...]]
 ROOT = Path(__file__).parents[2]
 rng = np.random.default_rng(1)
 
@@ -70,26 +73,63 @@ def test_every_layout_gives_the_same_result(
     assert h.shape == (n, 4)
 
 
-def test_aligned_input_is_not_copied_and_others_are() -> None:
-    memory = HostMemory()
-    aligned = memory.fetch(memory.feed(rows(16)))
-    assert memory.feed(aligned).data_ptr() == aligned.ctypes.data
-    other = misaligned(rows(16))
-    assert memory.feed(other).data_ptr() % 64 == 0
-    assert HostMemory(alignment=4).feed(other).data_ptr() == other.ctypes.data
-
-
 def test_outputs_belong_to_the_caller(make_executable: Make, weight: np.ndarray) -> None:
     executable = make_executable("aliases")
-    x = HostMemory().fetch(HostMemory().feed(rows(3)))  # aligned, so passed without a copy
+    x = rows(3)
     kept = x.copy()
     outputs = executable.run([x])
+    assert [output.shape for output in outputs] == [(3, 8), (8, 4), (3, 4), (3, 4), (12,)]
+    np.testing.assert_array_equal(outputs[0], x)
+    np.testing.assert_array_equal(outputs[1], weight)
+    np.testing.assert_array_equal(outputs[4], outputs[2].ravel())
     first = [output.copy() for output in outputs]
     for output in outputs:
         output[...] = -1
     np.testing.assert_array_equal(x, kept)
     for again, before in zip(executable.run([x]), first, strict=True):
         np.testing.assert_array_equal(again, before)
+
+
+def test_results_are_written_to_arrays_of_the_caller(make_executable: Make, weight: np.ndarray) -> None:
+    executable = make_executable()
+    x = rows(5)
+    h, y = (np.full((5, 4), np.nan, np.float32) for _ in range(2))
+    results = executable.run([x], [h, y])
+    assert results[0] is h
+    assert results[1] is y
+    np.testing.assert_allclose(h, x @ weight, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(y, np.maximum(h, 0))
+    assert executable.run([x], [None, y])[1] is y
+
+
+def test_arrays_that_kernels_cannot_write_to_are_left_alone(make_executable: Make) -> None:
+    executable = make_executable()
+    x = rows(5)
+    expected = executable.run([x])
+    big = np.full((5, 8), 7, np.float32)
+    for unfit in (
+        np.full((5, 3), 7, np.float32),
+        np.full((5, 4), 7.0),
+        np.full((4, 5), 7, np.float32).T,
+        big[:, ::2],
+        read_only(np.full((5, 4), 7, np.float32)),
+        misaligned(np.full((5, 4), 7, np.float32)),
+    ):
+        results = executable.run([x], [unfit, None])
+        assert results[0] is not unfit
+        assert (unfit == 7).all()
+        np.testing.assert_array_equal(results[0], expected[0])
+    one = np.empty((5, 4), np.float32)
+    results = executable.run([x], [one, one])
+    assert results[0] is one
+    assert results[1] is not one
+    np.testing.assert_array_equal(results[1], expected[1])
+    line = np.arange(1.0, 9, dtype=np.float32)
+    kept = line.copy()
+    (result,) = make_executable("chain").run([line], [line])
+    assert result is not line
+    np.testing.assert_array_equal(line, kept)
+    np.testing.assert_allclose(result, kept * 8.0**7, rtol=1e-5)
 
 
 def test_outputs_survive_later_runs_and_the_model(make_executable: Make, weight: np.ndarray) -> None:
@@ -107,19 +147,68 @@ def test_outputs_survive_later_runs_and_the_model(make_executable: Make, weight:
 def test_bfloat16_and_bool_pass_through(make_executable: Make) -> None:
     x = np.array([1.0, -2.5, np.nan], ml_dtypes.bfloat16)
     b = np.array([True, False, True])
-    got_x, got_b = make_executable("bits", ()).run([x, b])
+    got_x, got_b = make_executable("bits").run([x, b])
     assert got_x.dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(got_x.view(np.uint16), x.view(np.uint16))
     assert got_b.dtype == bool
     np.testing.assert_array_equal(got_b, b)
 
 
-def test_a_failing_check_of_the_program_is_our_error_and_does_no_harm(make_executable: Make) -> None:
-    executable = make_executable()
-    with pytest.raises(MlecError, match="the compiled program failed") as caught:
-        executable.run([np.zeros((2, 9), np.float32)])
+def test_a_failing_kernel_is_our_error_and_does_no_harm(make_executable: Make) -> None:
+    executable = make_executable("chain")
+    with pytest.raises(MlecError, match=r"the compiled program failed: .*thirteen") as caught:
+        executable.run([np.ones(13, np.float32)])
     assert caught.value.code == "E_RUN"
+    assert caught.value.notes == ("in kernel scale_0, made of scale at net.py:0",)
+    np.testing.assert_array_equal(executable.run([np.ones(2, np.float32)])[0], [128, 128])
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        [np.zeros((2, 9), np.float32)],
+        [np.zeros((2, 8, 1), np.float32)],
+        [np.zeros((2, 8))],
+        [np.zeros((2, 8), ">f4")],
+        [np.zeros((2, 8), np.float32)] * 2,
+        [],
+        [np.broadcast_to(np.float32(0), (1 << 44, 8))],
+    ],
+    ids=["extent", "rank", "dtype", "byte order", "too many", "none", "size"],
+)
+def test_inputs_the_program_does_not_take_are_refused(make_executable: Make, inputs: list[np.ndarray]) -> None:
+    executable = make_executable()
+    with pytest.raises(MlecError) as caught:
+        executable.run(inputs)
+    assert caught.value.code in ("E_RUN", "E_NO_MEMORY")
     assert executable.run([np.zeros((2, 8), np.float32)])[0].shape == (2, 4)
+
+
+def test_intermediate_values_share_memory(make_executable: Make) -> None:
+    executable = make_executable("chain")
+    x = np.ones(1024, np.float32)
+    # Of six intermediate values two are alive at a time.
+    assert executable.activation_nbytes([x]) == 2 * 4096 + 4096
+    assert executable.run([np.ones(2, np.float32)])[0].tolist() == [128, 128]
+
+
+def test_memory_of_a_large_call_is_given_back(make_executable: Make) -> None:
+    executable = make_executable("chain")
+    large, small = np.ones(1 << 22, np.float32), np.ones(2, np.float32)
+    process = psutil.Process()
+    executable.run([small])
+    before = process.memory_info().rss
+    executable.run([large])
+    for _ in range(600):
+        executable.run([small])
+    assert process.memory_info().rss - before < 8 << 20  # the two intermediate values had 32 MB
+
+
+def test_many_shapes(make_executable: Make) -> None:
+    executable = make_executable("chain")
+    for n in [*range(1, 60), *range(60, 0, -1)]:
+        if n != 13:
+            np.testing.assert_allclose(executable.run([np.ones(n, np.float32)])[0], float(n) ** 7, rtol=1e-5)
 
 
 def test_sixteen_threads(make_executable: Make, weight: np.ndarray) -> None:
@@ -235,7 +324,7 @@ def test_parallel_kernels_use_the_threads_asked_for(make_executable: Make) -> No
         busy: list[int] = []
 
         def work() -> None:
-            executable = make_executable("heavy", (), num_threads)
+            executable = make_executable("heavy", num_threads)
             executable.run(x)
             before = {thread.id: thread.user_time for thread in psutil.Process().threads()}
             for _ in range(3):
@@ -259,19 +348,34 @@ def test_thread_count_can_change_between_models(make_executable: Make, weight: n
         np.testing.assert_allclose(h, x @ weight, rtol=1e-5, atol=1e-6)
 
 
-def test_bad_arguments(objects: tuple[bytes, ...], weight: np.ndarray, make_executable: Make) -> None:
-    with pytest.raises(UsageError, match="num_threads must be at least 1, got 0"):
-        make_executable(num_threads=0)
-    program = Program(backend="tvm", device="cpu", constants=("w", "bias"))
-    with pytest.raises(UsageError, match="bias"):
-        Executable(program, objects, {"w": weight})
+@pytest.mark.parametrize("count", [0, -1, True, "2", 1.5])
+def test_bad_number_of_threads(make_executable: Make, count: object) -> None:
+    with pytest.raises(UsageError, match="num_threads must be"):
+        make_executable(num_threads=count)
 
 
-@pytest.mark.parametrize("damage", ["not an object", "cut"])
-def test_damaged_objects_are_refused(objects: tuple[bytes, ...], weight: np.ndarray, damage: str) -> None:
-    bad = (b"\x00" * 64, *objects[1:]) if damage == "not an object" else (objects[0][:500], *objects[1:])
+def test_number_of_threads_is_limited_to_the_cpus(make_executable: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mlec")
+    assert make_executable(num_threads=10_000).num_threads == effective_cpu_count()
+    assert [record.name for record in caplog.records] == ["mlec"]
+    assert "num_threads=10000" in caplog.text
+    assert make_executable(num_threads=np.int64(1)).num_threads == 1
+
+
+def test_constants_are_checked(objects: Objects, weight: np.ndarray) -> None:
+    with pytest.raises(UsageError, match="needs the constants w"):
+        Executable(program_of("main"), objects["main"], {})
+    for wrong in (weight.astype(np.float64), weight.T):
+        with pytest.raises(UsageError, match=r"the constant w must be float32 of shape \(8, 4\), got"):
+            Executable(program_of("main"), objects["main"], {"w": wrong})
+
+
+@pytest.mark.parametrize("damage", ["not an object", "cut", "no kernel"])
+def test_damaged_objects_are_refused(objects: Objects, weight: np.ndarray, damage: str) -> None:
+    kernels, driver = objects["main"]
+    bad = {"not an object": (b"\x00" * 64, driver), "cut": (kernels[:500], driver), "no kernel": (driver,)}[damage]
     with pytest.raises(RuntimeUnavailableError, match="could not be linked"):
-        Executable(Program(backend="tvm", device="cpu", constants=("w",)), bad, {"w": weight})
+        Executable(program_of("main"), bad, {"w": weight})
 
 
 def test_kernel_times_and_memory(make_executable: Make) -> None:
@@ -293,7 +397,7 @@ def test_copying_device(weight: np.ndarray) -> None:
     np.testing.assert_array_equal(memory.fetch(tensor), weight.T)
 
 
-def test_cuda_without_a_driver_says_so(objects: tuple[bytes, ...], weight: np.ndarray) -> None:
+def test_cuda_without_a_driver_says_so(objects: Objects, weight: np.ndarray) -> None:
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -301,16 +405,16 @@ def test_cuda_without_a_driver_says_so(objects: tuple[bytes, ...], weight: np.nd
     else:
         pytest.skip("there is a CUDA driver")
     with pytest.raises(RuntimeUnavailableError, match="no CUDA driver") as caught:
-        Executable(Program(backend="tvm", device="cuda", constants=("w",)), objects, {"w": weight})
+        open_program(Program(backend="tvm", device="cuda", constants=("w",)), objects["main"], {"w": weight})
     assert caught.value.hint
 
 
 LEAN = """
 import sys, pickle, numpy as np
-from mlec.runtime import CompiledModel, Executable, Program
+from mlec.runtime import CompiledModel, open_program
 from mlec.signature import Signature, TensorSpec
-objects = pickle.loads(open(sys.argv[1], "rb").read())
-executable = Executable(Program(backend="tvm", device="cpu", constants=("w",)), objects, {"w": np.ones((8, 4), "f")})
+program, objects = pickle.loads(open(sys.argv[1], "rb").read())
+executable = open_program(program, objects, {"w": np.ones((8, 4), "f")})
 signature = Signature((TensorSpec("x", "f32", ("n", 8)),), (TensorSpec("h", "f32", ("n", 4)),) * 2)
 assert CompiledModel(signature, executable).run([np.ones((2, 8))])[0].tolist() == [[8.0] * 4] * 2
 heavy = {"torch", "sklearn", "xgboost", "lightgbm", "pandas", "polars", "tvm", "onnx"} & set(sys.modules)
@@ -318,17 +422,25 @@ assert not heavy, heavy
 """
 
 
-def test_running_imports_no_framework(object_file: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": str(object_file.parent)}
-    subprocess.run([sys.executable, "-c", LEAN, str(object_file)], env=environment, check=True)
+@pytest.fixture
+def program_file(objects: Objects, tmp_path: Path) -> Path:
+    """A program and its objects, pickled."""
+    path = tmp_path / "program.pkl"
+    path.write_bytes(pickle.dumps((program_of("main"), objects["main"])))
+    return path
 
 
-def test_torch_still_works_after_the_runtime(object_file: Path) -> None:
+def test_running_imports_no_framework(program_file: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": str(program_file.parent)}
+    subprocess.run([sys.executable, "-c", LEAN, str(program_file)], env=environment, check=True)
+
+
+def test_torch_still_works_after_the_runtime(program_file: Path) -> None:
     pytest.importorskip("torch")
     code = LEAN + "import torch; assert torch.ones(2).sum().item() == 2\n"
     code += "assert CompiledModel(signature, executable).run([torch.ones(2, 8)])[0].tolist() == [[8.0] * 4] * 2\n"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code, str(object_file)], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", code, str(program_file)], env=environment, check=True)
 
 
 def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ X = np.array([[0.0, 3.0], [5.0, 1.0], [2.0, 2.0]])
 class Scores:
     """Gives the class with the larger feature, and the two features as probabilities."""
 
-    def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    def run(self, inputs: list[np.ndarray], out: object = None) -> list[np.ndarray]:
         (x,) = inputs
         return [x.argmax(axis=1), x / np.maximum(x.sum(axis=1, keepdims=True), 1e-30)]
 

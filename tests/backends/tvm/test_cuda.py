@@ -20,13 +20,14 @@ from mlec.backends.tvm.compat import tvm
 from mlec.backends.tvm.kernels.direct import Spread, spread_on_cpu
 from mlec.backends.tvm.objects import to_objects
 from mlec.backends.tvm.pipeline import RELAX_PASSES
+from mlec.backends.tvm.relax_module import relax_module
 from mlec.backends.tvm.target import TargetInfo
 from mlec.errors import LoweringError, TargetError
 from mlec.ir import OPS, Graph, GraphBuilder, tensor
 from mlec.ir.op import Array
 from mlec.ops.tree import OPERANDS, sample_ensemble
-from mlec.runtime.executable import Executable
 from mlec.runtime.program import Program
+from mlec.runtime.vm import VirtualMachine
 from mlec.target import Target
 from tests.backends.tvm.op_cases import NAMES, OpTests
 
@@ -61,9 +62,9 @@ def run_on_host(graph: Graph, arrays: Sequence[Array]) -> Sequence[Array]:
     lowered = OnHost(graph, TargetInfo.host()).run()
     with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
         passes = tvm.transform.Sequential(RELAX_PASSES)
-        compiled = tvm.compile(lowered.module, TargetInfo.host().tvm_target(), relax_pipeline=passes)
+        compiled = tvm.compile(relax_module(lowered), TargetInfo.host().tvm_target(), relax_pipeline=passes)
     program = Program("tvm", "cpu", constants=tuple(lowered.constants), kernels=lowered.kernels)
-    return Executable(program, to_objects(compiled), lowered.constants, num_threads=1).run(list(arrays))
+    return VirtualMachine(program, to_objects(compiled), lowered.constants, num_threads=1).run(list(arrays))
 
 
 @pytest.fixture(scope="module")

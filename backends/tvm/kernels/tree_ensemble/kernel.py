@@ -27,7 +27,7 @@ def build(plan: Plan, n: Any, info: TargetInfo, name: str = "tree_ensemble") -> 
     with prim_func(name) as kernel:
         x = parameter("x", BufferSpec((n, ensemble.features), ensemble.dtype))
         packed = {key: T.arg(key, T.buffer(a.shape, str(a.dtype))) for key, a in plan.packed.items()}
-        out = T.arg("out", T.buffer((n, ensemble.outputs), ensemble.value_dtype))
+        out = parameter("out", BufferSpec((n, ensemble.outputs), ensemble.value_dtype))
         rows = tirx.const(n, "int64") if isinstance(n, int) else n
 
         def blocks(loop: Any, size: Any, vectors: int) -> None:

@@ -1,0 +1,139 @@
+"""The native function that calls a program's kernels one after the other.
+
+Everything it needs to know lies in memory that the runtime prepares (`mlec.runtime.executable`); of the program it holds nothing but the
+addresses of the kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlec.backends.tvm.assembly import ENTRY, object_of
+from mlec.runtime.executable import DRIVER
+
+
+def driver(kernels: Sequence[str], triple: str) -> bytes:
+    """An object file with the function `DRIVER`, which has the calling convention of tvm-ffi as kernels do.
+
+    Its arguments are integers: the address of a *frame*, the first call to make, the first not to make, and then addresses where
+    pointers to buffers lie (arena, inputs, outputs). All words are of 64 bits. The frame begins with the mask of address bits that must be
+    zero in every buffer, the address of the patches, their number, the address of the calls, and a word for the number of the call under
+    way. A patch is the address of a word to set, and the number of the buffer and the offset to set it to. A call is the number of the
+    kernel, its arguments and how many they are.
+
+    It returns nothing; or, having done nothing, the position of a buffer that is not aligned. A kernel's failure is its failure.
+
+    Args:
+        kernels: symbols, numbered in this order.
+        triple: of the machine that it runs on.
+    """
+    names = [ENTRY.format(name) for name in kernels]
+    declarations = "".join(f"declare i32 @{name}(ptr, ptr, i32, ptr)\n" for name in names)
+    table = ", ".join(f"ptr @{name}" for name in names)
+    return object_of(
+        f"{declarations}@kernels = internal constant [{len(names)} x ptr] [{table}]\n"
+        f"define i32 @{ENTRY.format(DRIVER)}(ptr %self, ptr %arguments, i32 %count, ptr %result) {{\n{_BODY}}}\n",
+        triple,
+    )
+
+
+_BODY = """
+entry:
+  %frame.at = getelementptr i8, ptr %arguments, i64 8
+  %first.at = getelementptr i8, ptr %arguments, i64 24
+  %end.at = getelementptr i8, ptr %arguments, i64 40
+  %pointers = getelementptr i8, ptr %arguments, i64 56
+  %frame = load ptr, ptr %frame.at
+  %first = load i64, ptr %first.at
+  %end = load i64, ptr %end.at
+  %mask = load i64, ptr %frame
+  %patches.at = getelementptr i64, ptr %frame, i64 1
+  %patches = load ptr, ptr %patches.at
+  %patched.at = getelementptr i64, ptr %frame, i64 2
+  %patched = load i64, ptr %patched.at
+  %calls.at = getelementptr i64, ptr %frame, i64 3
+  %calls = load ptr, ptr %calls.at
+  %current.at = getelementptr i64, ptr %frame, i64 4
+  %given = zext i32 %count to i64
+  %buffers = sub i64 %given, 3
+  %returned = alloca [2 x i64], align 8
+  br label %aligned.head
+
+aligned.head:
+  %b = phi i64 [ 0, %entry ], [ %b.next, %aligned.next ]
+  %b.more = icmp slt i64 %b, %buffers
+  br i1 %b.more, label %aligned.body, label %patch.head
+
+aligned.body:
+  %b.slot = shl i64 %b, 4
+  %b.at = getelementptr i8, ptr %pointers, i64 %b.slot
+  %b.place = load ptr, ptr %b.at
+  %b.data = load i64, ptr %b.place
+  %b.low = and i64 %b.data, %mask
+  %b.fit = icmp eq i64 %b.low, 0
+  br i1 %b.fit, label %aligned.next, label %misaligned
+
+aligned.next:
+  %b.next = add i64 %b, 1
+  br label %aligned.head
+
+misaligned:
+  %value.at = getelementptr i8, ptr %result, i64 8
+  store i64 1, ptr %result
+  store i64 %b, ptr %value.at
+  ret i32 0
+
+patch.head:
+  %p = phi i64 [ 0, %aligned.head ], [ %p.next, %patch.body ]
+  %p.more = icmp slt i64 %p, %patched
+  br i1 %p.more, label %patch.body, label %call.head
+
+patch.body:
+  %p.first = mul i64 %p, 3
+  %p.at = getelementptr i64, ptr %patches, i64 %p.first
+  %p.target = load ptr, ptr %p.at
+  %p.buffer.at = getelementptr i64, ptr %p.at, i64 1
+  %p.buffer = load i64, ptr %p.buffer.at
+  %p.offset.at = getelementptr i64, ptr %p.at, i64 2
+  %p.offset = load i64, ptr %p.offset.at
+  %p.slot = shl i64 %p.buffer, 4
+  %p.place.at = getelementptr i8, ptr %pointers, i64 %p.slot
+  %p.place = load ptr, ptr %p.place.at
+  %p.base = load i64, ptr %p.place
+  %p.address = add i64 %p.base, %p.offset
+  store i64 %p.address, ptr %p.target
+  %p.next = add i64 %p, 1
+  br label %patch.head
+
+call.head:
+  %c = phi i64 [ %first, %patch.head ], [ %c.next, %call.next ]
+  %c.more = icmp slt i64 %c, %end
+  br i1 %c.more, label %call.body, label %done
+
+call.body:
+  store i64 %c, ptr %current.at
+  %c.first = mul i64 %c, 3
+  %c.at = getelementptr i64, ptr %calls, i64 %c.first
+  %c.kernel = load i64, ptr %c.at
+  %c.arguments.at = getelementptr i64, ptr %c.at, i64 1
+  %c.arguments = load ptr, ptr %c.arguments.at
+  %c.count.at = getelementptr i64, ptr %c.at, i64 2
+  %c.count.wide = load i64, ptr %c.count.at
+  %c.count = trunc i64 %c.count.wide to i32
+  %kernel.at = getelementptr ptr, ptr @kernels, i64 %c.kernel
+  %kernel = load ptr, ptr %kernel.at
+  store [2 x i64] zeroinitializer, ptr %returned
+  %status = call i32 %kernel(ptr null, ptr %c.arguments, i32 %c.count, ptr %returned)
+  %c.good = icmp eq i32 %status, 0
+  br i1 %c.good, label %call.next, label %failed
+
+call.next:
+  %c.next = add i64 %c, 1
+  br label %call.head
+
+failed:
+  ret i32 %status
+
+done:
+  ret i32 0
+"""

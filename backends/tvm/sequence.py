@@ -1,0 +1,36 @@
+"""The call sequence of a lowered graph: how programs for CPUs call their kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlec.backends.tvm.lowering import Lowered, Tensor, ViewStep
+from mlec.ir.dim import Dim
+from mlec.runtime.program import Buffer, Call, CallSequence
+
+
+def call_sequence(lowered: Lowered) -> CallSequence:
+    """The steps as plain data; buffers are numbered in the order of their definition."""
+    buffers: list[Buffer] = []
+    numbers: dict[Tensor, int] = {}
+
+    def define(x: Tensor, view: int | None = None) -> int:
+        numbers[x] = len(buffers)
+        buffers.append(Buffer(str(x.type.dtype), _plain(x.shape), view))  # type: ignore[arg-type]
+        return numbers[x]
+
+    for x in (*lowered.inputs, *lowered.parameters.values()):
+        define(x)
+    calls = []
+    for step in lowered.steps:
+        if isinstance(step, ViewStep):
+            define(step.result, numbers[step.source])
+        else:
+            reads = tuple(numbers[x] for x in step.operands)
+            calls.append(Call(step.code, reads, tuple(map(define, step.results)), _plain(step.extents)))
+    outputs = tuple(numbers[x] for x in lowered.outputs)
+    return CallSequence(len(lowered.inputs), len(lowered.parameters), tuple(buffers), tuple(calls), outputs)
+
+
+def _plain(dims: Sequence[Dim]) -> tuple[int | str, ...]:
+    return tuple(dim if isinstance(dim, int) else str(dim) for dim in dims)

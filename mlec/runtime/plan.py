@@ -1,0 +1,171 @@
+"""Where the buffers of a call sequence lie in memory, for given shapes of the inputs.
+
+Everything but inputs, constants and outputs shares one *arena*: buffers that are alive at the same time lie side by side, others on top
+of each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from mlec.errors import MlecError
+from mlec.runtime.dims import evaluate
+from mlec.runtime.edge import numpy_dtype
+from mlec.runtime.program import Buffer, CallSequence, Dim
+
+ARENA_ALIGNMENT = 64
+"""Bytes that the address of each buffer in the arena is a multiple of."""
+
+_MOST_BYTES = 1 << 47  # of one buffer or arena: the address space of today's processors
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class Home(NamedTuple):
+    """Whose memory a buffer lies in: the input, constant or output of that number, or the arena."""
+
+    kind: Literal["input", "constant", "output", "arena"]
+    number: int = 0
+
+
+class Layout:
+    """What is known of a call sequence whatever the shapes.
+
+    Attributes:
+        roots: for each buffer the one whose memory it is.
+        homes: whose memory each root lies in; None for results that nobody reads.
+        copies: outputs that must be copied at the end, from where: inputs, constants, and what another output holds already.
+        lives: for each root in the arena the first and the last call that touches it.
+    """
+
+    def __init__(self, sequence: CallSequence) -> None:
+        self.sequence = sequence
+        self.roots = sequence.roots()
+        self.homes: dict[int, Home] = {i: Home("input", i) for i in range(sequence.inputs)}
+        self.homes |= {sequence.inputs + i: Home("constant", i) for i in range(sequence.constants)}
+        self.copies: list[tuple[int, Home]] = []
+        for position, number in enumerate(sequence.outputs):
+            root = self.roots[number]
+            if root in self.homes:
+                self.copies.append((position, self.homes[root]))
+            else:
+                self.homes[root] = Home("output", position)
+        self.lives: dict[int, tuple[int, int]] = {}
+        for position, call in enumerate(sequence.calls):
+            for root in (self.roots[number] for number in (*call.reads, *call.writes)):
+                if self.homes.setdefault(root, Home("arena")).kind == "arena":
+                    self.lives[root] = self.lives.get(root, (position, position))[0], position
+
+    def plan(self, shapes: Shapes) -> Plan:
+        """The plan for inputs of these shapes.
+
+        Raises:
+            MlecError: ``E_RUN``, the shapes are not those of the sequence's inputs, or need more memory than there can be.
+        """
+        sequence = self.sequence
+        binding = _bind(sequence.buffers[: sequence.inputs], shapes)
+        extents: dict[Dim, int] = {}
+
+        def value(dim: Dim) -> int:
+            if dim not in extents:
+                found = evaluate(dim, binding)
+                if found is None or not 0 <= found < _MOST_BYTES:
+                    raise _failed(f"the extent {dim} has no value for inputs of shapes {_text(shapes)}")
+                extents[dim] = found
+            return extents[dim]
+
+        of_buffers = [tuple(map(value, buffer.shape)) for buffer in sequence.buffers]
+        of_calls = [tuple(map(value, call.extents)) for call in sequence.calls]
+        if of_buffers[: sequence.inputs] != list(shapes):
+            expected = _text(buffer.shape for buffer in sequence.buffers[: sequence.inputs])
+            raise _failed(f"expected inputs of shapes {expected}, got {_text(shapes)}")
+        nbytes = [
+            math.prod(shape) * numpy_dtype(buffer.dtype).itemsize
+            for shape, buffer in zip(of_buffers, sequence.buffers, strict=True)
+        ]
+        for number, root in enumerate(self.roots):
+            if nbytes[number] != nbytes[root]:
+                raise _failed(f"a view of {nbytes[number]} bytes on a buffer of {nbytes[root]}")
+            if nbytes[number] > _MOST_BYTES:
+                raise _failed(f"a buffer of shape {of_buffers[number]} is larger than any memory")
+        if sum(nbytes) > 1 << 62:  # beyond what `place` can add up
+            raise _failed("its buffers are larger than any memory")
+        offsets, arena_nbytes = place({root: (nbytes[root], *life) for root, life in self.lives.items()})
+        outputs = [(of_buffers[number], numpy_dtype(sequence.buffers[number].dtype)) for number in sequence.outputs]
+        output_nbytes = sum(nbytes[number] for number in sequence.outputs)
+        return Plan(of_buffers, of_calls, offsets, arena_nbytes, outputs, output_nbytes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Memory for one set of input shapes.
+
+    Attributes:
+        shapes: of every buffer.
+        extents: that each call passes.
+        offsets: in the arena, of each root that lies there.
+        arena_nbytes: its size.
+        outputs: shape and element type of each output.
+        output_nbytes: of all outputs together.
+    """
+
+    shapes: list[tuple[int, ...]]
+    extents: list[tuple[int, ...]]
+    offsets: Mapping[int, int]
+    arena_nbytes: int
+    outputs: list[tuple[tuple[int, ...], np.dtype[Any]]]
+    output_nbytes: int
+
+
+def place(buffers: Mapping[int, tuple[int, int, int]]) -> tuple[dict[int, int], int]:
+    """Offsets for buffers such that those alive at the same time do not overlap.
+
+    The largest come first, each into the smallest gap that holds it between those that it lives together with.
+
+    Args:
+        buffers: bytes, first and last moment of life, by number.
+
+    Returns:
+        The offsets, multiples of `ARENA_ALIGNMENT`, and the bytes needed in all.
+    """
+    order = sorted(buffers, key=lambda number: (-buffers[number][0], number))
+    first, last = (np.array([buffers[number][i] for number in order], np.int64) for i in (1, 2))
+    begins, ends = np.zeros(len(order), np.int64), np.zeros(len(order), np.int64)
+    for position, number in enumerate(order):
+        size = -(-buffers[number][0] // ARENA_ALIGNMENT) * ARENA_ALIGNMENT
+        together = (first[:position] <= last[position]) & (last[:position] >= first[position])
+        taken = sorted(zip(begins[:position][together].tolist(), ends[:position][together].tolist(), strict=True))
+        offset, smallest, top = None, 0, 0
+        for begin, end in taken:
+            gap = begin - top
+            if gap >= size and (offset is None or gap < smallest):
+                offset, smallest = top, gap
+            top = max(top, end)
+        begins[position] = top if offset is None else offset
+        ends[position] = begins[position] + size
+    return dict(zip(order, begins.tolist(), strict=True)), int(ends.max(initial=0))
+
+
+def _bind(inputs: Sequence[Buffer], shapes: Shapes) -> dict[str, int]:
+    """Values of the symbols that are an extent of an input by themselves."""
+    if [len(shape) for shape in shapes] != [len(buffer.shape) for buffer in inputs]:
+        raise _failed(f"expected inputs of shapes {_text(b.shape for b in inputs)}, got {_text(shapes)}")
+    return {
+        dim: extent
+        for buffer, shape in zip(inputs, shapes, strict=True)
+        for dim, extent in zip(buffer.shape, shape, strict=True)
+        if isinstance(dim, str) and dim.isidentifier()
+    }
+
+
+def _text(shapes: Any) -> str:
+    return ", ".join(f"({', '.join(map(str, shape))})" for shape in shapes) or "none"
+
+
+def _failed(why: str) -> MlecError:
+    return MlecError(f"the compiled program failed: {why}", code="E_RUN")

@@ -1,0 +1,192 @@
+"""Runs programs whose calls are bytecode of TVM's virtual machine: those for CUDA devices."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from numpy.typing import NDArray
+
+from mlec.errors import MlecError, UsageError
+from mlec.runtime.device import open_device
+from mlec.runtime.library import link, load_library, use_threads
+from mlec.runtime.program import Program
+from mlec.runtime.threads import checked_num_threads
+
+Array = NDArray[Any]
+
+_PAGE = 4096  # the memory pool hands out whole pages
+
+
+class VirtualMachine:
+    """A program for a device, ready to run, with the methods of an `Executable`; any number of threads may call `run` at once.
+
+    Each call borrows a virtual machine of its own (one costs 0.2 ms to make; all share code and constants), so that
+    concurrent callers never wait for each other.
+
+    Args:
+        program: what to call, and with which constants.
+        objects: the object files.
+        tensors: the constants by name; memory aligned to 64 bytes is used as it lies, anything else is copied once.
+        num_threads: threads of one call; by default ``TVM_NUM_THREADS``, ``OMP_NUM_THREADS`` or every usable CPU.
+
+    Raises:
+        RuntimeUnavailableError: a library or the device is missing, or the objects don't fit this machine.
+        UsageError: ``num_threads`` is below 1, or a constant is missing.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        objects: Sequence[bytes],
+        tensors: Mapping[str, Array],
+        num_threads: int | None = None,
+    ) -> None:
+        self.num_threads = checked_num_threads(num_threads)
+        absent = [name for name in program.constants if name not in tensors]
+        if absent:
+            raise UsageError(f"the program needs the constants {', '.join(absent)}, which were not given")
+        library = load_library()
+        self.program = program
+        self._memory = open_device(program.device, program.alignment)
+        self._tensor_type = library.ffi.Tensor
+        self._item = library.ffi.get_global_func("ffi.ArrayGetItem")  # four times faster than iterating
+        self._module, self._load = link(objects, "vm_load_executable")
+        first = self._start()
+        constants = open_device(program.device) if program.device == "cpu" else self._memory
+        self._constants = tuple(constants.feed(tensors[name]) for name in program.constants)
+        self._constant_addresses = frozenset(tensor.data_ptr() for tensor in self._constants)
+        self._idle = [first]
+        self.weights_nbytes = sum(tensors[name].nbytes for name in program.constants)
+
+    def run(self, inputs: Sequence[Array], out: object = None) -> list[Array]:
+        """Call the program once.
+
+        Args:
+            inputs: one array for each graph input, of its dtype and shape.
+            out: arrays to write to; none is, results always come in new ones.
+
+        Returns:
+            One array for each graph output; the caller owns them.
+
+        Raises:
+            MlecError: ``E_RUN``, a kernel or a check of the program failed.
+        """
+        use_threads(self.num_threads)
+        arguments = [self._memory.feed(array) for array in inputs]
+        try:
+            call = self._idle.pop()
+        except IndexError:
+            call = self._start()
+        try:
+            result = call(*arguments, *self._constants)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise MlecError(f"the compiled program failed: {error}", code="E_RUN") from error
+        self._idle.append(call)
+        single = isinstance(result, self._tensor_type)
+        tensors = [result] if single else [self._item(result, position) for position in range(len(result))]
+        # A program may hand back an input, a constant or one tensor twice; the caller gets arrays of its own.
+        shared = {argument.data_ptr() for argument in arguments}
+        outputs = []
+        for tensor in tensors:
+            array = self._memory.fetch(tensor)
+            address = tensor.data_ptr()
+            if address in shared or address in self._constant_addresses:
+                array = array.copy()
+            shared.add(address)
+            outputs.append(array)
+        return outputs
+
+    def time_kernels(self, inputs: Sequence[Array], repeats: int = 10) -> dict[str, tuple[int, float]]:
+        """Time every function that the program calls.
+
+        The cost of the measurement itself, about 2 us, is taken from the cheapest bookkeeping call and subtracted.
+
+        Returns:
+            For each kernel symbol the number of calls in one run and their seconds in all (median of ``repeats`` runs).
+        """
+        runs: list[dict[str, list[float]]] = []
+        begin = 0.0
+
+        def observe(function: object, symbol: str, before: bool, result: object, *arguments: object) -> int:
+            nonlocal begin
+            self._memory.synchronize()
+            if before:
+                begin = time.perf_counter()
+            else:
+                runs[-1][symbol].append(time.perf_counter() - begin)
+            return 0
+
+        def measure(call: Callable[..., Any], arguments: Sequence[Any]) -> None:
+            call(*arguments)  # not recorded: first touch of memory, start of threads
+            for _ in range(repeats):
+                runs.append(defaultdict(list))
+                call(*arguments)
+
+        runs.append(defaultdict(list))
+        self._observed(inputs, observe, measure)
+        del runs[0]
+        bookkeeping = [
+            seconds for run in runs for symbol, calls in run.items() if _internal(symbol) for seconds in calls
+        ]
+        cost = min(bookkeeping, default=0.0)
+        return {
+            symbol: (len(calls), median(sum(max(0.0, seconds - cost) for seconds in run[symbol]) for run in runs))
+            for symbol, calls in runs[0].items()
+            if not _internal(symbol)
+        }
+
+    def activation_nbytes(self, inputs: Sequence[Array]) -> int:
+        """Bytes of intermediate and output buffers that one run with these inputs takes from the memory pool."""
+        buffers: dict[int, int] = {}
+
+        def observe(function: object, symbol: str, before: bool, result: Any, *arguments: Any) -> int:
+            if not before and symbol == "vm.builtin.alloc_tensor":
+                offset = arguments[1]
+                size = offset + math.prod(result.shape) * result.dtype.itemsize
+                base = result.data_ptr() - offset
+                # A buffer that was freed and taken again has the same address, and counts once.
+                buffers[base] = max(buffers.get(base, 0), -(-size // _PAGE) * _PAGE)
+            return 0
+
+        self._observed(inputs, observe, lambda call, arguments: call(*arguments))
+        return sum(buffers.values())
+
+    def close(self) -> None:
+        """Drop code and constants, and give pooled memory back; calls that still run in other threads finish."""
+        self._idle = []
+        self._constants = ()
+        self._module = self._load = None
+        load_library().ffi.get_global_func("vm.builtin.memory_manager.clear")()
+
+    def _start(self) -> Any:
+        """A new virtual machine, as the function to call."""
+        return self._machine()[self.program.entry]
+
+    def _machine(self) -> Any:
+        if self._module is None:
+            raise UsageError("this model was closed")
+        machine = self._load()
+        machine["vm_initialization"](*self._memory.vm_arguments)
+        return machine
+
+    def _observed(
+        self,
+        inputs: Sequence[Array],
+        observe: Callable[..., int],
+        drive: Callable[[Callable[..., Any], Sequence[Any]], None],
+    ) -> None:
+        """Let ``drive`` call a virtual machine that tells ``observe`` before and after each of its calls."""
+        use_threads(self.num_threads)
+        machine = self._machine()
+        machine["set_instrument"](observe)
+        drive(machine[self.program.entry], [*map(self._memory.feed, inputs), *self._constants])
+
+
+def _internal(symbol: str) -> bool:
+    """Whether a function that the program calls is bookkeeping of the virtual machine rather than a kernel."""
+    return symbol.startswith("vm.builtin.") or symbol.startswith("shape_func")
