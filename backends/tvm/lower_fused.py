@@ -5,7 +5,8 @@ Forms with one kernel:
 * only elementwise ops and moves of data: one loop nest (`lower_region`);
 * an anchor (matrix product, convolution, reduction, normalisation ...) followed by elementwise ops on its result: the
   anchor's template, which applies a `Tail` to each accumulator;
-* elementwise ops followed by a reduction, which evaluates them as it reads.
+* elementwise ops followed by a reduction, which evaluates them as it reads;
+* rows computed from rows, by elementwise ops, moves of columns and products with few columns (`lower_rows`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, Epilogue, Expr,
 from mlec.backends.tvm.kernels.tile import flat_view, product
 from mlec.backends.tvm.kernels.vector import cast_to, lanes_of, share
 from mlec.backends.tvm.lower_elementwise import lower_node, lower_region
+from mlec.backends.tvm.lower_rows import lower_rows
 from mlec.backends.tvm.lowering import Lowering, Tensor
 from mlec.backends.tvm.region import Dims, Known, Load, Number, Region, Source, is_elementwise, is_injective
 from mlec.backends.tvm.registry import BOTH, find, lowering_of, lowers
@@ -198,6 +200,9 @@ def lower_body(lowering: Lowering, node: Node, body: Graph, operands: tuple[Tens
             values[inner.output] = Tensor(inner.output.type, number=inner.attrs["value"])
         else:
             nodes.append(inner)
+    by_rows = lower_rows(lowering, node, nodes, values, body.outputs) if node.name == "fused" else None
+    if by_rows is not None:
+        return by_rows
     if len(body.outputs) == 1:
         (output,) = body.outputs
         if all(map(is_injective, nodes)):

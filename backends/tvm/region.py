@@ -188,13 +188,15 @@ class Region:
         return share(scalar.cast(whole, name))
 
     def choose(
-        self, condition: Expr, when_true: Callable[[], Expr], when_false: Callable[[], Expr], dtype: DType
+        self, condition: Expr | bool, when_true: Callable[[], Expr], when_false: Callable[[], Expr], dtype: DType
     ) -> Expr:
         """One of two values, of which only the chosen one is evaluated.
 
         Raises:
             NotContiguousError: when the lanes may choose differently.
         """
+        if isinstance(condition, bool):  # of numbers
+            return (when_true if condition else when_false)()
         if self.lanes.is_vector and self._depends_on_lane(condition):
             raise NotContiguousError
         lanes = self.lanes.count

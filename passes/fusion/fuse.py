@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mlec.ir import ConstantRef, Graph, GraphBuilder, Location, Value
+from mlec.ir import ConstantRef, Graph, GraphBuilder, Location, Node, Value
 from mlec.ir.printer import print_node, value_names
 from mlec.passes.fusion.groups import Group, find_groups
+from mlec.passes.fusion.rows import find_row_groups
 from mlec.pipeline import Pass, PassContext, PassResult, Remark
 
 
 @dataclass(frozen=True)
 class FuseOperators(Pass):
-    """Elementwise chains become one loop; bias, activation and residual become the epilogue of the product before them.
+    """Elementwise chains become one loop; bias, activation and residual become the epilogue of the product before them;
+    preprocessing with a small model and its results becomes one pass over the rows.
 
     Options:
         max_nodes: size limit of one kernel.
@@ -24,27 +28,59 @@ class FuseOperators(Pass):
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         found = find_groups(graph, self.max_nodes)
-        groups = [group for group in found if len(group.nodes) > 1]
-        by_root = {group.root: group for group in groups}
-        inside = {node for group in groups for node in group.nodes}
+        programs = find_row_groups(graph, [group.nodes for group in found], self.max_nodes)
+        if programs:
+            found = find_groups(graph, self.max_nodes, frozenset(node for part in programs for node in part))
         names = value_names(graph)
-        remarks = [remark for group in found for remark in _remarks(group, names)]
-        b = GraphBuilder(graph.name)
-        b.adopt_interface(graph)
-        for node in graph.nodes:
-            if node in by_root:
-                _emit(b, graph, by_root[node])
-            elif node not in inside:
-                b.keep(node)
+        remarks = [_applied(part, "one pass over the rows") for part in programs]
+        remarks += [remark for group in found for remark in _remarks(group, names)]
+        groups = [group.nodes for group in found if len(group.nodes) > 1] + programs
         if not groups:
             return PassResult(graph, tuple(remarks))
+        b = GraphBuilder(graph.name)
+        b.adopt_interface(graph)
+        for members in contracted_order(graph, groups):
+            if len(members) > 1:
+                _emit(b, graph, members)
+            else:
+                b.keep(members[0])
         return PassResult(b.finish(graph.outputs, signature=graph.given_signature), tuple(remarks))
 
 
-def _emit(b: GraphBuilder, graph: Graph, group: Group) -> None:
-    """Replaces the group's root by a ``fused`` node whose body holds the group. Scalars go into the body, arrays are operands."""
-    chosen = set(group.nodes)
-    members = [node for node in graph.nodes if node in chosen]
+def contracted_order(graph: Graph, groups: Sequence[Sequence[Node]]) -> Iterator[list[Node]]:
+    """The nodes in an order in which each group is in one place, after all that it reads: that of the graph, by last members."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    together = {node: sorted(group, key=order.__getitem__) for group in groups for node in group}
+    units = {order[unit[-1]]: unit for unit in (together.get(node, [node]) for node in graph.nodes)}
+    place = {node: key for key, unit in units.items() for node in unit}
+    waits = {
+        key: {place[p] for node in unit for v in node.inputs if (p := graph.producer.get(v)) is not None} - {key}
+        for key, unit in units.items()
+    }
+    readers: dict[int, list[int]] = {key: [] for key in units}
+    for key, before in waits.items():
+        for other in before:
+            readers[other].append(key)
+    ready = [key for key, before in waits.items() if not before]
+    heapq.heapify(ready)
+    while ready:
+        key = heapq.heappop(ready)
+        yield units[key]
+        for reader in readers[key]:
+            waits[reader].discard(key)
+            if not waits[reader]:
+                heapq.heappush(ready, reader)
+
+
+def _emit(b: GraphBuilder, graph: Graph, members: Sequence[Node]) -> None:
+    """Replaces the nodes by a ``fused`` node whose body holds them. Scalars go into the body, arrays are operands."""
+    inside = set(members)
+    results = [
+        v
+        for node in members
+        for v in node.outputs
+        if v in graph.outputs or any(user not in inside for user in graph.users.get(v, ()))
+    ]
     body = GraphBuilder("body")
     mapping: dict[Value, Value] = {}
     operands: list[Value] = []
@@ -60,20 +96,24 @@ def _emit(b: GraphBuilder, graph: Graph, group: Group) -> None:
         return mapping[value]
 
     for node in members:
-        results = body.copy_node(node, [operand(v) for v in node.inputs])
-        mapping.update(zip(node.outputs, results, strict=True))
-    root = group.root.output
+        copies = body.copy_node(node, [operand(v) for v in node.inputs])
+        mapping.update(zip(node.outputs, copies, strict=True))
     with b.at(Location.merged((n.loc for n in members), "fuse")):
-        fused = b("fused", *operands, hint=root.hint, body=body.finish([mapping[root]]))
-    b.replace(root, fused)
+        hints = [v.hint for v in results]
+        fused = b.multi("fused", *operands, hints=hints, body=body.finish([mapping[v] for v in results]))
+    for result, value in zip(results, fused, strict=True):
+        b.replace(result, value)
+
+
+def _applied(members: Sequence[Node], what: str) -> Remark:
+    chain = " + ".join(node.name for node in members)
+    return Remark("applied", f"{what}: {chain}", Location.merged((n.loc for n in members), "fuse"), "fuse")
 
 
 def _remarks(group: Group, names: dict[Value, str]) -> list[Remark]:
     found: list[Remark] = []
     if len(group.nodes) > 1:
-        chain = " + ".join(node.name for node in reversed(group.nodes))
-        loc = Location.merged((n.loc for n in reversed(group.nodes)), "fuse")
-        found.append(Remark("applied", f"one kernel: {chain}", loc, "fuse"))
+        found.append(_applied(group.nodes[::-1], "one kernel"))
     for node, reason in group.refused:
         text = print_node(node, names).splitlines()[0]
         message = f"not fused into {group.root.name}: {reason}, at {text}"

@@ -30,9 +30,9 @@ class Group:
     refused: list[tuple[Node, str]] = field(default_factory=list)
 
 
-def find_groups(graph: Graph, max_nodes: int) -> list[Group]:
-    """Every group that could be formed, also those of one node; each node is in one group at most."""
-    taken: set[Node] = set()
+def find_groups(graph: Graph, max_nodes: int, elsewhere: frozenset[Node] = frozenset()) -> list[Group]:
+    """Every group that could be formed without ``elsewhere``, also those of one node; each node is in one group at most."""
+    taken = set(elsewhere)
     groups: list[Group] = []
     for root in reversed(graph.nodes):
         if root in taken or root.is_constant or len(root.outputs) != 1:

@@ -1,0 +1,102 @@
+"""Blocks of rows held by columns: a vector is one column of so many rows.
+
+What a program does to a row (scale, pick and multiply columns, a product with few columns, activations, labels) is then
+vertical work on whole vectors, however few columns there are, and nothing leaves the L1 cache between two steps: a block
+is ``lanes * columns`` elements, some KB. Rows are turned into columns by shuffles in registers (24 for 64 elements of 8
+bytes), which costs less than one pass over them from memory would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mlec.backends.tvm.compat import T, tirx
+from mlec.backends.tvm.kernels.epilogue import Buffer, Dim, Expr
+from mlec.backends.tvm.kernels.tile import SERIAL_WORK, ceildiv
+from mlec.backends.tvm.kernels.transpose import turn
+from mlec.backends.tvm.kernels.vector import load, ramp, share, store
+from mlec.backends.tvm.target import TargetInfo
+
+VECTORS = 2
+"""Vector registers that hold one column of a block: as many independent chains of sums, which are as long as a row."""
+
+CHUNK_ROWS = 1024
+"""Rows of a task at most: scratch memory is taken once for each."""
+
+
+def block_rows(bits: int, target: TargetInfo) -> int:
+    """Rows of a block whose widest elements have so many bits."""
+    return VECTORS * target.lanes(bits)
+
+
+def over_blocks(n: Dim, block: int, work: int, prepare: Callable[[], Callable[[Expr, bool], None]]) -> None:
+    """Run ``prepare()(first row, whole)`` for every block of ``n`` rows.
+
+    ``work`` is the number of multiply-adds (or what takes as long) for each row. ``prepare`` is called once for each task, to
+    take memory. A block is whole or ends beyond n.
+    """
+    chunk = max(1, min(CHUNK_ROWS, SERIAL_WORK // max(1, 2 * work)) // block) * block
+
+    def task(begin: Expr, end: Expr) -> None:
+        run = prepare()
+        with T.serial((end - begin) // block) as i:
+            run(begin + i * block, True)
+        with T.If((end - begin) % block > 0), T.Then():
+            run(share(end - (end - begin) % block), False)
+
+    with T.If(n * work < SERIAL_WORK):
+        with T.Then():
+            task(tirx.const(0, "int64"), n)
+        with T.Else(), T.parallel(ceildiv(n, chunk)) as c:
+            task(share(c * chunk), share(tirx.min(n, (c + 1) * chunk)))
+
+
+def read_columns(
+    x: Buffer, columns: int, first: Expr, n: Dim, whole: bool, scratch: Buffer, block: int, lanes: int
+) -> None:
+    """``scratch[column * block + r] = x[first + r, column]`` for a block of rows of the flat matrix ``x``.
+
+    Rows beyond n repeat the last one. ``lanes`` elements of this type fill a vector.
+    """
+    lanes = min(lanes, block, 16)
+    if not whole:
+        with T.serial(block) as r:
+            row = share(tirx.min(first + r, n - 1) * columns)
+            with T.serial(columns) as column:
+                T.buffer_store(scratch, x[row + column], [column * block + r])
+    elif columns == 1:
+        store(scratch, load(x, [first], block), [0])
+    elif columns < lanes:
+        with T.serial(block) as r:
+            for column in range(columns):
+                T.buffer_store(scratch, x[(first + r) * columns + column], [column * block + r])
+    else:
+
+        def square(row: Expr, column: Expr) -> None:
+            rows = [share(load(x, [(first + row + j) * columns + column], lanes)) for j in range(lanes)]
+            for i, turned in enumerate(turn(rows)):
+                store(scratch, turned, [(column + i) * block + row])
+
+        with T.serial(block // lanes) as down:
+            with T.serial(columns // lanes) as across:
+                square(down * lanes, across * lanes)
+            if columns % lanes:  # the last square begins early
+                square(down * lanes, columns - lanes)
+
+
+def write_columns(
+    y: Buffer, columns: int, first: Expr, n: Dim, whole: bool, scratch: Buffer, block: int, lanes: int
+) -> None:
+    """The inverse of `read_columns`; writes nothing beyond row n."""
+    lanes = min(lanes, block, 16)
+    if whole and columns == 1:
+        store(y, load(scratch, [0], block), [first])
+    elif whole and columns <= 4:
+        order = [column * lanes + row for row in range(lanes) for column in range(columns)]
+        for down in range(0, block, lanes):
+            parts = [share(load(scratch, [column * block + down], lanes)) for column in range(columns)]
+            y_index = ramp((first + down) * columns, lanes * columns)
+            T.buffer_store(y, tirx.Shuffle(parts, order), [y_index])
+    else:
+        with T.serial(block if whole else tirx.min(block, n - first)) as r, T.serial(columns) as column:
+            T.buffer_store(y, scratch[column * block + r], [(first + r) * columns + column])

@@ -1,0 +1,243 @@
+"""Row programs: fused bodies in which every row of the result depends on the same row of the operands, as one kernel.
+
+This is what preprocessing, a small model and its labels and probabilities are. The kernel goes once over the rows, in blocks
+held by columns (`kernels/rows.py`). A body is a sequence of values; those that are products, results or used more than once
+are computed column by column into scratch memory, the others where they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from mlec.backends.tvm.compat import T, prim_func
+from mlec.backends.tvm.kernels.elementwise import Lanes, memory_type
+from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
+from mlec.backends.tvm.kernels.rows import block_rows, over_blocks, read_columns, write_columns
+from mlec.backends.tvm.kernels.tile import bits, parameter, product, unrolled
+from mlec.backends.tvm.kernels.vector import Cell, broadcast, const, select, share, store
+from mlec.backends.tvm.lowering import Lowering, Tensor
+from mlec.backends.tvm.region import Dims, Load, Number, Region, Source, is_elementwise
+from mlec.backends.tvm.scalar import CALLS_LIBM
+from mlec.ir.dim import SymDim, symbols_of
+from mlec.ir.graph import Node, Value
+from mlec.ir.types import TensorType
+
+MOVES = frozenset({"reshape", "gather", "concat", "slice", "broadcast_to"})
+MAX_PRODUCT = 8
+"""Columns of a product; `gemm` is faster for more."""
+
+FEW_COLUMNS = 4
+"""Columns whose steps are written out instead of looped over."""
+
+
+def lower_rows(
+    lowering: Lowering, node: Node, nodes: Sequence[Node], values: Mapping[Value, Tensor], outputs: Sequence[Value]
+) -> tuple[Tensor, ...] | None:
+    """One kernel for the whole body; None if it isn't a row program."""
+    extents = {v.type.shape[0] for v in outputs if v.type.rank}
+    if len(extents) != 1 or lowering.on_gpu:
+        return None
+    (n,) = extents
+    if not isinstance(n, SymDim) or str(n) not in symbols_of(n):
+        return None
+    program = RowProgram(n, tuple(nodes), dict(values), tuple(outputs))
+    mixes = len(outputs) > 1 or any(inner.name == "matmul" or inner.name in MOVES for inner in nodes)
+    if not mixes or not all(map(program.takes, nodes)):
+        return None
+    return program.lower(lowering, node)
+
+
+def has_rows(kind: TensorType, n: SymDim) -> bool:
+    """Whether a value has one row for each of the ``n``."""
+    return kind.rank in (1, 2) and kind.shape[0] == n and all(isinstance(d, int) for d in kind.shape[1:])
+
+
+def columns_of(kind: TensorType) -> int:
+    """Columns of a value with rows."""
+    return int(str(kind.shape[1])) if kind.rank == 2 else 1
+
+
+@dataclass(frozen=True)
+class RowProgram:
+    """A body, its rows, and what the values that it reads are."""
+
+    n: SymDim
+    nodes: tuple[Node, ...]
+    values: dict[Value, Tensor]
+    outputs: tuple[Value, ...]
+
+    def takes(self, node: Node) -> bool:
+        """Whether a node computes rows from rows."""
+        if len(node.outputs) != 1 or not has_rows(node.output.type, self.n):
+            return False
+        fixed = [v for v in node.inputs if not v.type.symbols]
+        rows = [v for v in node.inputs if has_rows(v.type, self.n)]
+        if len(fixed) + len(rows) != len(node.inputs) or any(v not in self.values for v in fixed):
+            return False
+        rank = node.output.type.rank
+        if is_elementwise(node):
+            aligned = all(v.type.rank == rank for v in rows) and all(v.type.rank <= rank for v in fixed)
+            return aligned and node.name not in CALLS_LIBM
+        if node.name == "matmul":
+            x, w = node.inputs
+            array = fixed == [w] and w.type.rank == 2 and self.values[w].number is None
+            return array and rows == [x] and columns_of(node.output.type) <= MAX_PRODUCT
+        if node.name == "gather":
+            return node.attrs["axis"] % 2 == 1 and rows == [node.inputs[0]] and node.inputs[1].type.rank == 1
+        if node.name in ("concat", "slice"):
+            return rank == 2 and node.attrs["axis"] % 2 == 1 and not fixed
+        return node.name == "broadcast_to" or (node.name == "reshape" and columns_of(node.output.type) == 1)
+
+    def lower(self, lowering: Lowering, node: Node) -> tuple[Tensor, ...]:
+        """Adds the kernel."""
+        read = {v: self.values[v] for inner in self.nodes for v in inner.inputs if v in self.values}
+        operands = tuple(dict.fromkeys(lowering.in_memory(t) for t in read.values() if t.number is None))
+        used = (*(t.type for t in operands), *(v.type for inner in self.nodes for v in inner.outputs))
+        block = block_rows(max(t.dtype.bits for t in used if t.dtype.is_float or t.dtype.bits == 32), lowering.target)
+        producers = {v: inner for inner in self.nodes for v in inner.outputs}
+        held = self._held()
+        work = max(16, sum(columns_of(v.type) for v in producers))
+
+        def build(name: str, dims: Dims) -> object:
+            rows = dims(self.n)
+            with prim_func(name) as kernel:
+                sources = [parameter(f"x{i}", lowering.spec(t, dims)) for i, t in enumerate(operands)]
+                results = [parameter(f"y{i}", lowering.spec(v.type, dims)) for i, v in enumerate(self.outputs)]
+                flat = {
+                    t: T.decl_buffer((product(dims.shape(t.shape)),), memory_type(t.dtype), data=b.data)
+                    for t, b in zip(operands, sources, strict=True)
+                }
+                written = [
+                    T.decl_buffer((product(dims.shape(v.type.shape)),), memory_type(Tensor(v.type).dtype), data=b.data)
+                    for v, b in zip(self.outputs, results, strict=True)
+                ]
+                fixed: dict[Value, Source] = {}
+                by_rows: dict[Value, Buffer] = {}
+                for value, tensor in read.items():
+                    if tensor.number is not None:
+                        fixed[value] = Number(tensor.number, tensor.type.dtype)
+                    elif has_rows(value.type, self.n):
+                        by_rows[value] = flat[lowering.in_memory(tensor)]
+                    else:
+                        memory = flat[lowering.in_memory(tensor)]
+                        fixed[value] = Load.of(memory, dims.shape(value.type.shape), tensor.type.dtype)
+
+                def prepare() -> Block:
+                    scratch = {
+                        v: T.alloc_buffer((columns_of(v.type) * block,), memory_type(Tensor(v.type).dtype))
+                        for v in (*by_rows, *held)
+                    }
+                    return Block(self, lowering, dims, rows, block, producers, held, fixed, by_rows, scratch, written)
+
+                over_blocks(rows, block, work, prepare)
+            return kernel.func
+
+        types = [v.type for v in self.outputs]
+        strategy = f"row program, blocks of {block} rows by columns: {' '.join(n.name for n in self.nodes)}"
+        return lowering.kernel(build, operands, types, node=node, strategy=strategy)
+
+    def _held(self) -> tuple[Value, ...]:
+        """The values that are computed into scratch memory, in order."""
+        uses: dict[Value, int] = {}
+        for inner in self.nodes:
+            for v in inner.inputs:
+                uses[v] = uses.get(v, 0) + 1
+        return tuple(
+            v
+            for inner in self.nodes
+            for v in inner.outputs
+            if v in self.outputs or inner.name == "matmul" or (uses.get(v, 0) > 1 and inner.name not in MOVES)
+        )
+
+
+@dataclass(frozen=True)
+class Block:
+    """Writes the program for one block of rows."""
+
+    program: RowProgram
+    lowering: Lowering
+    dims: Dims
+    rows: Expr
+    size: int
+    producers: Mapping[Value, Node]
+    held: tuple[Value, ...]
+    fixed: Mapping[Value, Source]
+    by_rows: Mapping[Value, Buffer]
+    scratch: Mapping[Value, Buffer]
+    written: Sequence[Buffer]
+
+    def __call__(self, first: Expr, whole: bool) -> None:
+        for value, buffer in self.by_rows.items():
+            columns = columns_of(value.type)
+            read_columns(buffer, columns, first, self.rows, whole, self.scratch[value], self.size, self._lanes(value))
+        for value in self.held:
+            node = self.producers[value]
+            if node.name == "matmul":
+                self._product(node)
+            else:
+                for column in self._each(columns_of(value.type)):
+                    self._put(value, column, self._at(value, column, itself=True))
+        for value, buffer in zip(self.program.outputs, self.written, strict=True):
+            columns = columns_of(value.type)
+            write_columns(buffer, columns, first, self.rows, whole, self.scratch[value], self.size, self._lanes(value))
+
+    def _lanes(self, value: Value) -> int:
+        return self.lowering.target.lanes(bits(memory_type(Tensor(value.type).dtype)))
+
+    def _each(self, columns: int) -> Iterator[Expr]:
+        """Each column: written out, or a loop."""
+        if columns <= FEW_COLUMNS:
+            yield from range(columns)
+        else:
+            with T.serial(columns) as column:
+                yield column
+
+    def _at(self, value: Value, column: Expr, itself: bool = False) -> Expr:
+        """One column of a value, in all lanes; ``itself``: though it is to be held."""
+        sources = dict(self.fixed)
+        for held, buffer in self.scratch.items():
+            if not (itself and held is value):
+                strides = (1, self.size) if held.type.rank == 2 else (1,)
+                sources[held] = Load(buffer, strides, held.type.dtype.is_bool)
+        base = T.bind(const(0, "int64"))
+        region = Region(self.producers, sources, self.dims, Lanes(self.size, base))
+        element = region.at(value, (base, column) if value.type.rank == 2 else (base,))
+        return broadcast(element, self.size)
+
+    def _put(self, value: Value, column: Expr, element: Expr) -> None:
+        if value.type.dtype.is_bool:
+            element = select(element, const(1, "int8"), const(0, "int8"))
+        store(self.scratch[value], element, [column * self.size])
+
+    def _product(self, node: Node) -> None:
+        """A chain of FMAs over k for each column of the result, several columns at once, the pieces of a concatenation in turn."""
+        x, w = node.inputs
+        weights = self.fixed[w]
+        assert isinstance(weights, Load)
+        n, dtype = columns_of(node.output.type), Tensor(node.output.type).dtype
+        pieces = [x]
+        if x in self.producers and x not in self.scratch and self.producers[x].name == "concat":
+            pieces = list(self.producers[x].inputs)
+        at_once = max(1, (self.lowering.target.vector_registers - 4) // 4)
+        for start in range(0, n, at_once):
+            columns = range(start, min(n, start + at_once))
+            sums = [Cell(dtype, self.size, 0) for _ in columns]
+            offset = 0
+            for piece in pieces:
+                self._add_products(piece, weights.buffer, [offset * n + column for column in columns], n, sums)
+                offset += columns_of(piece.type)
+            for column, cell in zip(columns, sums, strict=True):
+                self._put(node.output, column, cell.value)
+
+    def _add_products(
+        self, x: Value, weights: Buffer, starts: Sequence[int], stride: int, sums: Sequence[Cell]
+    ) -> None:
+        """Adds column k of x times ``weights[start + k * stride]`` to each sum, for all k."""
+
+        def step(k: Expr) -> None:
+            factor = share(self._at(x, k))
+            for start, cell in zip(starts, sums, strict=True):
+                cell.set(cell.value + factor * broadcast(weights[start + k * stride], self.size))
+
+        unrolled(columns_of(x.type), 2, step)

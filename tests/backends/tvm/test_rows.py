@@ -1,0 +1,121 @@
+"""Row programs: one kernel for chains of columns, products and results, whatever the number of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import mlec.ops  # noqa: F401  (fills the table)
+from mlec.backends.tvm.backend import TVMBackend
+from mlec.ir import Graph, GraphBuilder, Value, run_graph, tensor
+from mlec.ir.op import Array
+from mlec.passes.fusion import FuseOperators
+from mlec.pipeline import PassPipeline
+from mlec.runtime.executable import Executable
+from mlec.target import Target
+
+Body = Callable[[GraphBuilder, Value, str], list[Value]]
+ROWS = (0, 1, 2, 5, 16, 33, 1000)
+
+
+def normal(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def array(b: GraphBuilder, values: Array, dtype: str) -> Value:
+    return b.constant(values.astype({"f32": np.float32, "f64": np.float64}[dtype]))
+
+
+def logistic(b: GraphBuilder, x: Value, dtype: str) -> list[Value]:
+    scaled = b("div", b("sub", x, array(b, normal(30), dtype)), array(b, np.abs(normal(30, seed=1)) + 0.1, dtype))
+    margin = b("add", b("matmul", scaled, array(b, normal(30, 1), dtype)), array(b, normal(1), dtype))
+    flat = b("reshape", margin, shape=("n",))
+    p = b("sigmoid", flat)
+    columns = [b("reshape", v, shape=("n", 1)) for v in (b("sub", 1.0, p), p)]
+    return [b("cast", b("gt", flat, 0.0), dtype="i64"), b("concat", *columns, axis=1), flat]
+
+
+def polynomial(b: GraphBuilder, x: Value, dtype: str) -> list[Value]:
+    first, second = (b.constant(picks) for picks in np.triu_indices(5))
+    ones = b("broadcast_to", array(b, np.ones((1, 1)), dtype), shape=("n", 1))
+    products = b("mul", b("gather", x, first, axis=1), b("gather", x, second, axis=1))
+    return [b("matmul", b("concat", ones, x, products, axis=1), array(b, normal(21, 3), dtype))]
+
+
+def several_products(b: GraphBuilder, x: Value, dtype: str) -> list[Value]:
+    hidden = b("relu", b("add", b("matmul", x, array(b, normal(9, 8), dtype)), array(b, normal(8), dtype)))
+    return [hidden, b("tanh", b("matmul", hidden, array(b, normal(8, 2), dtype)))]
+
+
+def imputed(b: GraphBuilder, x: Value, dtype: str) -> list[Value]:
+    missing = b("isnan", x)
+    filled = b("where", missing, array(b, normal(12), dtype), x)
+    tail = b("slice", filled, axis=1, start=7, stop=12)
+    return [missing, b("concat", tail, b("cast", missing, dtype=dtype), axis=1), b("maximum", tail, 0.5)]
+
+
+CASES: dict[str, tuple[Body, int]] = {
+    "logistic": (logistic, 30),
+    "polynomial": (polynomial, 5),
+    "several products": (several_products, 9),
+    "imputed": (imputed, 12),
+}
+
+
+def compiled(case: str, dtype: str, target: Target, threads: int = 1) -> tuple[Graph, Executable, int]:
+    body, features = CASES[case]
+    b = GraphBuilder()
+    x = b.input("x", tensor(dtype, ("n", features)))
+    graph = b.finish(body(b, x, dtype))
+    fused, _ = PassPipeline([FuseOperators()]).run(graph)
+    module = TVMBackend().compile(fused, target)
+    executable = Executable(module.program, module.objects, module.constants, num_threads=threads)
+    return graph, executable, len(module.program.kernels)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize("case", CASES)
+def test_one_kernel_that_computes_the_graph(case: str, dtype: str) -> None:
+    graph, executable, kernels = compiled(case, dtype, Target())
+    assert kernels == 1
+    for n in ROWS:
+        x = normal(n, CASES[case][1], seed=n).astype({"f32": np.float32, "f64": np.float64}[dtype])
+        x[n // 3 :: 7, ::4] = np.nan
+        x[n // 2 :: 11, 1] = -np.inf
+        with np.errstate(all="ignore"):
+            want = run_graph(graph, [x])
+        for ours, theirs in zip(executable.run([x]), want, strict=True):
+            assert ours.dtype == theirs.dtype
+            np.testing.assert_allclose(ours, theirs, rtol=2e-5 if dtype == "f32" else 1e-12, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_row_has_the_same_bits_in_every_batch_and_for_any_number_of_threads(case: str) -> None:
+    _, one, _ = compiled(case, "f64", Target())
+    _, two, _ = compiled(case, "f64", Target(), threads=2)
+    x = normal(20_000, CASES[case][1])
+    whole = one.run([x])
+    for ours, theirs in zip(two.run([x]), whole, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(one.run([x[:7]]), whole, strict=True):
+        np.testing.assert_array_equal(ours, theirs[:7])
+
+
+def test_a_processor_with_fewer_registers() -> None:
+    graph, executable, kernels = compiled("logistic", "f64", Target.parse("cpu:x86-64-v3"))
+    assert kernels == 1
+    x = normal(37, 30)
+    for ours, theirs in zip(executable.run([x]), run_graph(graph, [x]), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_wide_rows_and_functions_of_the_c_library_stay_out() -> None:
+    b = GraphBuilder()
+    x = b.input("x", tensor("f32", ("n", 4)))
+    wide = b.input("wide", tensor("f32", ("n", 500)))
+    product = b("matmul", b("sin", x), array(b, normal(4, 2), "f32"))
+    graph = b.finish([b("relu", product), b("matmul", wide, array(b, normal(500, 2), "f32"))])
+    fused, _ = PassPipeline([FuseOperators()]).run(graph)
+    assert [node.name for node in fused.nodes if not node.is_constant] == ["sin", "fused", "matmul"]
