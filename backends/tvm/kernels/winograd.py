@@ -1,0 +1,222 @@
+"""3 x 3 convolutions of stride 1 on channel blocks with 16 instead of 36 products for each 2 x 2 outputs (Winograd's F(2x2, 3x3)).
+
+Sums of inputs (4 x 4 for each 2 x 2 outputs) take the place of the inputs, sums of weights that of the weights (at compile time,
+in float64); the products of both, summed over the channels, are sums of outputs. All factors in between are 1 and -1: the results
+are about as exact as those of the direct convolution, with a difference of some units in the last place.
+
+Per 2 x 2 outputs, in vectors of the machine: 16 FMAs for each pair of an input channel and a block of output channels (36 in the
+direct convolution), and about 64 loads, additions and stores for each block of input and of output channels. So it pays from some
+16 channels on. Predicted (and measured, AVX-512, batch 1, against the direct convolution on the same machine) in `worthwhile`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import numpy as np
+import numpy.typing as npt
+
+from mlec.backends.tvm.compat import T, prim_func, tirx
+from mlec.backends.tvm.kernels.conv import ConvTile, choose_tile
+from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.gemm import put
+from mlec.backends.tvm.kernels.tile import (
+    RegisterTile,
+    ceildiv,
+    copy_run,
+    epilogue_parameters,
+    flat_view,
+    if_,
+    parallel_if_large,
+    parameter,
+    product,
+    unflatten,
+)
+from mlec.backends.tvm.kernels.vector import Cell, bits_as, const, load, reduce_lanes, share, store
+from mlec.backends.tvm.target import TargetInfo
+
+INFINITY = 0x7F800000
+"""The bits of infinity in float32; those of NaN, without the sign, are larger."""
+
+POSITIONS = 16
+_TRANSFORM = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+
+
+def pack_winograd(weights: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """``[k/kb, c/b, 3, b, 3, kb]`` to ``[k/kb, 16, c/b, b, kb]``: the sums of weights that take their place."""
+    sums = np.einsum("ir,kcrbsv,js->kijcbv", _TRANSFORM, weights.astype(np.float64), _TRANSFORM)
+    kb, _, _, cb, b, k = sums.shape
+    return np.ascontiguousarray(sums.reshape(kb, POSITIONS, cb, b, k).astype(weights.dtype))
+
+
+def _blocks(extent: tuple[int, int]) -> tuple[int, int, int]:
+    """Rows and columns of 2 x 2 outputs in an image, and how many rows are worked on together (some 24 squares)."""
+    down, across = ceildiv(extent[0], 2), ceildiv(extent[1], 2)
+    together = max(1, min(down, 24 // across))
+    return down, across, ceildiv(down, ceildiv(down, together))
+
+
+def _product_tile(target: TargetInfo, blocks: int, channels: int, squares: int, lanes: int) -> ConvTile:
+    """The register tile of the products at one of the 16 positions: a pointwise convolution of a row of squares."""
+    return choose_tile(target, 1, blocks, channels, (1, squares), 1, 1, 1, lanes * 4)
+
+
+def worthwhile(w_shape: Sequence[int], extent: tuple[int, int], dtype: str, target: TargetInfo) -> bool:
+    """Whether this is predicted to take less than 0.9 of the direct convolution's time.
+
+    It is for vectors of float32 that are whole, and for weights that stay in L2 for all squares of an image.
+    """
+    kb, cb, r, b, s, k = w_shape
+    lanes = target.lanes(32)
+    if dtype != "float32" or (r, s) != (3, 3) or b != lanes or k != lanes or min(extent) < 2:
+        return False
+    if kb * cb * b * k * POSITIONS * 4 > target.l2_bytes // 2:
+        return False
+    down, across, rows = _blocks(extent)
+    products = _product_tile(target, kb, cb * b, rows * across, lanes)
+    squares = ceildiv(down, rows) * rows * across
+    cycles = ceildiv(down, rows) * POSITIONS * products.cycles + squares * (cb + kb) * 40
+    direct = choose_tile(target, 1, kb, cb * b * r, extent, s, 1, 1, k * 4)
+    return bool(cycles < 0.9 * direct.cycles)
+
+
+def conv2d_winograd(
+    x_shape: Sequence[Dim],
+    w_shape: Sequence[int],
+    pads: Sequence[int],
+    target: TargetInfo,
+    epilogue: Epilogue = IDENTITY,
+    name: str = "conv2d_winograd",
+) -> tirx.PrimFunc:
+    """``y[n, k/kb, p, q, kb] = epilogue(conv(x[n, c/b, h, w, b], w[k/kb, c/b, 3, b, 3, kb]))`` in float32; only n may be symbolic.
+
+    Parameters of the program: x, w as `pack_winograd` makes it, w, the epilogue's inputs, y; the epilogue's indices are those of
+    y (five). ``pads`` lists top, left, bottom, right.
+
+    A task is some rows of 2 x 2 squares of one image: padded copy, sums of inputs, and then for some blocks of output channels
+    the products at the 16 positions and the sums of these. An input that is not finite would spread to all outputs of its
+    squares, and one near the largest float could overflow; where any output is not finite, the task computes these blocks of
+    channels again by the definition, from w.
+    """
+    n, cb, h, w, b = x_shape
+    kb, _, _, _, _, k = w_shape
+    top, left, bottom, right = pads
+    p, q = h + top + bottom - 2, w + left + right - 2
+    down, across, rows = _blocks((p, q))
+    squares, columns = rows * across, (2 * across + 2) * b
+    tile = _product_tile(target, kb, cb * b, squares, k)
+    group, width = tile.blocks, tile.columns
+    lanes = target.lanes(32)
+    tasks = ceildiv(down, rows)
+
+    with prim_func(name) as kernel:
+        x_arg = parameter("x", BufferSpec(x_shape, "float32"))
+        u = parameter("u", BufferSpec((kb, POSITIONS, cb, b, k), "float32"))
+        weights = parameter("w", BufferSpec(w_shape, "float32"))
+        extra = epilogue_parameters(epilogue)
+        y = parameter("y", BufferSpec((n, kb, p, q, k), epilogue.out_dtype or "float32"))
+        x = flat_view(x_arg, (n, cb, h, w * b), "float32")
+
+        def task(index: Expr) -> None:
+            image, part = unflatten(index, (n, tasks))
+            first = share(part * (2 * rows))
+            padded = T.alloc_buffer((cb, 2 * rows + 2, columns), "float32")
+            # One square more than there are, lest the 16 positions lie a power of two apart and share their places in L1.
+            sums = T.alloc_buffer((POSITIONS, cb, (squares + 1) * b), "float32")
+            products = T.alloc_buffer((POSITIONS, group, (squares + 1) * k), "float32")
+
+            def pad() -> None:
+                before = min(left * b, columns)
+                inside = min(w * b, columns - before)
+                with T.grid(cb, 2 * rows + 2) as (ci, row):
+                    at = share(first + row - top)
+                    with T.If(tirx.And(at >= 0, at < h)):
+                        with T.Then():
+                            copy_run(padded, (ci, row), 0, before, lanes)
+                            copy_run(
+                                padded,
+                                (ci, row),
+                                before,
+                                inside,
+                                lanes,
+                                lambda o, width: load(x, [image, ci, at, o], width),
+                            )
+                            copy_run(padded, (ci, row), before + inside, columns - before - inside, lanes)
+                        with T.Else():
+                            copy_run(padded, (ci, row), 0, columns, lanes)
+
+            def sum_inputs() -> None:
+                with T.grid(cb, rows, across) as (ci, i, j):
+                    d = [[share(load(padded, [ci, 2 * i + r, (2 * j + s) * b], b)) for s in range(4)] for r in range(4)]
+                    half = [_input_sums([d[r][s] for r in range(4)]) for s in range(4)]
+                    for r in range(4):
+                        for s, value in enumerate(_input_sums([half[s][r] for s in range(4)])):
+                            store(sums, value, [4 * r + s, ci, (i * across + j) * b])
+
+            def multiply(k_group: Expr, position: Expr, square: Expr, count: int) -> None:
+                totals = RegisterTile(count, group, k, "float32")
+                with T.grid(cb, b) as (ci, c):
+                    totals.multiply_add(
+                        [sums[position, ci, (square + t) * b + c] for t in range(count)],
+                        [load(u, [k_group * group + g, position, ci, c, 0], k) for g in range(group)],
+                    )
+                for t in range(count):
+                    for g in range(group):
+                        store(products, totals.value(t, g), [position, g, (square + t) * k])
+
+            def finish(block: Expr, g: Expr, i: Expr, j: Expr, largest: Cell) -> None:
+                m = [share(load(products, [at, g, (i * across + j) * k], k)) for at in range(POSITIONS)]
+                half = [_output_sums(m[s:POSITIONS:4]) for s in range(4)]
+                for r in range(2):
+                    for s, value in enumerate(_output_sums([half[c][r] for c in range(4)])):
+                        magnitude = share(bits_as("int32", value) & const(0x7FFFFFFF, "int32", k))
+                        largest.set(tirx.max(largest.value, magnitude))
+                        write(block, i * 2 + r, j * 2 + s, value)
+
+            def write(block: Expr, row: Expr, column: Expr, value: Expr) -> None:
+                """Unless the square hangs over the edge there."""
+                at = (image, block, first + row, column)
+                over = [
+                    i < extent
+                    for i, extent, held in ((at[2], p, tasks * 2 * rows), (at[3], q, 2 * across))
+                    if held > extent
+                ]
+                with if_(tirx.all(*over)) if over else nullcontext():
+                    put(y, at, at, 0, k, [value], epilogue, extra)
+
+            def by_definition(block: Expr) -> None:
+                with T.grid(2 * rows, 2 * across) as (i, j):
+                    total = Cell("float32", k, 0)
+                    with T.grid(cb, 3, b, 3) as (ci, r, c, s):
+                        factor = tirx.Broadcast(padded[ci, i + r, (j + s) * b + c], k)
+                        total.set(total.value + factor * load(weights, [block, ci, r, c, s, 0], k))
+                    write(block, i, j, total.value)
+
+            pad()
+            sum_inputs()
+            with T.serial(kb // group) as k_group:
+                with T.serial(POSITIONS) as position:
+                    if squares >= width:
+                        with T.serial(squares // width) as t:
+                            multiply(k_group, position, t * width, width)
+                    if squares % width:
+                        multiply(k_group, position, squares // width * width, squares % width)
+                with T.serial(group) as g:
+                    block = share(k_group * group + g)
+                    largest = Cell("int32", k, 0)
+                    with T.grid(rows, across) as (i, j):
+                        finish(block, g, i, j, largest)
+                    with if_(reduce_lanes(largest.value, tirx.max) >= INFINITY):
+                        by_definition(block)
+
+        parallel_if_large(product((n, tasks)), POSITIONS * squares * cb * b * kb * k, task, tasks)
+    return kernel.func
+
+
+def _input_sums(d: Sequence[Expr]) -> list[Expr]:
+    return [share(d[0] - d[2]), share(d[1] + d[2]), share(d[2] - d[1]), share(d[1] - d[3])]
+
+
+def _output_sums(m: Sequence[Expr]) -> list[Expr]:
+    return [share(m[0] + m[1] + m[2]), share(m[1] - m[2] - m[3])]
