@@ -11,7 +11,17 @@ from typing import Any
 import msgspec
 
 from mlec import registry
-from mlec.artifact import Artifact, KernelBlob, SaveResult, TrustDigest, decide, record_built, write
+from mlec.artifact import (
+    Artifact,
+    KernelBlob,
+    ModelMetadata,
+    SaveResult,
+    TrustDigest,
+    decide,
+    read_model,
+    record_built,
+    write,
+)
 from mlec.backends.base import CompiledModule, CompileOptions, Interpreter
 from mlec.capabilities import refuse_reserved
 from mlec.errors import CorruptedFileError, LoweringError, UsageError
@@ -39,16 +49,12 @@ def pack(
     for name, array in module.constants.items():
         if tensors.setdefault(name, array) is not array:
             raise LoweringError(f"the backend gives another tensor under the name of the constant {name!r}")
-    if user is not None and not isinstance(user, Mapping):
-        raise UsageError(
-            f"metadata takes a mapping, got {type(user).__name__}", hint='for example metadata={"author": "me"}'
-        )
     document = {
         **metadata,
         "signature": msgspec.to_builtins(graph.signature),
         "program": msgspec.to_builtins(module.program),
         "report": msgspec.to_builtins(report.to_dict()),
-        "user": dict(user or {}),
+        "user": _user_metadata(user),
         "targets": [{**module.program.target, "cpu_flags": sorted(needed_cpu_flags(module.program))}],
     }
     blobs = [KernelBlob(RELOCATABLE_OBJECT, 0, data) for data in module.objects]
@@ -60,20 +66,14 @@ def pack(
 def unpack(path: Path, *, num_threads: int | None, trust: str | TrustDigest, device: str) -> CompiledModel:
     """Loads a file: its own kernels where they may run here, else the graph compiled on this machine."""
     artifact = Artifact.open(path)
-    metadata = artifact.metadata
-    try:
-        signature = msgspec.convert(metadata["signature"], Signature)
-        program = msgspec.convert(metadata["program"], Program)
-    except (KeyError, msgspec.ValidationError) as error:
-        raise CorruptedFileError(
-            f"{path}: the metadata does not describe a program: {error}", code="E_METADATA"
-        ) from error
+    model = read_model(artifact)
+    signature, program = model.signature, model.program
     if device not in ("auto", program.device):
         raise UsageError(
             f"{path} holds kernels for {program.device}, not for {device!r}",
             hint=f"compile the model again with target={device!r}, or load with device='auto'",
         )
-    reason = _why_not_as_it_is(artifact, program, trust)
+    reason = _why_not_as_it_is(artifact, model, trust)
     if reason is None:
         objects = tuple(blob.data for blob in artifact.kernels)
         executable = _executable(
@@ -87,9 +87,9 @@ def unpack(path: Path, *, num_threads: int | None, trust: str | TrustDigest, dev
     return CompiledModel(
         signature,
         executable,
-        {k: v for k, v in metadata.items() if k not in ("signature", "program", "report")},
+        {k: v for k, v in artifact.metadata.items() if k not in ("signature", "program", "report")},
         graph=lambda: _graph(artifact, signature),
-        report=lambda: OptimizationReport.from_dict(metadata.get("report", {})),
+        report=lambda: OptimizationReport.from_dict(model.report),
         saver=lambda target, **options: _save_again(target, artifact, options),
     )
 
@@ -114,22 +114,31 @@ def _target_here(program: Program) -> Target:
 
 
 def _graph(artifact: Artifact, signature: Signature) -> Graph:
-    return parse_graph(artifact.graph, artifact.tensors, signature)
+    graph = parse_graph(artifact.graph, artifact.tensors)
+    own, claimed = (
+        [[(t.dtype, t.shape) for t in specs] for specs in (s.inputs, s.outputs)] for s in (graph.signature, signature)
+    )
+    if own != claimed:
+        raise CorruptedFileError(
+            f"{artifact.path}: the signature in the metadata is not that of the graph", code="E_METADATA",
+            hint="compile the model again",
+        )  # fmt: skip
+    return graph.with_signature(signature)
 
 
-def _why_not_as_it_is(artifact: Artifact, program: Program, trust: str | TrustDigest) -> str | None:
+def _why_not_as_it_is(artifact: Artifact, model: ModelMetadata, trust: str | TrustDigest) -> str | None:
     """Why the file's kernels, or without any its backend, must not or cannot run the model here; None when they can."""
     if not artifact.kernels:
-        if program.backend not in registry.target_forms():
-            return f"its backend {program.backend!r} is not installed"
-        if isinstance(registry.load("backends", program.backend)(), Interpreter):
+        backend = model.program.backend
+        if backend not in registry.target_forms():
+            return f"its backend {backend!r} is not installed"
+        if isinstance(registry.load("backends", backend)(), Interpreter):
             return None
         return "it holds no kernels"
     decision = decide(artifact, trust)  # type: ignore[arg-type]
     if not decision.native:
         return decision.reason
-    targets = artifact.metadata.get("targets") or [{}]
-    missing = sorted(set(targets[0].get("cpu_flags", ())) - host_cpu_flags())
+    missing = sorted(model.needed_cpu_flags - host_cpu_flags())
     if missing:
         return f"its kernels need {', '.join(missing[:5])}, which this processor does not have"
     return None
@@ -160,11 +169,19 @@ def needed_cpu_flags(program: Program) -> frozenset[str]:
     return frozenset(X86_FLAGS[name] for name in used if name in X86_FLAGS) | {architecture}
 
 
+def _user_metadata(given: Any) -> dict[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise UsageError(
+            f"metadata takes a mapping, got {type(given).__name__}", hint='for example metadata={"author": "me"}'
+        )
+    return dict(given or {})
+
+
 def _save_again(path: Path, artifact: Artifact, options: Mapping[str, Any]) -> SaveResult:
     """Writes a loaded model to another file; metadata given now is added to what it has."""
     refuse_reserved(options)
-    metadata = dict(artifact.metadata)
-    metadata["user"] = {**metadata.get("user", {}), **(options.get("metadata") or {})}
+    user = {**read_model(artifact).user, **_user_metadata(options.get("metadata"))}
+    metadata = {**artifact.metadata, "user": user}
     saved = write(path, metadata=metadata, graph=artifact.graph, tensors=artifact.tensors, kernels=artifact.kernels)
     if decide(artifact, "auto").native:
         record_built(saved.code_id)

@@ -5,6 +5,7 @@ Nothing in this package executes anything that a file holds.
 """
 
 from mlec.artifact.kernels import KINDS, KernelBlob
+from mlec.artifact.model import ModelMetadata, read_model
 from mlec.artifact.reader import Artifact
 from mlec.artifact.trust import TrustDecision, TrustDigest, decide, is_built_here, record_built
 from mlec.artifact.weights import DTYPES, TensorEntry, Tensors
@@ -15,6 +16,7 @@ __all__ = [
     "KINDS",
     "Artifact",
     "KernelBlob",
+    "ModelMetadata",
     "SaveResult",
     "TensorEntry",
     "Tensors",
@@ -22,6 +24,7 @@ __all__ = [
     "TrustDigest",
     "decide",
     "is_built_here",
+    "read_model",
     "record_built",
     "write",
 ]

@@ -34,3 +34,7 @@ DIM: Final = 1 << 48
 """Largest length of one axis."""
 KERNELS: Final = 4096
 """Most entries of the kernels table."""
+FEATURES: Final = 1 << 24
+"""Most columns of a table that a model takes."""
+LABEL_BYTES: Final = 4096
+"""Longest text of a class label in memory, four bytes a character."""

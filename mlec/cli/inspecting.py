@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,10 +13,7 @@ from mlec.cli.output import json_option, print_json, print_pairs, print_table, s
 if TYPE_CHECKING:
     from mlec.artifact import Artifact
     from mlec.report import OptimizationReport
-    from mlec.runtime.program import Program
     from mlec.signature import Signature
-
-_Struct = TypeVar("_Struct")
 
 
 @click.command("inspect")
@@ -46,47 +43,23 @@ def inspect_command(model: Path, graph: bool, kernels: bool, as_json: bool) -> N
 
 
 def _facts(artifact: Artifact, trust: str) -> list[tuple[str, object]]:
-    metadata, program = artifact.metadata, _program(artifact)
+    from mlec.artifact import read_model
+
+    model = read_model(artifact)
+    program = model.program
     sections = {name: section.size for name, section in artifact.header.sections.items() if section.size}
-    user = metadata.get("user")
     return [
         ("file", f"{artifact.path}  {size_text(artifact.header.file_size)}, format {artifact.header.version}"),
-        ("model", f"{metadata.get('name')} (from {metadata.get('source')}, mlec {metadata.get('mlec_version')})"),
-        *_interface(_signature(artifact)),
+        ("model", f"{model.name} (from {model.source}, mlec {artifact.metadata['mlec_version']})"),
+        *_interface(model.signature),
         ("target", _target(program.target)),
         ("sections", ", ".join(f"{name} {size_text(size)}" for name, size in sections.items())),
         ("weights", f"{len(artifact.tensors)} tensors"),
         ("kernels", f"{len(program.kernels)} in {len(artifact.kernels)} object files"),
         ("trust", trust),
         ("code id", f"sha256:{artifact.code_id}"),
-        ("metadata", "\n".join(f"{key} = {value}" for key, value in user.items()) if isinstance(user, Mapping) else ""),
+        ("metadata", "\n".join(f"{key} = {value}" for key, value in model.user.items())),
     ]
-
-
-def _program(artifact: Artifact) -> Program:
-    from mlec.runtime.program import Program
-
-    return _converted(artifact, "program", Program)
-
-
-def _signature(artifact: Artifact) -> Signature:
-    from mlec.signature import Signature
-
-    return _converted(artifact, "signature", Signature)
-
-
-def _converted(artifact: Artifact, key: str, kind: type[_Struct]) -> _Struct:
-    import msgspec
-
-    from mlec.errors import CorruptedFileError
-
-    try:
-        return msgspec.convert(artifact.metadata.get(key), kind)
-    except msgspec.ValidationError as error:
-        raise CorruptedFileError(
-            f"{artifact.path}: the metadata holds no readable {key}: {error}", code="E_METADATA",
-            hint="the file is sound, but not made by mlec compile; --json shows all that is in it",
-        ) from error  # fmt: skip
 
 
 def _interface(signature: Signature) -> list[tuple[str, object]]:
@@ -117,22 +90,20 @@ def _joined(value: object) -> str:
 
 
 def _print_kernels(artifact: Artifact) -> None:
-    strategies = {k["symbol"]: k["strategy"] for k in _report(artifact).kernels}
+    from mlec.artifact import KINDS, read_model
+    from mlec.reporting.schema import typed
+
+    model = read_model(artifact)
+    strategies = {kernel.symbol: kernel.strategy for kernel in typed(_report(artifact)).kernels}
     print_table(
         ("kernel", "op", "flops", "bytes", "how", "from"),
-        [
-            (k.symbol, k.op, k.flops, k.bytes, strategies.get(k.symbol, ""), k.location)
-            for k in _program(artifact).kernels
-        ],
+        [(k.symbol, k.op, k.flops, k.bytes, strategies.get(k.symbol, ""), k.location) for k in model.program.kernels],
     )
     click.echo()
-    from mlec.artifact import KINDS
-
-    targets = artifact.metadata["targets"]
     rows = [
         (
             KINDS[blob.kind], size_text(len(blob.data)),
-            _target(targets[blob.target]),
+            _target(model.targets[blob.target]),
             blob.sha256,
         )
         for blob in artifact.kernels
@@ -141,9 +112,10 @@ def _print_kernels(artifact: Artifact) -> None:
 
 
 def _report(artifact: Artifact) -> OptimizationReport:
+    from mlec.artifact import read_model
     from mlec.report import OptimizationReport
 
-    return OptimizationReport.from_dict(artifact.metadata.get("report", {}))
+    return OptimizationReport.from_dict(read_model(artifact).report)
 
 
 @click.command("report")

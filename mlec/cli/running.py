@@ -128,8 +128,10 @@ def verify_command(
     """
     if inputs is not None and against is None:
         raise click.UsageError("--inputs needs --against: the source model to compare with")
-    from mlec.artifact import Artifact, TrustDigest, decide
+    from mlec.artifact import Artifact, TrustDigest, decide, read_model
     from mlec.cli.files import examples
+    from mlec.report import OptimizationReport
+    from mlec.reporting.schema import typed
 
     given = examples(inputs)
     with Artifact.open(model, verify="full" if full else "fast") as artifact:
@@ -143,8 +145,9 @@ def verify_command(
             "code": decision.reason,
             "code_id": f"sha256:{artifact.code_id}",
         }
-        recorded = artifact.metadata.get("report", {}).get("parity", {})
-    parity = recorded
+        report = OptimizationReport.from_dict(read_model(artifact).report)
+        typed(report)  # whether it is one
+    parity = report.parity
     if against is not None:
         from mlec.errors import ToleranceError
         from mlec.validation import default_tolerance, validate

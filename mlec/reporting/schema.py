@@ -7,13 +7,17 @@ defaults and unknown keys are left out, so that reports of other versions can be
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import field
 
 from mlec.errors import CorruptedFileError
 from mlec.report import OptimizationReport
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Measure = Annotated[float, msgspec.Meta(ge=0)]
+Peak = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Remark(msgspec.Struct, frozen=True):
@@ -28,9 +32,9 @@ class Remark(msgspec.Struct, frozen=True):
 class Stats(msgspec.Struct, frozen=True):
     """Size of a graph, symbolic dims at the nominal extent."""
 
-    nodes: int = 0
-    flops: int = 0
-    bytes: int = 0
+    nodes: Count = 0
+    flops: Count = 0
+    bytes: Count = 0
 
 
 class PassEntry(msgspec.Struct, frozen=True):
@@ -41,9 +45,9 @@ class PassEntry(msgspec.Struct, frozen=True):
     missed: tuple[Remark, ...] = ()
     before: Stats = Stats()
     after: Stats = Stats()
-    seconds: float = 0.0
-    predicted_gain: float | None = None
-    measured_gain: float | None = None
+    seconds: Measure = 0.0
+    predicted_gain: Measure | None = None
+    measured_gain: Measure | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -58,30 +62,30 @@ class Kernel(msgspec.Struct, frozen=True):
     op: str = ""
     location: str = ""
     strategy: str = ""
-    bits: int = 32
-    flops: int | str = 0
-    bytes: int | str = 0
-    nominal_flops: int = 0
-    nominal_bytes: int = 0
-    predicted_seconds: float | None = None
+    bits: Count = 32
+    flops: Count | str = 0
+    bytes: Count | str = 0
+    nominal_flops: Count = 0
+    nominal_bytes: Count = 0
+    predicted_seconds: Measure | None = None
 
 
 class Comparison(msgspec.Struct, frozen=True):
     """Compiled against source for one result; see `mlec.validation.Comparison`."""
 
     method: str = ""
-    rows: int = 0
-    max_abs_error: float = 0.0
-    max_rel_error: float = 0.0
-    mean_abs_error: float = 0.0
-    label_mismatches: int = 0
-    ties: int = 0
-    excess: float = 0.0
+    rows: Count = 0
+    max_abs_error: Measure = 0.0
+    max_rel_error: Measure = 0.0
+    mean_abs_error: Measure = 0.0
+    label_mismatches: Count = 0
+    ties: Count = 0
+    excess: Measure = 0.0
 
 
 class Bound(msgspec.Struct, frozen=True):
-    rtol: float = 0.0
-    atol: float = 0.0
+    rtol: Measure = 0.0
+    atol: Measure = 0.0
 
     def __str__(self) -> str:
         parts = [f"{name} {value:.3g}" for name, value in (("relative", self.rtol), ("absolute", self.atol)) if value]
@@ -106,15 +110,15 @@ class Parity(msgspec.Struct, frozen=True):
 class Measured(msgspec.Struct, frozen=True):
     """Milliseconds of one call."""
 
-    rows: int = 0
-    compiled_ms: float = 0.0
-    source_ms: float | None = None
-    speedup: float | None = None
+    rows: Count = 0
+    compiled_ms: Measure = 0.0
+    source_ms: Measure | None = None
+    speedup: Measure | None = None
 
 
 class Timing(msgspec.Struct, frozen=True):
-    compile_seconds: float | None = None
-    predicted_seconds: dict[str, float] = field(default_factory=dict)
+    compile_seconds: Measure | None = None
+    predicted_seconds: dict[str, Measure] = field(default_factory=dict)
     measured: Measured | None = None
 
     @property
@@ -124,17 +128,17 @@ class Timing(msgspec.Struct, frozen=True):
 
 
 class Memory(msgspec.Struct, frozen=True):
-    weights_bytes: int | None = None
-    peak_bytes: int | None = None
+    weights_bytes: Count | None = None
+    peak_bytes: Count | None = None
 
 
 class Roofline(msgspec.Struct, frozen=True):
     """The machine: peaks in operations and bytes a second, and the overhead of one kernel call."""
 
-    flops: float
-    bandwidth: float
-    kernel_seconds: float = 0.0
-    flops64: float = 0.0
+    flops: Peak
+    bandwidth: Peak
+    kernel_seconds: Measure = 0.0
+    flops64: Measure = 0.0
 
     def peak(self, bits: int) -> float:
         """Operations a second on floats of ``bits`` bits."""
@@ -148,8 +152,8 @@ class PictureNode(msgspec.Struct, frozen=True):
     type: str = ""
     location: str = ""
     locations: tuple[str, ...] = ()
-    flops: int = 0
-    bytes: int = 0
+    flops: Count = 0
+    bytes: Count = 0
 
 
 class Picture(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mlec.errors import InputError, MlecError, UsageError
+from mlec.errors import CorruptedFileError, InputError, MlecError, UsageError
 from mlec.runtime.dims import evaluate
 from mlec.runtime.edge import Edge, numpy_dtype
 from mlec.runtime.frames import data_frame
@@ -336,7 +336,13 @@ class _Method:
 
     def _part(self, output: Array, labels: Array | None) -> Array:
         if labels is not None:
-            output = labels[output]
+            try:
+                output = labels[output]
+            except IndexError as error:
+                raise CorruptedFileError(
+                    f"the model has {len(labels)} labels for more classes: {error}", code="E_METADATA",
+                    hint="compile the model again",
+                ) from error  # fmt: skip
         if self._spec.function == "log":
             with np.errstate(divide="ignore"):
                 output = np.log(output)

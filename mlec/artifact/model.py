@@ -1,0 +1,159 @@
+"""The metadata that `mlec` itself keeps in a file, beside the keys that the format owns (`mlec.artifact.metadata`).
+
+A file may come from anybody, so these keys are read through one schema: whatever does not have its form is a clear error, not a
+surprise where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import field
+
+from mlec.artifact import limits
+from mlec.artifact.reader import Artifact
+from mlec.artifact.weights import DTYPES
+from mlec.errors import CorruptedFileError, UsageError
+from mlec.runtime.dims import evaluate
+from mlec.runtime.program import Program
+from mlec.signature import Coding, ColumnFeed, Labels, MethodSpec, Signature, TableSpec
+
+
+class ModelMetadata(msgspec.Struct, frozen=True):
+    """What a file says of the model in it.
+
+    Attributes:
+        signature: inputs, outputs, methods.
+        program: the compiled graph without its code and weights.
+        name: of the model.
+        source: which frontend read it.
+        report: the report as `OptimizationReport.to_dict` gives it; `mlec.reporting.schema` looks into it.
+        user: what the user added.
+        targets: what the kernels were compiled for.
+    """
+
+    signature: Signature
+    program: Program
+    name: str = ""
+    source: str = ""
+    report: dict[str, Any] = field(default_factory=dict)
+    user: dict[str, Any] = field(default_factory=dict)
+    targets: list[dict[str, str | int | list[str]]] = field(default_factory=list)
+
+    @property
+    def needed_cpu_flags(self) -> frozenset[str]:
+        """What a processor must have to run the kernels."""
+        flags = self.targets[0].get("cpu_flags") if self.targets else None
+        return frozenset(flags) if isinstance(flags, list) else frozenset()
+
+
+def read_model(artifact: Artifact) -> ModelMetadata:
+    """The metadata of a model.
+
+    Raises:
+        CorruptedFileError: ``E_METADATA``, naming the key: the file was not made by `mlec`, or by another version of it.
+    """
+    try:
+        found = msgspec.convert(artifact.metadata, ModelMetadata)
+    except msgspec.ValidationError as error:
+        raise _no_model(artifact, str(error)) from None
+    for fault in _faults(found.signature):
+        raise _no_model(artifact, fault)
+    return found
+
+
+def _no_model(artifact: Artifact, why: str) -> CorruptedFileError:
+    return CorruptedFileError(
+        f"{artifact.path}: the metadata does not describe a model: {why}"[:400], code="E_METADATA",
+        hint="the file is sound, but not made by this version of mlec; `mlec inspect --json` shows all that is in it",
+    )  # fmt: skip
+
+
+# -- what the types of a signature do not say ------------------------------------------------------------------------
+
+
+def _faults(signature: Signature) -> Iterator[str]:
+    """What contradicts itself, in words."""
+    for spec in (*signature.inputs, *signature.outputs):
+        if spec.dtype not in DTYPES:
+            yield f"{spec.name!r} has the unknown element type {spec.dtype[:40]!r}"
+        if len(spec.shape) > limits.RANK or not all(map(_is_dim, spec.shape)):
+            yield f"{spec.name!r} has a shape that is none"
+    for name, (least, most) in signature.symbols.items():
+        if least < 0 or (most is not None and most < least):
+            yield f"the bounds of the dim {name!r} contradict each other"
+    if signature.table is not None:
+        yield from _table_faults(signature.table, len(signature.inputs))
+    names = [method.name for method in signature.methods]
+    if len(set(names)) < len(names) or not set(signature.run) <= set(names):
+        yield "the methods that run() calls are not among the methods, or two have one name"
+    for method in signature.methods:
+        yield from _method_faults(method, len(signature.outputs))
+
+
+def _is_dim(dim: int | str) -> bool:
+    try:
+        value = evaluate(dim, {}) if isinstance(dim, int) or len(dim) <= limits.NAME_BYTES else -1
+    except UsageError:
+        return False
+    return value is None or 0 <= value <= limits.DIM
+
+
+def _table_faults(table: TableSpec, inputs: int) -> Iterator[str]:
+    if not 0 <= table.n_features <= limits.FEATURES:
+        yield f"a table of {table.n_features} columns, between 0 and {limits.FEATURES} are possible"
+    if len(table.feeds) != inputs:
+        yield f"{len(table.feeds)} parts of the table for {inputs} inputs"
+    if table.feature_names is not None and len(table.feature_names) != table.n_features:
+        yield f"{len(table.feature_names)} names for {table.n_features} columns"
+    for feed in table.feeds:
+        if not all(0 <= column < table.n_features for column in feed.columns):
+            yield "a column outside of the table"
+        if not _codings_fit(feed):
+            yield "codings that do not fit their columns"
+
+
+def _codings_fit(feed: ColumnFeed) -> bool:
+    def fits(coding: Coding) -> bool:
+        others = (coding.unknown, coding.missing, coding.none, coding.nan)
+        if not all(code is None or abs(code) < 2**31 for code in (*(coding.codes or ()), *others)):
+            return False
+        return coding.codes is None or len(coding.codes) == len(coding.categories)
+
+    return len(feed.codings) in (0, len(feed.columns)) and all(map(fits, feed.codings))
+
+
+def _method_faults(method: MethodSpec, outputs: int) -> Iterator[str]:
+    if not method.outputs or not all(0 <= position < outputs for position in method.outputs):
+        yield f"the method {method.name!r} returns outputs that do not exist"
+    if len(method.labels) not in (0, len(method.outputs)):
+        yield f"the method {method.name!r} has labels for other than its outputs"
+    if method.dtype is not None and _label_dtype(method.dtype) is None:
+        yield f"the method {method.name!r} returns the unknown type {method.dtype[:40]!r}"
+    if not all(labels is None or _labels_fit(labels) for labels in method.labels):
+        yield f"the labels of the method {method.name!r} are not of their type"
+
+
+def _labels_fit(labels: Labels) -> bool:
+    dtype = _label_dtype(labels.dtype)
+    if dtype is None:
+        return False
+    try:
+        np.empty(len(labels.values), dtype)[:] = [
+            np.nan if value is None and dtype.kind == "f" else value for value in labels.values
+        ]
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return True
+
+
+def _label_dtype(text: str) -> np.dtype[Any] | None:
+    """The dtype of that name if labels can have it: numbers, booleans, text of bounded length, objects."""
+    try:
+        dtype = np.dtype(text)
+    except (TypeError, ValueError, SyntaxError):
+        return None
+    return dtype if dtype.kind in "biufUO" and dtype.itemsize <= limits.LABEL_BYTES else None

@@ -1,0 +1,173 @@
+"""Files whose metadata is sound JSON, but not what mlec writes: every value is changed in turn and the file sealed again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mlec
+from mlec.artifact import Artifact, read_model
+from mlec.cli import main
+from mlec.errors import MlecError
+from tests.artifact.surgery import Parts, join, split
+
+ODD: tuple[Any, ...] = (None, True, -1, 2**63, 0.5, "", "x", [], [[]], {}, {"x": {}}, ["x", -1], "1" * 600)
+Path_ = tuple[str | int, ...]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """A classifier with labels, a coded column and a report. Its program is one for the interpreter: nothing is compiled."""
+    import pandas as pd
+    from sklearn.compose import make_column_transformer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    table = pd.DataFrame({"kind": ["a", "b", "a", "b"], "size": [1.0, 2.0, 3.0, 5.0]})
+    encoded = make_column_transformer((OneHotEncoder(), ["kind"]), remainder="passthrough")
+    source = make_pipeline(encoded, LogisticRegression()).fit(table, ["no", "yes", "no", "yes"])
+    path = tmp_path_factory.mktemp("model") / "m.mle"
+    mlec.compile(source, [table]).save(path, metadata={"author": "me"})
+    parts = split(path.read_bytes())
+    parts.kernels.clear()
+    parts.metadata["program"]["backend"] = "numpy"
+    parts.metadata["targets"][0]["cpu_flags"] = []
+    return parts
+
+
+def places(value: Any, at: Path_ = ()) -> Iterator[Path_]:
+    """Every place in a document: of lists, the first and the last entry."""
+    if at:
+        yield at
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from places(inner, (*at, key))
+    elif isinstance(value, list):
+        for index in sorted({0, len(value) - 1} & set(range(len(value)))):
+            yield from places(value[index], (*at, index))
+
+
+def changed(parts: Parts, at: Path_, value: Any) -> bytes:
+    document = copy.deepcopy(parts.metadata)
+    *path, last = at
+    inner: Any = document
+    for step in path:
+        inner = inner[step]
+    inner[last] = value
+    return join(Parts(document, parts.graph, parts.weights, parts.kernels))
+
+
+def uses(path: Path) -> list[Callable[[], object]]:
+    def load_and_run() -> None:
+        with mlec.load(path) as loaded:
+            x = np.array([["a", 1.0], ["b", 2.0]], object)
+            for method in ("predict", "predict_proba"):
+                getattr(loaded, method)(x)
+            loaded.run(x)
+
+    def render() -> None:
+        with mlec.load(path) as loaded:
+            loaded.report.to_text()
+            loaded.report.to_html()
+
+    return [load_and_run, render]
+
+
+def sweep(model: Parts, keys: tuple[str, ...], values: tuple[Any, ...]) -> Iterator[tuple[Path_, Any, bytes]]:
+    for key in keys:
+        for at in places(model.metadata[key], (key,)):
+            for value in values:
+                yield at, value, changed(model, at, value)
+
+
+def test_the_model_runs_as_it_is(model: Parts, tmp_path: Path) -> None:
+    path = tmp_path / "m.mle"
+    path.write_bytes(join(model))
+    for use in uses(path):
+        use()
+
+
+def outcome(use: Callable[[], object], at: Path_, value: Any) -> str:
+    """The code of the clear error, or nothing where all went well."""
+    try:
+        use()
+    except MlecError as error:
+        return error.code
+    except Exception as error:
+        pytest.fail(f"{'.'.join(map(str, at))} = {value!r}: {type(error).__name__}: {error}")
+    return ""
+
+
+@pytest.mark.parametrize("key", ["signature", "program", "name", "source", "target", "targets", "user", "mlec_version"])
+def test_a_changed_value_is_a_clear_error_where_it_is_used(model: Parts, tmp_path: Path, key: str) -> None:
+    path = tmp_path / "m.mle"
+    codes: set[str] = set()
+    for at, value, data in sweep(model, (key,), ODD):
+        path.write_bytes(data)
+        codes.update(outcome(use, at, value) for use in uses(path))
+    assert "E_METADATA" in codes or key in ("target", "mlec_version")
+    assert "E_DEFECT" not in codes
+
+
+def test_a_changed_report_is_a_clear_error_where_it_is_shown(model: Parts, tmp_path: Path) -> None:
+    path = tmp_path / "m.mle"
+    for at, value, data in sweep(model, ("report",), (None, -1, 0, ["x", -1])):
+        path.write_bytes(data)
+        assert outcome(uses(path)[1], at, value) in ("", "E_REPORT", "E_METADATA")
+
+
+def test_commands_never_call_it_a_defect(model: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.mle"
+    keys = ("signature", "program", "name", "report", "targets", "user")
+    for at, value, data in sweep(model, keys, (None, ["x", -1])):
+        if len(at) > 3:
+            continue
+        path.write_bytes(data)
+        for words in (["inspect"], ["inspect", "--kernels"], ["inspect", "--json"], ["verify"], ["report"]):
+            code = main([*words, str(path)])
+            shown = capsys.readouterr().err
+            assert code in (0, 1)
+            assert "E_DEFECT" not in shown, (at, value, words, shown)
+
+
+def test_missing_keys(model: Parts, tmp_path: Path) -> None:
+    path = tmp_path / "m.mle"
+    for key in model.metadata:
+        document = {k: v for k, v in model.metadata.items() if k != key}
+        path.write_bytes(join(Parts(document, model.graph, model.weights, [])))
+        needed = key in ("signature", "program", "format", "digests", "mlec_version", "targets")
+        codes = {outcome(use, (key,), "missing") for use in uses(path)}
+        assert codes <= ({"E_METADATA", "E_METADATA_SCHEMA"} if needed else {""}), key
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "says"),
+    [
+        (("signature", "methods", 0, "outputs"), [9], "outputs that do not exist"),
+        (("signature", "methods", 0, "labels", 0, "dtype"), "<U99999999", "not of their type"),
+        (("signature", "methods", 0, "labels", 0, "dtype"), "float64", "not of their type"),
+        (("signature", "methods", 0, "dtype"), "V8", "unknown type"),
+        (("signature", "table", "n_features"), 2**60, "columns"),
+        (("signature", "inputs", 0, "shape"), ["(" * 300, 2], "a shape that is none"),
+        (("signature", "inputs", 0, "shape"), ["+".join("n" * 250), 2], "not that of the graph"),
+        (("signature", "inputs", 0, "dtype"), "f8", "unknown element type"),
+        (("signature", "run"), ["fly"], "not among the methods"),
+        (("signature", "symbols"), {"n": [5, 2]}, "contradict"),
+    ],
+)
+def test_what_contradicts_itself_is_named(model: Parts, tmp_path: Path, at: Path_, value: Any, says: str) -> None:
+    path = tmp_path / "m.mle"
+    path.write_bytes(changed(model, at, value))
+    with pytest.raises(MlecError, match=says) as caught:
+        mlec.load(path)
+    assert caught.value.code == "E_METADATA"
+    with Artifact.open(path) as artifact:
+        if says != "not that of the graph":
+            with pytest.raises(MlecError, match=says):
+                read_model(artifact)
