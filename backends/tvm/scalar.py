@@ -166,13 +166,13 @@ def _mul(a: Expr, b: Expr) -> Expr:
 
 
 def _div(a: Expr, b: Expr) -> Expr:
-    return a / _hidden(b)
+    return _hidden(a) / _hidden(b)
 
 
 def _floordiv(a: Expr, b: Expr) -> Expr:
     if not _is_float(a):
         return _guarded(a, b, tirx.floordiv, lambda: const_like(0, a) - a)
-    b = _hidden(b)
+    a, b = _hidden(a), _hidden(b)
     remainder = share(_fmod(a, b))
     quotient = (a - remainder) / b
     one = const_like(1.0, a)

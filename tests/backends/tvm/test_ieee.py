@@ -28,7 +28,7 @@ def expressions(b: GraphBuilder, x: Value, y: Value) -> dict[str, Value]:
         **{f"{op} x x": b(op, x, x) for op in both},
         **{f"{op} x 0": b(op, x, zero) for op in (*with_zero, "mod", "floordiv", "le")},
         **{f"{op} x -0": b(op, x, negative_zero) for op in with_zero},
-        **{f"{op} 0 x": b(op, zero, x) for op in with_zero},
+        **{f"{op} 0 x": b(op, zero, x) for op in (*with_zero, "mod", "floordiv")},
         **{f"{op} -0 x": b(op, negative_zero, x) for op in with_zero},
         "1 ** x": b("pow", one, x),
         "(x + c) - c": b("sub", b("add", x, 1e4), 1e4),
