@@ -105,10 +105,17 @@ class _Layout:
             return False
         x, w = node.inputs
         weights = self.graph.constant_value(w)
-        if weights is not None and self.is_depthwise(node):
+        symbolic = [extent for extent in x.type.shape[2:] if not isinstance(extent, int)]
+        if weights is not None and not symbolic and self.is_depthwise(node):
             return self.depthwise(node, weights)
-        if weights is None or node.attrs["groups"] != 1:
-            reason = "its weights are not constant" if weights is None else f"it has {node.attrs['groups']} groups"
+        if weights is None or symbolic or node.attrs["groups"] != 1:
+            reason = (
+                "its weights are not constant"
+                if weights is None
+                else f"its image has a symbolic extent, {symbolic[0]}"
+                if symbolic
+                else f"it has {node.attrs['groups']} groups"
+            )
             self.remarks.append(Remark("missed", f"the convolution keeps its layout: {reason}", node.loc, "layout"))
             return False
         lanes = self.lanes(x)
