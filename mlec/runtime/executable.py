@@ -223,11 +223,11 @@ class _Context:
     def frame(self, shapes: Shapes) -> _Frame:
         """The frame for inputs of these shapes, which is not in ``frames``."""
         frame = self._older.pop(shapes, None) or self._build(shapes)
-        if frame.arena_nbytes > self._arena.nbytes:
-            self._allocate(frame.arena_nbytes)
         if len(self.frames) >= _SHAPES:
             self.age()
         self.frames[shapes] = frame
+        if frame.arena_nbytes > self._arena.nbytes:
+            self._allocate(frame.arena_nbytes)
         return frame
 
     def age(self) -> None:

@@ -206,9 +206,14 @@ def test_memory_of_a_large_call_is_given_back(make_executable: Make) -> None:
 
 def test_many_shapes(make_executable: Make) -> None:
     executable = make_executable("chain")
-    for n in [*range(1, 60), *range(60, 0, -1)]:
+    sizes = [*range(1, 60), *range(60, 0, -1), *rng.permutation(60).tolist() * 4]
+    for n in sizes:
         if n != 13:
-            np.testing.assert_allclose(executable.run([np.ones(n, np.float32)])[0], float(n) ** 7, rtol=1e-5)
+            x = np.ones(100 * n, np.float32)
+            (result,) = executable.run([x])
+            np.testing.assert_allclose(result, float(100 * n) ** 7, rtol=1e-5)
+            (context,) = executable._idle
+            assert all(frame.arena_nbytes <= context._arena.nbytes for frame in context.frames.values())
 
 
 def test_sixteen_threads(make_executable: Make, weight: np.ndarray) -> None:
