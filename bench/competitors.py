@@ -1,4 +1,4 @@
-"""The peers, one class each. What isn't installed, or doesn't take a model, says so and is left out of that row."""
+"""The peers, one class each. What doesn't run models of a kind is left out of that row; what fails or isn't installed is named there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bench.harness import Case, Competitor, Predict, UnavailableError
+from bench.harness import Case, Competitor, OtherKindError, Predict, UnavailableError
 
 
 def _needs(module: str) -> Any:
@@ -66,7 +66,7 @@ class TorchEager(Competitor):
 
     def prepare(self, case: Case, threads: int) -> Predict:
         if case.framework != "torch":
-            raise UnavailableError("not a torch model")
+            raise OtherKindError("not a torch model")
         torch = _needs("torch")
         torch.set_num_threads(threads)
         return _torch_call(torch, case.model.eval())
@@ -87,7 +87,7 @@ class TorchCompile(Competitor):
 
     def prepare(self, case: Case, threads: int) -> Predict:
         if case.framework != "torch":
-            raise UnavailableError("not a torch model")
+            raise OtherKindError("not a torch model")
         torch = _needs("torch")
         torch.set_num_threads(threads)
         return _torch_call(torch, torch.compile(case.model.eval(), dynamic=False))
@@ -151,7 +151,7 @@ class OpenVino(Competitor):
 
     def prepare(self, case: Case, threads: int) -> Predict:
         if case.framework != "torch":
-            raise UnavailableError("timed on networks only")
+            raise OtherKindError("timed on networks only")
         openvino = _needs("openvino")
         core = openvino.Core()
         model = core.read_model(onnx_bytes(case))
@@ -165,7 +165,7 @@ class XgboostNative(Competitor):
 
     def prepare(self, case: Case, threads: int) -> Predict:
         if case.framework != "xgboost":
-            raise UnavailableError("not an XGBoost model")
+            raise OtherKindError("not an XGBoost model")
         booster = case.model.get_booster()
         booster.set_param({"nthread": threads})
         return lambda inputs: booster.inplace_predict(inputs[0])
@@ -176,7 +176,7 @@ class LightgbmNative(Competitor):
 
     def prepare(self, case: Case, threads: int) -> Predict:
         if case.framework != "lightgbm":
-            raise UnavailableError("not a LightGBM model")
+            raise OtherKindError("not a LightGBM model")
         booster = case.model.booster_
         return lambda inputs: booster.predict(inputs[0], num_threads=threads)
 
@@ -185,21 +185,21 @@ class TreeliteGtil(Competitor):
     name: ClassVar[str] = "Treelite"
 
     def prepare(self, case: Case, threads: int) -> Predict:
-        treelite = _needs("treelite")
-        model = treelite_model(case, treelite)
+        model = treelite_model(case)
         gtil = _needs("treelite.gtil")
         return lambda inputs: gtil.predict(model, inputs[0], nthread=threads)
 
 
-def treelite_model(case: Case, treelite: Any) -> Any:
-    """Raises `UnavailableError` for what Treelite does not read."""
+def treelite_model(case: Case) -> Any:
+    """Raises `OtherKindError` for what Treelite does not read."""
+    if not case.group.startswith("trees"):
+        raise OtherKindError("not a tree ensemble")
+    treelite = _needs("treelite")
     if case.framework == "xgboost":
         return treelite.frontend.from_xgboost(case.model.get_booster())
     if case.framework == "lightgbm":
         return treelite.frontend.from_lightgbm(case.model.booster_)
-    if case.framework == "sklearn" and case.group == "trees":
-        return treelite.sklearn.import_model(case.model)
-    raise UnavailableError("not a tree ensemble")
+    return treelite.sklearn.import_model(case.model)
 
 
 class Tl2cgen(Competitor):
@@ -209,8 +209,8 @@ class Tl2cgen(Competitor):
     max_nodes: ClassVar[int] = 40_000
 
     def prepare(self, case: Case, threads: int) -> Predict:
+        model = treelite_model(case)
         generator = _needs("tl2cgen")
-        model = treelite_model(case, _needs("treelite"))
         nodes = sum(model.get_tree_accessor(i).get_field("num_nodes")[0] for i in range(model.num_tree))
         if nodes > self.max_nodes:
             raise UnavailableError(f"{nodes} nodes would compile for minutes")
@@ -226,7 +226,7 @@ class Lleaves(Competitor):
 
     def prepare(self, case: Case, threads: int) -> Predict:
         if case.framework != "lightgbm":
-            raise UnavailableError("not a LightGBM model")
+            raise OtherKindError("not a LightGBM model")
         lleaves = _needs("lleaves")
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "model.txt")

@@ -16,6 +16,8 @@ import numpy as np
 
 ROUNDS = 15
 ROUND_SECONDS = 0.02
+SETTLE_SECONDS = 0.005
+"""Pause before each turn: thread pools spin for some milliseconds after a call, and would take a core from whoever is next."""
 
 
 @dataclass
@@ -44,7 +46,11 @@ Predict = Callable[[list[Any]], Any]
 
 
 class UnavailableError(Exception):
-    """A competitor cannot run this case; the message says why."""
+    """A competitor that should run this case cannot, here; the message says why. The table shows it."""
+
+
+class OtherKindError(Exception):
+    """A competitor does not run models of this kind: its cell stays empty."""
 
 
 class Competitor(ABC):
@@ -57,23 +63,24 @@ class Competitor(ABC):
         """The function to time; conversion and compilation happen here.
 
         Raises:
-            UnavailableError: when it doesn't run models of this kind, or isn't installed.
+            OtherKindError: when it doesn't run models of this kind.
+            UnavailableError: when it isn't installed, or the model is too large for it.
         """
 
 
 @dataclass
 class Timing:
-    """Seconds of single calls of one competitor."""
+    """Seconds of single calls of one competitor; or ``error``, the reason why there are none (batch 0: for all batches)."""
 
     case: str
     group: str
     batch: int
     threads: int
     competitor: str
-    p50: float
-    p99: float
-    calls: int
-    max_difference: float
+    p50: float = 0.0
+    p99: float = 0.0
+    calls: int = 0
+    max_difference: float = 0.0
     error: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,24 +105,11 @@ def run_case(
         try:
             log(f"{case.name}: preparing {competitor.name}")
             prepared[competitor.name] = competitor.prepare(case, threads)
-        except UnavailableError as reason:
+        except OtherKindError as reason:
             log(f"{case.name}: no {competitor.name}: {reason}")
         except Exception as error:
-            log(f"{case.name}: {competitor.name} failed: {type(error).__name__}: {error}")
-            timings.append(
-                Timing(
-                    case.name,
-                    case.group,
-                    0,
-                    threads,
-                    competitor.name,
-                    0,
-                    0,
-                    0,
-                    0,
-                    f"{type(error).__name__}: {error}"[:300],
-                )
-            )
+            log(f"{case.name}: {competitor.name} failed: {reason_of(error)}")
+            timings.append(Timing(case.name, case.group, 0, threads, competitor.name, error=reason_of(error)))
     for batch in case.batches:
         inputs = case.inputs(batch)
         timings += _time_batch(case, batch, inputs, prepared, threads)
@@ -134,15 +128,13 @@ def _time_batch(case: Case, batch: int, inputs: list[Any], prepared: dict[str, P
             predict(inputs)
             once = time.perf_counter() - start
         except Exception as error:
-            failed.append(
-                Timing(
-                    case.name, case.group, batch, threads, name, 0, 0, 0, 0, f"{type(error).__name__}: {error}"[:300]
-                )
-            )
+            failed.append(Timing(case.name, case.group, batch, threads, name, error=reason_of(error)))
             continue
         lanes.append(_Lane(name, predict, max(1, min(2000, int(ROUND_SECONDS / max(once, 1e-7))))))
     for _ in range(ROUNDS):
         for lane in lanes:
+            time.sleep(SETTLE_SECONDS)
+            lane.predict(inputs)
             for _ in range(lane.calls_per_round):
                 start = time.perf_counter()
                 lane.predict(inputs)
@@ -155,6 +147,14 @@ def _time_batch(case: Case, batch: int, inputs: list[Any], prepared: dict[str, P
         )
         for lane in lanes
     ]  # fmt: skip
+
+
+def reason_of(error: Exception) -> str:
+    """In one line of moderate length: the beginning of the message, and of what caused it."""
+    if isinstance(error, UnavailableError):
+        return str(error)
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+    return f"{text} (from {reason_of(error.__cause__)})" if isinstance(error.__cause__, Exception) else text
 
 
 def _floats(outputs: Any) -> list[np.ndarray[Any, Any]]:

@@ -1,20 +1,46 @@
-"""The cases: models trained here on bundled or generated data. A case is made when it is run, by its function."""
+"""The cases: models trained here on bundled or generated data. A case is made when it is run, by its function.
+
+The groups ``sklearn``, ``trees`` and ``networks`` are what a run without arguments takes; ``trees-full`` has the ensembles by which
+tree kernels are compared, ``trees-wide`` those of many features.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from bench.harness import Case
 
-CASES: dict[str, Callable[[], Case]] = {}
+CASES: dict[str, tuple[str, Callable[[], Case]]] = {}
+"""By name: the group, and what trains the model."""
+
+DEFAULT_GROUPS = ("sklearn", "trees", "networks")
 
 
-def case(function: Callable[[], Case]) -> Callable[[], Case]:
-    CASES[function.__name__] = function
-    return function
+def case(group: str, name: str = "") -> Callable[[Callable[[], Case]], Callable[[], Case]]:
+    def register(function: Callable[[], Case]) -> Callable[[], Case]:
+        CASES[name or function.__name__] = (group, function)
+        return function
+
+    return register
+
+
+def chosen(groups: Sequence[str], names: Sequence[str]) -> dict[str, Callable[[], Case]]:
+    """The cases of these groups (by default the usual ones) and names (by default all; names alone choose from every group).
+
+    Raises:
+        ValueError: for a group or a name that is not there.
+    """
+    known = {group for group, _ in CASES.values()}
+    if missing := [*sorted({*groups} - known), *(name for name in names if name not in CASES)]:
+        raise ValueError(
+            f"no group or case {', '.join(missing)}; groups: {', '.join(sorted(known))}; cases: {', '.join(CASES)}"
+        )
+    wanted = groups or (known if names else DEFAULT_GROUPS)
+    return {name: make for name, (group, make) in CASES.items() if group in wanted and (not names or name in names)}
 
 
 def rows_of(x: Any) -> Callable[[int], list[Any]]:
@@ -35,7 +61,7 @@ def _regression(rows: int, features: int) -> tuple[Any, Any]:
 # -- scikit-learn --------------------------------------------------------------------------------------------------------
 
 
-@case
+@case("sklearn")
 def logistic_pipeline() -> Case:
     from sklearn.datasets import load_breast_cancer
     from sklearn.linear_model import LogisticRegression
@@ -53,7 +79,7 @@ def logistic_pipeline() -> Case:
     )
 
 
-@case
+@case("sklearn")
 def svc_rbf() -> Case:
     from sklearn.datasets import load_digits
     from sklearn.svm import SVC
@@ -62,7 +88,7 @@ def svc_rbf() -> Case:
     return Case("SVC rbf, digits", "sklearn", "sklearn", SVC(gamma=0.001).fit(x, y), rows_of(x), method="predict")
 
 
-@case
+@case("sklearn")
 def mlp_classifier() -> Case:
     from sklearn.datasets import load_digits
     from sklearn.neural_network import MLPClassifier
@@ -72,7 +98,7 @@ def mlp_classifier() -> Case:
     return Case("MLP 64-128-64-10, digits", "sklearn", "sklearn", model, rows_of(x), method="predict_proba")
 
 
-@case
+@case("sklearn")
 def neighbours() -> Case:
     from sklearn.datasets import load_digits
     from sklearn.neighbors import KNeighborsClassifier
@@ -83,7 +109,7 @@ def neighbours() -> Case:
     )
 
 
-@case
+@case("sklearn")
 def polynomial_ridge() -> Case:
     from sklearn.datasets import load_diabetes
     from sklearn.linear_model import Ridge
@@ -100,7 +126,7 @@ def polynomial_ridge() -> Case:
 TREE_BATCHES = (1, 64, 1024, 4096)
 
 
-@case
+@case("trees")
 def random_forest() -> Case:
     from sklearn.datasets import load_digits
     from sklearn.ensemble import RandomForestClassifier
@@ -110,7 +136,7 @@ def random_forest() -> Case:
     return Case("random forest 100 x d8, digits", "trees", "sklearn", model, rows_of(x), TREE_BATCHES, "predict_proba")
 
 
-@case
+@case("trees")
 def hist_gradient_boosting() -> Case:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
@@ -127,39 +153,66 @@ def hist_gradient_boosting() -> Case:
     )
 
 
-def _xgboost(name: str, trees: int, depth: int, features: int) -> Case:
+def _xgboost(group: str, trees: int, depth: int, features: int) -> Case:
     from xgboost import XGBRegressor
 
     x, y = _regression(8000, features)
     model = XGBRegressor(n_estimators=trees, max_depth=depth, learning_rate=0.1, random_state=0).fit(x, y)
-    return Case(name, "trees", "xgboost", model, rows_of(x), TREE_BATCHES, "predict")
+    name = f"XGBoost {trees} x d{depth}, {features} features"
+    return Case(name, group, "xgboost", model, rows_of(x), TREE_BATCHES, "predict")
 
 
-@case
+@case("trees")
 def xgboost_d6() -> Case:
-    return _xgboost("XGBoost 100 x d6, 28 features", 100, 6, 28)
+    return _xgboost("trees", 100, 6, 28)
 
 
-@case
+@case("trees")
 def xgboost_d8() -> Case:
-    return _xgboost("XGBoost 500 x d8, 28 features", 500, 8, 28)
+    return _xgboost("trees", 500, 8, 28)
 
 
-@case
-def lightgbm_31() -> Case:
+def _lightgbm(group: str) -> Case:
     from lightgbm import LGBMRegressor
 
     x, y = _regression(8000, 28)
     model = LGBMRegressor(n_estimators=100, num_leaves=31, verbose=-1).fit(x.astype(np.float64), y)
-    return Case(
-        "LightGBM 100 x 31 leaves, 28 features",
-        "trees",
-        "lightgbm",
-        model,
-        rows_of(x.astype(np.float64)),
-        TREE_BATCHES,
-        "predict",
-    )
+    rows = rows_of(x.astype(np.float64))
+    return Case("LightGBM 100 x 31 leaves, 28 features", group, "lightgbm", model, rows, TREE_BATCHES, "predict")
+
+
+@case("trees")
+def lightgbm_31() -> Case:
+    return _lightgbm("trees")
+
+
+for _group, _trees, _depth, _features in (
+    ("trees-full", 1000, 6, 8),
+    ("trees-full", 100, 8, 13),
+    ("trees-full", 100, 8, 28),
+    ("trees-full", 100, 8, 90),
+    ("trees-full", 500, 8, 28),
+    ("trees-wide", 100, 8, 968),
+    ("trees-wide", 100, 8, 2000),
+):
+    case(_group, f"xgboost_{_trees}_d{_depth}_{_features}")(partial(_xgboost, _group, _trees, _depth, _features))
+
+
+@case("trees-full")
+def xgboost_classes() -> Case:
+    """A hundred rounds of one tree for each of eight classes."""
+    from xgboost import XGBClassifier
+
+    x, y = _regression(8000, 54)
+    classes = np.digitize(y, np.quantile(y, np.linspace(0, 1, 9)[1:-1]))
+    model = XGBClassifier(n_estimators=100, max_depth=6, learning_rate=0.1, random_state=0).fit(x, classes)
+    name = "XGBoost 800 x d6, 8 classes, 54 features"
+    return Case(name, "trees-full", "xgboost", model, rows_of(x), TREE_BATCHES, "predict_proba")
+
+
+@case("trees-full")
+def lightgbm_31_full() -> Case:
+    return _lightgbm("trees-full")
 
 
 # -- networks ------------------------------------------------------------------------------------------------------------
@@ -169,35 +222,35 @@ def _network(name: str, module: Any, inputs: Callable[[int], list[Any]], batches
     return Case(name, "networks", "torch", module.eval(), inputs, batches)
 
 
-@case
+@case("networks")
 def mlp_784() -> Case:
     from bench.networks import Mlp
 
     return _network("MLP 784-512-512-10", _seeded(lambda: Mlp(784, 512, 512, 10)), _random(784), (1, 64, 1024))
 
 
-@case
+@case("networks")
 def resnet8() -> Case:
     from bench.networks import ResNet8
 
     return _network("ResNet-8, 32 x 32", _seeded(ResNet8), _random(3, 32, 32), (1, 64))
 
 
-@case
+@case("networks")
 def depthwise_cnn() -> Case:
     from bench.networks import DepthwiseCnn
 
     return _network("DS-CNN, 49 x 10", _seeded(DepthwiseCnn), _random(1, 49, 10), (1, 64))
 
 
-@case
+@case("networks")
 def lstm() -> Case:
     from bench.networks import Recurrent
 
     return _network("LSTM 32-128, 20 steps", _seeded(Recurrent), _random(20, 32), (1, 64))
 
 
-@case
+@case("networks")
 def encoder() -> Case:
     from bench.networks import Encoder
 

@@ -56,6 +56,26 @@ class ResNet8(nn.Module):
         return out
 
 
+class ResNet18(nn.Module):
+    """The image classifier for 224 x 224 pixels: four stages of two residual blocks."""
+
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+        )
+        blocks, before = [], 64
+        for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+            blocks += [Residual(before, width, stride), Residual(width, width, 1)]
+            before = width
+        self.stages = nn.Sequential(*blocks)
+        self.head = nn.Linear(512, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.stages(self.stem(x)).mean((2, 3)))
+        return out
+
+
 class DepthwiseCnn(nn.Module):
     """Depthwise-separable convolutions, as in MobileNet and keyword spotting."""
 

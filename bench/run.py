@@ -10,12 +10,17 @@ import os
 import platform
 import subprocess
 import sys
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
-from bench.harness import Timing, run_case
+from bench.competitors import ALL
+from bench.harness import Case, Timing, run_case
+from bench.models import chosen
 from bench.table import markdown, put_into, summary
 
 THREAD_VARIABLES = (
@@ -28,10 +33,14 @@ THREAD_VARIABLES = (
 
 
 @click.command()
-@click.option("--group", multiple=True, help="sklearn, trees, networks; all by default")
-@click.option("--case", "names", multiple=True, help="name of a function in bench/models.py")
+@click.option("--group", multiple=True, help="sklearn, trees, networks (these by default), trees-full, trees-wide")
+@click.option("--case", "names", multiple=True, help="name of a case in bench/models.py")
 @click.option("--threads", default="1,2", show_default=True)
 @click.option("--only", multiple=True, help="competitors to run, besides mlec and source")
+@click.option("--budget", default=15.0, show_default=True, help="minutes, after which no further case is begun")
+@click.option(
+    "--kernels", is_flag=True, help="time our own kernels, as parts of the machine's peaks, instead of the peers"
+)
 @click.option("--json", "out", type=click.Path(path_type=Path), default=None, help="write the timings here")
 @click.option("--readme", is_flag=True, help="put the means into README.md and the table into bench/RESULTS.md")
 @click.option("--in-process", is_flag=True, hidden=True)
@@ -40,55 +49,85 @@ def main(
     names: tuple[str, ...],
     threads: str,
     only: tuple[str, ...],
+    budget: float,
+    kernels: bool,
     out: Path | None,
     readme: bool,
     in_process: bool,
 ) -> None:
     """Times mlec beside its peers."""
+    try:
+        cases = chosen(group, names)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if unknown := set(only) - {c.name for c in ALL}:
+        raise click.UsageError(f"no competitor {', '.join(unknown)}; there are {', '.join(c.name for c in ALL)}")
+    counts = [int(count) for count in threads.split(",")]
     if in_process:
-        timings = _run(group, names, int(threads), only)
-        click.echo(json.dumps([t.to_dict() for t in timings]))
+        warnings.filterwarnings("ignore")
+        if kernels:
+            click.echo(json.dumps(_run_kernels(cases, counts[0])))
+        else:
+            timings, skipped = _run(cases, counts[0], only, time.monotonic() + budget * 60)
+            click.echo(json.dumps([[t.to_dict() for t in timings], skipped]))
         return
-    timings = []
-    for count in threads.split(","):
-        timings += _subprocess(count, group, names, only)
-    table = markdown(timings, _title())
+    chosen_flags = [part for name in cases for part in ("--case", name)] + [
+        part for n in only for part in ("--only", n)
+    ]
+    if kernels:
+        for count in counts:
+            click.echo(_subprocess(count, [*chosen_flags, "--kernels"]) + "\n")
+        return
+    timings, skipped, end = [], [], time.monotonic() + budget * 60
+    for i, count in enumerate(counts):
+        left = max(0.0, end - time.monotonic()) / 60 / (len(counts) - i)
+        entries, late = _subprocess(count, [*chosen_flags, "--budget", str(left)])
+        timings += [Timing(**entry) for entry in entries]
+        skipped += [f"{name} ({count} thread{'s' * (count != 1)})" for name in late]
+    table = markdown(timings, _title(), skipped)
     click.echo(table)
-    for t in timings:
-        if t.error:
-            click.echo(f"failed: {t.case}, {t.competitor}: {t.error}", err=True)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps({"machine": _title(), "timings": [t.to_dict() for t in timings]}, indent=1))
     if readme:
         path = Path(__file__).parents[1] / "README.md"
-        path.write_text(put_into(path.read_text(), summary(timings, _title())))
+        path.write_text(put_into(path.read_text(), summary(timings, _title(), skipped)))
         (Path(__file__).parent / "RESULTS.md").write_text(f"# Results\n\n{table}\n")
 
 
-def _subprocess(threads: str, group: tuple[str, ...], names: tuple[str, ...], only: tuple[str, ...]) -> list[Timing]:
-    command = [sys.executable, "-m", "bench.run", "--in-process", "--threads", threads]
-    for flag, values in (("--group", group), ("--case", names), ("--only", only)):
-        command += [part for value in values for part in (flag, value)]
-    environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, threads)}
+def _subprocess(threads: int, flags: list[str]) -> Any:
+    """What a process of its own with this number of threads prints as its last line."""
+    command = [sys.executable, "-m", "bench.run", "--in-process", "--threads", str(threads), *flags]
+    environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return [Timing(**entry) for entry in json.loads(done.stdout.splitlines()[-1])]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def _run(group: tuple[str, ...], names: tuple[str, ...], threads: int, only: tuple[str, ...]) -> list[Timing]:
-    from bench.competitors import ALL
-    from bench.models import CASES
-
-    warnings.filterwarnings("ignore")
+def _run(
+    cases: dict[str, Callable[[], Case]], threads: int, only: tuple[str, ...], end: float
+) -> tuple[list[Timing], list[str]]:
+    """The timings, and the names of the cases that were not begun by ``end``."""
     peers = [c for c in ALL if not only or c.name in (*only, "mlec", "source")]
     timings: list[Timing] = []
-    for name, make in CASES.items():
-        if names and name not in names:
-            continue
-        case = make()
-        if not group or case.group in group:
-            timings += run_case(case, peers, threads, lambda text: click.echo(text, err=True))
-    return timings
+    skipped: list[str] = []
+    for name, make in cases.items():
+        if time.monotonic() < end:
+            timings += run_case(make(), peers, threads, _log)
+        else:
+            skipped.append(name)
+    return timings, skipped
+
+
+def _run_kernels(cases: dict[str, Callable[[], Case]], threads: int) -> str:
+    from bench.kernels import kernel_table, time_kernels
+    from bench.peak import measure
+
+    peak = measure(threads)
+    return kernel_table([t for make in cases.values() for t in time_kernels(make(), threads, _log)], peak, threads)
+
+
+def _log(text: str) -> None:
+    click.echo(text, err=True)
 
 
 def _title() -> str:
