@@ -110,6 +110,7 @@ def compile(
         report = OptimizationReport(
             model={"name": source.name, "source": source.frontend.name if source.frontend else "graph"}
         )
+        report.warnings += options.notes
         report.add_passes(records, machine)
         advance("generate", 2, 4)
         module = registry.backend_of(wanted.kind).compile(optimized, wanted, CompileOptions(advance))

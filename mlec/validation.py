@@ -223,9 +223,13 @@ def _batches(graph: Graph, examples: Sequence[Any] | None) -> list[list[Any]]:
     probes = probe_inputs(graph, _probe_rows(graph))
     if probes is not None:
         batches.append(probes)
-        if signature.table is not None or any(isinstance(s.shape[0], str) for s in signature.inputs if s.shape):
+        symbolic = [str(s.shape[0]) for s in signature.inputs if s.shape and isinstance(s.shape[0], str)]
+        if signature.table is not None or symbolic:
+            least = max((signature.symbols.get(dim, (0, None))[0] for dim in symbolic), default=0)
             batches += [
-                [_head(p, rows, spec_is_batched(signature, i)) for i, p in enumerate(probes)] for rows in BATCHES
+                [_head(p, rows, spec_is_batched(signature, i)) for i, p in enumerate(probes)]
+                for rows in BATCHES
+                if rows >= least
             ]
     if examples is not None and signature.table is None:
         nesting = Nesting([spec.name for spec in signature.inputs])

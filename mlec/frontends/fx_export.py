@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram, default_decompositions
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from mlec.errors import FrontendError, MlecError, UnsupportedModelError, UsageError
@@ -23,6 +24,8 @@ from mlec.frontends import fx_nn, fx_ops, fx_shape  # noqa: F401  (they fill HAN
 from mlec.frontends.base import InputShapes, LowerOptions
 from mlec.frontends.fx_context import HANDLERS, to_torch
 from mlec.ir import Dim, SymDim, parse_dim
+
+_LOG = logging.getLogger(__name__)
 
 BATCH = "n"
 _EXAMPLE_EXTENT = 2  # torch.export takes an extent of 0 or 1 for a constant
@@ -114,7 +117,22 @@ def export_model(model: torch.nn.Module | ExportedProgram, options: LowerOptions
             "TorchScript modules are not supported", code="E_TORCHSCRIPT", hint="pass the nn.Module it was made from"
         )
     program, names, symbols = _export_module(model, options)
-    return Exported(_decomposed(program), type(model).__name__, names, symbols)
+    exported = Exported(_decomposed(program), type(model).__name__, names, symbols)
+    _tell_narrowed(exported, options)
+    return exported
+
+
+def _tell_narrowed(exported: Exported, options: LowerOptions) -> None:
+    """Notes the sizes that were to be free, and that torch.export found the model's code to depend on."""
+    for symbol, (least, most) in exported.ranges().items():
+        if least or most is not None:
+            upper = "on" if most is None else f"to {most}"
+            options.notes.append(
+                f"{exported.name} takes {symbol} from {least} {upper} only: its code takes another way at other sizes; for these, "
+                "compile it with an example of such a size"
+            )
+    for note in options.notes:
+        _LOG.warning(note)
 
 
 # -- modules ---------------------------------------------------------------------------------------------------------
@@ -132,15 +150,7 @@ def _export_module(
         values = tuple(
             pytree.tree_map(lambda leaf: example_tensor(leaf, module), options.example_inputs, is_leaf=is_array)
         )
-    try:
-        arguments = signature.bind(*values).arguments
-    except TypeError as error:
-        shown = ", ".join(p.name for p in signature.parameters.values())
-        raise UsageError(
-            f"{len(values)} example inputs do not fit {type(module).__name__}.forward({shown}): {error}",
-            code="E_EXAMPLE_COUNT",
-        ) from None
-    paths, structure = pytree.tree_flatten_with_path(dict(arguments))
+    paths, structure = pytree.tree_flatten_with_path(named_arguments(module, values))
     names = tuple(dotted(path) for path, _ in paths)
     leaves = [leaf for _, leaf in paths]
     for name, leaf in zip(names, leaves, strict=True):
@@ -155,7 +165,32 @@ def _export_module(
     leaves, specs = _dynamic_examples(names, leaves, wanted, defaults)
     program = _run_export(module, signature, structure, leaves, specs, names)
     kept = tuple(name for name, leaf in zip(names, leaves, strict=True) if leaf is not None)
-    return program, kept, _named_symbols(program, kept, wanted, defaults)
+    symbols = _named_symbols(program, kept, wanted, defaults)
+    inputs = dict(zip(kept, user_tensors(program), strict=True))
+    options.notes.extend(
+        f"the first axis of input {name!r} is fixed at {inputs[name].shape[0]}: the code of {type(module).__name__} turns that "
+        "size into a constant"
+        for name in defaults
+        if not _is_free(inputs[name].shape[0])
+    )
+    return program, kept, symbols
+
+
+def named_arguments(module: torch.nn.Module, values: Sequence[Any]) -> dict[str, Any]:
+    """The values by the names of the parameters of ``forward``.
+
+    Raises:
+        UsageError: there are too few or too many.
+    """
+    signature = inspect.signature(module.forward)
+    try:
+        return dict(signature.bind(*values).arguments)
+    except TypeError as error:
+        shown = ", ".join(p.name for p in signature.parameters.values())
+        raise UsageError(
+            f"{len(values)} example inputs do not fit {type(module).__name__}.forward({shown}): {error}",
+            code="E_EXAMPLE_COUNT",
+        ) from None
 
 
 def dotted(path: Sequence[Any]) -> str:
@@ -290,6 +325,18 @@ def _dynamic_examples(
     return examples, specs
 
 
+class _ForAnySize(TorchFunctionMode):
+    """Calls of which torch would take another implementation for other sizes, so that these could not come any more."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        settings = dict(kwargs or {})
+        if func is torch.cdist and len(args) < 4:  # by a matrix product from 26 rows on; ours is the exact one
+            settings["compute_mode"] = "donot_use_mm_for_euclid_dist"
+        return func(*args, **settings)
+
+
 def _run_export(
     module: torch.nn.Module, signature: inspect.Signature, structure: Any, leaves: Sequence[Any], specs: Sequence[Any],
     names: Sequence[str],
@@ -304,7 +351,8 @@ def _run_export(
     try:
         with evaluating(module), _quiet():
             shapes = dynamic_shapes.dynamic_shapes(module, bound.args, bound.kwargs) if dynamic else None
-            return torch.export.export(module, bound.args, bound.kwargs, dynamic_shapes=shapes, strict=False)
+            with _ForAnySize():
+                return torch.export.export(module, bound.args, bound.kwargs, dynamic_shapes=shapes, strict=False)
     except MlecError:
         raise
     except Exception as error:
@@ -382,6 +430,11 @@ def _named_symbols(
                     taken.add(free)
                     symbols[str(symbol)] = SymDim.named(free)
     return symbols
+
+
+def _is_free(size: Any) -> bool:
+    """Whether a size is symbolic still; one that the code turned into a constant is so in its expression only."""
+    return not isinstance(size, int) and bool(size.node.expr.free_symbols)
 
 
 def _example_shape(tensor: torch.Tensor) -> str:

@@ -16,6 +16,7 @@ import mlec.ops  # noqa: F401  (fills the op table)
 from mlec.errors import MlecError, TypeRuleError, UnsupportedModelError, UnsupportedOpError
 from mlec.frontends.base import LowerOptions
 from mlec.frontends.fx_context import HANDLERS, Context, Dims, dtype_of, to_numpy
+from mlec.frontends.fx_examples import example_problem
 from mlec.frontends.fx_export import Exported, dotted, export_model
 from mlec.ir import UNKNOWN, Graph, GraphBuilder, Location, Proof, TensorType, Value, proves_equal, verify
 from mlec.ir.op import Array
@@ -38,7 +39,14 @@ _SHOWN = 20
 
 def lower_model(model: Any, options: LowerOptions) -> Graph:
     """The model in evaluation mode as a graph; see `mlec.frontends.fx.TorchFrontend.lower`."""
-    graph = _Lowering(export_model(model, options)).graph()
+    try:
+        graph = _Lowering(export_model(model, options)).graph()
+    except (UnsupportedModelError, UnsupportedOpError) as error:
+        if isinstance(model, torch.nn.Module) and options.example_inputs is not None:
+            problem = example_problem(model, options)
+            if problem is not None:
+                raise problem from error
+        raise
     verify(graph, after="the torch frontend")
     return graph
 

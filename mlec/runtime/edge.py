@@ -134,7 +134,11 @@ class Edge:
             value = binding.get(name)
             if value is not None and (value < least or (most is not None and value > most)):
                 upper = "" if most is None else f" and at most {most}"
-                raise InputError(f"{name} must be at least {least}{upper}, got {value}", code="E_INPUT_SHAPE")
+                raise InputError(
+                    f"{name} must be at least {least}{upper}, got {value}",
+                    code="E_INPUT_SHAPE",
+                    hint="the source model computes something else at other sizes; compile it again with examples of that size",
+                )
         return binding
 
     def _check_computed(self, arrays: Sequence[Array], binding: Mapping[str, int]) -> None:

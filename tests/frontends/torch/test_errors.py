@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+import mlec
 from mlec.errors import UnsupportedModelError, UnsupportedOpError, UsageError
 from mlec.frontends.base import LowerOptions
-from tests.frontends.torch.common import FRONTEND, lower
+from tests.frontends.torch.common import FRONTEND, compare, lower
 from tests.frontends.torch.networks import MLP, Recurrent
 
 X = torch.randn(3, 4)
@@ -124,7 +125,7 @@ def test_torch_writes_nothing_of_its_own_about_a_failure(tmp_path: Path) -> None
     )
     (tmp_path / "script.py").write_text(script)
     done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
-    assert done.stdout.split() == ["E_EXPORT", "E_EXPORT"]
+    assert done.stdout.split() == ["E_EXPORT", "E_EXAMPLE_FAILS"]
     assert done.stderr == ""
 
 
@@ -178,3 +179,86 @@ def test_torchscript_is_refused() -> None:
 @pytest.mark.parametrize("thing", [np.zeros(3), torch.zeros(3), "model.pt", object(), nn.Module])
 def test_other_objects_are_not_accepted(thing: object) -> None:
     assert not FRONTEND.accepts(thing)
+
+
+class Distances(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(7, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(x, self.centres)
+
+
+@pytest.mark.parametrize("rows", [2, 40])
+def test_distances_take_any_batch(rows: int) -> None:
+    module = Distances()
+    graph = lower(module, torch.randn(rows, 4))
+    assert graph.signature.symbols == {"n": (0, None)}
+    for batch in (1, 25, 26):
+        compare(graph, FRONTEND.oracle(module)["run"], [torch.randn(batch, 4)], 1e-4)
+
+
+def test_a_model_that_branches_on_the_batch_says_for_which_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2 if x.shape[0] < 100 else x + 1
+
+    compiled = mlec.compile(Branching(), torch.ones(2, 4))
+    (note,) = [w for w in compiled.report.warnings if "Branching" in w]
+    assert "takes n from 0 to 99 only" in note
+    assert note in caplog.text
+    with pytest.raises(mlec.InputError, match="at most 99, got 100") as caught:
+        compiled.run([torch.ones(100, 4)])
+    assert "compile it again" in (caught.value.hint or "")
+    np.testing.assert_array_equal(mlec.compile(Branching(), torch.ones(200, 4)).run([torch.ones(101, 4)])[0], 2.0)
+
+
+def test_an_input_that_does_not_follow_the_batch_is_told() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+            return x + sum(w[i] for i in range(w.shape[0]))
+
+    options = LowerOptions(example_inputs=(torch.ones(2, 3), torch.ones(2, 3)))
+    FRONTEND.lower(Fixed(), options)
+    assert [note for note in options.notes if "'w' is fixed at 2" in note]
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 3)
+        self.head = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+
+    def forward(self, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return self.head((self.table(ids) * weights).sum(1))
+
+
+@pytest.mark.parametrize(
+    ("examples", "said", "scope"),
+    [
+        ((torch.ones(2, 4), torch.ones(2, 4, 1)), "input 'ids' must be int64, got float32", "table"),
+        ((torch.ones(2, 4, dtype=torch.int64), torch.ones(2, 4, 1).double()), "input 'weights' must be float32, got float64", "head.0"),
+    ],
+)  # fmt: skip
+def test_example_inputs_of_another_type_are_named(examples: Any, said: str, scope: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        lower(Words(), *examples)
+    assert caught.value.code == "E_EXAMPLE_DTYPE"
+    assert caught.value.loc is not None
+    assert caught.value.loc.scope == scope
+    assert caught.value.loc.file.endswith("test_errors.py")
+
+
+def test_integers_for_a_network_of_floats() -> None:
+    with pytest.raises(UsageError, match="input '(x|input)' must be float32, got int64") as caught:
+        lower(nn.Sequential(nn.Linear(8, 2)), torch.ones(2, 8, dtype=torch.int64))
+    assert "as float32" in (caught.value.hint or "")
+
+
+def test_examples_that_the_model_does_not_run_on() -> None:
+    with pytest.raises(
+        UsageError, match="MLP itself fails on the example inputs: RuntimeError: mat1 and mat2"
+    ) as caught:
+        lower(MLP(), torch.ones(2, 99))
+    assert caught.value.code == "E_EXAMPLE_FAILS"
