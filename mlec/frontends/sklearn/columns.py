@@ -7,6 +7,7 @@ holds numbers only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -69,18 +70,22 @@ def is_sparse(columns: Columns) -> bool:
     return any(column.sparse for column in columns)
 
 
-def runs(columns: Columns) -> list[tuple[int, int]]:
-    """Splits into half-open ranges that can be read at once: adjacent columns of one matrix, or columns of the table."""
+def runs(columns: Columns, levels: Mapping[int, str]) -> list[tuple[int, int]]:
+    """Splits into half-open ranges that can be read at once: adjacent columns of one matrix, or columns of the table (with the same
+    entry in ``levels``).
+    """
     found: list[tuple[int, int]] = []
     for i, column in enumerate(columns):
-        if found and _continues(columns[i - 1], column):
+        if found and _continues(columns[i - 1], column, levels):
             found[-1] = (found[-1][0], i + 1)
         else:
             found.append((i, i + 1))
     return found
 
 
-def _continues(before: Column, column: Column) -> bool:
+def _continues(before: Column, column: Column, levels: Mapping[int, str]) -> bool:
+    if isinstance(before, TableColumn) and isinstance(column, TableColumn):
+        return levels.get(before.position) == levels.get(column.position)
     if isinstance(before, TableColumn) or isinstance(column, TableColumn):
-        return isinstance(before, TableColumn) and isinstance(column, TableColumn)
+        return False
     return before.matrix is column.matrix and column.index == before.index + 1

@@ -76,9 +76,11 @@ class Context:
     ```
     """
 
-    def __init__(self, name: str, n_features: int) -> None:
+    def __init__(self, name: str, n_features: int, levels: Mapping[int, Numbers] | None = None) -> None:
+        """Columns of the table that differ in ``levels``, the checks of their numbers, do not share an input."""
         self.b = GraphBuilder(name)
         self.n_features = n_features
+        self.levels = levels or {}
         self.feeds: list[ColumnFeed] = []
         self.numbers: dict[int, Numbers] = {}
         """For each table column that is read as numbers, the strictest check that its readers make."""
@@ -126,7 +128,7 @@ class Context:
         self.check(columns, nan=nan if check else True, infinity=not check)
         key = (columns, dtype)
         if key not in self._matrices:
-            parts = [self._run(columns[first:last], dtype) for first, last in runs(columns)]
+            parts = [self._run(columns[first:last], dtype) for first, last in runs(columns, self.levels)]
             if not parts:
                 self.refuse("it has no input columns")
             self._matrices[key] = parts[0] if len(parts) == 1 else self.b("concat", *parts, axis=1)

@@ -46,8 +46,13 @@ def lower(model: Any, options: LowerOptions) -> Graph:
     names = feature_names(model)
     width = count_features(model, options)
     root = "pipeline" if isinstance(model, Pipeline) else ""
+    columns = tuple(TableColumn(i) for i in range(width))
     ctx = Context(_identifier(type(model).__name__), width)
-    lowered = convert(ctx, model, tuple(TableColumn(i) for i in range(width)), root)
+    lowered = convert(ctx, model, columns, root)
+    if any(len(_checks(ctx, feed)) > 1 for feed in ctx.feeds):
+        # Which columns are checked how is known only now: again, with an input for each kind of check.
+        ctx = Context(ctx.b.name, width, ctx.numbers)
+        lowered = convert(ctx, model, columns, root)
     with ctx.inside(root, model):
         methods = _methods(ctx, model, lowered)
         if not methods:
@@ -91,9 +96,11 @@ def _as_the_model_answers(model: Any, signature: Signature, columns: Columns | N
             float32, *integers = (_dtype(answer(spec.name, t)) == t for t in (np.float32, np.int32, np.int64))
             spec = msgspec.structs.replace(spec, float32=float32, integers=all(integers))
         if spec.name == "transform":
-            spec = msgspec.structs.replace(
-                spec, frame=_frame(answer("transform", np.float64), signature, spec, columns)
-            )
+            transformed = answer("transform", np.float64)
+            own, dtype = _own_dtype(signature, spec), _dtype(transformed)
+            if isinstance(dtype, np.dtype) and dtype.name != own and dtype.kind in "biuf":
+                spec = msgspec.structs.replace(spec, dtype=dtype.name)
+            spec = msgspec.structs.replace(spec, frame=_frame(transformed, signature, spec, columns))
         methods.append(spec)
     return msgspec.structs.replace(signature, methods=tuple(methods))
 
@@ -120,6 +127,10 @@ def _dtype(answer: Any) -> Any:
     return dtypes[0] if len(set(dtypes)) == 1 else None
 
 
+def _own_dtype(signature: Signature, spec: MethodSpec) -> str:
+    return spec.dtype or np.dtype(DType.of(signature.outputs[spec.outputs[0]].dtype).numpy).name
+
+
 def _frame(answer: Any, signature: Signature, spec: MethodSpec, columns: Columns | None) -> FrameSpec | None:
     """The form of a DataFrame that ``transform`` answered."""
     library = type(answer).__module__.partition(".")[0]
@@ -127,7 +138,7 @@ def _frame(answer: Any, signature: Signature, spec: MethodSpec, columns: Columns
     if library not in ("pandas", "polars") or not all(isinstance(name, str) for name in names):
         return None
     dtypes = tuple(np.asarray(answer[name]).dtype.name for name in names) if len(set(names)) == len(names) else ()
-    own = spec.dtype or np.dtype(DType.of(signature.outputs[spec.outputs[0]].dtype).numpy).name
+    own = _own_dtype(signature, spec)
     table = signature.table
     assert table is not None
     places: Sequence[str | int] = (
@@ -239,19 +250,21 @@ def _run(kind: str, names: list[str]) -> tuple[str, ...]:
 
 
 def _table(ctx: Context, model: Any, names: tuple[str, ...] | None) -> TableSpec:
-    """How the source's table becomes the inputs; each feed of numbers gets the mildest check among its columns."""
+    """How the source's table becomes the inputs. The check of all numbers is the mildest; feeds of a stricter one say so."""
     order: tuple[Numbers, ...] = ("any", "nan", "finite")
-
-    def mildest(levels: list[Numbers]) -> Numbers:
-        return order[min(map(order.index, levels), default=0)]
-
-    checks = [mildest([ctx.numbers.get(i, "any") for i in feed.columns]) for feed in ctx.feeds]
-    whole = mildest([check for feed, check in zip(ctx.feeds, checks, strict=True) if not feed.codings])
+    checks = [min(_checks(ctx, feed), key=order.index) for feed in ctx.feeds]
+    plain = [check for feed, check in zip(ctx.feeds, checks, strict=True) if not feed.codings]
+    whole: Numbers = min(plain, key=order.index, default="any")
     feeds = tuple(
         feed if feed.codings or check == whole else ColumnFeed(columns=feed.columns, numbers=check)
         for feed, check in zip(ctx.feeds, checks, strict=True)
     )
     return TableSpec(ctx.n_features, feeds, names, whole, by_name=_finds_by_name(model))
+
+
+def _checks(ctx: Context, feed: ColumnFeed) -> set[Numbers]:
+    """The checks of the columns of a feed; of codes there are none."""
+    return {"any"} if feed.codings else {ctx.numbers.get(i, "any") for i in feed.columns}
 
 
 def _finds_by_name(model: Any) -> bool:

@@ -139,6 +139,29 @@ def test_numbers_are_checked_column_by_column(lab: Any) -> None:
             np.testing.assert_allclose(compiled.predict(table), model.predict(table), rtol=1e-11)
 
 
+def test_numbers_of_one_table_are_checked_differently(lab: Any) -> None:
+    table = RNG.normal(size=(60, 5))
+    columns = compose.ColumnTransformer(
+        [
+            ("plain", "passthrough", [1, -1]),
+            ("scaled", preprocessing.MinMaxScaler(), [0, 2]),
+            ("bins", preprocessing.KBinsDiscretizer(3, encode="onehot-dense"), slice(0, 2)),
+        ]
+    ).fit(table)
+    compiled = lab.check(columns, table)
+    assert mlec.compile(columns, progress=False).report.parity["methods"]["transform"]["excess"] <= 1
+    for column, special, refused in [(0, np.nan, True), (2, np.nan, False), (2, np.inf, True), (4, np.inf, False)]:
+        odd = table.copy()
+        odd[3, column] = special
+        if refused:
+            with pytest.raises(ValueError, match="contains"):
+                columns.transform(odd)
+            with pytest.raises(InputError, match="contains"):
+                compiled.transform(odd)
+        else:
+            lab.same(compiled.transform(odd), columns.transform(odd), 1e-12, "transform")
+
+
 def test_ways_to_select_columns(lab: Any) -> None:
     scaler = preprocessing.StandardScaler()
     for selected in (

@@ -111,3 +111,10 @@ def test_results_have_the_dtype_of_the_source(lab: Any, model: Any, dtype: Any) 
     for name in ("predict", "transform", "decision_function"):
         if hasattr(fitted, name):
             lab.same(getattr(compiled, name)(table), getattr(fitted, name)(table), 1e-5, name)
+
+
+def test_encoders_side_by_side_have_the_dtype_of_both(lab: Any) -> None:
+    for dtypes in ((np.int8, np.int16), (np.uint8, np.float32), (int, int)):
+        first, second = (preprocessing.OrdinalEncoder(dtype=dtype) for dtype in dtypes)
+        columns = compose.make_column_transformer((first, ["c"]), (second, ["c"]))
+        lab.check(columns.fit(FRAME), FRAME)
