@@ -37,6 +37,7 @@ PASSES = {
     "sink-transposes": "mlec.passes.sink_transposes:SinkTransposes",
     "split-products": "mlec.passes.split_products:SplitProducts",
     "fold-batch-norm": "mlec.passes.fold_batch_norm:FoldBatchNorm",
+    "fold-scales": "mlec.passes.fold_scales:FoldScales",
     "fuse": "mlec.passes.fusion:FuseOperators",
     "layout": "mlec.passes.layout:ChooseLayout",
 }

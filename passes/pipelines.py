@@ -8,6 +8,7 @@ from mlec.passes.cse import EliminateCommonSubexpressions
 from mlec.passes.dce import EliminateDeadCode
 from mlec.passes.fold_batch_norm import FoldBatchNorm
 from mlec.passes.fold_constants import FoldConstants
+from mlec.passes.fold_scales import FoldScales
 from mlec.passes.fusion import FuseOperators
 from mlec.passes.infer_shapes import InferShapes
 from mlec.passes.layout import ChooseLayout
@@ -30,6 +31,7 @@ def pipeline_for_level(level: int) -> PassPipeline:
         steps.append(Canonicalize())  # the views that it leaves
         steps.append(SplitProducts())  # what attention reads is slices by now, without transposes in between
         steps.append(FoldBatchNorm())  # while convolutions are still plain and their weights still constants
+        steps.append(FoldScales())  # those of scalers and of normalisations that found no product before them
         steps.append(FoldConstants())  # the folded weights
     if level >= 3:
         steps += [
