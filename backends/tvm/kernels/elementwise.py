@@ -13,8 +13,12 @@ from mlec.backends.tvm.kernels.tile import parameter
 from mlec.backends.tvm.kernels.vector import broadcast, cast_to, const, ramp, select
 from mlec.backends.tvm.target import TargetInfo
 
-PARALLEL_WORK = 1 << 15
-"""Elements of a cheap expression from which waking the other threads pays (about 20 us on one)."""
+PARALLEL_WORK = 1 << 13
+"""Vectors (or single elements, where there is no vector form) of a cheap expression from which waking other threads pays.
+
+One thread takes 15 to 20 us for them. Whoever wakes a thread waits for it: a few microseconds where it still spins, some ten where
+it sleeps, and a slice of the scheduler's time where another program has its core.
+"""
 
 CHUNK = 1 << 13
 """Elements that one turn of the parallel loop over a flat result computes."""
@@ -158,6 +162,7 @@ def _nest(
                 compute(position, done + turn, 1)
 
     total = _size(shape)
+    threshold = max(1, PARALLEL_WORK * (lanes if vector else 1) * 8 // (8 + work))
     if one_by_one is not None:
 
         def element(number: Expr) -> None:
@@ -169,16 +174,15 @@ def _nest(
         _several_threads(
             _ceil_div(last, CHUNK),
             total,
-            work,
+            threshold,
             lambda turn: row((), turn * CHUNK, _min(CHUNK, last - turn * CHUNK, last)),
         )
     else:
-        _several_threads(_size(outer), total, work, lambda turn: row(_unravel(turn, outer), _zero(), last))
+        _several_threads(_size(outer), total, threshold, lambda turn: row(_unravel(turn, outer), _zero(), last))
 
 
-def _several_threads(turns: Dim, total: Dim, work: int, body: Callable[[Expr], None]) -> None:
-    """A loop, parallel if ``total`` elements are enough work."""
-    threshold = max(1, PARALLEL_WORK * 8 // (8 + work))
+def _several_threads(turns: Dim, total: Dim, threshold: int, body: Callable[[Expr], None]) -> None:
+    """A loop, parallel from ``threshold`` elements on."""
     turns = _wide(turns)
 
     def loop(kind: Any) -> None:
