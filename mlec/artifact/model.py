@@ -19,7 +19,7 @@ from mlec.artifact.weights import DTYPES
 from mlec.errors import CorruptedFileError, UsageError
 from mlec.runtime.dims import evaluate
 from mlec.runtime.program import Program
-from mlec.signature import Coding, ColumnFeed, Labels, MethodSpec, Signature, TableSpec
+from mlec.signature import Coding, ColumnFeed, FrameSpec, Labels, MethodSpec, Signature, TableSpec
 
 
 class ModelMetadata(msgspec.Struct, frozen=True):
@@ -92,6 +92,8 @@ def _faults(signature: Signature) -> Iterator[str]:
         yield "the methods that run() calls are not among the methods, or two have one name"
     for method in signature.methods:
         yield from _method_faults(method, len(signature.outputs))
+        if method.frame is not None and not _frame_fits(method, method.frame, signature):
+            yield f"the DataFrame of the method {method.name!r} does not fit its output"
 
 
 def _is_dim(dim: int | str) -> bool:
@@ -135,6 +137,24 @@ def _method_faults(method: MethodSpec, outputs: int) -> Iterator[str]:
         yield f"the method {method.name!r} returns the unknown type {method.dtype[:40]!r}"
     if not all(labels is None or _labels_fit(labels) for labels in method.labels):
         yield f"the labels of the method {method.name!r} are not of their type"
+
+
+def _frame_fits(method: MethodSpec, frame: FrameSpec, signature: Signature) -> bool:
+    if (
+        len(method.outputs) != 1
+        or method.labels
+        or method.as_list
+        or not 0 <= method.outputs[0] < len(signature.outputs)
+    ):
+        return False
+    width = len(frame.columns)
+    if signature.outputs[method.outputs[0]].shape[1:] != (width,) or len(frame.passed) > width:
+        return False
+    if frame.dtypes is not None and (len(frame.dtypes) != width or any(_label_dtype(d) is None for d in frame.dtypes)):
+        return False
+    table = signature.table
+    known: set[object] = set() if table is None else {None, *range(table.n_features), *(table.feature_names or ())}
+    return all(place in known for place in frame.passed)
 
 
 def _labels_fit(labels: Labels) -> bool:
