@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mlec.ir import Const, DType, Graph, GraphBuilder, Match, Miss, P, Rule, Trait, Value, apply_rules
-from mlec.pipeline import Pass, PassContext, PassResult
+from mlec.pipeline import Pass, PassContext, PassResult, Tolerance
 
 
 def _keeps_type(m: Match) -> bool:
@@ -202,6 +202,9 @@ class Canonicalize(Pass):
     """Algebraic identities, cancelling views and casts, recognition of relu and silu; to fixpoint."""
 
     name: ClassVar[str] = "canonicalize"
+    preserves: ClassVar[Tolerance] = Tolerance(
+        signed_zeros=False
+    )  # of maximum(-0.0, 0.0), relu may give the other zero
     rules: ClassVar[Sequence[Rule]] = RULES
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:

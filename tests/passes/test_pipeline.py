@@ -1,21 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
-import mlec.ops
 from mlec.errors import ParseError, PassError, ToleranceError, UsageError
-from mlec.ir import Graph, GraphBuilder, tensor
+from mlec.ir import Graph, GraphBuilder, Value, tensor
 from mlec.passes.canonicalize import Canonicalize
 from mlec.passes.dce import EliminateDeadCode
 from mlec.passes.fusion import FuseOperators
 from mlec.passes.pipelines import named_pipeline
 from mlec.pipeline import EXACT, Pass, PassContext, PassPipeline, PassResult, Tolerance, approx
-
-assert mlec.ops.OPS
 
 
 def graph() -> Graph:
@@ -107,6 +105,56 @@ def test_numeric_verification_names_the_guilty_pass() -> None:
     with pytest.raises(ToleranceError, match=r"pass 2 of 3, wrong-by changed output 0"):
         pipeline.run(graph())
     PassPipeline([WrongBy()], verify="structure").run(graph())
+
+
+@dataclass(frozen=True)
+class Replaces(Pass):
+    """Makes another function of every output."""
+
+    function: Callable[[GraphBuilder, Value], Value]
+    name: ClassVar[str] = "replaces"
+
+    def run(self, graph: Graph, context: PassContext) -> PassResult:
+        b = GraphBuilder(graph.name)
+        b.adopt_interface(graph)
+        for node in graph.nodes:
+            b.keep(node)
+        return PassResult(b.finish([self.function(b, v) for v in graph.outputs]))
+
+
+@dataclass(frozen=True)
+class ReplacesUpToZeros(Replaces):
+    preserves: ClassVar[Tolerance] = Tolerance(signed_zeros=False)
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs"),
+    [
+        (lambda b, x: b("where", b("isnan", x), b.constant(np.zeros((), np.float32)), x), "with NaN"),
+        (lambda b, x: b("clip", x, lo=-1e30, hi=1e30), "with infinities"),
+        (
+            lambda b, x: b("where", b("lt", b("abs", x), 1e-30), b.constant(np.zeros((), np.float32)), x),
+            "with zeros and denormals",
+        ),
+        (lambda b, x: b("add", x, 0.0), "with zeros and denormals"),
+    ],
+    ids=["NaN", "infinity", "denormal", "sign of zero"],
+)
+def test_numeric_verification_tries_special_values(
+    function: Callable[[GraphBuilder, Value], Value], inputs: str
+) -> None:
+    b = GraphBuilder("g")
+    x = b.input("x", tensor("f32", ("n", 40)))
+    graph = b.finish([x])
+    with pytest.raises(ToleranceError, match="changed output 0") as caught:
+        PassPipeline([Replaces(function)], verify="numeric").run(graph)
+    assert caught.value.notes[0].startswith(f"inputs: {inputs}")
+
+
+def test_a_pass_may_declare_that_it_moves_zeros() -> None:
+    b = GraphBuilder("g")
+    graph = b.finish([b.input("x", tensor("f32", ("n", 40)))])
+    PassPipeline([ReplacesUpToZeros(lambda b, x: b("add", x, 0.0))], verify="numeric").run(graph)
 
 
 def test_a_failing_pass_is_named() -> None:

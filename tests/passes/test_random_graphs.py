@@ -93,3 +93,8 @@ def test_optimised_graphs_compute_the_same(seed: int) -> None:
             f"{level} on seed {seed}",
             seeds=(0,),
         )
+
+
+@pytest.mark.parametrize("seed", range(60, 75))
+def test_each_pass_keeps_what_it_declares(seed: int) -> None:
+    named_pipeline("O3").verified("numeric").run(random_graph(seed), PassContext(vector_bytes=16 << (seed % 3)))
