@@ -148,7 +148,12 @@ def load(
 
     Raises:
         ArtifactError: for a file that is damaged, of another version, or not to be trusted.
+        UsageError: for a path that is none, or another argument that makes no sense.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UsageError(
+            f"load takes the path of a .mle file, got {type(path).__name__}", hint='mlec.load("model.mle")'
+        )
     if encryption_key is not None:
         raise UsageError("this version reads no encrypted files", code="E_NOT_OFFERED", hint="leave encryption_key out")
     wanted = TrustDigest(trust) if isinstance(trust, str) and trust.startswith("sha256:") else trust

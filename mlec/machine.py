@@ -14,8 +14,8 @@ from mlec.ir import Graph, Node
 from mlec.ir.dim import evaluate, symbols_of
 from mlec.pipeline import NOMINAL_EXTENT
 
-KERNEL_SECONDS = 5e-7
-"""Cost of calling one kernel, besides its work (virtual machine step, allocation)."""
+KERNEL_SECONDS = 1e-7
+"""Cost of calling one kernel, besides its work: mostly the checks that it makes of its arguments."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The TVM backend: Relax for the call sequence, templates of our own for the kernels."""
+"""The TVM backend: templates of our own for the kernels, a list of calls for the runtime (for GPUs: a Relax function)."""

@@ -16,6 +16,8 @@ from mlec.runtime.dims import symbols_of
 Dim = int | str
 """An extent: a number, or the text of an expression in symbols."""
 
+_MOST_AXES = 32
+
 ElementType = Literal["f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "bool"]
 
 
@@ -102,6 +104,8 @@ class CallSequence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if min(self.inputs, self.constants) < 0 or given > len(self.buffers):
             raise ValueError(f"{given} inputs and constants, but {len(self.buffers)} buffers")
         for number, buffer in enumerate(self.buffers):
+            if len(buffer.shape) > _MOST_AXES:
+                raise ValueError(f"buffer {number} has {len(buffer.shape)} axes, at most {_MOST_AXES} are possible")
             if buffer.view is not None and not 0 <= buffer.view < number >= given:
                 raise ValueError(f"buffer {number} cannot be a view of buffer {buffer.view}")
         self._check_dims()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
@@ -40,3 +41,10 @@ def test_errors_are_returned(tmp_path: Path) -> None:
     assert not done["success"]
     assert done["code"] == "E_NOT_OFFERED"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", [None, 3, b"m.mle", ["m.mle"]])
+def test_what_is_no_path_is_refused(path: object) -> None:
+    with pytest.raises(mle.MlecError, match="load takes the path of a") as caught:
+        mle.load(path)
+    assert caught.value.code == "E_USAGE"

@@ -1,0 +1,134 @@
+"""Where buffers lie, and which call sequences are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlec.errors import MlecError
+from mlec.runtime.plan import ARENA_ALIGNMENT, Home, Layout, place
+from mlec.runtime.program import Buffer, Call, CallSequence, Program
+from tests.runtime.programs import SEQUENCES
+
+lives = st.tuples(st.integers(0, 12), st.integers(0, 4)).map(lambda t: (t[0], t[0] + t[1]))
+buffers = st.dictionaries(
+    st.integers(0, 99), st.tuples(st.integers(0, 1000), lives).map(lambda t: (t[0], *t[1])), max_size=24
+)
+
+
+@given(buffers)
+def test_buffers_that_live_together_do_not_overlap(given: dict[int, tuple[int, int, int]]) -> None:
+    offsets, total = place(given)
+    for i, (size, first, last) in given.items():
+        assert offsets[i] % ARENA_ALIGNMENT == 0
+        assert offsets[i] + size <= total
+        for j, (other_size, other_first, other_last) in given.items():
+            if i < j and first <= other_last and other_first <= last:
+                assert offsets[i] + size <= offsets[j] or offsets[j] + other_size <= offsets[i]
+
+
+def test_memory_is_used_again() -> None:
+    # A chain: each value lives until the next is computed.
+    offsets, total = place({i: (640, i, i + 1) for i in range(10)})
+    assert total == 1280
+    assert set(offsets.values()) == {0, 640}
+    # A small one fits between two that live longer.
+    assert place({0: (640, 0, 9), 1: (128, 0, 1), 2: (640, 0, 9), 3: (64, 2, 3)})[1] == 640 + 640 + 128
+
+
+def test_homes() -> None:
+    a = Buffer("f32", ("n", 4))
+    sequence = CallSequence(
+        1, 1, (a, Buffer("f32", (4,)), a, Buffer("f32", ("4*n",), 2), a, a, a),
+        (Call("f", (0, 1), (2,)), Call("g", (3,), (4,)), Call("h", (2, 4), (5, 6))), (5, 4, 5, 1),
+    )  # fmt: skip
+    layout = Layout(sequence)
+    assert layout.homes == {
+        0: Home("input", 0), 1: Home("constant", 0), 2: Home("arena"), 4: Home("output", 1), 5: Home("output", 0),
+        6: Home("arena"),
+    }  # fmt: skip
+    assert layout.copies == [(2, Home("output", 0)), (3, Home("constant", 0))]
+    assert layout.lives == {2: (0, 2), 6: (2, 2)}  # a view keeps what it looks at alive
+    plan = layout.plan(((16, 4),))
+    assert plan.shapes[3] == (64,)
+    assert plan.arena_nbytes == 2 * 256
+    assert plan.output_nbytes == 3 * 256 + 16
+    for shapes in ((), ((16, 5),), ((16,),), ((16, 4), (16, 4))):
+        with pytest.raises(MlecError, match="expected inputs of shapes"):
+            layout.plan(shapes)
+
+
+def test_views_of_another_size_are_refused() -> None:
+    sequence = CallSequence(1, 0, (Buffer("f32", ("n",)), Buffer("f32", ("2*n",), 0)), (), (1,))
+    with pytest.raises(MlecError, match="a view of 8 bytes on a buffer of 4"):
+        Layout(sequence).plan(((1,),))
+
+
+@pytest.mark.parametrize("dim", ["n*n*n*n", "n-100", f"n*{1 << 62}"])
+def test_impossible_extents_are_refused(dim: str) -> None:
+    sequence = CallSequence(1, 0, (Buffer("f32", ("n",)), Buffer("f32", (dim, 0))), (Call("f", (0,), (1,)),), (1,))
+    with pytest.raises(MlecError) as caught:
+        Layout(sequence).plan(((1 << 20 if "*" in dim else 5,),))
+    assert caught.value.code == "E_RUN"
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    """A program as a file holds it: x @ w, and the same with another shape."""
+    kernel = {"symbol": "matmul", "op": "matmul", "location": ""}
+    sequence = msgspec.to_builtins(SEQUENCES["aliases"])
+    program = {"backend": "tvm", "device": "cpu", "constants": ["w"], "kernels": [kernel], "sequence": sequence}
+    for key, value in changes.items():
+        (sequence if key in sequence else program)[key] = value
+    return program
+
+
+def test_record_survives_json() -> None:
+    program = msgspec.convert(record(), Program)
+    assert program.sequence == SEQUENCES["aliases"]
+    assert msgspec.json.decode(msgspec.json.encode(program), type=Program) == program
+
+
+X, W, H = ({"dtype": "f32", "shape": shape} for shape in (["n", 8], [8, 4], ["n", 4]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"inputs": -1}, "inputs and constants"),
+        ({"constants": 7}, "inputs and constants"),
+        ({"outputs": [9]}, "nothing is written to the output"),
+        ({"outputs": [-1]}, "nothing is written to the output"),
+        ({"calls": [], "kernels": []}, "nothing is written to the output"),
+        ({"calls": [{"code": "matmul", "reads": [0, 9], "writes": [2]}]}, "there is no buffer 9"),
+        ({"calls": [{"code": "matmul", "reads": [0, -1], "writes": [2]}]}, "there is no buffer -1"),
+        ({"calls": [{"code": "matmul", "reads": [2, 1], "writes": [2]}]}, "before anything is written"),
+        ({"calls": [{"code": "matmul", "reads": [3, 1], "writes": [2]}]}, "before anything is written"),
+        ({"calls": [{"code": "matmul", "reads": [0], "writes": [1]}]}, "not its to write"),
+        ({"calls": [{"code": "matmul", "reads": [0], "writes": [0]}]}, "not its to write"),
+        ({"calls": [{"code": "matmul", "reads": [0], "writes": [3]}]}, "not its to write"),
+        ({"calls": [{"code": "matmul", "reads": [0], "writes": [2, 2]}]}, "not its to write"),
+        ({"calls": [{"code": "matmul", "reads": [0], "writes": [2], "extents": ["k"]}]}, "no input tells k"),
+        ({"calls": [{"code": "matmul", "reads": [0], "writes": [2], "extents": ["f(n)"]}]}, "not a dim expression"),
+        ({"kernels": []}, "1 calls of 0 kernels"),
+        ({"buffers": [X, W, H, H | {"view": 3}]}, "cannot be a view of buffer 3"),
+        ({"buffers": [X, W, H, H | {"view": -1}]}, "cannot be a view of buffer -1"),
+        ({"buffers": [X, W | {"view": 0}, H, H | {"view": 2}]}, "buffer 1 cannot be a view"),
+        ({"buffers": [X, H, H, H | {"view": 2}]}, "the shape of a constant depends"),
+        ({"buffers": [X, W, H | {"shape": ["n", -4]}, H | {"view": 2}]}, "an extent of -4"),
+        ({"buffers": [X, W, H | {"shape": ["n//0"]}, H | {"view": 2}]}, "divides by zero"),
+        ({"buffers": [X, W, H | {"shape": ["m"]}, H | {"view": 2}]}, "no input tells m"),
+        ({"buffers": [X, W, H | {"shape": ["(" * 9000]}, H | {"view": 2}]}, "not a dim expression"),
+        ({"buffers": [X, W, H | {"shape": ["-" * 9000 + "n"]}, H | {"view": 2}]}, "dim expression|nested too deep"),
+        ({"buffers": [X, W, H | {"shape": [1] * 33}, H | {"view": 2}]}, "33 axes"),
+        ({"buffers": [X, W, H | {"dtype": "f8"}, H | {"view": 2}]}, "Invalid enum value"),
+        ({"alignment": 12}, "an alignment of 12 bytes"),
+        ({"surprise": 1}, "unknown field"),
+    ],
+)
+def test_records_that_make_no_sense_are_refused(changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=why):
+        msgspec.convert(record(**changes), Program)
