@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from mlec.backends.tvm.compat import IRModule, tirx, tvm
-from mlec.backends.tvm.kernels.conv import conv2d_nchwc, pack_nchwc
+from mlec.backends.tvm.kernels.conv import conv2d_nchwc, depthwise_nchwc, pack_nchwc
 from mlec.backends.tvm.kernels.gemm import column_block, gemm, matmul, pack_gemm
+from mlec.backends.tvm.kernels.winograd import conv2d_winograd, pack_winograd
 from mlec.backends.tvm.pipeline import compile_for_cpu
 from mlec.backends.tvm.target import TargetInfo
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
@@ -77,12 +78,20 @@ def test_results_do_not_depend_on_the_number_of_threads():
     a, w = normal((300, 400)), pack_gemm(normal((400, 500), 1), 32)
     product = compile_kernel(gemm((300,), 500, 400, "float32", 32, HOST))
     x, kernel = normal((3, 4, 30, 30, 16)), normal((4, 4, 3, 16, 3, 16), 1)
-    image = compile_kernel(conv2d_nchwc(x.shape, kernel.shape, (1, 1), (1,) * 4, (1, 1), "float32", HOST))
+    shape, pads = (3, 4, 30, 30, 16), (1,) * 4
+    direct = compile_kernel(conv2d_nchwc(x.shape, kernel.shape, (1, 1), pads, (1, 1), "float32", HOST))
+    winograd = compile_kernel(conv2d_winograd(x.shape, kernel.shape, pads, HOST))
+    depthwise = compile_kernel(depthwise_nchwc(x.shape, (4, 3, 3, 16), (1, 1), pads, (1, 1), "float32", HOST))
     results = []
     try:
         for threads in (1, 2):
             configure(1, threads)
-            results.append((product(a, w, out=(300, 500)), image(x, kernel, out=(3, 4, 30, 30, 16))))
+            images = (
+                direct(x, kernel, out=shape),
+                winograd(x, pack_winograd(kernel), kernel, out=shape),
+                depthwise(x, kernel[:, 0, :, 0], out=shape),
+            )
+            results.append((product(a, w, out=(300, 500)), *images))
     finally:
         configure(1, 0)
     for one, two in zip(*results, strict=True):
