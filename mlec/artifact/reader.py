@@ -1,7 +1,8 @@
 """Opening .mle files. Bytes are checked before they are used, and nothing in the file is ever executed here.
 
 Metadata, graph and kernels are copied to private memory before they are hashed, so what was checked is what is used.
-Weights are mapped and shared, or copied when asked for (or when other users can write to the file).
+Weights are mapped and shared where nobody but this user and the administrator can change the file; else, or when asked for, they are copied first
+and checked in the copy, so what was checked is what is used (the positions that kernels index with, above all).
 """
 
 from __future__ import annotations
@@ -113,10 +114,6 @@ class Artifact:
         if self._tensors is None:
             raise UsageError(f"{self.path} is closed", code="E_CLOSED", hint="open it again")
         return self._tensors
-
-    def copy_tensor(self, name: str) -> np.ndarray[Any, Any]:
-        """A checked, read-only private copy of one tensor; for integers that are used as indices."""
-        return self.tensors.copy_tensor(name)
 
     def close(self) -> None:
         """Give the weights back. Arrays that were handed out stay valid: they keep the map alive themselves."""

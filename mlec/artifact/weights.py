@@ -249,18 +249,6 @@ class Tensors(Mapping[str, np.ndarray[Any, Any]]):
         """The index, in the order of the file."""
         return tuple(self._entries.values())
 
-    def copy_tensor(self, name: str) -> np.ndarray[Any, Any]:
-        """A read-only private copy of one tensor, checked after it was copied.
-
-        Whoever can write to the file can change mapped tensors at any time. Integers that are used as indices are
-        range-checked once, so they must come from here.
-        """
-        entry = self._entries[name]
-        data = aligned_empty(entry.size)
-        data[:] = self._bytes(entry)
-        self._check(entry, data)
-        return read_only(data).view(numpy_dtype(entry.dtype)).reshape(entry.shape)
-
     def check_all(self) -> None:
         """Check the padding and every tensor's checksums.
 

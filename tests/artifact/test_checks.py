@@ -389,8 +389,7 @@ def test_fast_mode_checks_a_tensor_when_it_is_first_asked_for(load: Load, parts:
     weights_byte(0, 9, seal=False)(parts)
     artifact = load(join(parts), verify="fast")
     assert artifact.tensors["idx"].tolist() == [0, 1, 2, 3, 4]
-    for access in (lambda: artifact.tensors["w"], lambda: artifact.copy_tensor("w")):
-        assert code_of(access) == "E_TENSOR_CRC"
+    assert code_of(lambda: artifact.tensors["w"]) == "E_TENSOR_CRC"
 
 
 def test_caps_that_are_too_large_to_reach_in_a_test(monkeypatch: pytest.MonkeyPatch, load: Load, parts: Parts) -> None:
