@@ -1,8 +1,8 @@
 """Opening .mle files. Bytes are checked before they are used, and nothing in the file is ever executed here.
 
 Metadata, graph and kernels are copied to private memory before they are hashed, so what was checked is what is used.
-Weights are mapped and shared where nobody but this user and the administrator can change the file; else, or when asked for, they are copied first
-and checked in the copy, so what was checked is what is used (the positions that kernels index with, above all).
+Weights are mapped and shared where nobody but this user and the administrator can change the file; else (or when asked for) they are
+copied first and checked in the copy, so what was checked is what is used (the positions that kernels index with, above all).
 """
 
 from __future__ import annotations
