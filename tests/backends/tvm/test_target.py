@@ -70,7 +70,7 @@ def test_code_for_another_architecture_is_generated():
     info = TargetInfo.for_cpu("neoverse-n1", "aarch64-linux-gnu")
     func = gemm((tirx.Var("n", "int64"),), 64, 64, "float32", 8, info, name="product")
     module = compile_for_cpu(IRModule({"product": func}), info.tvm_target())
-    assert "fmla" in module.mod.inspect_source("asm")
+    assert "fmla" in module.inspect_source("asm")
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
