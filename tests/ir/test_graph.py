@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-import mlec.ops
 from mlec.errors import InputError, TypeRuleError, VerifyError
 from mlec.ir import (
     Const,
@@ -29,8 +28,6 @@ from mlec.ir import (
     verify,
     violations,
 )
-
-assert mlec.ops.OPS
 
 
 def mlp() -> Graph:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import mlec.ops
 from mlec.errors import ParseError
 from mlec.ir import Location, parse_graph, print_graph
 from mlec.ir.parser import MAX_DEPTH
-
-assert mlec.ops.OPS
 
 GOOD = """graph @mlp(%x: f32[n, 8]) -> (f32[n, 2]) {
   %w = constant {value = @w0} : f32[8, 2]

@@ -19,12 +19,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import mlec.ops
 from mlec.ir import parse_graph, print_graph, verify
 from mlec.ir.op import Array
 from mlec.pipeline import EXACT, PassContext, PassPipeline, check_equal
 
-assert mlec.ops.OPS
 FOLDER = Path(__file__).parents[1] / "golden"
 CASES = sorted(FOLDER.glob("*/*.mlet"))
 SEPARATOR = "// -----\n"

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import mlec.ops  # noqa: F401
 from mlec.backends.base import KernelNote
 from mlec.ir import Graph, GraphBuilder, Location, tensor
 from mlec.machine import Machine

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-import mlec.ops  # noqa: F401  (fills the table)
 from mlec.backends.tvm.backend import TVMBackend
 from mlec.ir import Graph, GraphBuilder, Value, run_graph, tensor
 from mlec.ir.op import Array

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-import mlec.ops  # noqa: F401  (fills the table)
 from mlec.backends.tvm.backend import TVMBackend
 from mlec.backends.tvm.lowering import Lowering
 from mlec.backends.tvm.target import TargetInfo

@@ -5,13 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import mlec.ops
 from mlec.backends.tvm.backend import TVMBackend
 from mlec.ir import GraphBuilder, run_graph, tensor
 from mlec.runtime import Executable
 from mlec.target import Target
-
-assert mlec.ops.OPS
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f64"])

@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 from threadpoolctl import threadpool_limits
 
-import mlec.ops  # noqa: F401  fills the op table
 from mlec.frontends.base import LowerOptions
 from mlec.frontends.sklearn import SklearnFrontend
 from mlec.ir import Graph, run_graph
