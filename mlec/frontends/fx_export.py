@@ -151,7 +151,9 @@ def _export_module(
             pytree.tree_map(lambda leaf: example_tensor(leaf, module), options.example_inputs, is_leaf=is_array)
         )
     paths, structure = pytree.tree_flatten_with_path(named_arguments(module, values))
-    names = tuple(dotted(path) for path, _ in paths)
+    # What *args takes are arguments like others: args_0, args_1.
+    several = tuple(p.name for p in signature.parameters.values() if p.kind is p.VAR_POSITIONAL)
+    names = tuple(dotted(path).replace(".", "_", 1 if dotted(path[:1]) in several else 0) for path, _ in paths)
     leaves = [leaf for _, leaf in paths]
     for name, leaf in zip(names, leaves, strict=True):
         if leaf is not None and not isinstance(leaf, torch.Tensor):
@@ -334,7 +336,31 @@ class _ForAnySize(TorchFunctionMode):
         settings = dict(kwargs or {})
         if func is torch.cdist and len(args) < 4:  # by a matrix product from 26 rows on; ours is the exact one
             settings["compute_mode"] = "donot_use_mm_for_euclid_dist"
+        if func is torch.nn.functional.embedding_bag:
+            return _bags(*args, **settings)
         return func(*args, **settings)
+
+
+def _bags(ids: torch.Tensor, weight: torch.Tensor, offsets: Any = None, *rest: Any, **settings: Any) -> torch.Tensor:
+    """`torch.nn.functional.embedding_bag`; bags of one length, (n, length), as an embedding and a reduction."""
+    call = inspect.signature(torch.nn.functional.embedding_bag).bind(ids, weight, offsets, *rest, **settings)
+    call.apply_defaults()
+    given = call.arguments
+    mode, padding, weights = given["mode"], given["padding_idx"], given["per_sample_weights"]
+    if offsets is not None or ids.ndim != 2 or given["max_norm"] is not None:
+        unchanged: torch.Tensor = torch.nn.functional.embedding_bag(*call.args, **call.kwargs)
+        return unchanged
+    rows = torch.nn.functional.embedding(ids, weight)
+    if padding is None:
+        if mode == "sum":
+            return (rows if weights is None else rows * weights.unsqueeze(-1)).sum(1)
+        return rows.mean(1) if mode == "mean" else rows.amax(1)
+    kept = (ids != padding % weight.shape[0]).unsqueeze(-1)
+    if mode == "max":
+        return torch.where(kept.any(1), rows.masked_fill(~kept, -float("inf")).amax(1), 0.0)
+    factor = kept.to(rows.dtype) if weights is None else kept * weights.unsqueeze(-1)
+    total: torch.Tensor = (rows * factor).sum(1)
+    return total if mode == "sum" else total.div(kept.sum(1).clamp(min=1))
 
 
 def _run_export(

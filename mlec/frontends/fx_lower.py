@@ -23,6 +23,7 @@ from mlec.ir.op import Array
 from mlec.signature import Signature, TensorSpec
 
 _TORCH_DIRECTORY = str(Path(torch.__file__).parent)
+_OWN_DIRECTORY = str(Path(__file__).parent)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _CHECKS = frozenset(
     f"aten.{name}"
@@ -310,8 +311,8 @@ def _unknown(target: str) -> UnsupportedOpError:
 
 
 def _is_library(file: str) -> bool:
-    """Frames that are not the user's: torch's own and generated code."""
-    return file.startswith((_TORCH_DIRECTORY, "<", "torch/")) or "/site-packages/torch/" in file
+    """Frames that are not the user's: torch's own, ours and generated code."""
+    return file.startswith((_TORCH_DIRECTORY, _OWN_DIRECTORY, "<", "torch/")) or "/site-packages/torch/" in file
 
 
 def _spec(name: str, kind: TensorType, limits: tuple[int, int] | None = None) -> TensorSpec:
@@ -327,5 +328,7 @@ def _position_limits(graph: Graph, value: Value) -> tuple[int, int] | None:
             same.add(node.output)
         elif node.name in ("gather", "take_along_axis") and node.inputs[1] in same:
             extents.append(node.inputs[0].type.shape[node.attrs["axis"]])
+        elif node.name == "one_hot" and node.inputs[0] in same:
+            extents.append(node.attrs["depth"])
     static = [extent for extent in extents if isinstance(extent, int)]
     return (0, min(static) - 1) if static else None

@@ -272,6 +272,73 @@ def _gather(c: Context, x: Value, dim: int, index: Value, sparse_grad: bool = Fa
     return c.b("take_along_axis", x, index, axis=axis)
 
 
+_MOST_PLACES = 1 << 20
+
+
+@lowers("scatter.src", "scatter.value", "scatter_add.default")
+def _scatter(c: Context, x: Value, dim: int, index: Value, source: Value | Number) -> Value:
+    """Which entry of ``source`` comes to stand at each place, if any, is a comparison of all entries with all places."""
+    if not x.type.rank or index.type.rank != x.type.rank:
+        raise c.unsupported("needs tensors with axes")
+    axis = dim % x.type.rank
+    for other, extent in enumerate(index.type.shape):
+        if other != axis and extent != x.type.shape[other]:
+            raise c.unsupported(f"the index reaches {extent} of {x.type.shape[other]} entries on axis {other}")
+        if isinstance(source, Value):
+            source = c.take(source, other, 0, extent)
+    if not isinstance(source, Value):
+        return c.b("where", _entry_at(c, index, axis, x)[0], c.number(source, x.type.dtype), x)
+    if "add" in c.target:
+        placed = c.b("one_hot", index, depth=_places(c, index, axis, x), dtype=x.type.dtype)
+        moved = c.b("mul", placed, c.reshape(source, (*source.type.shape, 1)))
+        return c.b("add", x, c.transpose(c.b("sum", moved, axes=(axis,)), _last_to(axis, x.type.rank)))
+    written, entry = _entry_at(c, index, axis, x)
+    return c.b("where", written, c.b("take_along_axis", source, entry, axis=axis), x)
+
+
+def _entry_at(c: Context, index: Value, axis: int, x: Value) -> tuple[Value, Value]:
+    """For each place of ``x`` whether an entry of the index names it, and the last one that does."""
+    placed = c.b("one_hot", index, depth=_places(c, index, axis, x), dtype=DType.I64)
+    number = c.b("add", c.b("iota", shape=(index.type.shape[axis],), axis=0, dtype=DType.I64), 1)
+    number = c.reshape(number, (index.type.shape[axis], *[1] * (x.type.rank - axis)))
+    last = c.b("max", c.b("mul", placed, number), axes=(axis,))
+    last = c.transpose(last, _last_to(axis, x.type.rank))
+    return c.b("gt", last, 0), c.b("maximum", c.b("sub", last, 1), 0)
+
+
+def _places(c: Context, index: Value, axis: int, x: Value) -> int:
+    places = c.static(x, axis, "the extent that is written to")
+    if places * c.static(index, axis, "the number of entries") > _MOST_PLACES:
+        raise c.unsupported(f"{index.type.shape[axis]} entries for {places} places are too many to compare")
+    return places
+
+
+def _last_to(axis: int, rank: int) -> tuple[int, ...]:
+    return (*range(axis), rank - 1, *range(axis, rank - 1))
+
+
+@lowers("index_put.default")
+def _index_put(c: Context, x: Value, indices: Sequence[Value | None], source: Value, accumulate: bool = False) -> Value:
+    """``x[mask] = number``, and entries along one axis."""
+    (at, *more) = [axis for axis, index in enumerate(indices) if index is not None]
+    index = indices[at]
+    assert index is not None
+    if index.type.dtype.is_bool and not more:
+        if at or accumulate or source.type.size != 1:
+            raise c.unsupported("a mask picks as many elements as it has ones", "use torch.where")
+        mask = c.reshape(index, (*index.type.shape, *[1] * (x.type.rank - index.type.rank)))
+        return c.b("where", mask, c.reshape(source, ()), x)
+    if more or index.type.rank != 1:
+        raise c.unsupported("only one index, along one axis, can be written to")
+    shape = (*x.type.shape[:at], *index.type.shape, *x.type.shape[at + 1 :])
+    extent = c.static(x, at, "the extent that is written to")
+    index = c.b("where", c.b("lt", index, 0), c.b("add", index, extent), index)
+    spread = c.broadcast(c.reshape(index, (*index.type.shape, *[1] * (x.type.rank - at - 1))), shape)
+    source = c.broadcast(source, shape)
+    c.target = "aten.scatter_add.default" if accumulate else "aten.scatter.src"
+    return _scatter(c, x, at, spread, source)
+
+
 @lowers("index.Tensor", "_unsafe_index.Tensor")
 def _index(c: Context, x: Value, indices: Sequence[Value | None]) -> Value:
     """Several index tensors become one index into their axes, laid out as one axis."""

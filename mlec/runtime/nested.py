@@ -137,7 +137,8 @@ def _rebuilt(tree: Tree, value: Any, path: str, tensors: Mapping[str, object]) -
         return value._replace(**made)
     if isinstance(value, Mapping):
         return {key: made.get(str(key)) for key in value}
-    return type(value)(made.get(str(i)) for i in range(len(value)))
+    items = [made.get(str(i)) for i in range(len(value))]
+    return items if isinstance(value, list) else tuple(items)
 
 
 def _described(value: object) -> str:

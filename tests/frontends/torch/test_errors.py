@@ -251,7 +251,7 @@ def test_example_inputs_of_another_type_are_named(examples: Any, said: str, scop
 
 
 def test_integers_for_a_network_of_floats() -> None:
-    with pytest.raises(UsageError, match="input '(x|input)' must be float32, got int64") as caught:
+    with pytest.raises(UsageError, match=r"input '(x|input)' must be float32, got int64") as caught:
         lower(nn.Sequential(nn.Linear(8, 2)), torch.ones(2, 8, dtype=torch.int64))
     assert "as float32" in (caught.value.hint or "")
 
