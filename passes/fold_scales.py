@@ -50,7 +50,7 @@ class _IntoWeights(Rule):
 def _normal(weights: Array) -> Array:
     """Which weights are finite and not too small for full precision."""
     size = np.abs(weights)
-    return np.isfinite(size) & (size >= np.finfo(weights.dtype).tiny)
+    return np.asarray(np.isfinite(size) & (size >= np.finfo(weights.dtype).tiny))
 
 
 class Divided(_IntoWeights):

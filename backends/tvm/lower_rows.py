@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from mlec.backends.tvm.compat import T, prim_func
 from mlec.backends.tvm.kernels.elementwise import Lanes, memory_type
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
-from mlec.backends.tvm.kernels.rows import block_rows, over_blocks, read_columns, write_columns
+from mlec.backends.tvm.kernels.rows import VECTORS, VERTICAL, block_rows, over_blocks, read_columns, write_columns
 from mlec.backends.tvm.kernels.tile import bits, parameter, product, unrolled
-from mlec.backends.tvm.kernels.vector import Cell, broadcast, const, select, share, store
+from mlec.backends.tvm.kernels.vector import Cell, broadcast, const, load, select, share, store
 from mlec.backends.tvm.lowering import Lowering, Tensor
 from mlec.backends.tvm.region import Dims, Load, Number, Region, Source, is_elementwise
 from mlec.backends.tvm.scalar import CALLS_LIBM
@@ -24,8 +24,12 @@ from mlec.ir.graph import Node, Value
 from mlec.ir.types import TensorType
 
 MOVES = frozenset({"reshape", "gather", "concat", "slice", "broadcast_to"})
-MAX_PRODUCT = 8
+PRODUCTS = frozenset({"matmul", "matmul_packed"})
+MAX_PRODUCT = 16
 """Columns of a product; `gemm` is faster for more."""
+
+MAX_COLUMNS = 128
+"""Of any value: a block of it fits the L1 cache."""
 
 FEW_COLUMNS = 4
 """Columns whose steps are written out instead of looped over."""
@@ -42,20 +46,29 @@ def lower_rows(
     if not isinstance(n, SymDim) or str(n) not in symbols_of(n):
         return None
     program = RowProgram(n, tuple(nodes), dict(values), tuple(outputs))
-    mixes = len(outputs) > 1 or any(inner.name == "matmul" or inner.name in MOVES for inner in nodes)
+    mixes = len(outputs) > 1 or any(inner.name in PRODUCTS | MOVES for inner in nodes)
+    mixes = mixes or any(inner.name in VERTICAL and inner.output not in outputs for inner in nodes)
     if not mixes or not all(map(program.takes, nodes)):
         return None
     return program.lower(lowering, node)
 
 
 def has_rows(kind: TensorType, n: SymDim) -> bool:
-    """Whether a value has one row for each of the ``n``."""
-    return kind.rank in (1, 2) and kind.shape[0] == n and all(isinstance(d, int) for d in kind.shape[1:])
+    """Whether a value has one narrow row for each of the ``n``."""
+    if kind.rank not in (1, 2) or kind.shape[0] != n:
+        return False
+    return all(isinstance(d, int) and d <= MAX_COLUMNS for d in kind.shape[1:])
 
 
 def columns_of(kind: TensorType) -> int:
     """Columns of a value with rows."""
     return int(str(kind.shape[1])) if kind.rank == 2 else 1
+
+
+def _over_columns(node: Node) -> bool:
+    """Whether a reduction is over the columns of a matrix, and nothing else."""
+    axes = node.attrs["axes"] if "axes" in node.attrs else (node.attrs["axis"],)
+    return len(axes) == 1 and axes[0] % 2 == 1
 
 
 @dataclass(frozen=True)
@@ -79,9 +92,12 @@ class RowProgram:
         if is_elementwise(node):
             aligned = all(v.type.rank == rank for v in rows) and all(v.type.rank <= rank for v in fixed)
             return aligned and node.name not in CALLS_LIBM
-        if node.name == "matmul":
+        if node.name in VERTICAL:
+            (x,) = node.inputs
+            return x.type.rank == 2 and x.type.dtype.is_float and _over_columns(node)
+        if node.name in PRODUCTS:
             x, w = node.inputs
-            array = fixed == [w] and w.type.rank == 2 and self.values[w].number is None
+            array = fixed == [w] and self.values[w].number is None
             return array and rows == [x] and columns_of(node.output.type) <= MAX_PRODUCT
         if node.name == "gather":
             return node.attrs["axis"] % 2 == 1 and rows == [node.inputs[0]] and node.inputs[1].type.rank == 1
@@ -142,12 +158,15 @@ class RowProgram:
         uses: dict[Value, int] = {}
         for inner in self.nodes:
             for v in inner.inputs:
-                uses[v] = uses.get(v, 0) + 1
+                uses[v] = uses.get(v, 0) + (2 if inner.name in VERTICAL else 1)
         return tuple(
             v
             for inner in self.nodes
             for v in inner.outputs
-            if v in self.outputs or inner.name == "matmul" or (uses.get(v, 0) > 1 and inner.name not in MOVES)
+            if v in self.outputs
+            or inner.name in PRODUCTS
+            or inner.name in VERTICAL
+            or (uses.get(v, 0) > 1 and inner.name not in MOVES)
         )
 
 
@@ -173,8 +192,10 @@ class Block:
             read_columns(buffer, columns, first, self.rows, whole, self.scratch[value], self.size, self._lanes(value))
         for value in self.held:
             node = self.producers[value]
-            if node.name == "matmul":
+            if node.name in PRODUCTS:
                 self._product(node)
+            elif node.name in VERTICAL:
+                self._vertical(node)
             else:
                 for column in self._each(columns_of(value.type)):
                     self._put(value, column, self._at(value, column, itself=True))
@@ -210,6 +231,18 @@ class Block:
             element = select(element, const(1, "int8"), const(0, "int8"))
         store(self.scratch[value], element, [column * self.size])
 
+    def _vertical(self, node: Node) -> None:
+        (x,) = node.inputs
+        VERTICAL[node.name](
+            node.name,
+            columns_of(x.type),
+            lambda column: self._at(x, column),
+            lambda column, element: self._put(node.output, column, element),
+            lambda column: load(self.scratch[node.output], [column * self.size], self.size),
+            Tensor(x.type).dtype,
+            self.size,
+        )
+
     def _product(self, node: Node) -> None:
         """A chain of FMAs over k for each column of the result, several columns at once, the pieces of a concatenation in turn."""
         x, w = node.inputs
@@ -219,13 +252,15 @@ class Block:
         pieces = [x]
         if x in self.producers and x not in self.scratch and self.producers[x].name == "concat":
             pieces = list(self.producers[x].inputs)
-        at_once = max(1, (self.lowering.target.vector_registers - 4) // 4)
-        for start in range(0, n, at_once):
-            columns = range(start, min(n, start + at_once))
+        passes = -(-n * VECTORS // (self.lowering.target.vector_registers - 4))
+        k, width = columns_of(x.type), int(str(w.type.shape[-1]))
+        for part in range(passes):
+            columns = range(n * part // passes, n * (part + 1) // passes)
             sums = [Cell(dtype, self.size, 0) for _ in columns]
             offset = 0
             for piece in pieces:
-                self._add_products(piece, weights.buffer, [offset * n + column for column in columns], n, sums)
+                starts = [(column // width * k + offset) * width + column % width for column in columns]
+                self._add_products(piece, weights.buffer, starts, width, sums)
                 offset += columns_of(piece.type)
             for column, cell in zip(columns, sums, strict=True):
                 self._put(node.output, column, cell.value)

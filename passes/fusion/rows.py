@@ -15,8 +15,10 @@ from mlec.ir.types import TensorType
 
 MAX_COLUMNS = 128
 """Of any value: a block of so many columns fits the L1 cache."""
-MAX_PRODUCT = 8
+MAX_PRODUCT = 16
 """Columns of a product; wider ones are better off with the tiles of a matrix product."""
+MIXES = frozenset({"matmul", "matmul_packed", "gather", "concat", "slice"})
+OVER_COLUMNS = frozenset({"sum", "mean", "max", "min", "argmax", "argmin", "softmax", "log_softmax", "logsumexp"})
 BY_ELEMENT = frozenset({"sin", "cos", "tan", "atan", "atan2", "pow", "floordiv", "mod"})
 """Elementwise ops that have no vector form."""
 
@@ -34,15 +36,15 @@ def find_row_groups(graph: Graph, taken: Sequence[Iterable[Node]], max_nodes: in
 
 def _pays(part: Sequence[Node]) -> bool:
     """Whether there is more to it than loops over elements: it mixes columns, or has only one."""
-    mixes = any(node.name in ("matmul", "gather", "concat", "slice") for node in part)
+    mixes = any(node.name in MIXES or node.name in OVER_COLUMNS for node in part)
     return mixes or all(node.output.type.shape[1:] in ((), (1,)) for node in part)
 
 
 def _components(graph: Graph) -> list[list[Node]]:
     """Neighbouring row-wise nodes between which no path leaves the group.
 
-    A node's level is the number of times that the longest path to it leaves row-wise nodes; so nodes of one level have only such
-    nodes between them.
+    What follows a wide product stays out, to become its epilogue. A node's level is the number of times that the longest path to
+    it leaves row-wise nodes; so nodes of one level have only such nodes between them.
     """
     level: dict[Node, int] = {}
     leader: dict[Node, Node] = {}
@@ -53,10 +55,14 @@ def _components(graph: Graph) -> list[list[Node]]:
             node = leader[node]
         return node
 
+    epilogues: set[Node] = set()
     for node in graph.nodes:
         if node.is_constant:
             continue
         n = _rows_of(node, graph)
+        if (node.op.has(Trait.CONTRACTION) and n is None) or _continues(node, epilogues, graph):
+            epilogues.add(node)
+            n = None
         level[node] = 0
         for value in node.inputs:
             producer = graph.producer.get(value)
@@ -77,6 +83,14 @@ def _components(graph: Graph) -> list[list[Node]]:
     return [part for part in parts.values() if len(part) > 1]
 
 
+def _continues(node: Node, epilogues: set[Node], graph: Graph) -> bool:
+    """Whether it is better off as the next step of the epilogue of a product that is too wide for rows."""
+    before = [v for v in node.inputs if graph.producer.get(v) in epilogues]
+    return node.op.has(Trait.ELEMENTWISE) and any(
+        v.type.shape == node.output.type.shape and graph.use_count(v) == 1 for v in before
+    )
+
+
 def _rows_of(node: Node, graph: Graph) -> Dim | None:
     """The extent over whose rows the node works one by one; None if it does not, or rows are wide."""
     if len(node.outputs) != 1 or node.output.type.rank not in (1, 2):
@@ -92,7 +106,11 @@ def _rows_of(node: Node, graph: Graph) -> Dim | None:
     if node.op.has(Trait.ELEMENTWISE):
         aligned = all(v.type.rank == rank for v in rows) and all(v.type.rank <= rank for v in fixed)
         fits = aligned and node.name not in BY_ELEMENT
-    elif node.name == "matmul":
+    elif node.name in OVER_COLUMNS:
+        axes = node.attrs["axes"] if "axes" in node.attrs else (node.attrs["axis"],)
+        x = node.inputs[0].type
+        fits = x.rank == 2 and x.dtype.is_float and len(axes) == 1 and axes[0] % 2 == 1
+    elif node.name in ("matmul", "matmul_packed"):
         small = rank == 2 and int(str(node.output.type.shape[1])) <= MAX_PRODUCT
         fits = small and rows == [node.inputs[0]] and _is_array(node.inputs[1], graph)
     elif node.name == "gather":
@@ -117,4 +135,4 @@ def _by_columns(node: Node) -> bool:
 
 def _is_array(value: Value, graph: Graph) -> bool:
     producer = graph.producer.get(value)
-    return producer is not None and producer.is_constant and value.type.rank == 2
+    return producer is not None and producer.is_constant and value.type.rank >= 2

@@ -8,13 +8,28 @@ bytes), which costs less than one pass over them from memory would.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, Dim, Expr
+from mlec.backends.tvm.kernels.mathlib import exp, log
+from mlec.backends.tvm.kernels.softmax import finite_shift
 from mlec.backends.tvm.kernels.tile import SERIAL_WORK, ceildiv
 from mlec.backends.tvm.kernels.transpose import turn
-from mlec.backends.tvm.kernels.vector import load, ramp, share, store
+from mlec.backends.tvm.kernels.vector import (
+    Cell,
+    broadcast,
+    const,
+    is_nan,
+    load,
+    maximum,
+    minimum,
+    ramp,
+    select,
+    share,
+    store,
+)
 from mlec.backends.tvm.target import TargetInfo
 
 VECTORS = 2
@@ -77,11 +92,16 @@ def read_columns(
             for i, turned in enumerate(turn(rows)):
                 store(scratch, turned, [(column + i) * block + row])
 
-        with T.serial(block // lanes) as down:
-            with T.serial(columns // lanes) as across:
-                square(down * lanes, across * lanes)
-            if columns % lanes:  # the last square begins early
-                square(down * lanes, columns - lanes)
+        _squares(block, columns, lanes, square)
+
+
+def _squares(rows: int, columns: int, lanes: int, square: Callable[[Expr, Expr], None]) -> None:
+    """``square(row, column)`` for squares that cover a matrix; the last ones begin early enough to end with it."""
+    with T.serial(rows // lanes) as down:
+        with T.serial(columns // lanes) as across:
+            square(down * lanes, across * lanes)
+        if columns % lanes:
+            square(down * lanes, columns - lanes)
 
 
 def write_columns(
@@ -97,6 +117,80 @@ def write_columns(
             parts = [share(load(scratch, [column * block + down], lanes)) for column in range(columns)]
             y_index = ramp((first + down) * columns, lanes * columns)
             T.buffer_store(y, tirx.Shuffle(parts, order), [y_index])
+    elif whole and columns >= lanes:
+
+        def square(row: Expr, column: Expr) -> None:
+            parts = [share(load(scratch, [(column + j) * block + row], lanes)) for j in range(lanes)]
+            for i, turned in enumerate(turn(parts)):
+                store(y, turned, [(first + row + i) * columns + column])
+
+        _squares(block, columns, lanes, square)
     else:
         with T.serial(block if whole else tirx.min(block, n - first)) as r, T.serial(columns) as column:
             T.buffer_store(y, scratch[column * block + r], [(first + r) * columns + column])
+
+
+Column = Callable[[Expr], Expr]
+"""A column of the operand, by its number: a vector of a block's rows."""
+Put = Callable[[Expr, Expr], None]
+"""Takes ``(number, vector)`` of a column of the result."""
+
+COMBINE: dict[str, tuple[Callable[[Expr, Expr], Expr], float]] = {
+    "sum": (lambda a, b: a + b, 0),
+    "mean": (lambda a, b: a + b, 0),
+    "max": (maximum, -math.inf),
+    "min": (minimum, math.inf),
+}
+
+
+def reduce_columns(op: str, columns: int, column: Column, put: Put, back: Column, dtype: str, lanes: int) -> None:
+    """``sum``, ``mean``, ``max`` or ``min`` (NaN if there is one) of the columns."""
+    combine, identity = COMBINE[op]
+    total = Cell(dtype, lanes, identity)
+    with T.serial(columns) as k:
+        total.set(combine(total.value, share(column(k))))
+    put(0, total.value / const(columns, dtype, lanes) if op == "mean" else total.value)
+
+
+def search_columns(op: str, columns: int, column: Column, put: Put, back: Column, dtype: str, lanes: int) -> None:
+    """``argmax`` or ``argmin``: the number of the first such column; the first NaN wins."""
+    best, where = Cell(dtype, lanes, column(0)), Cell("int64", lanes, 0)
+    one, zero = const(1, "int32", lanes), const(0, "int32", lanes)
+    with T.serial(columns - 1) as k:
+        value = share(column(k + 1))
+        gain = select(value > best.value if op == "argmax" else value < best.value, one, zero)
+        wins = share(select(is_nan(best.value), zero, select(is_nan(value), one, gain))) > zero
+        where.set(select(wins, broadcast(tirx.Cast("int64", k + 1), lanes), where.value))
+        best.set(select(wins, value, best.value))
+    put(0, where.value)
+
+
+def normalise_columns(op: str, columns: int, column: Column, put: Put, back: Column, dtype: str, lanes: int) -> None:
+    """``softmax``, ``log_softmax`` or ``logsumexp`` over the columns, without overflow."""
+    largest, total = Cell(dtype, lanes, -math.inf), Cell(dtype, lanes, 0)
+    with T.serial(columns) as k:
+        largest.set(maximum(largest.value, share(column(k))))
+    shift = finite_shift(largest.value) if op == "logsumexp" else largest.value
+    with T.serial(columns) as k:
+        power = exp(column(k) - shift)
+        if op == "softmax":
+            put(k, power)
+        total.set(total.value + power)
+    if op == "logsumexp":
+        put(0, log(total.value) + shift)
+    elif op == "log_softmax":
+        scale = log(total.value)
+        with T.serial(columns) as k:
+            put(k, column(k) - shift - scale)
+    else:
+        factor = share(const(1, dtype, lanes) / total.value)
+        with T.serial(columns) as k:
+            put(k, back(k) * factor)
+
+
+VERTICAL = {
+    **dict.fromkeys(COMBINE, reduce_columns),
+    **dict.fromkeys(("argmax", "argmin"), search_columns),
+    **dict.fromkeys(("softmax", "log_softmax", "logsumexp"), normalise_columns),
+}
+"""What is computed from all columns of a row: ``(op, columns, column, put, back, dtype, lanes)``, where ``back`` reads what was put."""

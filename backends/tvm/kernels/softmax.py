@@ -61,12 +61,7 @@ def _normalised(
         )
 
         def shift_of(largest: Expr) -> Expr:
-            # An infinite maximum is logsumexp's result; the others are NaN then.
-            if not reduced:
-                return largest
-            largest = share(largest)
-            finite = select(largest < const_like(math.inf, largest), largest, select(largest > 0.0, 0.0, largest))
-            return share(select(largest > const_like(-math.inf, largest), finite, select(largest < 0.0, 0.0, largest)))
+            return finite_shift(largest) if reduced else largest
 
         def row(i: Expr) -> None:
             fold = Fold(lanes, acc, -math.inf, maximum)
@@ -112,3 +107,10 @@ def _normalised(
         work = math.prod(extent for extent in (length, inner) if isinstance(extent, int)) * 4
         parallel_if_large(outer, work, row if last else strip)
     return kernel.func
+
+
+def finite_shift(largest: Expr) -> Expr:
+    """What logsumexp subtracts: the maximum, 0 for an infinite one (which is the result itself; a softmax is NaN then)."""
+    largest = share(largest)
+    finite = select(largest < const_like(math.inf, largest), largest, select(largest > 0.0, 0.0, largest))
+    return share(select(largest > const_like(-math.inf, largest), finite, select(largest < 0.0, 0.0, largest)))
