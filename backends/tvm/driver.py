@@ -15,13 +15,13 @@ from mlec.runtime.executable import DRIVER
 def driver(kernels: Sequence[str], triple: str) -> bytes:
     """An object file with the function `DRIVER`, which has the calling convention of tvm-ffi as kernels do.
 
-    Its arguments are integers: the address of a *frame*, the first call to make, the first not to make, and then addresses where
-    pointers to buffers lie (arena, inputs, outputs). All words are of 64 bits. The frame begins with the mask of address bits that must be
-    zero in every buffer, the address of the patches, their number, the address of the calls, and a word for the number of the call under
-    way. A patch is the address of a word to set, and the number of the buffer and the offset to set it to. A call is the number of the
-    kernel, its arguments and how many they are.
+    Its arguments are integers: the address of a *frame*, the first call to make, the first not to make, and then the addresses of array
+    objects (arena, inputs, outputs). All words are of 64 bits. The frame begins with the mask of address bits that must be zero in every
+    array, where in an array object the pointer to its elements stands, the address of the patches, their number, the address of the
+    calls, and a word for the number of the call under way. A patch is the address of a word, and the number of the array and the offset
+    in it whose address is written there. A call is the number of the kernel, its arguments and how many they are.
 
-    It returns nothing; or, having done nothing, the position of a buffer that is not aligned. A kernel's failure is its failure.
+    It returns nothing; or, having done nothing, the number of an array that is not aligned. A kernel's failure is its failure.
 
     Args:
         kernels: symbols, numbered in this order.
@@ -42,45 +42,48 @@ entry:
   %frame.at = getelementptr i8, ptr %arguments, i64 8
   %first.at = getelementptr i8, ptr %arguments, i64 24
   %end.at = getelementptr i8, ptr %arguments, i64 40
-  %pointers = getelementptr i8, ptr %arguments, i64 56
+  %arrays = getelementptr i8, ptr %arguments, i64 56
   %frame = load ptr, ptr %frame.at
   %first = load i64, ptr %first.at
   %end = load i64, ptr %end.at
   %mask = load i64, ptr %frame
-  %patches.at = getelementptr i64, ptr %frame, i64 1
+  %pointer.at = getelementptr i64, ptr %frame, i64 1
+  %pointer = load i64, ptr %pointer.at
+  %patches.at = getelementptr i64, ptr %frame, i64 2
   %patches = load ptr, ptr %patches.at
-  %patched.at = getelementptr i64, ptr %frame, i64 2
+  %patched.at = getelementptr i64, ptr %frame, i64 3
   %patched = load i64, ptr %patched.at
-  %calls.at = getelementptr i64, ptr %frame, i64 3
+  %calls.at = getelementptr i64, ptr %frame, i64 4
   %calls = load ptr, ptr %calls.at
-  %current.at = getelementptr i64, ptr %frame, i64 4
+  %current.at = getelementptr i64, ptr %frame, i64 5
   %given = zext i32 %count to i64
-  %buffers = sub i64 %given, 3
+  %all = sub i64 %given, 3
   %returned = alloca [2 x i64], align 8
   br label %aligned.head
 
 aligned.head:
-  %b = phi i64 [ 0, %entry ], [ %b.next, %aligned.next ]
-  %b.more = icmp slt i64 %b, %buffers
-  br i1 %b.more, label %aligned.body, label %patch.head
+  %a = phi i64 [ 0, %entry ], [ %a.next, %aligned.next ]
+  %a.more = icmp slt i64 %a, %all
+  br i1 %a.more, label %aligned.body, label %patch.head
 
 aligned.body:
-  %b.slot = shl i64 %b, 4
-  %b.at = getelementptr i8, ptr %pointers, i64 %b.slot
-  %b.place = load ptr, ptr %b.at
-  %b.data = load i64, ptr %b.place
-  %b.low = and i64 %b.data, %mask
-  %b.fit = icmp eq i64 %b.low, 0
-  br i1 %b.fit, label %aligned.next, label %misaligned
+  %a.slot = shl i64 %a, 4
+  %a.at = getelementptr i8, ptr %arrays, i64 %a.slot
+  %a.array = load ptr, ptr %a.at
+  %a.place = getelementptr i8, ptr %a.array, i64 %pointer
+  %a.data = load i64, ptr %a.place
+  %a.low = and i64 %a.data, %mask
+  %a.fit = icmp eq i64 %a.low, 0
+  br i1 %a.fit, label %aligned.next, label %misaligned
 
 aligned.next:
-  %b.next = add i64 %b, 1
+  %a.next = add i64 %a, 1
   br label %aligned.head
 
 misaligned:
   %value.at = getelementptr i8, ptr %result, i64 8
   store i64 1, ptr %result
-  store i64 %b, ptr %value.at
+  store i64 %a, ptr %value.at
   ret i32 0
 
 patch.head:
@@ -92,13 +95,14 @@ patch.body:
   %p.first = mul i64 %p, 3
   %p.at = getelementptr i64, ptr %patches, i64 %p.first
   %p.target = load ptr, ptr %p.at
-  %p.buffer.at = getelementptr i64, ptr %p.at, i64 1
-  %p.buffer = load i64, ptr %p.buffer.at
+  %p.number.at = getelementptr i64, ptr %p.at, i64 1
+  %p.number = load i64, ptr %p.number.at
   %p.offset.at = getelementptr i64, ptr %p.at, i64 2
   %p.offset = load i64, ptr %p.offset.at
-  %p.slot = shl i64 %p.buffer, 4
-  %p.place.at = getelementptr i8, ptr %pointers, i64 %p.slot
-  %p.place = load ptr, ptr %p.place.at
+  %p.slot = shl i64 %p.number, 4
+  %p.array.at = getelementptr i8, ptr %arrays, i64 %p.slot
+  %p.array = load ptr, ptr %p.array.at
+  %p.place = getelementptr i8, ptr %p.array, i64 %pointer
   %p.base = load i64, ptr %p.place
   %p.address = add i64 %p.base, %p.offset
   store i64 %p.address, ptr %p.target

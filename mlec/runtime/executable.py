@@ -36,8 +36,8 @@ _DTYPES = {
 
 _INT, _TENSOR = 1, 7  # kinds of arguments of tvm-ffi
 _CPU = 1  # kind of device of DLPack
-_HEADER, _PATCH, _CALL, _DLTENSOR = 5, 3, 3, 6  # words of the structures of a frame
-_FAILED_CALL = 4  # the word of the header that tells which call failed
+_HEADER, _PATCH, _CALL, _DLTENSOR = 6, 3, 3, 6  # words of the structures of a frame
+_FAILED_CALL = 5  # the word of the header that tells which call failed
 
 _GENERATION = 256  # calls after which buffers for shapes that did not come again are given up
 _SHAPES = 16  # sets of shapes in one generation
@@ -83,14 +83,13 @@ class Executable:
             for name, spec in zip(program.constants, specs, strict=False)
         )
         self.weights_nbytes = sum(array.nbytes for array in self._constants)
-        self._module, self._drive = link(objects, DRIVER)
+        self._drive = link(objects, DRIVER)
         _check_layout_of_arrays()
         self._layout = Layout(sequence)
         self._plan_of = functools.lru_cache(_PLANS)(self._layout.plan)
         self._dtypes = tuple(numpy_dtype(buffer.dtype) for buffer in sequence.buffers[: sequence.inputs])
         self._idle: list[_Context] = []
         self._most_idle = effective_cpu_count()
-        self._closed = False
 
     def run(self, inputs: Sequence[Array], out: Sequence[Array | None] | None = None) -> list[Array]:
         """Call the program once.
@@ -123,7 +122,14 @@ class Executable:
             outputs = [np.empty(*spec) for spec in frame.outputs] if out is None else _choose(out, frame, inputs)
         except MemoryError as error:
             raise MlecError(f"there is not enough memory for this call: {error}", code="E_NO_MEMORY") from error
-        self._call(context, frame, inputs, outputs)
+        try:
+            if context.drive(*frame.whole, id(context.arena), *map(id, inputs), *map(id, outputs)) is not None:
+                # Some lie at an address that is not aligned; nothing has been done.
+                inputs = [_aligned(x, self.program.alignment) for x in inputs]
+                outputs = [_aligned(y, self.program.alignment) for y in outputs]
+                context.drive(*frame.whole, id(context.arena), *map(id, inputs), *map(id, outputs))
+        except Exception as error:
+            raise self._failure(frame, error) from error
         if frame.copies:
             frame.copy(inputs, outputs)
         context.calls += 1
@@ -132,18 +138,6 @@ class Executable:
         if len(idle) < self._most_idle:
             idle.append(context)
         return outputs
-
-    def _call(self, context: _Context, frame: _Frame, inputs: Sequence[Array], outputs: list[Array]) -> None:
-        """All calls on these arrays; those of them that are not aligned are replaced."""
-        pointers = [id(array) + _POINTER for array in (*inputs, *outputs)]
-        try:
-            misaligned = self._drive(frame.address, 0, frame.calls, context.arena_pointer, *pointers)
-        except Exception as error:
-            raise self._failure(frame, error) from error
-        if misaligned is not None:
-            inputs = [_aligned(x, self.program.alignment) for x in inputs]
-            outputs[:] = [_aligned(y, self.program.alignment) for y in outputs]
-            self._call(context, frame, inputs, outputs)
 
     def time_kernels(self, inputs: Sequence[Array], repeats: int = 10) -> dict[str, tuple[int, float]]:
         """Time every call of a kernel, each made by itself.
@@ -157,15 +151,15 @@ class Executable:
         context = self._context()
         frame = context.frame(tuple([x.shape for x in inputs]))
         outputs = [np.empty(shape, dtype) for shape, dtype in frame.outputs]
-        self._call(context, frame, inputs, outputs)  # not recorded: first touch of memory, start of threads
-        pointers = [context.arena_pointer, *(id(array) + _POINTER for array in (*inputs, *outputs))]
+        arrays = [id(array) for array in (context.arena, *inputs, *outputs)]
+        context.drive(*frame.whole, *arrays)  # not recorded: first touch of memory, start of threads
 
         def seconds(first: int, last: int) -> float:
             begin = time.perf_counter()
-            self._drive(frame.address, first, last, *pointers)
+            context.drive(frame.address, first, last, *arrays)
             return time.perf_counter() - begin
 
-        runs = [[seconds(call, call + 1) for call in range(frame.calls)] for _ in range(repeats)]
+        runs = [[seconds(call, call + 1) for call in range(len(self.program.kernels))] for _ in range(repeats)]
         cost = min(seconds(0, 0) for _ in range(100))
         return {
             kernel.symbol: (1, median(max(0.0, run[call] - cost) for run in runs))
@@ -179,21 +173,19 @@ class Executable:
 
     def close(self) -> None:
         """Drop code, constants and buffers; calls that still run in other threads finish."""
-        self._closed = True
+        self._drive, self._constants = None, ()
         self._idle = []
         self._plan_of.cache_clear()
-        self._constants = ()
-        self._drive = self._module = None
 
     def _context(self) -> _Context:
-        constants = self._constants
-        if self._closed:
+        drive, constants = self._drive, self._constants
+        if drive is None:
             raise UsageError("this model was closed")
 
         def build(shapes: Shapes) -> _Frame:
             return _Frame(self._layout, self._plan_of(shapes), constants, self.program.alignment)
 
-        return _Context(build)
+        return _Context(drive, build)
 
     def _failure(self, frame: _Frame, error: Exception) -> MlecError:
         kernel = self.program.kernels[frame.failed_call]
@@ -209,11 +201,13 @@ class _Context:
 
     Attributes:
         frames: by the shapes of the inputs.
-        arena_pointer: address of the pointer to the arena's memory.
+        drive: the native function.
+        arena: memory for intermediate values.
         calls: made since the last `age`.
     """
 
-    def __init__(self, build: Callable[[Shapes], _Frame]) -> None:
+    def __init__(self, drive: Callable[..., int | None], build: Callable[[Shapes], _Frame]) -> None:
+        self.drive = drive
         self.frames: dict[Shapes, _Frame] = {}
         self.calls = 0
         self._build = build
@@ -226,7 +220,7 @@ class _Context:
         if len(self.frames) >= _SHAPES:
             self.age()
         self.frames[shapes] = frame
-        if frame.arena_nbytes > self._arena.nbytes:
+        if frame.arena_nbytes > self.arena.nbytes:
             self._allocate(frame.arena_nbytes)
         return frame
 
@@ -234,26 +228,25 @@ class _Context:
         """Give up the frames not used since the last time but one, and the part of the arena that only they need."""
         self._older, self.frames, self.calls = self.frames, {}, 0
         needed = max((frame.arena_nbytes for frame in self._older.values()), default=0)
-        if needed < self._arena.nbytes:
+        if needed < self.arena.nbytes:
             self._allocate(needed)
 
     def _allocate(self, nbytes: int) -> None:
         memory = np.empty(nbytes + ARENA_ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % ARENA_ALIGNMENT
-        self._arena = memory[start : start + nbytes]
-        self.arena_pointer = id(self._arena) + _POINTER
+        self.arena = memory[start : start + nbytes]
 
 
 class _Frame:
     """The arguments of all calls for one set of shapes, in the form that `DRIVER` reads.
 
-    One block of 64-bit words: a header (alignment mask, patches, their number, calls, the call that failed), the patches (address to
-    write to; number of the pointer and offset whose sum is written there), the calls (number of the kernel, arguments, their number), then
-    ``DLTensor`` structures, their shapes, and the arguments as ``TVMFFIAny``.
+    One block of 64-bit words: a header (alignment mask, `_POINTER`, patches, their number, calls, the call that failed), the patches
+    (address to write to; number of the array, and the offset in it whose address is written there), the calls (number of the kernel,
+    arguments, their number), then ``DLTensor`` structures, their shapes, and the arguments as ``TVMFFIAny``.
 
     Attributes:
         address: of the block.
-        calls: their number.
+        whole: what `DRIVER` takes to make all calls, before the arrays.
         outputs: shape and element type of each output.
         copies: see `Layout`.
         arena_nbytes: see `Plan`.
@@ -261,13 +254,12 @@ class _Frame:
 
     def __init__(self, layout: Layout, plan: Plan, constants: Sequence[Array], alignment: int) -> None:
         sequence = layout.sequence
-        self.calls = len(sequence.calls)
         self.outputs = plan.outputs
         self.copies = layout.copies
         self.arena_nbytes = plan.arena_nbytes
         self._constants = constants
         passed = sorted({number for call in sequence.calls for number in (*call.reads, *call.writes)})
-        first_pointer = {"arena": 0, "input": 1, "output": 1 + sequence.inputs}
+        first_array = {"arena": 0, "input": 1, "output": 1 + sequence.inputs}
         patched = [number for number in passed if layout.homes[layout.roots[number]].kind != "constant"]
         arguments = [
             (*call.reads, *(None for _ in extents), *call.writes)
@@ -280,16 +272,17 @@ class _Frame:
         arguments_at = shapes_at + sum(len(plan.shapes[number]) for number in passed)
         self._words = np.zeros(arguments_at + 2 * sum(map(len, arguments)), np.int64)
         self.address = int(self._words.ctypes.data)
+        self.whole = self.address, 0, len(sequence.calls)
 
         def at(word: int) -> int:
             return self.address + 8 * word
 
-        words = [alignment - 1, at(patches_at), len(patched), at(calls_at), 0]
+        words = [alignment - 1, _POINTER, at(patches_at), len(patched), at(calls_at), 0]
         tensor_of = {number: at(tensors_at + _DLTENSOR * i) for i, number in enumerate(passed)}
         for number in patched:
             home = layout.homes[layout.roots[number]]
             offset = plan.offsets[layout.roots[number]] if home.kind == "arena" else 0
-            words += [tensor_of[number], first_pointer[home.kind] + home.number, offset]
+            words += [tensor_of[number], first_array[home.kind] + home.number, offset]
         codes = {code: i for i, code in enumerate(sequence.codes)}
         position = arguments_at
         for call, given in zip(sequence.calls, arguments, strict=True):
@@ -359,16 +352,20 @@ def _copy(array: Array, alignment: int) -> Array:
 def _choose(out: Sequence[Array | None], frame: _Frame, inputs: Sequence[Array]) -> list[Array]:
     """The arrays to write to: those of ``out`` that kernels can write, new ones for the others."""
     chosen: list[Array] = []
+    taken = list(inputs)
     for target, (shape, dtype) in zip(out, frame.outputs, strict=True):
-        fit = (
-            target is not None
-            and target.shape == shape
-            and target.dtype == dtype
-            and target.flags.carray
-            and not any(np.may_share_memory(target, other) for other in (*inputs, *chosen))
-        )
-        chosen.append(target if fit and target is not None else np.empty(shape, dtype))
+        fits = target is not None and target.shape == shape and target.dtype == dtype and target.flags.carray
+        if target is None or not fits or any(_may_overlap(target, other) for other in taken):
+            chosen.append(np.empty(shape, dtype))
+        else:
+            taken.append(target)
+            chosen.append(target)
     return chosen
+
+
+def _may_overlap(a: Array, b: Array) -> bool:
+    """Whether two arrays may share memory; two that own theirs, ten times faster than numpy finds out."""
+    return a is b or (not (a.flags.owndata and b.flags.owndata) and np.may_share_memory(a, b))
 
 
 def _check_layout_of_arrays() -> None:

@@ -113,19 +113,18 @@ def _load_library() -> Library:
     return Library(ffi, runtime, default_session())
 
 
-def link(objects: Sequence[bytes], entry: str) -> tuple[Any, Any]:
+def link(objects: Sequence[bytes], entry: str) -> Any:
     """Link object files in memory.
 
     Returns:
-        The module, which holds the code, and its function ``entry``.
+        Their function ``entry``; the code lives as long as that.
 
     Raises:
         RuntimeUnavailableError: they are damaged, made for another system, or need what is not there.
     """
     try:
         # The objects are plain C; naming no compiler keeps the linker from starting one to ask for its libstdc++.
-        module = load_library().session.load_module(list(objects), cxx=os.devnull)
-        return module, module[entry]
+        return load_library().session.load_module(list(objects), cxx=os.devnull)[entry]
     except Exception as error:
         raise RuntimeUnavailableError(
             f"the compiled code could not be linked: {error}",

@@ -108,7 +108,7 @@ class CompiledModel:
     def _results(self, outputs: Sequence[Array], inputs: object) -> list[Array]:
         """What `run` returns, from the graph's outputs."""
         if self._picks is not None:
-            return [outputs[i] if labels is None else labels[outputs[i]] for i, labels in self._picks]
+            return [outputs[i] if labels is None else _labelled(outputs[i], labels) for i, labels in self._picks]
         results: list[Array] = []
         for method in self._run:
             result = method.result(outputs, inputs[0] if isinstance(inputs, (list, tuple)) and inputs else inputs)
@@ -336,13 +336,7 @@ class _Method:
 
     def _part(self, output: Array, labels: Array | None) -> Array:
         if labels is not None:
-            try:
-                output = labels[output]
-            except IndexError as error:
-                raise CorruptedFileError(
-                    f"the model has {len(labels)} labels for more classes: {error}", code="E_METADATA",
-                    hint="compile the model again",
-                ) from error  # fmt: skip
+            output = _labelled(output, labels)
         if self._spec.function == "log":
             with np.errstate(divide="ignore"):
                 output = np.log(output)
@@ -358,6 +352,17 @@ def _dtype_of(table: object) -> np.dtype[Any]:
         return np.dtype(name)
     except TypeError:
         return np.dtype(object)
+
+
+def _labelled(codes: Array, labels: Array) -> Array:
+    """The labels that the integers stand for."""
+    try:
+        return labels[codes]
+    except IndexError as error:
+        raise CorruptedFileError(
+            f"the model has {len(labels)} labels for more classes: {error}", code="E_METADATA",
+            hint="compile the model again",
+        ) from error  # fmt: skip
 
 
 def _label_table(labels: Labels, codes: np.dtype[Any]) -> Array | None:

@@ -55,7 +55,7 @@ class VirtualMachine:
         self._memory = open_device(program.device, program.alignment)
         self._tensor_type = library.ffi.Tensor
         self._item = library.ffi.get_global_func("ffi.ArrayGetItem")  # four times faster than iterating
-        self._module, self._load = link(objects, "vm_load_executable")
+        self._load = link(objects, "vm_load_executable")
         first = self._start()
         constants = open_device(program.device) if program.device == "cpu" else self._memory
         self._constants = tuple(constants.feed(tensors[name]) for name in program.constants)
@@ -160,7 +160,7 @@ class VirtualMachine:
         """Drop code and constants, and give pooled memory back; calls that still run in other threads finish."""
         self._idle = []
         self._constants = ()
-        self._module = self._load = None
+        self._load = None
         load_library().ffi.get_global_func("vm.builtin.memory_manager.clear")()
 
     def _start(self) -> Any:
@@ -168,7 +168,7 @@ class VirtualMachine:
         return self._machine()[self.program.entry]
 
     def _machine(self) -> Any:
-        if self._module is None:
+        if self._load is None:
             raise UsageError("this model was closed")
         machine = self._load()
         machine["vm_initialization"](*self._memory.vm_arguments)

@@ -213,7 +213,7 @@ def test_many_shapes(make_executable: Make) -> None:
             (result,) = executable.run([x])
             np.testing.assert_allclose(result, float(100 * n) ** 7, rtol=1e-5)
             (context,) = executable._idle
-            assert all(frame.arena_nbytes <= context._arena.nbytes for frame in context.frames.values())
+            assert all(frame.arena_nbytes <= context.arena.nbytes for frame in context.frames.values())
 
 
 def test_sixteen_threads(make_executable: Make, weight: np.ndarray) -> None:
