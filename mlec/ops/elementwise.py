@@ -59,7 +59,9 @@ def _unary(
     attrs: tuple[Attr, ...] = (),
 ) -> OpDef:
     def sample(rng: np.random.Generator) -> Case:
-        return Case((floats(rng, N, 5, dtype=pick_dtype(rng), low=low, high=high),), {})
+        dtype = str(rng.choice(["float32", "float64", "float16"]))
+        given = {attr.name: str(rng.choice(attr.choices)) for attr in attrs if attr.choices}
+        return Case((floats(rng, N, 5, dtype=dtype, low=low, high=high),), given)
 
     return register(
         OpDef(
@@ -270,8 +272,9 @@ def _cast(x: Array, dtype: DType) -> Array:
 
 
 def _cast_sample(rng: np.random.Generator) -> Case:
-    target = DType(str(rng.choice(["f64", "f32", "i64", "i32", "bool"])))
-    return Case((floats(rng, N, 5, dtype=pick_dtype(rng)),), {"dtype": target})
+    target = DType(str(rng.choice(["f64", "f32", "f16", "i64", "i32", "i16", "i8", "bool"])))
+    source = str(rng.choice(["float64", "float32", "float16", "int64", "int32", "int8", "bool"]))
+    return Case((floats(rng, N, 5).astype(source),), {"dtype": target})
 
 
 register(

@@ -417,9 +417,9 @@ def _avg_pool(x: Array, attrs: Attrs) -> Array:
     return np.asarray(windows.sum(axis=axes, dtype=np.promote_types(x.dtype, np.float32)) / counted).astype(x.dtype)
 
 
-def _pool_sample(rng: np.random.Generator) -> Case:
-    attrs = {"kernel": (3, 2), "strides": (2, 1), "pads": (1, 0, 1, 1), "ceil_mode": bool(rng.integers(2))}
-    return Case((floats(rng, N, 4, 8, 5),), attrs)
+def _pool_sample(rng: np.random.Generator, **attrs: bool) -> Case:
+    window = {"kernel": (3, 2), "strides": (2, 1), "pads": (1, 0, 1, 1), "ceil_mode": bool(rng.integers(2))}
+    return Case((floats(rng, N, 4, 8, 5),), window | attrs)
 
 
 register(
@@ -431,7 +431,8 @@ register(
 register(
     OpDef(
         "avg_pool", operands("x"), (*_POOL_ATTRS[:3], _POOL_ATTRS[4], bool_attr("count_include_pad", True)), _pool_type, _avg_pool,
-        _pool_sample, _pool_cost, Trait.REDUCTION, 64.0, "mean of each window, with or without counting the padding",
+        lambda rng: _pool_sample(rng, count_include_pad=bool(rng.integers(2))), _pool_cost,
+        Trait.REDUCTION, 64.0, "mean of each window, with or without counting the padding",
     )
 )  # fmt: skip
 
@@ -706,13 +707,16 @@ def _rnn(
     return y, h
 
 
-def _recurrent_sample(gates: int, states: int, biases: int) -> Callable[[np.random.Generator], Case]:
+def _recurrent_sample(
+    gates: int, states: int, biases: int, activations: Sequence[str] = ()
+) -> Callable[[np.random.Generator], Case]:
     def sample(rng: np.random.Generator) -> Case:
         h, i = 4, 3
         weights = (floats(rng, gates * h, i, low=-1, high=1), floats(rng, gates * h, h, low=-1, high=1))
         state = tuple(floats(rng, N, h) for _ in range(states))
         bias = tuple(floats(rng, gates * h) for _ in range(biases))
-        return Case((floats(rng, N, 5, i), *state, *weights, *bias), {"reverse": bool(rng.integers(2))})
+        attrs = {"activation": str(rng.choice(activations))} if activations else {}
+        return Case((floats(rng, N, 5, i), *state, *weights, *bias), {"reverse": bool(rng.integers(2)), **attrs})
 
     return sample
 
@@ -733,7 +737,8 @@ register(
 register(
     OpDef(
         "rnn", operands("x h0 w_ih w_hh b"), (choice_attr("activation", "tanh", "relu"), _REVERSE), _recurrent_type(1, 1), _rnn,
-        _recurrent_sample(1, 1, 1), _recurrent_cost, Trait.CONTRACTION, 512.0, "plain recurrence over axis 1; gives all h, last h",
+        _recurrent_sample(1, 1, 1, ("tanh", "relu")), _recurrent_cost,
+        Trait.CONTRACTION, 512.0, "plain recurrence over axis 1; gives all h, last h",
     )
 )  # fmt: skip
 

@@ -75,7 +75,7 @@ for _name, _function, _kinds, _doc in (
 
 
 def _bool_sample(rng: np.random.Generator) -> Case:
-    return Case((np.asarray(rng.random((N, 5)) < 0.7),), {"axes": (1,), "keepdims": False})
+    return Case((np.asarray(rng.random((N, 5)) < 0.7),), {"axes": (1,), "keepdims": bool(rng.integers(2))})
 
 
 for _name, _test, _doc in (("any", np.any, "or over axes"), ("all", np.all, "and over axes")):

@@ -67,10 +67,15 @@ def _iota(shape: tuple[int, ...], axis: int, dtype: DType) -> Array:
     return np.broadcast_to(line.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))]), shape).copy()
 
 
+def _pick(rng: np.random.Generator, *names: str) -> DType:
+    return DType(str(rng.choice(names)))
+
+
 register(
     OpDef(
         "iota", (), (_dims("shape"), int_attr("axis", default=0), Attr("dtype", AttrKind.DTYPE, DType.I64)), _iota_type, _iota,
-        lambda rng: Case((), {"shape": (N, 4), "axis": int(rng.integers(2))}), _no_flops, doc="0, 1, 2 ... along an axis",
+        lambda rng: Case((), {"shape": (N, 4), "axis": int(rng.integers(2)), "dtype": _pick(rng, "i64", "i32", "f32")}),
+        _no_flops, doc="0, 1, 2 ... along an axis",
     )
 )  # fmt: skip
 
@@ -206,6 +211,11 @@ def _pad_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     before, after = attrs["before"], attrs["after"]
     require(len(before) == len(after) == x.rank, f"before and after must have {x.rank} entries each", "E_SHAPE")
     require(all(p >= 0 for p in (*before, *after)), "padding must not be negative; use slice to crop", "E_SHAPE")
+    for axis, (extent, *widths) in enumerate(zip(x.shape, before, after, strict=True)):
+        # A symbolic extent is taken to be large enough: nobody reflects rows.
+        if attrs["mode"] != "constant" and isinstance(extent, int) and max(widths):
+            least = max(widths) + 1 if attrs["mode"] == "reflect" else 1
+            require(extent >= least, f"axis {axis} of extent {extent} is too short to pad by {max(widths)}", "E_SHAPE")
     return TensorType(tuple(d + p + q for d, p, q in zip(x.shape, before, after, strict=True)), x.dtype)
 
 
@@ -289,7 +299,7 @@ def _one_hot(indices: Array, depth: int, dtype: DType) -> Array:
 register(
     OpDef(
         "one_hot", operands("indices"), (int_attr("depth"), Attr("dtype", AttrKind.DTYPE, DType.F32)), _one_hot_type, _one_hot,
-        lambda rng: Case((rng.integers(-1, 6, (N, 2)),), {"depth": 5}), _no_flops,
+        lambda rng: Case((rng.integers(-1, 6, (N, 2)),), {"depth": 5, "dtype": _pick(rng, "f32", "f64", "i64", "bool")}), _no_flops,
         doc="1 at the index, 0 elsewhere; an index out of range gives zeros only",
     )
 )  # fmt: skip

@@ -22,7 +22,7 @@ from mlec.ir import (
     verify,
 )
 from mlec.ir.dim import evaluate
-from mlec.ir.op import SYMBOLIC_EXTENT, Attrs, Case, OpDef
+from mlec.ir.op import SYMBOLIC_EXTENT, AttrKind, Attrs, Case, OpDef
 
 assert mlec.ops.OPS is OPS
 SAMPLES = 6
@@ -74,6 +74,12 @@ class TestEveryOp:
             results = op.evaluate(case.operands, attrs, {})
             stated = op.result_types(types_of(case), attrs)
             assert [(r.shape, DType.of(r)) for r in results] == [(t.shape, t.dtype) for t in stated]
+
+    def test_samples_cover_the_values_of_attributes(self, op: OpDef) -> None:
+        drawn = [op.complete_attrs(op.sample(np.random.default_rng(seed)).attrs) for seed in range(40)]
+        for attr in op.attrs:
+            possible = set(attr.choices) or ({False, True} if attr.kind is AttrKind.BOOL else set())
+            assert possible <= {attrs[attr.name] for attrs in drawn if possible}, f"{op.name}: {attr.name}"
 
     def test_symbolic_inference_evaluates_to_concrete_inference(self, op: OpDef) -> None:
         for case in cases(op):
@@ -167,3 +173,15 @@ def test_constants_round_trip_bit_for_bit() -> None:
     assert again.digest == graph.digest
     assert again.constants["w"].tobytes() == weights.tobytes()
     assert any(isinstance(n.attrs["value"], ConstantRef) for n in again.nodes if n.is_constant)
+
+
+@pytest.mark.parametrize(("mode", "before", "fits"), [("reflect", 3, True), ("reflect", 4, False), ("edge", 9, True)])
+def test_a_reflection_is_shorter_than_its_axis(mode: str, before: int, fits: bool) -> None:
+    pad = OPS["pad"]
+    attrs = pad.complete_attrs({"before": (0, before), "after": (0, 0), "mode": mode})
+    kind = TensorType((N, 4), DType.F32)
+    if fits:
+        assert pad.result_types([kind], attrs)[0].shape == (N, 4 + before)
+    else:
+        with pytest.raises(TypeRuleError, match="axis 1 of extent 4 is too short to pad by 4"):
+            pad.result_types([kind], attrs)
