@@ -178,3 +178,10 @@ def depthwise2d_nchwc(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) 
     y = b("conv", plain_x, plain_w, groups=blocks * block, **node.attrs)
     split = b("reshape", y, shape=(n, blocks, block, *y.type.shape[2:]))
     return b("transpose", split, perm=(0, 1, 3, 4, 2))
+
+
+@lowers("nearest", form="graph")
+def nearest(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> tuple[Value, ...]:
+    attrs = node.attrs
+    distances = b("pairwise_distance", *operands, metric=attrs["metric"], p=attrs["p"])
+    return tuple(b.multi("topk", distances, k=attrs["k"], axis=1, largest=False))

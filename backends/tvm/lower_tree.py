@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from mlec.backends.tvm.compat import T
+from mlec.backends.tvm.decompose import decompose
 from mlec.backends.tvm.kernels import direct
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
-from mlec.backends.tvm.kernels.pairwise import Metric, pack_points, pairwise
+from mlec.backends.tvm.kernels.pairwise import Metric, nearest, pack_points, pairwise
 from mlec.backends.tvm.kernels.tile import unflatten
 from mlec.backends.tvm.kernels.tree_ensemble import TreeEnsemble, build, prepare
 from mlec.backends.tvm.kernels.vector import const, share
-from mlec.backends.tvm.lower_fused import Tail
+from mlec.backends.tvm.lower_fused import Tail, lower_body
 from mlec.backends.tvm.lowering import Lowering, Tensor
 from mlec.backends.tvm.region import Dims
 from mlec.backends.tvm.registry import CUDA, lowers
@@ -71,6 +72,24 @@ def lower_pairwise_distance(lowering: Lowering, node: Node, operands: tuple[Tens
 
     operands = (x, packed, *tail.operands(lowering))
     return lowering.kernel(kernel, operands, [tail.type], node=node, strategy=f"{metric.kind} distances{tail}")[0]
+
+
+@lowers("nearest")
+def lower_nearest(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Distances and selection in one kernel, where the points are known."""
+    x, points = operands
+    if points.array is None or x.dtype not in ("float32", "float64"):
+        return lower_body(lowering, node, decompose(node), operands)
+    metric, k = Metric(node.attrs["metric"], node.attrs["p"]), node.attrs["k"]
+    packed = lowering.packed(points, "points", lambda a: pack_points(a, lowering.target))
+    m, d = points.array.shape
+
+    def kernel(name: str, dims: Dims) -> object:
+        return nearest(dims(x.shape[0]), m, d, k, x.dtype, metric, lowering.target, name)
+
+    types = [v.type for v in node.outputs]
+    strategy = f"{metric.kind} distances of some rows to all points, the {k} smallest kept"
+    return lowering.kernel(kernel, (x, packed), types, node=node, strategy=strategy)
 
 
 @lowers("pairwise_distance", on=CUDA)

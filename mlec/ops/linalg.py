@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mlec.ir.dtype import DType
 from mlec.ir.op import Array, Attrs, Case, Cost, OpDef, Trait, moved_bytes, register
 from mlec.ir.types import TensorType
 from mlec.ops.common import (
@@ -100,6 +101,9 @@ register(
 )  # fmt: skip
 
 
+METRICS = ("sqeuclidean", "euclidean", "manhattan", "chebyshev", "minkowski")
+
+
 def _distance_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     x, y = types
     require(x.rank == 2 and y.rank == 2, f"needs two matrices, got {x} and {y}", "E_SHAPE")
@@ -127,16 +131,46 @@ def _row_distance(row: Array, y: Array, metric: str, p: float) -> Array:
 
 def _distance_sample(rng: np.random.Generator) -> Case:
     dtype = pick_dtype(rng)
-    metric = str(rng.choice(["sqeuclidean", "euclidean", "manhattan", "chebyshev", "minkowski"]))
+    metric = str(rng.choice(METRICS))
     return Case((floats(rng, N, 5, dtype=dtype), floats(rng, 6, 5, dtype=dtype)), {"metric": metric, "p": 3.0})
 
 
 register(
     OpDef(
         "pairwise_distance", operands("x y"),
-        (choice_attr("metric", "sqeuclidean", "euclidean", "manhattan", "chebyshev", "minkowski"), float_attr("p", default=2.0)),
+        (choice_attr("metric", *METRICS), float_attr("p", default=2.0)),
         _distance_type, _distance, _distance_sample,
         lambda i, r, a: Cost(r[0].size * i[0].shape[1] * 3, moved_bytes(i, r)), tolerance=64.0,
         doc="distance of each row of x [n, d] to each row of y [m, d], from the differences themselves",
+    )
+)  # fmt: skip
+
+
+def _nearest_type(types: Sequence[TensorType], attrs: Attrs) -> tuple[TensorType, TensorType]:
+    distances, k, points = _distance_type(types, attrs), attrs["k"], types[1].shape[0]
+    require(k >= 1, f"k must be positive, got {k}", "E_SHAPE")
+    require(not isinstance(points, int) or k <= points, f"k = {k} of {points} points", "E_SHAPE")
+    shape = (distances.shape[0], k)
+    return TensorType(shape, distances.dtype), TensorType(shape, DType.I64)
+
+
+def _nearest(x: Array, y: Array, metric: str, p: float, k: int) -> tuple[Array, Array]:
+    distances = _distance(x, y, metric, p)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, order, 1), order.astype(np.int64)
+
+
+def _nearest_sample(rng: np.random.Generator) -> Case:
+    sample = _distance_sample(rng)
+    return Case(sample.operands, {**sample.attrs, "k": 3})
+
+
+register(
+    OpDef(
+        "nearest", operands("x y"),
+        (choice_attr("metric", *METRICS), float_attr("p", default=2.0), int_attr("k")),
+        _nearest_type, _nearest, _nearest_sample,
+        lambda i, r, a: Cost(i[0].shape[0] * i[1].size * 3, moved_bytes(i, r)), tolerance=64.0,
+        doc="distances of each row of x [n, d] to the k nearest rows of y [m, d] in order, and which these are; the first of equals first",
     )
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""Distances between every row of the input and every row of a constant set (neighbours, kernels, cluster centres).
+"""Distances between every row of the input and every row of a constant set (neighbours, kernels, cluster centres), and the
+nearest rows by them.
 
 The loop is that of a matrix product with packed weights: a tile of sums in registers, the features outside; one step loads a
 few vectors of points and one scalar per row. It does two operations where a product does one FMA. Differences are taken
@@ -9,7 +10,7 @@ Every distance is one chain over the features in order: it depends neither on th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -18,19 +19,22 @@ import numpy as np
 import numpy.typing as npt
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
-from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.direct import first_elements
+from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
 from mlec.backends.tvm.kernels.gemm import column_block, pack_gemm, put
 from mlec.backends.tvm.kernels.mathlib import exp, log
 from mlec.backends.tvm.kernels.tile import (
     RegisterTile,
     bits,
+    buffer_dtype,
+    ceildiv,
     epilogue_parameters,
     if_,
     parallel_if_large,
     parameter,
     tile_rows,
 )
-from mlec.backends.tvm.kernels.vector import broadcast, const_like, load, maximum, select, share
+from mlec.backends.tvm.kernels.vector import broadcast, const_like, load, maximum, select, share, store
 from mlec.backends.tvm.target import TargetInfo
 from mlec.errors import LoweringError
 
@@ -136,28 +140,7 @@ def pairwise(
 
         def tile(rows: int, row: Expr, b: Expr) -> None:
             """``rows`` rows times one block of points."""
-            sums = RegisterTile(rows, vectors, lanes, dtype)
-            x_norms = RegisterTile(rows if metric.expanded else 0, 1, lanes, dtype)
-            y_norms = RegisterTile(1 if metric.expanded else 0, vectors, lanes, dtype)
-            with T.serial(d) as k:
-                points = [share(load(y, [b, k, v * lanes], lanes)) for v in range(vectors)]
-                for i in range(rows):
-                    value = share(broadcast(x[row + i, k], lanes))
-                    for cell, point in zip(sums.cells[i], points, strict=True):
-                        cell.set(metric.add(cell.value, value, point))
-                    for cells in x_norms.cells[i : i + 1]:
-                        cells[0].set(cells[0].value + value * value)
-                for cells in y_norms.cells:
-                    for cell, point in zip(cells, points, strict=True):
-                        cell.set(cell.value + point * point)
-            for i in range(rows):
-                totals = [sums.value(i, v) for v in range(vectors)]
-                if metric.expanded:
-                    totals = [
-                        _not_negative(share(x_norms.value(i, 0) - (total + total) + y_norms.value(0, v)))
-                        for v, total in enumerate(totals)
-                    ]
-                values = [share(metric.finish(total)) for total in totals]
+            for i, values in enumerate(_distances(x, y, d, vectors, lanes, metric, rows, row, b)):
                 put(out, (row + i,), (row + i,), b * block, m, values, epilogue, extra)
 
         work = 2 * mr * m * d
@@ -169,6 +152,95 @@ def pairwise(
             elif n % mr == rest:
                 _each(blocks, partial(tile, rest, n - rest))
     return kernel.func
+
+
+def nearest(
+    n: Dim, m: int, d: int, k: int, dtype: str, metric: Metric, target: TargetInfo, name: str = "nearest"
+) -> tirx.PrimFunc:
+    """The ``k`` smallest distances of each row of ``x[n, d]`` to the rows of ``y[m, d]``, and which rows these are.
+
+    Parameters of the program: x, `pack_points` of y, the distances ``[n, k]``, the positions ``[n, k]`` (int64). ``n`` may be
+    symbolic. Nearest first, of equals the first, NaN last.
+
+    A task computes all distances of one tile of rows (some 100 KiB for 2,000 points, which stay in the L2 cache) and looks for
+    the smallest right after: nothing of size ``n x m`` goes to memory. The selection reads a distance once, at a comparison
+    for a vector; the distances take ``d`` times two operations for the same vector.
+    """
+    metric = metric.canonical
+    block = column_block(m, dtype, target)
+    lanes = min(target.lanes(bits(dtype)), block)
+    vectors, blocks = block // lanes, -(-m // block)
+    mr = tile_rows(target, vectors + 1)  # differences take registers as well
+
+    with prim_func(name) as kernel:
+        x = parameter("x", BufferSpec((n, d), dtype))
+        y = parameter("y", BufferSpec((blocks, d, block), dtype))
+        values = parameter("values", BufferSpec((n, k), dtype))
+        positions = parameter("positions", BufferSpec((n, k), "int64"))
+
+        def task(turn: Expr) -> None:
+            first = share(turn * mr)
+            rows = share(tirx.min(mr, n - first))
+            panel = T.alloc_buffer((mr, blocks * block), dtype)
+
+            def tile(size: int, done: Expr, b: Expr) -> None:
+                for i, found in enumerate(_distances(x, y, d, vectors, lanes, metric, size, first + done, b)):
+                    for v, vector in enumerate(found):
+                        store(panel, vector, [done + i, b * block + v * lanes])
+
+            with if_(rows == mr):
+                _each(blocks, lambda b: tile(mr, 0, b))
+            size = 1 << (mr - 1).bit_length() - 1 if mr > 1 else 0
+            while size:  # the last rows in tiles of 4, 2 and 1
+                with if_(tirx.And(rows < mr, rows % (2 * size) >= size)):
+                    _each(blocks, partial(tile, size, share(rows // (2 * size) * (2 * size))))
+                size //= 2
+
+            def select_row(i: Expr) -> None:
+                def write(slot: Expr, value: Expr, position: Expr) -> None:
+                    T.buffer_store(values, value, [first + i, slot])
+                    T.buffer_store(positions, position, [first + i, slot])
+
+                first_elements(
+                    m, k, dtype, False, lambda at: panel[i, at[0]], lambda slot: values[first + i, slot],
+                    lambda slot: positions[first + i, slot], write,
+                    (lambda at: load(panel, [i, at], lanes)) if lanes > 1 else None,
+                )  # fmt: skip
+
+            with T.serial(rows) as i:
+                select_row(i)
+
+        parallel_if_large(ceildiv(n, mr), 2 * mr * m * d, task)
+    return kernel.func
+
+
+def _distances(
+    x: Buffer, y: Buffer, d: int, vectors: int, lanes: int, metric: Metric, rows: int, row: Expr, b: Expr
+) -> Iterator[list[Expr]]:
+    """Distances of ``rows`` rows of x, from ``row`` on, to block ``b`` of the packed points: the vectors of each row in turn."""
+    dtype = buffer_dtype(x)
+    sums = RegisterTile(rows, vectors, lanes, dtype)
+    x_norms = RegisterTile(rows if metric.expanded else 0, 1, lanes, dtype)
+    y_norms = RegisterTile(1 if metric.expanded else 0, vectors, lanes, dtype)
+    with T.serial(d) as k:
+        points = [share(load(y, [b, k, v * lanes], lanes)) for v in range(vectors)]
+        for i in range(rows):
+            value = share(broadcast(x[row + i, k], lanes))
+            for cell, point in zip(sums.cells[i], points, strict=True):
+                cell.set(metric.add(cell.value, value, point))
+            for cells in x_norms.cells[i : i + 1]:
+                cells[0].set(cells[0].value + value * value)
+        for cells in y_norms.cells:
+            for cell, point in zip(cells, points, strict=True):
+                cell.set(cell.value + point * point)
+    for i in range(rows):
+        totals = [sums.value(i, v) for v in range(vectors)]
+        if metric.expanded:
+            totals = [
+                _not_negative(share(x_norms.value(i, 0) - (total + total) + y_norms.value(0, v)))
+                for v, total in enumerate(totals)
+            ]
+        yield [share(metric.finish(total)) for total in totals]
 
 
 def _each(count: int, body: Callable[[Expr], None]) -> None:

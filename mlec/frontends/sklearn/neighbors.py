@@ -64,8 +64,8 @@ def nearest(ctx: Context, model: Any, columns: Columns) -> tuple[Value, Value | 
     # The squared distance has the same order, without the root.
     ranked = "sqeuclidean" if kind == "euclidean" else kind
     x = ctx.matrix(columns)
-    distances = ctx.b("pairwise_distance", x, fitted, metric=ranked, p=float(parameters.get("p", 2.0)))
-    closest, indices = ctx.b.multi("topk", distances, k=int(model.n_neighbors), axis=1, largest=False)
+    p = float(parameters.get("p", 2.0))
+    closest, indices = ctx.b.multi("nearest", x, fitted, metric=ranked, p=p, k=int(model.n_neighbors))
     if model.weights != "distance":
         return indices, None
     inverse = ctx.b("div", ctx.constant(1.0), ctx.b("sqrt", closest) if kind == "euclidean" else closest)

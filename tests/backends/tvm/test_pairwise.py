@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 from mlec.backends.tvm.compat import IRModule, tirx, tvm
 from mlec.backends.tvm.kernels.epilogue import Epilogue
 from mlec.backends.tvm.kernels.mathlib import exp
-from mlec.backends.tvm.kernels.pairwise import Metric, pack_points, pairwise
+from mlec.backends.tvm.kernels.pairwise import Metric, nearest, pack_points, pairwise
 from mlec.backends.tvm.kernels.vector import const_like, share
 from mlec.backends.tvm.target import TargetInfo
 from mlec.errors import LoweringError
@@ -123,3 +123,24 @@ def test_rows_do_not_depend_on_their_batch() -> None:
 def test_refuses_what_it_does_not_know(arguments: tuple[Any, ...]) -> None:
     with pytest.raises(LoweringError):
         Metric(*arguments)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("m", "d", "k"), [(1, 1, 1), (7, 3, 7), (37, 5, 4), (300, 8, 1), (1000, 16, 10)])
+def test_nearest_are_the_first_of_the_sorted_distances(m: int, d: int, k: int, dtype: str) -> None:
+    """To the last bit, with many ties, NaN and infinities, at every number of rows that ends a tile."""
+    y = np.round(points(m, d, dtype), 1)
+    y[m // 2 :: 11] = y[0]
+    x = np.round(points(70, d, dtype, 1), 1)
+    x[3, 0], x[4, 0], x[5] = np.nan, np.inf, y[0]
+    func = nearest(tirx.Var("n", "int64"), m, d, k, dtype, Metric("sqeuclidean"), INFO)
+    with tvm.transform.PassContext(config=PLAIN_STORAGE):
+        run = tvm.compile(IRModule({"nearest": func}), target=INFO.tvm_target())["nearest"]
+    packed, distances = tvm.runtime.tensor(pack_points(y, INFO)), compiled(y, Metric("sqeuclidean"))(x)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    for n in (*range(18), 70):
+        values, positions = np.full((n, k), -1, dtype), np.full((n, k), -1, np.int64)
+        results = tvm.runtime.tensor(values), tvm.runtime.tensor(positions)
+        run(tvm.runtime.tensor(x[:n]), packed, *results)
+        np.testing.assert_array_equal(results[1].numpy(), order[:n])
+        np.testing.assert_array_equal(results[0].numpy(), np.take_along_axis(distances, order, 1)[:n])
