@@ -16,7 +16,7 @@ from mlec.backends.tvm.kernels.pool import pool
 from mlec.backends.tvm.kernels.rnn import GATES, pack_recurrent, recurrent, recurrent_lanes
 from mlec.backends.tvm.kernels.softmax import logsumexp, softmax
 from mlec.backends.tvm.kernels.vector import cast_to, const, share
-from mlec.backends.tvm.kernels.winograd import conv2d_winograd, pack_winograd, worthwhile
+from mlec.backends.tvm.kernels.winograd import are_summable, conv2d_winograd, pack_winograd, worthwhile
 from mlec.backends.tvm.lower_direct import (
     direct_recurrence,
     flipped_weights,
@@ -77,16 +77,17 @@ def lower_conv2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, .
     strides, dilations = per_axis(node.attrs, "strides", 2), per_axis(node.attrs, "dilations", 2)
     pads = pads_of(node.attrs, 2)
     weights, extent = [int(str(d)) for d in w.shape], [int(str(d)) for d in node.output.type.shape[2:4]]
-    dense = (*strides, *dilations) == (1, 1, 1, 1) and w.array is not None
-    if dense and worthwhile(weights, (extent[0], extent[1]), x.dtype, lowering.target):
+    dense = (*strides, *dilations) == (1, 1, 1, 1)
+    if dense and are_summable(w.array) and worthwhile(weights, (extent[0], extent[1]), x.dtype, lowering.target):
 
         def build_winograd(name: str, dims: Dims) -> object:
             epilogue = tail.epilogue(lowering, dims)
             return conv2d_winograd(dims.shape(x.shape), weights, pads, lowering.target, epilogue, name)
 
-        operands = (x, lowering.packed(w, "winograd", pack_winograd), w, *tail.operands(lowering))
+        operands = (x, lowering.packed(w, "winograd", pack_winograd), *tail.operands(lowering))
         strategy = f"Winograd convolution on blocks of {weights[5]} channels, 16 products in place of 36{tail}"
-        return lowering.kernel(build_winograd, operands, [tail.type], node=node, strategy=strategy)[0]
+        with lowering.variant("winograd"):  # which the weights decide
+            return lowering.kernel(build_winograd, operands, [tail.type], node=node, strategy=strategy)[0]
 
     def build(name: str, dims: Dims) -> object:
         shape, epilogue = dims.shape(x.shape), tail.epilogue(lowering, dims)

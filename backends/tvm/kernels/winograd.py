@@ -13,6 +13,7 @@ measured times as fractions of the direct convolution's, which runs at 0.85 to 1
     64 channels, 8 x 8      0.54    0.57
     64 channels, 56 x 56    0.54    0.62
     128 channels, 28 x 28   0.51    0.58
+    256 channels, 14 x 14   0.49    0.50 (weights from L3)
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
-from mlec.backends.tvm.kernels.conv import ConvTile, choose_tile
+from mlec.backends.tvm.kernels.conv import ConvTile, choose_tile, prefetch
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr
 from mlec.backends.tvm.kernels.gemm import put
 from mlec.backends.tvm.kernels.tile import (
@@ -56,11 +57,30 @@ def pack_winograd(weights: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     return np.ascontiguousarray(sums.reshape(kb, POSITIONS, cb, b, k).astype(weights.dtype))
 
 
-def _blocks(extent: tuple[int, int]) -> tuple[int, int, int]:
-    """Rows and columns of 2 x 2 outputs in an image, and how many rows are worked on together (some 24 squares)."""
+def are_summable(weights: npt.NDArray[np.generic] | None) -> bool:
+    """Whether the weights are known, and so far from overflow that their sums are finite, too."""
+    return weights is not None and bool((np.abs(weights.astype(np.float64)) < 1e37).all())
+
+
+def _blocks(extent: tuple[int, int], w_shape: Sequence[int], target: TargetInfo) -> tuple[int, int, int]:
+    """Rows and columns of 2 x 2 outputs in an image, and how many rows are worked on together.
+
+    Some 24 squares; where the weights come from L3 for each task, as many as the sums of inputs leave room for in half of L2.
+    """
     down, across = ceildiv(extent[0], 2), ceildiv(extent[1], 2)
-    together = max(1, min(down, 24 // across))
+    squares = target.l2_bytes // 2 // (POSITIONS * w_shape[1] * w_shape[3] * 4) if _from_l3(w_shape, target) else 24
+    together = max(1, min(down, squares // across))
     return down, across, ceildiv(down, ceildiv(down, together))
+
+
+def _weight_bytes(w_shape: Sequence[int]) -> int:
+    kb, cb, _, b, _, k = w_shape
+    return kb * cb * b * k * POSITIONS * 4
+
+
+def _from_l3(w_shape: Sequence[int], target: TargetInfo) -> bool:
+    """Whether the weights do not stay in L2 from one task to the next."""
+    return _weight_bytes(w_shape) > target.l2_bytes // 2
 
 
 def _product_tile(target: TargetInfo, blocks: int, channels: int, squares: int, lanes: int) -> ConvTile:
@@ -71,18 +91,18 @@ def _product_tile(target: TargetInfo, blocks: int, channels: int, squares: int, 
 def worthwhile(w_shape: Sequence[int], extent: tuple[int, int], dtype: str, target: TargetInfo) -> bool:
     """Whether this is predicted to take less than 0.9 of the direct convolution's time.
 
-    It is for vectors of float32 that are whole, and for weights that stay in L2 for all squares of an image.
+    It is for vectors of float32 that are whole. Weights from L3 come at some 4 bytes a cycle, beside the sums.
     """
     kb, cb, r, b, s, k = w_shape
     lanes = target.lanes(32)
     if dtype != "float32" or (r, s) != (3, 3) or b != lanes or k != lanes or min(extent) < 2:
         return False
-    if kb * cb * b * k * POSITIONS * 4 > target.l2_bytes // 2:
-        return False
-    down, across, rows = _blocks(extent)
+    down, across, rows = _blocks(extent, w_shape, target)
     products = _product_tile(target, kb, cb * b, rows * across, lanes)
-    squares = ceildiv(down, rows) * rows * across
-    cycles = ceildiv(down, rows) * POSITIONS * products.cycles + squares * (cb + kb) * 40
+    tasks = ceildiv(down, rows)
+    cycles = tasks * (POSITIONS * products.cycles + rows * across * (cb + kb) * 40)
+    if _from_l3(w_shape, target):
+        cycles = max(cycles, tasks * _weight_bytes(w_shape) / 4)
     direct = choose_tile(target, 1, kb, cb * b * r, extent, s, 1, 1, k * 4)
     return bool(cycles < 0.9 * direct.cycles)
 
@@ -97,32 +117,34 @@ def conv2d_winograd(
 ) -> tirx.PrimFunc:
     """``y[n, k/kb, p, q, kb] = epilogue(conv(x[n, c/b, h, w, b], w[k/kb, c/b, 3, b, 3, kb]))`` in float32; only n may be symbolic.
 
-    Parameters of the program: x, w as `pack_winograd` makes it, w, the epilogue's inputs, y; the epilogue's indices are those of
-    y (five). ``pads`` lists top, left, bottom, right.
+    Parameters of the program: x, w as `pack_winograd` makes it, the epilogue's inputs, y; the epilogue's indices are those of y
+    (five). ``pads`` lists top, left, bottom, right.
 
     A task is some rows of 2 x 2 squares of one image: padded copy, sums of inputs, and then for some blocks of output channels
     the products at the 16 positions and the sums of these. An input that is not finite would spread to all outputs of its
     squares, and one near the largest float could overflow; where any output is not finite, the task computes these blocks of
-    channels again by the definition, from w.
+    channels again by the definition.
     """
     n, cb, h, w, b = x_shape
     kb, _, _, _, _, k = w_shape
     top, left, bottom, right = pads
     p, q = h + top + bottom - 2, w + left + right - 2
-    down, across, rows = _blocks((p, q))
+    down, across, rows = _blocks((p, q), w_shape, target)
     squares, columns = rows * across, (2 * across + 2) * b
     tile = _product_tile(target, kb, cb * b, squares, k)
     group, width = tile.blocks, tile.columns
+    tiles = ceildiv(squares, width)
+    ahead = ceildiv(group, tiles) if _from_l3(w_shape, target) else 0
     lanes = target.lanes(32)
     tasks = ceildiv(down, rows)
 
     with prim_func(name) as kernel:
         x_arg = parameter("x", BufferSpec(x_shape, "float32"))
         u = parameter("u", BufferSpec((kb, POSITIONS, cb, b, k), "float32"))
-        weights = parameter("w", BufferSpec(w_shape, "float32"))
         extra = epilogue_parameters(epilogue)
         y = parameter("y", BufferSpec((n, kb, p, q, k), epilogue.out_dtype or "float32"))
         x = flat_view(x_arg, (n, cb, h, w * b), "float32")
+        stream = flat_view(u, (kb * POSITIONS * cb * b * k,), "float32")
 
         def task(index: Expr) -> None:
             image, part = unflatten(index, (n, tasks))
@@ -160,9 +182,14 @@ def conv2d_winograd(
                         for s, value in enumerate(_input_sums([half[s][r] for s in range(4)])):
                             store(sums, value, [4 * r + s, ci, (i * across + j) * b])
 
-            def multiply(k_group: Expr, position: Expr, square: Expr, count: int) -> None:
-                totals = RegisterTile(count, group, k, "float32")
+            def multiply(k_group: Expr, position: Expr, number: Expr, count: int) -> None:
+                """Some squares at one position; the tiles together fetch the weights of the next position, each those of some blocks."""
+                totals, square = RegisterTile(count, group, k, "float32"), number * width
+                after = k_group * POSITIONS + position + 1
                 with T.grid(cb, b) as (ci, c):
+                    for i in range(ahead):
+                        block = after // POSITIONS * group + (number * ahead + i) % group
+                        prefetch(stream, ((block * POSITIONS + after % POSITIONS) * cb + ci) * (b * k) + c * k)
                     totals.multiply_add(
                         [sums[position, ci, (square + t) * b + c] for t in range(count)],
                         [load(u, [k_group * group + g, position, ci, c, 0], k) for g in range(group)],
@@ -194,9 +221,13 @@ def conv2d_winograd(
             def by_definition(block: Expr) -> None:
                 with T.grid(2 * rows, 2 * across) as (i, j):
                     total = Cell("float32", k, 0)
-                    with T.grid(cb, 3, b, 3) as (ci, r, c, s):
-                        factor = tirx.Broadcast(padded[ci, i + r, (j + s) * b + c], k)
-                        total.set(total.value + factor * load(weights, [block, ci, r, c, s, 0], k))
+                    with T.grid(cb, b) as (ci, c):
+                        at = [share(load(u, [block, position, ci, c, 0], k)) for position in range(POSITIONS)]
+                        half = [_weights_of_sums(at[s:POSITIONS:4]) for s in range(4)]
+                        for r in range(3):
+                            for s, weight in enumerate(_weights_of_sums([half[column][r] for column in range(4)])):
+                                factor = tirx.Broadcast(padded[ci, i + r, (j + s) * b + c], k)
+                                total.set(total.value + factor * weight)
                     write(block, i, j, total.value)
 
             pad()
@@ -205,9 +236,9 @@ def conv2d_winograd(
                 with T.serial(POSITIONS) as position:
                     if squares >= width:
                         with T.serial(squares // width) as t:
-                            multiply(k_group, position, t * width, width)
+                            multiply(k_group, position, t, width)
                     if squares % width:
-                        multiply(k_group, position, squares // width * width, squares % width)
+                        multiply(k_group, position, squares // width, squares % width)
                 with T.serial(group) as g:
                     block = share(k_group * group + g)
                     largest = Cell("int32", k, 0)
@@ -226,3 +257,8 @@ def _input_sums(d: Sequence[Expr]) -> list[Expr]:
 
 def _output_sums(m: Sequence[Expr]) -> list[Expr]:
     return [share(m[0] + m[1] + m[2]), share(m[1] - m[2] - m[3])]
+
+
+def _weights_of_sums(u: Sequence[Expr]) -> list[Expr]:
+    """The three weights that `_TRANSFORM` made four sums of."""
+    return [u[0], share(u[1] - u[2]), u[3]]

@@ -1,5 +1,7 @@
 """Winograd convolutions against torch in float64, and against the direct ones where an input is not finite or too large."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.conv import pack_nchwc
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
-from mlec.backends.tvm.kernels.winograd import conv2d_winograd, pack_winograd, worthwhile
+from mlec.backends.tvm.kernels.winograd import are_summable, conv2d_winograd, pack_winograd, worthwhile
 from mlec.backends.tvm.target import TargetInfo
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
 
@@ -42,7 +44,7 @@ def compiled(c, h, width, k, pads, target, weights, epilogue=None):
     def call(x, *extra):
         n, p, q = len(x), h + pads[0] + pads[2] - 2, width + pads[1] + pads[3] - 2
         blocks = np.ascontiguousarray(x.reshape(n, c // b, b, h, width).transpose(0, 1, 3, 4, 2))
-        y = run(blocks, sums, packed, *extra, out=(n, k // b, p, q, b))
+        y = run(blocks, sums, *extra, out=(n, k // b, p, q, b))
         return y.transpose(0, 1, 4, 2, 3).reshape(n, k, p, q)
 
     return call
@@ -97,5 +99,15 @@ def test_chosen_for_many_channels_only():
     assert worthwhile(shape(64, 64), (56, 56), "float32", target)
     assert not worthwhile(shape(64, 64), (56, 56), "float64", target)
     assert not worthwhile(shape(16, 16), (1, 9), "float32", target)
-    assert not worthwhile(shape(512, 512), (7, 7), "float32", target), "17 MB of weights"
+    assert not worthwhile(shape(512, 512), (7, 7), "float32", target), "17 MB of weights for 16 squares"
     assert not worthwhile((4, 64, 3, 1, 3, 16), (56, 56), "float32", target), "plain input"
+    assert are_summable(normal((3, 3)))
+    for weight in (np.nan, np.inf, -1e38):
+        assert not are_summable(np.array([1, weight], "float32"))
+    assert not are_summable(None)
+
+
+def test_weights_that_do_not_stay_in_the_cache():
+    x, w = normal((2, 64, 11, 10)), normal((64, 64, 3, 3), 1)
+    call = compiled(64, 11, 10, 64, (1, 1, 1, 1), replace(HOST, l2_bytes=1 << 18), w)
+    np.testing.assert_allclose(call(x), reference(x, w, (1, 1, 1, 1)), rtol=1e-5, atol=3e-4)
