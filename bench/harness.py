@@ -15,7 +15,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 ROUNDS = 15
+FEWEST_ROUNDS = 3
 ROUND_SECONDS = 0.02
+BATCH_SECONDS = 10.0
+"""Time for all competitors at one batch size, after which no further round is begun (but the fewest)."""
 SETTLE_SECONDS = 0.005
 """Pause before each turn: thread pools spin for some milliseconds after a call, and would take a core from whoever is next."""
 
@@ -131,7 +134,10 @@ def _time_batch(case: Case, batch: int, inputs: list[Any], prepared: dict[str, P
             failed.append(Timing(case.name, case.group, batch, threads, name, error=reason_of(error)))
             continue
         lanes.append(_Lane(name, predict, max(1, min(2000, int(ROUND_SECONDS / max(once, 1e-7))))))
-    for _ in range(ROUNDS):
+    end = time.perf_counter() + BATCH_SECONDS
+    for turn in range(ROUNDS):
+        if turn >= FEWEST_ROUNDS and time.perf_counter() > end:
+            break
         for lane in lanes:
             time.sleep(SETTLE_SECONDS)
             lane.predict(inputs)
