@@ -110,7 +110,8 @@ class RowProgram:
         read = {v: self.values[v] for inner in self.nodes for v in inner.inputs if v in self.values}
         operands = tuple(dict.fromkeys(lowering.in_memory(t) for t in read.values() if t.number is None))
         used = (*(t.type for t in operands), *(v.type for inner in self.nodes for v in inner.outputs))
-        block = block_rows(max(t.dtype.bits for t in used if t.dtype.is_float or t.dtype.bits == 32), lowering.target)
+        widest = max((t.dtype.bits for t in used if t.dtype.is_float), default=32)
+        block = block_rows(widest, lowering.target)
         producers = {v: inner for inner in self.nodes for v in inner.outputs}
         held = self._held()
         work = max(16, sum(columns_of(v.type) for v in producers))

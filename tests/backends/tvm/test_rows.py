@@ -117,6 +117,19 @@ def test_a_row_has_the_same_bits_in_every_batch_and_for_any_number_of_threads(ca
         np.testing.assert_array_equal(ours, theirs[:7])
 
 
+def test_columns_of_integers() -> None:
+    b = GraphBuilder()
+    x = b.input("x", tensor("i64", ("n", 3)))
+    doubled = b("mul", x, 2)
+    graph = b.finish([b("concat", doubled, b("cast", b("gt", doubled, 4), dtype="i64"), axis=1)])
+    fused, _ = PassPipeline([FuseOperators()]).run(graph)
+    module = TVMBackend().compile(fused, Target())
+    assert len(module.program.kernels) == 1
+    inputs = [np.arange(111).reshape(37, 3)]
+    got = Executable(module.program, module.objects, module.constants).run(inputs)
+    np.testing.assert_array_equal(got[0], run_graph(graph, inputs)[0])
+
+
 def test_a_processor_with_fewer_registers() -> None:
     graph, executable, kernels = compiled("logistic", "f64", Target.parse("cpu:x86-64-v3"))
     assert kernels == 1
