@@ -181,11 +181,9 @@ class Executable:
         drive, constants = self._drive, self._constants
         if drive is None:
             raise UsageError("this model was closed")
-
-        def build(shapes: Shapes) -> _Frame:
-            return _Frame(self._layout, self._plan_of(shapes), constants, self.program.alignment)
-
-        return _Context(drive, build)
+        layout, plan_of, alignment = self._layout, self._plan_of, self.program.alignment
+        # Nothing here refers to the executable, so that it is freed as soon as its user drops it.
+        return _Context(drive, lambda shapes: _Frame(layout, plan_of(shapes), constants, alignment))
 
     def _failure(self, frame: _Frame, error: Exception) -> MlecError:
         kernel = self.program.kernels[frame.failed_call]

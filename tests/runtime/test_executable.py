@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -271,6 +272,18 @@ def test_models_are_dropped(make_executable: Make) -> None:
     files = process.num_fds()
     assert cycle(50) < 8 << 20
     assert process.num_fds() == files
+
+
+def test_a_dropped_model_is_freed_at_once(make_executable: Make) -> None:
+    executable = make_executable()
+    executable.run([rows(16)])
+    freed = weakref.ref(executable)
+    gc.disable()
+    try:
+        del executable
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 def test_callers_leave_no_threads_behind(make_executable: Make) -> None:
