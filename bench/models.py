@@ -1,7 +1,7 @@
 """The cases: models trained here on bundled or generated data. A case is made when it is run, by its function.
 
 The groups ``sklearn``, ``trees`` and ``networks`` are what a run without arguments takes; ``trees-full`` has the ensembles by which
-tree kernels are compared, ``trees-wide`` those of many features.
+tree kernels are compared, ``trees-wide`` those of many features, ``networks-large`` the networks of full size.
 """
 
 from __future__ import annotations
@@ -218,8 +218,10 @@ def lightgbm_31_full() -> Case:
 # -- networks ------------------------------------------------------------------------------------------------------------
 
 
-def _network(name: str, module: Any, inputs: Callable[[int], list[Any]], batches: tuple[int, ...]) -> Case:
-    return Case(name, "networks", "torch", module.eval(), inputs, batches)
+def _network(
+    name: str, module: Any, inputs: Callable[[int], list[Any]], batches: tuple[int, ...], group: str = "networks"
+) -> Case:
+    return Case(name, group, "torch", module.eval(), inputs, batches)
 
 
 @case("networks")
@@ -258,6 +260,54 @@ def encoder() -> Case:
         return [np.random.default_rng(0).integers(0, 1000, (n, 64))]
 
     return _network("transformer encoder 2 x 128, 64 tokens", _seeded(Encoder), ids, (1, 16))
+
+
+@case("networks")
+def autoencoder() -> Case:
+    """The anomaly detector of the tiny benchmark suites."""
+    from bench.networks import Mlp
+
+    sizes = (640, 128, 128, 128, 128, 8, 128, 128, 128, 128, 640)
+    return _network("autoencoder 640-128-8-128-640", _seeded(lambda: Mlp(*sizes)), _random(640), (1, 64))
+
+
+@case("networks-large")
+def resnet18() -> Case:
+    from bench.networks import ResNet18
+
+    return _network("ResNet-18, 224 x 224", _seeded(ResNet18), _random(3, 224, 224), (1,), "networks-large")
+
+
+@case("networks-large")
+def mobilenet_v1() -> Case:
+    from bench.networks import MobileNetV1
+
+    return _network(
+        "MobileNetV1 x 0.25, 96 x 96",
+        _seeded(lambda: MobileNetV1(0.25, 2)),
+        _random(3, 96, 96),
+        (1, 16),
+        "networks-large",
+    )
+
+
+@case("networks-large")
+def mobilenet_v2() -> Case:
+    from bench.networks import MobileNetV2
+
+    return _network("MobileNetV2, 224 x 224", _seeded(MobileNetV2), _random(3, 224, 224), (1,), "networks-large")
+
+
+@case("networks-large")
+def minilm() -> Case:
+    """The sizes of a sentence encoder with six layers; weights are random."""
+    from bench.networks import Encoder
+
+    def ids(n: int) -> list[Any]:
+        return [np.random.default_rng(0).integers(0, 30522, (n, 128))]
+
+    module = _seeded(lambda: Encoder(30522, 384, 12, 6, 128))
+    return _network("transformer encoder 6 x 384, 128 tokens", module, ids, (1,), "networks-large")
 
 
 def _seeded(make: Callable[[], Any]) -> Any:

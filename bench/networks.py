@@ -97,6 +97,74 @@ class DepthwiseCnn(nn.Module):
         return out
 
 
+def _conv(channels_in: int, channels: int, size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    """A convolution with "same" padding, and its norm."""
+    return [
+        nn.Conv2d(channels_in, channels, size, stride, size // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(channels),
+    ]
+
+
+class MobileNetV1(nn.Module):
+    """Depthwise-separable convolutions all the way; ``width`` scales the channels."""
+
+    def __init__(self, width: float = 1.0, classes: int = 1000) -> None:
+        super().__init__()
+        before = int(32 * width)
+        blocks = [*_conv(3, before, 3, 2), nn.ReLU()]
+        plan = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
+        for full, stride in plan:
+            channels = int(full * width)
+            blocks += [*_conv(before, before, 3, stride, before), nn.ReLU(), *_conv(before, channels, 1), nn.ReLU()]
+            before = channels
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(before, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.blocks(x).mean((2, 3)))
+        return out
+
+
+class InvertedResidual(nn.Module):
+    def __init__(self, channels_in: int, channels: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = channels_in * expansion
+        expand = [*_conv(channels_in, wide, 1), nn.ReLU6()] if expansion > 1 else []
+        self.body = nn.Sequential(*expand, *_conv(wide, wide, 3, stride, wide), nn.ReLU6(), *_conv(wide, channels, 1))
+        self.same = stride == 1 and channels_in == channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x)
+        return x + out if self.same else out
+
+
+class MobileNetV2(nn.Module):
+    """Inverted residual blocks on 224 x 224 pixels."""
+
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__()
+        blocks, before = [*_conv(3, 32, 3, 2), nn.ReLU6()], 32
+        plan = (
+            (1, 16, 1, 1),
+            (6, 24, 2, 2),
+            (6, 32, 3, 2),
+            (6, 64, 4, 2),
+            (6, 96, 3, 1),
+            (6, 160, 3, 2),
+            (6, 320, 1, 1),
+        )
+        for expansion, channels, repeats, stride in plan:
+            for i in range(repeats):
+                blocks.append(InvertedResidual(before, channels, stride if i == 0 else 1, expansion))
+                before = channels
+        self.blocks = nn.Sequential(*blocks, *_conv(before, 1280, 1), nn.ReLU6())
+        self.head = nn.Linear(1280, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.blocks(x).mean((2, 3)))
+        return out
+
+
 class Recurrent(nn.Module):
     def __init__(self, features: int = 32, hidden: int = 128, classes: int = 10) -> None:
         super().__init__()

@@ -33,7 +33,9 @@ THREAD_VARIABLES = (
 
 
 @click.command()
-@click.option("--group", multiple=True, help="sklearn, trees, networks (these by default), trees-full, trees-wide")
+@click.option(
+    "--group", multiple=True, help="sklearn, trees, networks (these by default), trees-full, trees-wide, networks-large"
+)
 @click.option("--case", "names", multiple=True, help="name of a case in bench/models.py")
 @click.option("--threads", default="1,2", show_default=True)
 @click.option("--only", multiple=True, help="competitors to run, besides mlec and source")
