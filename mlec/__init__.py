@@ -48,9 +48,12 @@ if TYPE_CHECKING:
     from mlec.passes.dce import EliminateDeadCode
     from mlec.passes.fold_batch_norm import FoldBatchNorm
     from mlec.passes.fold_constants import FoldConstants
+    from mlec.passes.fold_scales import FoldScales
     from mlec.passes.fusion import FuseOperators
     from mlec.passes.infer_shapes import InferShapes
     from mlec.passes.layout import ChooseLayout
+    from mlec.passes.sink_transposes import SinkTransposes
+    from mlec.passes.split_products import SplitProducts
     from mlec.pipeline import Pass, PassContext, PassPipeline, PassResult, Remark, Tolerance
     from mlec.report import OptimizationReport
     from mlec.runtime import BenchmarkResult, CompiledModel, Profile
@@ -74,9 +77,12 @@ _WHERE = {
     "mlec.passes.dce": "EliminateDeadCode",
     "mlec.passes.fold_batch_norm": "FoldBatchNorm",
     "mlec.passes.fold_constants": "FoldConstants",
+    "mlec.passes.fold_scales": "FoldScales",
     "mlec.passes.fusion": "FuseOperators",
     "mlec.passes.infer_shapes": "InferShapes",
     "mlec.passes.layout": "ChooseLayout",
+    "mlec.passes.sink_transposes": "SinkTransposes",
+    "mlec.passes.split_products": "SplitProducts",
     "mlec.pipeline": "Pass PassContext PassPipeline PassResult Remark Tolerance",
     "mlec.report": "OptimizationReport",
     "mlec.runtime": "BenchmarkResult CompiledModel Profile",
@@ -95,6 +101,7 @@ __all__ = [
     "EliminateDeadCode",
     "FoldBatchNorm",
     "FoldConstants",
+    "FoldScales",
     "FrontendError",
     "FuseOperators",
     "Graph",
@@ -115,6 +122,8 @@ __all__ = [
     "RuntimeUnavailableError",
     "SecurityError",
     "Signature",
+    "SinkTransposes",
+    "SplitProducts",
     "Target",
     "TargetError",
     "Tolerance",

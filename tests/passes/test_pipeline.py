@@ -7,6 +7,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+import mlec
+from mlec import registry
 from mlec.errors import ParseError, PassError, ToleranceError, UsageError
 from mlec.ir import Graph, GraphBuilder, Value, tensor
 from mlec.passes.canonicalize import Canonicalize
@@ -197,3 +199,9 @@ def test_tolerance_refuses_other_shapes_and_dtypes() -> None:
     assert approx(1.0).excess(np.zeros(3), np.zeros((3, 1))) == float("inf")
     assert approx(1.0).excess(np.zeros(3), np.zeros(3, np.float32)) == float("inf")
     assert approx(1.0).excess(np.zeros(3, np.int64), np.ones(3, np.int64)) == float("inf")
+
+
+def test_every_pass_of_ours_is_a_public_name() -> None:
+    classes = {registry.load("passes", name) for name in registry.PASSES}
+    assert {getattr(mlec, cls.__name__, None) for cls in classes} == classes
+    assert {cls.__name__ for cls in classes} <= set(mlec.__all__)
