@@ -28,6 +28,7 @@ from mlec.pipeline import Pass, PassContext, PassPipeline, Tolerance
 from mlec.progress import progress_bar
 from mlec.report import OptimizationReport, graph_picture, graph_stats
 from mlec.runtime import CompiledModel
+from mlec.runtime.device import DEVICES
 from mlec.target import Target
 from mlec.timing import interleaved
 from mlec.validation import compare, default_tolerance, probe_inputs
@@ -140,7 +141,7 @@ def load(
 
     Args:
         path: the file.
-        device: ``"auto"``: the one it was compiled for.
+        device: ``"auto"``: the one it was compiled for, of CUDA devices the first.
         num_threads: threads of one call; all usable CPUs by default.
         trust: ``"auto"`` runs the file's machine code if this user built it, and otherwise compiles its graph here;
             ``"sha256:..."`` (or a `TrustDigest`) runs the code of exactly that digest.
@@ -354,8 +355,9 @@ def _assemble(
     opened = executable_of if module.program.device == "cpu" else _DeviceOnUse
     executable: Any = opened(module, optimized, num_threads)
     return CompiledModel(
-        optimized.signature, executable, metadata, graph=lambda: optimized, report=lambda: report, saver=save
-    )
+        optimized.signature, executable, metadata, graph=lambda: optimized, report=lambda: report, saver=save,
+        device=DEVICES.get(module.program.device),
+    )  # fmt: skip
 
 
 class _DeviceOnUse:
@@ -368,8 +370,8 @@ class _DeviceOnUse:
     def _executable(self) -> Any:
         return executable_of(*self._what)
 
-    def run(self, inputs: list[Any]) -> Any:
-        return self._executable.run(inputs)
+    def run(self, inputs: list[Any], out: Any = None) -> Any:
+        return self._executable.run(inputs, out)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -29,6 +29,7 @@ from mlec.ir import Graph, parse_graph, print_graph
 from mlec.ir.op import Array
 from mlec.report import OptimizationReport
 from mlec.runtime import CompiledModel, Program, open_program
+from mlec.runtime.device import DEVICES
 from mlec.signature import Signature
 from mlec.target import X86_FLAGS, Target
 
@@ -68,11 +69,20 @@ def unpack(path: Path, *, num_threads: int | None, trust: str | TrustDigest, dev
     artifact = Artifact.open(path)
     model = read_model(artifact)
     signature, program = model.signature, model.program
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and index.isdigit():
+        if int(index):
+            raise UsageError(
+                f"models run on the first CUDA device, not on {device!r}",
+                hint=f"make it the first one: start the process with CUDA_VISIBLE_DEVICES={index}",
+            )
+        device = kind
     if device not in ("auto", program.device):
         raise UsageError(
             f"{path} holds kernels for {program.device}, not for {device!r}",
             hint=f"compile the model again with target={device!r}, or load with device='auto'",
         )
+    runs_on = program.device
     reason = _why_not_as_it_is(artifact, model, trust)
     if reason is None:
         objects = tuple(blob.data for blob in artifact.kernels)
@@ -84,6 +94,7 @@ def unpack(path: Path, *, num_threads: int | None, trust: str | TrustDigest, dev
         graph, target = _graph(artifact, signature), _target_here(program)
         module = registry.backend_of(target.kind).compile(graph, target, CompileOptions())
         executable = executable_of(module, graph, num_threads)
+        runs_on = module.program.device
     return CompiledModel(
         signature,
         executable,
@@ -91,6 +102,7 @@ def unpack(path: Path, *, num_threads: int | None, trust: str | TrustDigest, dev
         graph=lambda: _graph(artifact, signature),
         report=lambda: OptimizationReport.from_dict(model.report),
         saver=lambda target, **options: _save_again(target, artifact, options),
+        device=DEVICES.get(runs_on),
     )
 
 

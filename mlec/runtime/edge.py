@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlec.errors import InputError
+from mlec.runtime.device import DeviceArray, DLDevice, borrow, device_of
 from mlec.runtime.dims import evaluate
 from mlec.runtime.nested import Nesting
 from mlec.signature import Coding, Scalar, Signature, TableSpec, TensorSpec
@@ -48,9 +49,14 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 class Edge:
-    """The input side of one signature."""
+    """The input side of one signature.
 
-    def __init__(self, signature: Signature) -> None:
+    Args:
+        signature: what the graph takes.
+        device: where its program runs, if that has a memory of its own: tensors that lie there stay there.
+    """
+
+    def __init__(self, signature: Signature, device: DLDevice | None = None) -> None:
         self._inputs = signature.inputs
         self._names = tuple(spec.name for spec in signature.inputs)
         self._dtypes = tuple(numpy_dtype(spec.dtype) for spec in signature.inputs)
@@ -59,6 +65,7 @@ class Edge:
         plain = self._nesting.is_flat and len(self._inputs) == 1 and self._inputs[0].limits is None
         self._only = self._dtypes[0] if plain else None
         self._table = _TableReader(signature.table, self._dtypes) if signature.table else None
+        self._device = device
 
     def read(self, inputs: object) -> list[Array]:
         """The graph's inputs.
@@ -67,6 +74,9 @@ class Edge:
             inputs: a list or tuple with one item for each input, a mapping from input names, or the single input
                 itself. A tabular model has one input, the table; a mapping from its feature names to columns is a table
                 too. A model whose inputs are nested takes them as its source does, see `nested`.
+
+        Returns:
+            Host arrays; in the place of a tensor in the memory of the program's device a `DeviceArray`.
 
         Raises:
             InputError: wrong count, name, dtype, shape or value.
@@ -97,14 +107,18 @@ class Edge:
             )
         if self._table:
             return self._table.read(items[0])
-        arrays = [
-            _cast(as_array(item, spec.name), dtype, f"input {spec.name!r}")
-            for item, spec, dtype in zip(items, self._inputs, self._dtypes, strict=True)
-        ]
-        for array, spec in zip(arrays, self._inputs, strict=True):
-            if spec.limits is not None and array.size:
-                _check_limits(array, spec.name, *spec.limits)
-        return arrays
+        return [self._take(*given) for given in zip(items, self._inputs, self._dtypes, strict=True)]
+
+    def _take(self, item: object, spec: TensorSpec, dtype: np.dtype[Any]) -> Any:
+        """One input of a model without a table."""
+        if self._device is not None:
+            where = device_of(item)
+            if where is not None and where.kind == self._device.kind:
+                return _borrowed(item, spec, dtype, self._device)
+        array = _cast(as_array(item, spec.name), dtype, f"input {spec.name!r}")
+        if spec.limits is not None and array.size:
+            _check_limits(array, spec.name, *spec.limits)
+        return array
 
     def bind(self, arrays: Sequence[Array]) -> dict[str, int]:
         """The values of the symbolic dims.
@@ -179,12 +193,33 @@ def _shape_error(spec: TensorSpec, array: Array, why: str) -> InputError:
     )
 
 
+def _borrowed(item: Any, spec: TensorSpec, dtype: np.dtype[Any], device: DLDevice) -> DeviceArray:
+    """An input where it lies on the device; its values are only looked at, by its library, where they are positions in a table."""
+    array = borrow(item, spec.name, device)
+    if array.dtype != dtype.name:
+        raise InputError(
+            f"input {spec.name!r}: expected {dtype.name}, got {array.dtype} on {device}",
+            code="E_INPUT_DTYPE",
+            hint=f"inputs on a device are taken as they are: convert it there, e.g. x.to(torch.{dtype.name})",
+        )
+    if spec.limits is not None and array.nbytes:
+        if not hasattr(item, "min"):
+            raise InputError(
+                f"input {spec.name!r} picks entries {spec.limits[0]} to {spec.limits[1]}, and {type(item).__name__} on {device} "
+                "has no methods min and max to check that",
+                code="E_INPUT_DTYPE",
+                hint="pass a torch tensor, a cupy array, or a host array",
+            )
+        _check_limits(item, spec.name, *spec.limits)
+    return array
+
+
 def _shape_text(shape: Sequence[int | str]) -> str:
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
 
 
 def as_array(value: Any, name: str) -> Array:
-    """Any array-like as a numpy array, without a copy where that is possible.
+    """Any array-like as a numpy array, without a copy where that is possible; a torch tensor on a device is copied to the host.
 
     Raises:
         InputError: it is no rectangular array, lies on another device, or is sparse.
@@ -214,15 +249,19 @@ def as_array(value: Any, name: str) -> Array:
             return np.from_dlpack(value)
         return np.asarray(value)
     except (ValueError, TypeError, BufferError, RuntimeError) as error:
+        where = device_of(value)
+        away = where is not None and not where.is_host
         raise InputError(
-            f"input {name!r}: {type(value).__name__} could not be read as an array: {error}", code="E_INPUT_DTYPE"
+            f"input {name!r}: {type(value).__name__} could not be read as an array: {error}",
+            code="E_INPUT_DTYPE",
+            hint=f"it lies on {where}: copy it to the host, e.g. x.get() of cupy" if away else None,
         ) from error
 
 
-def _check_limits(array: Array, name: str, least: int, most: int) -> None:
+def _check_limits(array: Any, name: str, least: int, most: int) -> None:
     """Refuses positions outside the table that they pick from."""
     if array.min() < least or array.max() > most:
-        wrong = array[(array < least) | (array > most)][0]
+        wrong = int(array[(array < least) | (array > most)][0])
         raise InputError(f"input {name!r} picks entries {least} to {most}, got {wrong}", code="E_INPUT_VALUE")
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlec.errors import CorruptedFileError, InputError, MlecError, UsageError
+from mlec.runtime.device import DLDevice
 from mlec.runtime.dims import evaluate
 from mlec.runtime.edge import Edge, numpy_dtype
 from mlec.runtime.frames import data_frame
@@ -57,6 +58,7 @@ class CompiledModel:
         graph: gives the graph when it is first asked for.
         report: gives the optimisation report when it is first asked for.
         saver: writes the model to a file; called as ``saver(path, **options of save)``.
+        device: where the executable runs, if it takes a `DeviceArray` for an input that lies there.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class CompiledModel:
         graph: Callable[[], Any] | None = None,
         report: Callable[[], Any] | None = None,
         saver: Callable[..., Any] | None = None,
+        device: DLDevice | None = None,
     ) -> None:
         self.signature = signature
         self.metadata: dict[str, Any] = dict(metadata or {})
@@ -75,7 +78,6 @@ class CompiledModel:
         self._graph = graph
         self._report = report
         self._saver = saver
-        self._edge = Edge(signature)
         self._methods = {spec.name: _Method(spec, signature.outputs) for spec in signature.methods}
         self._run = tuple(self._methods[name] for name in signature.run)
         self._largest: tuple[int, tuple[tuple[int, ...], ...]] | None = None
@@ -84,6 +86,9 @@ class CompiledModel:
         self._picks = [pick for method in self._run for pick in method.parts] if plain else None
         if not self._run:
             self._picks = [(position, None) for position in range(len(signature.outputs))]
+        # Labels and what else methods do to results is done by the host.
+        untouched = self._picks is not None and all(labels is None for _, labels in self._picks)
+        self._edge = Edge(signature, device if untouched else None)
 
     def run(self, inputs: object, out: Sequence[Array] | None = None) -> list[Array]:
         """Run the model once.
@@ -96,6 +101,12 @@ class CompiledModel:
         Returns:
             The results in order: the graph's outputs, or for an estimator what its main methods return (a classifier:
             labels and probabilities).
+
+        A network compiled for CUDA reads tensors on the first device (of torch, cupy, or anything with ``__dlpack__``) where they lie,
+        and uploads host arrays. If all inputs lie there and ``out`` is not given, the results stay there too: as tensors of the library
+        of the first input (torch for torch), else as objects with ``__dlpack__``. Kernels run on the legacy default stream, after the
+        work under way on the stream that is current for the inputs' library, and are done when this returns. Estimators, which look
+        at values, and models for the CPU copy torch tensors to the host.
 
         Raises:
             InputError: the inputs do not fit the signature; says what was expected and what came.

@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from mlec.errors import MlecError, UsageError
-from mlec.runtime.device import open_device
+from mlec.runtime.device import DeviceArray, DeviceMemory, lend, open_device
 from mlec.runtime.library import link, load_library, use_threads
 from mlec.runtime.program import Program
 from mlec.runtime.threads import checked_num_threads
@@ -53,6 +53,7 @@ class VirtualMachine:
         library = load_library()
         self.program = program
         self._memory = open_device(program.device, program.alignment)
+        self._feed: Callable[[Any], Any] = self._memory.feed
         self._tensor_type = library.ffi.Tensor
         self._item = library.ffi.get_global_func("ffi.ArrayGetItem")  # four times faster than iterating
         self._load = link(objects, "vm_load_executable")
@@ -63,43 +64,38 @@ class VirtualMachine:
         self._idle = [first]
         self.weights_nbytes = sum(tensors[name].nbytes for name in program.constants)
 
-    def run(self, inputs: Sequence[Array], out: object = None) -> list[Array]:
-        """Call the program once.
+    def run(self, inputs: Sequence[Any], out: object = None) -> list[Any]:
+        """Call the program once; when this returns, the device has finished with inputs and results.
 
         Args:
-            inputs: one array for each graph input, of its dtype and shape.
-            out: arrays to write to; none is, results always come in new ones.
+            inputs: one array for each graph input, of its dtype and shape; a `DeviceArray` is read where it lies.
+            out: arrays to write to; none is, results always come in new ones, for which this asks in host memory.
 
         Returns:
-            One array for each graph output; the caller owns them.
+            One array for each graph output; the caller owns them. Where every input is a `DeviceArray` and ``out`` is None, they
+            stay in the device's memory, as tensors of the library of the first input (see `lend`).
 
         Raises:
             MlecError: ``E_RUN``, a kernel or a check of the program failed.
         """
         use_threads(self.num_threads)
-        arguments = [self._memory.feed(array) for array in inputs]
+        arguments = [self._feed(array) for array in inputs]
         try:
             call = self._idle.pop()
         except IndexError:
             call = self._start()
         try:
             result = call(*arguments, *self._constants)
+            single = isinstance(result, self._tensor_type)
+            tensors = [result] if single else [self._item(result, position) for position in range(len(result))]
+            # A program may hand back an input, a constant or one tensor twice; the caller gets arrays of its own.
+            taken = {argument.data_ptr() for argument in arguments} | self._constant_addresses
+            stays = out is None and bool(inputs) and all(isinstance(array, DeviceArray) for array in inputs)
+            outputs = self._left(tensors, taken) if stays else self._fetched(tensors, taken)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise MlecError(f"the compiled program failed: {error}", code="E_RUN") from error
         self._idle.append(call)
-        single = isinstance(result, self._tensor_type)
-        tensors = [result] if single else [self._item(result, position) for position in range(len(result))]
-        # A program may hand back an input, a constant or one tensor twice; the caller gets arrays of its own.
-        shared = {argument.data_ptr() for argument in arguments}
-        outputs = []
-        for tensor in tensors:
-            array = self._memory.fetch(tensor)
-            address = tensor.data_ptr()
-            if address in shared or address in self._constant_addresses:
-                array = array.copy()
-            shared.add(address)
-            outputs.append(array)
-        return outputs
+        return [lend(tensor, inputs[0].library) for tensor in outputs] if stays else outputs
 
     def time_kernels(self, inputs: Sequence[Array], repeats: int = 10) -> dict[str, tuple[int, float]]:
         """Time every function that the program calls.
@@ -163,6 +159,25 @@ class VirtualMachine:
         self._load = None
         load_library().ffi.get_global_func("vm.builtin.memory_manager.clear")()
 
+    def _fetched(self, tensors: Sequence[Any], taken: set[int]) -> list[Any]:
+        """Results as host arrays, copied where their memory is taken."""
+        outputs = []
+        for tensor in tensors:
+            array = self._memory.fetch(tensor)
+            outputs.append(array.copy() if tensor.data_ptr() in taken else array)
+            taken.add(tensor.data_ptr())
+        return outputs
+
+    def _left(self, tensors: Sequence[Any], taken: set[int]) -> list[Any]:
+        """Results in the device's memory, copied where their memory is taken, and finished."""
+        assert isinstance(self._memory, DeviceMemory)
+        outputs = []
+        for tensor in tensors:
+            outputs.append(self._memory.copy(tensor) if tensor.data_ptr() in taken else tensor)
+            taken.add(tensor.data_ptr())
+        self._memory.synchronize()
+        return outputs
+
     def _start(self) -> Any:
         """A new virtual machine, as the function to call."""
         return self._machine()[self.program.entry]
@@ -184,7 +199,7 @@ class VirtualMachine:
         use_threads(self.num_threads)
         machine = self._machine()
         machine["set_instrument"](observe)
-        drive(machine[self.program.entry], [*map(self._memory.feed, inputs), *self._constants])
+        drive(machine[self.program.entry], [*map(self._feed, inputs), *self._constants])
 
 
 def _internal(symbol: str) -> bool:

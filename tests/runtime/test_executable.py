@@ -22,8 +22,6 @@ import pytest
 
 from mlec.errors import MlecError, RuntimeUnavailableError, UsageError
 from mlec.runtime import Executable, Program, open_program
-from mlec.runtime.device import CudaMemory
-from mlec.runtime.library import load_library
 from mlec.runtime.threads import effective_cpu_count
 from tests.runtime.conftest import program_of
 
@@ -405,14 +403,6 @@ def test_kernel_times_and_memory(make_executable: Make) -> None:
     assert times["matmul"][1] > times["relu"][1] > 0  # 8 multiplications for each value against one comparison
     assert executable.activation_nbytes([x]) == 2 * 4096 * 4 * 4
     assert executable.weights_nbytes == 8 * 4 * 4
-
-
-def test_copying_device(weight: np.ndarray) -> None:
-    """The path of CUDA, with the CPU standing in as the other device."""
-    memory = CudaMemory(load_library().ffi.device("cpu"))
-    tensor = memory.feed(weight.T)
-    assert tensor.data_ptr() != weight.ctypes.data
-    np.testing.assert_array_equal(memory.fetch(tensor), weight.T)
 
 
 def test_cuda_without_a_driver_says_so(objects: Objects, weight: np.ndarray) -> None:
