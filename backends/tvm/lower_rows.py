@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from mlec.backends.tvm.compat import T, prim_func
 from mlec.backends.tvm.kernels.elementwise import Lanes, memory_type
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
-from mlec.backends.tvm.kernels.rows import VECTORS, VERTICAL, block_rows, over_blocks, read_columns, write_columns
+from mlec.backends.tvm.kernels.rows import (
+    COMBINE,
+    VECTORS,
+    VERTICAL,
+    block_rows,
+    over_blocks,
+    read_columns,
+    write_columns,
+)
 from mlec.backends.tvm.kernels.tile import bits, parameter, product, unrolled
 from mlec.backends.tvm.kernels.vector import Cell, broadcast, const, load, select, share, store
 from mlec.backends.tvm.lowering import Lowering, Tensor
@@ -26,10 +34,13 @@ from mlec.ir.types import TensorType
 MOVES = frozenset({"reshape", "gather", "concat", "slice", "broadcast_to"})
 PRODUCTS = frozenset({"matmul", "matmul_packed"})
 MAX_PRODUCT = 16
-"""Columns of a product; `gemm` is faster for more."""
+"""Columns of a product; `gemm` is faster for more, and for any number but the smallest where nothing else is to be done."""
 
 MAX_COLUMNS = 128
 """Of any value: a block of it fits the L1 cache."""
+
+ELEMENT_WORK, NORMALISED_WORK = 4, 64
+"""Multiply-adds that take as long as a cheap operation or a move of one element, and as an element of a softmax."""
 
 FEW_COLUMNS = 4
 """Columns whose steps are written out instead of looped over."""
@@ -48,9 +59,29 @@ def lower_rows(
     program = RowProgram(n, tuple(nodes), dict(values), tuple(outputs))
     mixes = len(outputs) > 1 or any(inner.name in PRODUCTS | MOVES for inner in nodes)
     mixes = mixes or any(inner.name in VERTICAL and inner.output not in outputs for inner in nodes)
-    if not mixes or not all(map(program.takes, nodes)):
+    if not mixes or not all(map(program.takes, nodes)) or _is_plain_product(lowering, nodes, outputs):
         return None
     return program.lower(lowering, node)
+
+
+def _work_of(node: Node) -> int:
+    """Work for each row, in the unit of ``SERIAL_WORK``, in float32."""
+    columns = columns_of(node.output.type)
+    if node.name in PRODUCTS:
+        return columns * columns_of(node.inputs[0].type)
+    if node.name in VERTICAL:
+        return columns_of(node.inputs[0].type) * (ELEMENT_WORK if node.name in COMBINE else NORMALISED_WORK)
+    return columns * ELEMENT_WORK
+
+
+def _is_plain_product(lowering: Lowering, nodes: Sequence[Node], outputs: Sequence[Value]) -> bool:
+    """Whether `gemm` and its epilogue are as fast for many rows, and several times as fast for a few.
+
+    It uses ``columns`` lanes of a vector where a row program uses all, and needs no turning of rows into columns.
+    """
+    first, *rest = nodes
+    wide = 4 * columns_of(first.output.type) > lowering.target.lanes(first.output.type.dtype.bits)
+    return first.name in PRODUCTS and len(outputs) == 1 and all(map(is_elementwise, rest)) and wide
 
 
 def has_rows(kind: TensorType, n: SymDim) -> bool:
@@ -114,7 +145,8 @@ class RowProgram:
         block = block_rows(widest, lowering.target)
         producers = {v: inner for inner in self.nodes for v in inner.outputs}
         held = self._held()
-        work = max(16, sum(columns_of(v.type) for v in producers))
+        turned = sum(columns_of(t.type) for v, t in read.items() if has_rows(v.type, self.n))
+        work = (sum(map(_work_of, self.nodes)) + ELEMENT_WORK * turned) * widest // 32
 
         def build(name: str, dims: Dims) -> object:
             rows = dims(self.n)

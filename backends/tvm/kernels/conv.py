@@ -25,7 +25,7 @@ from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim
 from mlec.backends.tvm.kernels.gemm import put
 from mlec.backends.tvm.kernels.padding import Windows
 from mlec.backends.tvm.kernels.tile import (
-    SERIAL_WORK,
+    TASK_WORK,
     RegisterTile,
     accumulator_dtype,
     bits,
@@ -105,7 +105,7 @@ def conv2d_nchwc(
         ahead = ceildiv(group * s * k * item, LINE * tiles)
     work = k * kb * p * q * cb * b * r * s
     columns = (q - 1) * sw + (s - 1) * dw + 1
-    parts = max(1, min(2 * target.cores, work // SERIAL_WORK))
+    parts = max(1, min(2 * target.cores, work // TASK_WORK))
     split_channels = kb * k * r * s > h * w
     k_parts = min(parts, kb // group) if split_channels else 1
     p_parts = 1 if split_channels else min(parts, ceildiv(p, pt))
@@ -247,7 +247,7 @@ def depthwise_nchwc(
     ]  # tiles that meet no padding: they follow each other
     edges = [j for j in range(0, q, width) if j not in inner]
     row_work = r * s * q * b * 2
-    parts = max(1, min(2 * target.cores, p, row_work * p // SERIAL_WORK))
+    parts = max(1, min(2 * target.cores, p, row_work * p // TASK_WORK))
     chunk = ceildiv(p, parts)
     parts = ceildiv(p, chunk)
 
@@ -442,7 +442,7 @@ def conv(
 
     static = [extent for extent in (od, oh, ow) if isinstance(extent, int)]
     work = per_group * cg * math.prod(taps) * math.prod(static) * 32 ** (3 - len(static))
-    parts = max(1, min(2 * target.cores, work // SERIAL_WORK))
+    parts = max(1, min(2 * target.cores, work // TASK_WORK))
     k_parts = min(parts, per_group // kt)
     k_chunk = ceildiv(per_group // kt, k_parts)
     k_parts = ceildiv(per_group // kt, k_chunk)

@@ -37,7 +37,13 @@ class Spread(Protocol):
     def __call__(self, count: Dim, work: float, body: Callable[[Expr], None]) -> None: ...
 
 
-spread_on_cpu: Spread = parallel_if_large
+SCALAR_WORK = 32
+"""What a multiply-add on single elements, one after the other, takes in the unit of `parallel_if_large`."""
+
+
+def spread_on_cpu(count: Dim, work: float, body: Callable[[Expr], None]) -> None:
+    """On all threads if there is enough to do."""
+    parallel_if_large(count, work * SCALAR_WORK, body)
 
 
 def spread_on_gpu(count: Dim, work: float, body: Callable[[Expr], None]) -> None:

@@ -27,6 +27,7 @@ from mlec.backends.tvm.kernels.tile import (
     first_lanes,
     flat_view,
     if_,
+    multiply_adds,
     otherwise,
     parallel_if_large,
     parameter,
@@ -88,6 +89,8 @@ def gemm(
     in_block, vectors = block // lanes, max(1, -(-n // lanes))
     m = product(lead)
     item = bits(dtype) // 8
+    # Work that takes as long as to read a byte of weights: 10 ps from L2, 30 ps from behind it.
+    streaming = 1 if n * k * item <= target.l2_bytes else 3
 
     def tile_width(most: int) -> int:
         """Vectors of a tile, at most so many: whole blocks of them, or a fraction of a block."""
@@ -138,9 +141,10 @@ def gemm(
                 values = [sums.value(i, v) for v in range(count)]
                 put(c, (row + i,), where, first * lanes, count * lanes if whole else n, values, epilogue, extra)
 
-        def columns(count: int, work: int, body: Callable[[Expr, int], None]) -> None:
-            """``body(first vector, vectors)`` for all columns, so many vectors at a time."""
-            parallel_if_large(vectors // count, work * k * count * lanes, lambda g: body(g * count, count))
+        def columns(count: int, rows: int, body: Callable[[Expr, int], None]) -> None:
+            """``body(first vector, vectors)`` for all columns, so many vectors at a time, for about so many rows."""
+            work = max(multiply_adds(rows * k * count * lanes, dtype, target), streaming * k * count * lanes * item)
+            parallel_if_large(vectors // count, work, lambda g: body(g * count, count))
             if vectors % count:
                 body(vectors // count * count, vectors % count)
 
@@ -165,7 +169,7 @@ def gemm(
                     elif m % mr == r:
                         tile(r, m - r, first, count)
 
-            columns(wide, 2, all_rows)
+            columns(wide, max(2, mr // 2), all_rows)
 
         def share_out() -> None:
             """At least one tile of rows, in chunks of tiles and columns for all threads."""
@@ -192,7 +196,7 @@ def gemm(
                     with if_(first_group + group_chunk >= groups):
                         rows(vectors // wide * wide, vectors % wide)
 
-        most = max(SERIAL_WORK // (n * k + 1), mr - 1)
+        most = max(SERIAL_WORK // (multiply_adds(vectors * lanes * k, dtype, target) + 1), mr - 1)
         if n == 0:
             T.evaluate(0)
         elif isinstance(m, int):

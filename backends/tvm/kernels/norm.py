@@ -97,8 +97,8 @@ def _line_norm(
 
             vector_loop(length, lanes, put)
 
-        work = 3 * math.prod(extent for extent in x_shape[axis:] if isinstance(extent, int)) // 4
-        parallel_if_large(rows, max(1, work), row)
+        work = 12 * math.prod(extent for extent in x_shape[axis:] if isinstance(extent, int)) * bits(acc) // 32
+        parallel_if_large(rows, work, row)
     return kernel.func
 
 
@@ -145,7 +145,7 @@ def group_norm(
                 vector_loop(size, lanes, put)
 
         static = math.prod(extent for extent in (per_group, *space) if isinstance(extent, int))
-        parallel_if_large(product((n, groups)), max(1, 3 * static // 4), group, groups)
+        parallel_if_large(product((n, groups)), 12 * static * bits(acc) // 32, group, groups)
     return kernel.func
 
 

@@ -122,7 +122,7 @@ def pool(
                 put(y, (plane, z, row), where, column, windows.out[2], [value], epilogue, extra)
 
         static = [extent for extent in windows.out if isinstance(extent, int)]
-        work = math.prod(static) * math.prod(kernel) // (1 if blocked else lanes) * 2
+        work = math.prod(static) * math.prod(kernel) // (1 if blocked else lanes) * 8
         parallel_if_large(
             product((n, c)), max(1, work), on_blocks if blocked else on_rows, c if isinstance(c, int) else 1
         )

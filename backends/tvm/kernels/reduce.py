@@ -146,8 +146,9 @@ def reduce(
 
             vector_loop(inner, lanes, column)
 
-        work = math.prod(extent for extent in (*summed, inner if inner_kept else 1) if isinstance(extent, int)) // 4
-        parallel_if_large(product(kept), max(1, work), across_memory if inner_kept else along_memory)
+        static = [extent for extent in (*summed, inner if inner_kept else 1) if isinstance(extent, int)]
+        work = math.prod(static) * bits(acc) // 16
+        parallel_if_large(product(kept), work, across_memory if inner_kept else along_memory)
     return kernel.func
 
 
@@ -190,7 +191,8 @@ def arg_reduce(
 
             vector_loop(inner, lanes, column)
 
-        work = math.prod(extent for extent in (length, inner) if isinstance(extent, int))
+        element = 256 if isinstance(inner, int) and inner == 1 else 32  # one after the other, or some in a vector
+        work = math.prod(extent for extent in (length, inner) if isinstance(extent, int)) * element
         parallel_if_large(outer, work, row)
     return kernel.func
 

@@ -15,7 +15,7 @@ from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, Dim, Expr
 from mlec.backends.tvm.kernels.mathlib import exp, log
 from mlec.backends.tvm.kernels.softmax import finite_shift
-from mlec.backends.tvm.kernels.tile import SERIAL_WORK, ceildiv
+from mlec.backends.tvm.kernels.tile import SERIAL_WORK, TASK_WORK, ceildiv
 from mlec.backends.tvm.kernels.transpose import turn
 from mlec.backends.tvm.kernels.vector import (
     Cell,
@@ -47,10 +47,10 @@ def block_rows(bits: int, target: TargetInfo) -> int:
 def over_blocks(n: Dim, block: int, work: int, prepare: Callable[[], Callable[[Expr, bool], None]]) -> None:
     """Run ``prepare()(first row, whole)`` for every block of ``n`` rows.
 
-    ``work`` is the number of multiply-adds (or what takes as long) for each row. ``prepare`` is called once for each task, to
+    ``work`` is that of one row, in the unit of `SERIAL_WORK`. ``prepare`` is called once for each task, to
     take memory. A block is whole or ends beyond n.
     """
-    chunk = max(1, min(CHUNK_ROWS, SERIAL_WORK // max(1, 2 * work)) // block) * block
+    chunk = max(1, min(CHUNK_ROWS, TASK_WORK // max(1, work)) // block) * block
 
     def task(begin: Expr, end: Expr) -> None:
         run = prepare()
@@ -74,25 +74,38 @@ def read_columns(
     Rows beyond n repeat the last one. ``lanes`` elements of this type fill a vector.
     """
     lanes = min(lanes, block, 16)
-    if not whole:
+
+    def start(row: Expr) -> Expr:
+        """Where a row of the block begins."""
+        return share((first + row if whole else tirx.min(first + row, n - 1)) * columns)
+
+    def by_element() -> None:
         with T.serial(block) as r:
-            row = share(tirx.min(first + r, n - 1) * columns)
-            with T.serial(columns) as column:
-                T.buffer_store(scratch, x[row + column], [column * block + r])
-    elif columns == 1:
-        store(scratch, load(x, [first], block), [0])
-    elif columns < lanes:
-        with T.serial(block) as r:
+            begin = start(r)
             for column in range(columns):
-                T.buffer_store(scratch, x[(first + r) * columns + column], [column * block + r])
-    else:
+                T.buffer_store(scratch, x[begin + column], [column * block + r])
 
-        def square(row: Expr, column: Expr) -> None:
-            rows = [share(load(x, [(first + row + j) * columns + column], lanes)) for j in range(lanes)]
-            for i, turned in enumerate(turn(rows)):
-                store(scratch, turned, [(column + i) * block + row])
+    def square(row: Expr, column: Expr) -> None:
+        rows = [share(load(x, [start(row + j) + column], lanes)) for j in range(lanes)]
+        for i, turned in enumerate(turn(rows)):
+            store(scratch, turned, [(column + i) * block + row])
 
-        _squares(block, columns, lanes, square)
+    def all_rows() -> None:
+        if columns < lanes:
+            by_element()
+        else:
+            _squares(block, columns, lanes, square)
+
+    if whole and columns == 1:
+        store(scratch, load(x, [first], block), [0])
+    elif whole:
+        all_rows()
+    else:  # a single row, as a request has it, needs no turning
+        with T.If(n - first == 1):
+            with T.Then(), T.serial(columns) as column:
+                store(scratch, broadcast(x[first * columns + column], block), [column * block])
+            with T.Else():
+                all_rows()
 
 
 def _squares(rows: int, columns: int, lanes: int, square: Callable[[Expr, Expr], None]) -> None:

@@ -104,7 +104,7 @@ def _normalised(
         def value(buffer: Buffer, where: list[Expr], width: int) -> Expr:
             return cast_to(acc, load(buffer, where, width))
 
-        work = math.prod(extent for extent in (length, inner) if isinstance(extent, int)) * 4
+        work = math.prod(extent for extent in (length, inner) if isinstance(extent, int)) * 2 * bits(acc)
         parallel_if_large(outer, work, row if last else strip)
     return kernel.func
 

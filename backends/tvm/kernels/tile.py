@@ -11,8 +11,15 @@ from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Epilogue
 from mlec.backends.tvm.kernels.vector import Cell, broadcast, cast_to, const, reduce_lanes, share, store
 from mlec.backends.tvm.target import TargetInfo
 
-SERIAL_WORK = 1 << 19
-"""Multiply-adds below which waking other threads costs more than it gains (some microseconds)."""
+SERIAL_WORK = 1 << 21
+"""Work below which waking other threads costs more than it gains: 20 us of one core.
+
+The unit is a multiply-add of float32 in vectors of 512 bits, or what takes as long, 10 ps: `multiply_adds` counts those of
+other types and vectors.
+"""
+
+TASK_WORK = SERIAL_WORK // 4
+"""Work that is worth a task of its own, once threads are woken."""
 
 UNROLL = 4
 """Steps of a contraction in one turn of its loop. A 6 x 4 tile of AVX-512 vectors reaches 0.92 of the FMA peak so, and 0.87 with one."""
@@ -65,6 +72,11 @@ def accumulator_dtype(dtype: str) -> str:
 def bits(dtype: str) -> int:
     """Width of an element."""
     return int("".join(c for c in dtype if c.isdigit()))
+
+
+def multiply_adds(count: int, dtype: str, target: TargetInfo) -> int:
+    """The work (see `SERIAL_WORK`) of so many multiply-adds."""
+    return count * bits(accumulator_dtype(dtype)) * 16 // target.vector_bits
 
 
 def unrolled(extent: Dim, times: int, body: Callable[[Expr], None]) -> None:
@@ -159,7 +171,7 @@ def ceildiv(a: Dim, b: int) -> Dim:
 def parallel_if_large(count: Dim, work: float, body: Callable[[Expr], None], multiple: int = 1) -> None:
     """Run ``body(i)`` for each i below ``count``, on all threads if there is enough to do.
 
-    ``work`` is in multiply-adds (or what takes as long). A symbolic count is known to be a ``multiple`` of
+    ``work`` is that of one i, in the unit of `SERIAL_WORK`. A symbolic count is known to be a ``multiple`` of
     something; unless that alone is enough work for threads, the program holds both loops.
     """
     enough = max(2, math.ceil(SERIAL_WORK / max(work, 1)))

@@ -68,7 +68,7 @@ def transpose(
                     with if_(tirx.And(at[turned] < y_shape[turned], at[-1] < y_shape[-1])):
                         T.buffer_store(y, x[tuple(source(at))], at)
 
-        parallel_if_large(product(squares), 2 * lanes * lanes, square)
+        parallel_if_large(product(squares), 10 * lanes * lanes, square)
     return kernel.func
 
 

@@ -146,3 +146,13 @@ def test_wide_rows_and_functions_of_the_c_library_stay_out() -> None:
     graph = b.finish([b("relu", product), b("matmul", wide, array(b, normal(500, 2), "f32"))])
     fused, _ = PassPipeline([FuseOperators()]).run(graph)
     assert [node.name for node in fused.nodes if not node.is_constant] == ["sin", "fused", "matmul"]
+
+
+@pytest.mark.parametrize(("columns", "by_rows"), [(1, True), (10, False)])
+def test_a_product_and_its_bias_alone_are_left_to_the_tiles(columns: int, by_rows: bool) -> None:
+    b = GraphBuilder()
+    x = b.input("x", tensor("f32", ("n", 30)))
+    product = b("matmul", x, array(b, normal(30, columns), "f32"))
+    fused, _ = PassPipeline([FuseOperators()]).run(b.finish([b("add", product, array(b, normal(columns), "f32"))]))
+    (note,) = TVMBackend().compile(fused, Target()).notes
+    assert note.strategy.startswith("row program" if by_rows else "gemm")
