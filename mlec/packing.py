@@ -69,7 +69,7 @@ def unpack(path: Path, *, num_threads: int | None, trust: str | TrustDigest, dev
     artifact = Artifact.open(path)
     model = read_model(artifact)
     signature, program = model.signature, model.program
-    kind, _, index = device.partition(":")
+    kind, _, index = str(device).partition(":")
     if kind == "cuda" and index.isdigit():
         if int(index):
             raise UsageError(

@@ -29,6 +29,9 @@ from mlec.backends.tvm import (  # noqa: F401  isort: skip  (they register their
     lower_elementwise, lower_fused, lower_linalg, lower_nn, lower_reduce, lower_shape, lower_tree,
 )  # fmt: skip
 
+GPU_ALIGNMENT = 64
+"""Bytes that the schedules of GPU kernels take the address of every operand to be a multiple of: TVM's default."""
+
 
 class TVMBackend(Backend):
     """Compiles for CPUs through LLVM, for NVIDIA GPUs through CUDA source.
@@ -84,7 +87,7 @@ class TVMBackend(Backend):
             constants=tuple(lowered.parameters),
             kernels=lowered.kernels,
             target=facts,
-            alignment=PARAMETER_ALIGNMENT,
+            alignment=GPU_ALIGNMENT if target.kind == "cuda" else PARAMETER_ALIGNMENT,
             sequence=sequence,
         )
         seconds = time.perf_counter() - begin
