@@ -123,15 +123,11 @@ def _silu(x: Expr) -> Expr:
 
 
 def _gelu(x: Expr, approximate: str) -> Expr:
-    half = x * const_like(0.5, x)
-    if approximate == "tanh":
-        inner = share(x * (const_like(1.0, x) + const_like(0.044715, x) * x * x)) * const_like(
-            math.sqrt(2 / math.pi), x
-        )
-        return half * (const_like(1.0, x) + mathlib.tanh(inner))
-    value = share(half * (const_like(1.0, x) + mathlib.erf(x * const_like(math.sqrt(0.5), x))))
-    # -inf * 0 would be NaN.
-    return select(x < const_like(-_largest(x), x), const_like(0.0, x), value)
+    if approximate != "tanh":
+        return mathlib.gelu(x)
+    # (1 + tanh u) / 2 is the sigmoid of 2 u.
+    inner = share(x * (const_like(1.0, x) + const_like(0.044715, x) * x * x))
+    return x * mathlib.sigmoid(inner * const_like(2 * math.sqrt(2 / math.pi), x))
 
 
 def _isnan(x: Expr) -> Expr:

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from scipy import special
 
+import mlec.backends.tvm.scalar  # noqa: F401  (fills the table)
 from mlec.backends.tvm.compat import T, prim_func, tvm
 from mlec.backends.tvm.kernels import mathlib
 from mlec.backends.tvm.kernels.vector import broadcast, cast_to, is_nan, load, maximum, minimum, reduce_lanes, store
+from mlec.backends.tvm.registry import find
 from mlec.backends.tvm.target import TargetInfo
 
 HOST = TargetInfo.host()
@@ -70,6 +72,11 @@ REFERENCES = {
     "softplus": lambda x: np.logaddexp(x, 0),
     "erf": lambda x: special.erf(x.astype(np.float64)).astype(WIDE),
 }
+ACTIVATIONS = {
+    "gelu": (mathlib.gelu, lambda x: x * special.ndtr(x.astype(np.float64)).astype(WIDE), 3.5),
+    "silu": (find("silu", "scalar"), lambda x: x / (1 + np.exp(-x)), 4),
+}
+"""Ours, the reference, and units in the last place of the larger of the result and half a negative argument."""
 ULPS = {"exp": 1, "expm1": 2, "log": 1, "log1p": 2.5, "tanh": 2.5, "sigmoid": 2.5, "softplus": 2.5, "erf": 4}
 
 
@@ -89,6 +96,37 @@ def test_function_stays_within_its_error_bound(name, dtype):
     with np.errstate(over="ignore"):
         error = np.abs(got[counted].astype(WIDE) - wide[counted]) / np.spacing(np.abs(want[counted])).astype(WIDE)
     assert error.max() <= ULPS[name], f"{name}: {float(error.max()):.2f} ulp at {x[counted][error.argmax()]!r}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_stays_within_its_error_bound(name, dtype):
+    function, reference, bound = ACTIVATIONS[name]
+    x = arguments(dtype)
+    got = compiled(function, dtype, HOST.lanes(np.dtype(dtype).itemsize * 8))(x)
+    with np.errstate(all="ignore"):
+        wide = reference(x.astype(WIDE))
+    counted = np.isfinite(wide) & np.isfinite(x)
+    unit = np.maximum(np.abs(wide[counted]).astype(dtype), np.where(x[counted] < 0, np.abs(x[counted]) / 2, 0))
+    error = np.abs(got[counted].astype(WIDE) - wide[counted]) / np.spacing(unit).astype(WIDE)
+    assert error.max() <= bound, f"{name}: {float(error.max()):.2f} ulp at {x[counted][error.argmax()]!r}"
+    np.testing.assert_array_equal(np.isnan(got[np.isnan(x)]), True)
+    np.testing.assert_array_equal(got[x == np.inf], np.inf)
+    np.testing.assert_array_equal(np.signbit(got[x == 0]), np.signbit(x[x == 0]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gelu_has_its_limits(dtype):
+    x = np.array([-np.inf, -1e30, -50, np.inf, 1e30, 50, np.nan, 0], dtype)
+    with np.errstate(invalid="ignore"):
+        want = np.where(x < 0, 0, x)
+    np.testing.assert_array_equal(compiled(mathlib.gelu, dtype, 8)(x), want)
+
+
+def test_gelu_of_negative_numbers_does_not_cancel():
+    x = np.linspace(-3, -1e-3, 4096).astype("float32")
+    want = x * special.ndtr(x.astype("float64"))
+    np.testing.assert_allclose(compiled(mathlib.gelu, "float32", 16)(x), want, rtol=6e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
