@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -161,11 +162,13 @@ class Kernel:
 
 
 def check(e: TreeEnsemble, rows: tuple[int, ...] = ROWS, strategies: tuple[str, ...] = ("walk", "sliced")) -> None:
+    """Single rows go by walks with the one strategy for blocks, by walks over ranks with the other."""
     x = sample_rows(e, max(rows))
     expected = reference(e, x)
     for strategy in strategies:
-        kernel = Kernel(e, prepare(e, INFO, strategy))
+        kernel = Kernel(e, prepare(e, INFO, strategy, ranked=strategy == "sliced"))
         assert kernel.plan.strategy == strategy
+        assert (kernel.plan.ranked is not None) == (strategy == "sliced")
         for n in rows:
             np.testing.assert_array_equal(kernel(x[:n]), expected[:n], err_msg=f"{n} rows; {kernel.plan.explain()}")
 
@@ -265,7 +268,9 @@ def test_shorter_vectors(mcpu: str) -> None:
         e = random_ensemble(15, trees=8, depth=6, dtype=dtype, flags=tuple(range(8)), categorical=0.1)
         x = sample_rows(e, 150)
         for strategy in ("walk", "sliced"):
-            np.testing.assert_array_equal(Kernel(e, prepare(e, info, strategy), info)(x), reference(e, x))
+            kernel = Kernel(e, prepare(e, info, strategy, ranked=strategy == "sliced"), info)
+            for n in (3, 150):
+                np.testing.assert_array_equal(kernel(x[:n]), reference(e, x[:n]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -308,11 +313,35 @@ def test_many_thresholds_and_ranks_at_the_edge_of_a_byte() -> None:
         np.testing.assert_array_equal(Kernel(e, prepare(e, INFO, "sliced"))(x), reference(e, x))
 
 
+@pytest.mark.parametrize("compare", ["lt", "le"])
+def test_single_rows_by_wide_ranks(compare: str) -> None:
+    """Two bytes for a rank, then as many columns as one byte counts and more."""
+    thresholds = np.random.default_rng(0).normal(size=2000)
+    fine = random_ensemble(18, trees=14, features=2, depth=8, compare=compare, full=True, thresholds=thresholds)
+    wide = random_ensemble(19, trees=60, features=200, depth=6, compare=compare)
+    assert Kernel(wide).ensemble.columns.count > 255
+    for e in (fine, wide):
+        kernel = Kernel(e, replace(prepare(e, INFO, ranked=True), block_rows=10**6))
+        assert kernel.plan.ranked is not None
+        assert kernel.plan.ranked.field == 16
+        x = sample_rows(e, 40)
+        np.testing.assert_array_equal(kernel(x), reference(e, x))
+
+
+def test_many_outputs() -> None:
+    """More values to a leaf than are kept in registers; leaves that add to some of the sums."""
+    check(random_ensemble(20, trees=5, outputs=150, width=150), (1, 65))
+    check(random_ensemble(21, trees=5, outputs=40, width=19, values="float64"), (1, 65))
+
+
 def test_chooses_by_expected_time() -> None:
     shallow = random_ensemble(16, trees=100, features=10, depth=6)
     deep = random_ensemble(17, trees=5, features=10, depth=13, full=True)
     assert prepare(shallow, INFO).strategy == "sliced"
     assert prepare(deep, INFO).strategy == "walk"
+    assert prepare(shallow, INFO).ranked is not None
+    many_columns = random_ensemble(22, trees=1, features=40, depth=5, full=True, flags=(0,))
+    assert prepare(many_columns, INFO).ranked is None
 
 
 def test_many_rows_on_all_threads() -> None:

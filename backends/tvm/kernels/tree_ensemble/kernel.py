@@ -34,13 +34,16 @@ def build(plan: Plan, n: Any, info: TargetInfo, name: str = "tree_ensemble") -> 
             with loop(tirx.ceildiv(rows, size)) as b:
                 first, count = b * size, tirx.min(size, rows - b * size)
                 if sliced is None:
-                    row_tiles(ensemble, packed, x, out, first, count, plan.block)
+                    row_tiles(ensemble, packed, x, out, first, count, plan.block, info)
                 else:
                     sliced.emit(packed, x, out, first, count, vectors, info)
 
         with T.If(rows < plan.block_rows):
             with T.Then(), T.serial(rows) as row:
-                one_row(ensemble, packed, x, out, row)
+                if plan.ranked is None:
+                    one_row(ensemble, packed, x, out, row, info)
+                else:
+                    plan.ranked.emit(packed, x, out, row, info)
             with T.Else(), T.If(rows < plan.parallel_rows):
                 with T.Then():  # one vector at a time: less is wasted on the last rows
                     blocks(T.serial, tirx.const(plan.block if sliced is None else sliced.lanes, "int64"), 1)

@@ -8,12 +8,16 @@ import numpy as np
 
 from mlec.backends.tvm.kernels.tree_ensemble.columns import pack_columns
 from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, TreeEnsemble
+from mlec.backends.tvm.kernels.tree_ensemble.ranked import Ranked
+from mlec.backends.tvm.kernels.tree_ensemble.ranks import Ranks
 from mlec.backends.tvm.kernels.tree_ensemble.sliced import LISTED, Sliced
 from mlec.backends.tvm.kernels.tree_ensemble.walk import LANES, pack_walk
 from mlec.backends.tvm.target import TargetInfo
 
 # Measured on a 3 GHz AVX-512 processor with the tree in the first-level cache.
 STEP_NS = 0.7  # one step of one walk, several in flight
+ALONE_STEP_NS = 0.9  # the same where the walks are those of one row
+ALONE_RANK_FACTOR = 2.0  # ranks of one row beside those of a row in a block
 COLUMN_NS = 0.6  # copying a value into its column
 RANK_LEVEL_NS = 0.5  # one level of the search for a rank
 
@@ -31,21 +35,25 @@ class Plan:
     Attributes:
         ensemble: what is evaluated.
         sliced: the networks that evaluate blocks of rows; None: blocks are evaluated by walks.
+        ranked: the walks over ranks that evaluate single rows; None: walks over numbers do.
         packed: further arguments of the kernel, in order, between the rows and the result.
         block: rows of a block; one thread works on a block at a time.
         block_rows: rows from which blocks are used; fewer go one by one.
         parallel_rows: rows from which blocks are given to several threads.
         walk_ns, sliced_ns: expected time per row in blocks (``sliced_ns`` is infinite where it is impossible).
+        row_ns: expected time of a row that goes alone.
     """
 
     ensemble: TreeEnsemble
     sliced: Sliced | None
+    ranked: Ranked | None
     packed: dict[str, Array]
     block: int
     block_rows: int
     parallel_rows: int
     walk_ns: float
     sliced_ns: float
+    row_ns: float
 
     @property
     def strategy(self) -> str:
@@ -70,18 +78,20 @@ class Plan:
                 f"bit-sliced on {self.sliced.ranks.dtype} ranks, {self.sliced_ns:.0f} ns a row expected (walks "
                 f"{self.walk_ns:.0f}), {complete} complete and {e.trees - complete} listed trees"
             )
+        alone = f"({'walks' if self.ranked is None else 'walks over ranks'}, {self.row_ns:.0f} ns)"
         kilobytes = sum(a.nbytes for a in self.packed.values()) / 1024
         return (
-            f"{shape}: {choice}; fewer than {self.block_rows} rows one by one, then blocks of {self.block} rows, threads "
+            f"{shape}: {choice}; fewer than {self.block_rows} rows one by one {alone}, then blocks of {self.block} rows, threads "
             f"from {self.parallel_rows} rows; {kilobytes:.0f} KiB packed"
         )
 
 
-def prepare(ensemble: TreeEnsemble, info: TargetInfo, strategy: str | None = None) -> Plan:
+def prepare(ensemble: TreeEnsemble, info: TargetInfo, strategy: str | None = None, ranked: bool | None = None) -> Plan:
     """Choose a strategy for the processor ``info`` and pack the arrays for it. Linear in the number of nodes.
 
     Args:
-        strategy: ``"walk"`` or ``"sliced"`` where it is not to be chosen by expected time.
+        strategy: ``"walk"`` or ``"sliced"`` where blocks are not to be evaluated by expected time.
+        ranked: the same for single rows: whether walks compare ranks (where there are any).
 
     Raises:
         LoweringError: ``E_TREE_ARRAYS`` for arrays that contradict each other.
@@ -89,29 +99,42 @@ def prepare(ensemble: TreeEnsemble, info: TargetInfo, strategy: str | None = Non
     steps = float(ensemble.layout.depth.sum())
     columns = ensemble.columns.count
     walk_ns = STEP_NS * steps + COLUMN_NS * columns + 1
-    sliced = Sliced.of(ensemble, info) if ensemble.trees else None
-    sliced_ns = float("inf")
+    row_ns = ALONE_STEP_NS * steps + COLUMN_NS * columns + 1
+    ranks = Ranks.of(ensemble)
     lanes = info.lanes(np.dtype(ensemble.dtype).itemsize * 8)
-    if sliced is not None:
-        sliced_ns = sliced.row_ns + RANK_LEVEL_NS * columns * sliced.ranks.levels(ensemble, lanes) + 1
+    rank_ns = RANK_LEVEL_NS * columns * ranks.levels(ensemble, lanes) if ranks is not None else 0.0
+    sliced = Sliced.of(ensemble, ranks, info)
+    sliced_ns = float("inf") if sliced is None else sliced.row_ns + rank_ns + 1
     if strategy == "walk" or (strategy is None and walk_ns <= sliced_ns):
         sliced = None
+    walks = Ranked.of(ensemble, ranks) if ranked is not False else None
+    if walks is not None:
+        ranked_ns = walks.row_ns + ALONE_RANK_FACTOR * rank_ns + 1
+        if ranked or ranked_ns < row_ns:
+            row_ns = ranked_ns
+        else:
+            walks = None
 
-    packed = {**pack_columns(ensemble), **pack_walk(ensemble)}
+    packed = pack_columns(ensemble)
+    if sliced is None or walks is None:
+        packed |= pack_walk(ensemble)
+    if sliced is None or walks is None or ensemble.width > 1:
+        packed["values"] = ensemble.values
     packed["output"] = ensemble.output.astype(np.int32)
-    packed["values"] = ensemble.values
     packed["base"] = ensemble.base
+    for form in (sliced, walks):
+        if form is not None:
+            packed |= form.ranks.pack(ensemble, lanes) | form.pack()
     if sliced is None:
         row_bytes = (columns + 1) * ensemble.threshold.itemsize
         block = max(2 * LANES, min(MAX_BLOCK, _power_of_two(info.l2_bytes // 4 // row_bytes)))
-        block_rows, row_ns = LANES, walk_ns
+        block_rows, block_ns = LANES, walk_ns
     else:
-        packed |= sliced.ranks.pack(ensemble, lanes) | sliced.pack()
-        block, row_ns = sliced.block, sliced_ns
-        block_rows = 1 + int(sliced_ns * sliced.lanes / walk_ns)  # what one vector of rows costs, in rows
+        block, block_ns = sliced.block, sliced_ns
+        block_rows = 1 + int(sliced_ns * sliced.lanes / row_ns)  # what one vector of rows costs, in rows
     packed = {name: np.ascontiguousarray(a) for name, a in packed.items() if a.size}
-    parallel = max(block_rows, 2 * LANES, int(DISPATCH_NS / row_ns) + 1)
-    return Plan(ensemble, sliced, packed, block, block_rows, parallel, walk_ns, sliced_ns)
+    parallel = max(block_rows, 2 * LANES, int(DISPATCH_NS / block_ns) + 1)
+    return Plan(ensemble, sliced, walks, packed, block, block_rows, parallel, walk_ns, sliced_ns, row_ns)
 
 
 def _power_of_two(n: int) -> int:

@@ -22,6 +22,7 @@ import numpy as np
 from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, Ints, TreeEnsemble
 from mlec.backends.tvm.kernels.tree_ensemble.ranks import Ranks, fill_ranks
+from mlec.backends.tvm.kernels.tree_ensemble.sums import add_values
 from mlec.backends.tvm.kernels.vector import Cell, broadcast, const, load, share, store, vector_type
 from mlec.backends.tvm.target import TargetInfo
 
@@ -68,12 +69,11 @@ class Sliced:
     row_ns: float
 
     @classmethod
-    def of(cls, ensemble: TreeEnsemble, info: TargetInfo) -> Sliced | None:
+    def of(cls, ensemble: TreeEnsemble, ranks: Ranks | None, info: TargetInfo) -> Sliced | None:
         """None if a column has too many thresholds, or a tree too many leaves, for 16 bits."""
-        ranks = Ranks.of(ensemble)
         layout = ensemble.layout
         most = int(layout.leaves.max(initial=0))
-        if ranks is None or most > np.iinfo(np.uint16).max + 1:
+        if ranks is None or ensemble.trees == 0 or most > np.iinfo(np.uint16).max + 1:
             return None
         if most > np.iinfo(np.uint8).max + 1:
             ranks = replace(ranks, dtype="uint16")  # leaves are numbered in the dtype of the ranks
@@ -341,9 +341,8 @@ class Sums:
             return
         with T.serial(rows) as r:
             leaf = T.bind(leaves + tirx.Cast("int32", chosen[r]))
-            with T.serial(width) as v:
-                at = self._at(first + r, output + v)
-                T.buffer_store(sums, sums[at] + self.packed["leaves"][leaf * width + v], [at])
+            at = self._at(first + r, output)
+            add_values(sums, at, width, self.lanes, lambda v, n: load(self.packed["leaves"], [leaf * width + v], n))
 
     def finish(self, out: Buffer, first: Expr, rows: Expr) -> None:
         with T.serial(rows) as r, T.serial(self.ensemble.outputs) as k:

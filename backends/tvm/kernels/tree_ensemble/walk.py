@@ -8,6 +8,7 @@ is gathered into vectors: gathers are slower than scalar loads on many processor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +16,9 @@ import numpy as np
 from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels.tree_ensemble.columns import fill_columns
 from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, TreeEnsemble
+from mlec.backends.tvm.kernels.tree_ensemble.sums import RowSums, add_values
+from mlec.backends.tvm.kernels.vector import load
+from mlec.backends.tvm.target import TargetInfo
 
 Expr: TypeAlias = Any
 Buffer: TypeAlias = Any
@@ -49,14 +53,16 @@ def pack_walk(ensemble: TreeEnsemble) -> dict[str, Array]:
 
 
 def row_tiles(
-    ensemble: TreeEnsemble, packed: dict[str, Buffer], x: Buffer, out: Buffer, first: Expr, rows: Expr, block: int
-) -> None:
+    ensemble: TreeEnsemble, packed: dict[str, Buffer], x: Buffer, out: Buffer, first: Expr, rows: Expr, block: int,
+    info: TargetInfo,
+) -> None:  # fmt: skip
     """Emit the evaluation of ``rows`` rows (at most ``block``, a multiple of `LANES`) from ``first``: trees outermost, so
     that each tree is loaded once per block, then tiles of `LANES` rows."""
     rows = T.bind(rows)
     pitch, outputs = ensemble.columns.count + 1, ensemble.outputs
     scratch = T.alloc_buffer((block * pitch,), ensemble.dtype)
     sums = T.alloc_buffer((block * outputs,), ensemble.value_dtype)
+    lanes = info.lanes(np.dtype(ensemble.value_dtype).itemsize * 8)
     tiles = T.bind((rows + (LANES - 1)) // LANES)
     with T.serial(tiles * LANES) as r:  # the last tile is filled up with copies of the last row
         _fill_row(ensemble, packed, x, tirx.min(first + r, first + rows - 1), scratch, r * pitch)
@@ -70,18 +76,23 @@ def row_tiles(
                 at = [(row + lane) * pitch for lane in range(LANES)]
                 leaves = _walk(ensemble, packed["slots"], scratch, [root] * LANES, at, depth)
                 for lane, leaf in enumerate(leaves):
-                    add_leaf(ensemble, packed, leaf, sums, (row + lane) * outputs + output)
+                    values = partial(_leaf_values, packed["values"], leaf)
+                    add_values(sums, (row + lane) * outputs + output, ensemble.width, lanes, values)
     with T.serial(rows) as r, T.serial(outputs) as k:
         T.buffer_store(out, sums[r * outputs + k], [first + r, k])
 
 
-def one_row(ensemble: TreeEnsemble, packed: dict[str, Buffer], x: Buffer, out: Buffer, row: Expr) -> None:
+def _leaf_values(values: Buffer, leaf: Expr, first: Expr, count: int) -> Expr:
+    return load(values, [leaf, first], count)
+
+
+def one_row(
+    ensemble: TreeEnsemble, packed: dict[str, Buffer], x: Buffer, out: Buffer, row: Expr, info: TargetInfo
+) -> None:
     """Emit the evaluation of one row: `LANES` trees side by side."""
     scratch = T.alloc_buffer((ensemble.columns.count + 1,), ensemble.dtype)
-    sums = T.alloc_buffer((ensemble.outputs,), ensemble.value_dtype)
     _fill_row(ensemble, packed, x, row, scratch, 0)
-    with T.serial(ensemble.outputs) as k:
-        T.buffer_store(sums, packed["base"][k], [k])
+    sums = RowSums(ensemble, packed, info)
 
     def group(trees: Sequence[Expr]) -> None:
         roots = [packed["root"][tree] for tree in trees]
@@ -90,7 +101,7 @@ def one_row(ensemble: TreeEnsemble, packed: dict[str, Buffer], x: Buffer, out: B
             steps = tirx.max(steps, packed["depth"][tree])
         leaves = _walk(ensemble, packed["slots"], scratch, roots, [0] * len(trees), T.bind(steps))
         for tree, leaf in zip(trees, leaves, strict=True):
-            add_leaf(ensemble, packed, leaf, sums, packed["output"][tree])
+            sums.add("values", leaf, tree)
 
     full, rest = divmod(ensemble.trees, LANES)
     if full:
@@ -98,14 +109,7 @@ def one_row(ensemble: TreeEnsemble, packed: dict[str, Buffer], x: Buffer, out: B
             group([g * LANES + lane for lane in range(LANES)])
     if rest:
         group([full * LANES + lane for lane in range(rest)])
-    with T.serial(ensemble.outputs) as k:
-        T.buffer_store(out, sums[k], [row, k])
-
-
-def add_leaf(ensemble: TreeEnsemble, packed: dict[str, Buffer], leaf: Expr, sums: Buffer, at: Expr) -> None:
-    """Emit ``sums[at:] += values of the leaf``."""
-    with T.serial(ensemble.width) as v:
-        T.buffer_store(sums, sums[at + v] + packed["values"][leaf, v], [at + v])
+    sums.finish(out, row)
 
 
 def _fill_row(
@@ -133,11 +137,11 @@ def _walk(
             left = value < threshold if ensemble.compare == "lt" else value <= threshold
             # A select, not the negated comparison: the simplifier would turn that round, which is wrong for NaN.
             right = tirx.Select(left, tirx.const(0, "int64"), tirx.const(2, "int64"))
-            T.buffer_store(at, _opaque((word >> 32) + right), [lane])
+            T.buffer_store(at, opaque((word >> 32) + right), [lane])
     return [T.bind(slots[at[lane]]) for lane in range(len(roots))]
 
 
-def _opaque(value: Expr) -> Expr:
+def opaque(value: Expr) -> Expr:
     """The same int64. The annotation keeps LLVM from merging the lanes into vectors whose elements it then has to gather,
     insert and extract (half the speed)."""
     null = tirx.reinterpret("handle", tirx.const(0, "int64"))
