@@ -37,7 +37,7 @@ from mlec.ir import GraphBuilder, run_graph, tensor
 def model(*ops):
     b = GraphBuilder("g")
     x = b.input("x", tensor("f32", ("n", 4)))
-    y = b("matmul", x, b.constant(np.linspace(-3, 3, 24, dtype=np.float32).reshape(4, 6)))
+    y = b("matmul", x, b.constant(np.linspace(-3, 3, 160, dtype=np.float32).reshape(4, 40)))
     for op in ops:
         y = b(op, y)
     return b.finish([y])

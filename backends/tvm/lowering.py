@@ -233,7 +233,7 @@ class Lowering:
         moved: Dim = 0
         for tensor in (*memory, *made):
             moved = moved + tensor.type.nbytes
-        self._kernels.append(KernelInfo(symbol, node.name, str(self._place), _plain(node.cost.flops), _plain(moved)))
+        self._kernels.append(KernelInfo(symbol, node.name, self._place.summary(), _plain(node.cost.flops), _plain(moved)))
         floats = [t.type.dtype.bits for t in (*memory, *made) if t.type.dtype.is_float]
         self._notes.append(KernelNote(symbol, node.name, strategy, max(floats, default=32)))
         return made

@@ -89,6 +89,12 @@ class Location:
             return (self,) if self.file or self.scope else ()
         return tuple(dict.fromkeys(leaf for part in self.parts for leaf in part.leaves))
 
+    def summary(self, most: int = 3) -> str:
+        """The original locations in one line, at most so many of them: ``"pipeline.scaler + pipeline.model"``."""
+        places = tuple(dict.fromkeys(map(str, self.leaves)))
+        rest = len(places) - most
+        return " + ".join(places[:most]) + (f" + {rest} more" if rest > 0 else "")
+
     @staticmethod
     def merged(parts: Iterable[Location], rule: str = "") -> Location:
         """The location of a node that replaces the nodes at ``parts``."""

@@ -27,7 +27,7 @@ class KernelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         symbol: its name, unique in the program.
         op: the IR op it implements.
-        location: where that op came from in the source model.
+        location: where that op came from in the source model; several places of a fused one, joined by " + ".
         flops: floating-point operations of one call: a number, or the text of an expression in the symbolic dims.
         bytes: bytes read and written by one call, as ``flops``.
     """
