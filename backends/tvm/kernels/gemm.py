@@ -37,6 +37,7 @@ from mlec.backends.tvm.kernels.tile import (
     unflatten,
     unrolled,
 )
+from mlec.backends.tvm.kernels.transpose import turn
 from mlec.backends.tvm.kernels.vector import cast_to, const, dtype_of, lanes_of, load, ramp, share, store
 from mlec.backends.tvm.target import TargetInfo
 
@@ -228,11 +229,15 @@ def matmul(
 
     A task is one product of the batch, up to 256 of its rows and one block of columns: it copies its block of ``b`` into a
     panel ``[k, block]`` (zeros beyond n), which makes strides, the transposition and the edge somebody else's problem, and
-    walks row tiles over it as `gemm` does. The copy costs 1/128 of the products on a full chunk of rows.
+    walks row tiles over it as `gemm` does. The copy costs 1/128 of the products on a full chunk of rows. A block is as wide as
+    a tile, or two vectors where n is symbolic: fewer columns than that may be all there are.
     """
     acc = accumulator_dtype(dtype)
     lanes = target.lanes(bits(acc))
-    vectors = 1 if isinstance(n, int) and n <= lanes else 2
+    vectors = 2
+    if isinstance(n, int):  # as many blocks as the widest tile needs, of equal width
+        across = max(1, -(-n // lanes))
+        vectors = -(-across // -(-across // tile_vectors(target)))
     block, mr = lanes * vectors, tile_rows(target, vectors)
     row_chunk = 256 // mr * mr
     lead = broadcast_lead(a_lead, b_lead)
@@ -261,11 +266,14 @@ def matmul(
 
             def tile(size: int, row: Expr) -> None:
                 sums = RegisterTile(size, vectors, lanes, acc)
-                with T.serial(k) as kk:
-                    sums.multiply_add(
+                unrolled(
+                    k,
+                    UNROLL if size == mr else 1,
+                    lambda kk: sums.multiply_add(
                         [cast_to(acc, a[a_row + row + i, kk]) for i in range(size)],
                         [load(panel, [kk, v * lanes], lanes) for v in range(vectors)],
-                    )
+                    ),
+                )
                 for i in range(size):
                     values = [sums.value(i, v) for v in range(vectors)]
                     put(c, (c_row + row + i,), (*where, first + row + i), column, n, values, epilogue, extra)
@@ -282,9 +290,21 @@ def matmul(
         def fill_panel(panel: Buffer, b_row: Expr, column: Expr) -> None:
             zero = const(0, acc)
             if transpose_b:
-                with T.serial(block) as col, T.serial(k) as kk:
-                    value = tirx.if_then_else(column + col < n, cast_to(acc, b[b_row + column + col, kk]), zero)
-                    T.buffer_store(panel, value, [kk, col])
+                turned = k // lanes * lanes  # in squares, where the block is whole
+                with T.If(column + block <= n):
+                    with T.Then(), T.serial(vectors) as v, T.serial(k // lanes) as kk:
+                        row = b_row + column + v * lanes
+                        lines = [share(cast_to(acc, load(b, [row + j, kk * lanes], lanes))) for j in range(lanes)]
+                        for i, line in enumerate(turn(lines)):
+                            store(panel, line, [kk * lanes + i, v * lanes])
+                    with T.Else(), T.serial(block) as col, T.serial(turned) as kk:
+                        value = tirx.if_then_else(column + col < n, cast_to(acc, b[b_row + column + col, kk]), zero)
+                        T.buffer_store(panel, value, [kk, col])
+                with T.serial(block) as col, T.serial(k - turned) as kk:
+                    value = tirx.if_then_else(
+                        column + col < n, cast_to(acc, b[b_row + column + col, turned + kk]), zero
+                    )
+                    T.buffer_store(panel, value, [turned + kk, col])
                 return
             with T.If(column + block <= n):
                 with T.Then(), T.serial(k) as kk:
@@ -297,7 +317,7 @@ def matmul(
         work = product(
             [extent for extent in (k, block, min(m, row_chunk) if isinstance(m, int) else 1) if isinstance(extent, int)]
         )
-        parallel_if_large(product((*lead, row_chunks, blocks)), work, task)
+        parallel_if_large(product((*lead, row_chunks, blocks)), multiply_adds(work, dtype, target), task)
     return kernel.func
 
 

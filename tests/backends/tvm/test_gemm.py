@@ -119,6 +119,21 @@ def test_product_of_computed_matrices_with_symbolic_extents(transpose, dtype):
         assert_close(run(x, given, out=(batch, 2, rows, columns), dtype=dtype), x @ y, dtype, depth)
 
 
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize(
+    ("n", "dtype"), [(64, "float32"), (80, "float32"), (130, "float32"), (72, "float64"), (40, "float16")]
+)
+def test_product_of_computed_matrices_with_static_columns(n, dtype, transpose):
+    """Blocks of one to four vectors; whole ones are turned in squares."""
+    b, m, k = symbol("b"), symbol("m"), 37
+    run = compile_kernel(matmul((b,), (b,), m, n, k, dtype, HOST, transpose))
+    for batch, rows in ((1, 1), (2, 13), (1, 300), (0, 3)):
+        x, y = normal((batch, rows, k), dtype), normal((batch, k, n), dtype, 1)
+        given = np.swapaxes(y, -1, -2) if transpose else y
+        want = (x.astype("float64") @ y.astype("float64")).astype(dtype)
+        assert_close(run(x, given, out=(batch, rows, n), dtype=dtype), want, dtype, k)
+
+
 @pytest.mark.parametrize("n", [1, 3, 40])
 def test_product_with_a_plain_matrix_and_an_epilogue(n):
     m = symbol("m")
