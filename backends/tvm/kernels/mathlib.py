@@ -26,11 +26,12 @@ def exp(x: Expr) -> Expr:
     """``e ** x``, with gradual underflow; overflows to infinity."""
     f = _FORMATS[dtype_of(x)]
     x = share(x)
-    n, r = _reduce_by_ln2(f, _clamp(x, (f.min_exponent - f.digits - 1) * math.log(2), (f.bias + 2) * math.log(2)))
+    low, high = (const_like(v * math.log(2), x) for v in (f.min_exponent - f.digits - 1, f.bias + 2))
+    raised = share(select(x < low, low, x))
+    n, r = _reduce_by_ln2(f, share(select(high < raised, high, raised)))  # NaN stays: n is any number then, r is NaN
     # One factor 2**n leaves the range of exponents where the result is subnormal or nearly infinite: two halves do not.
     half = share(n >> const_like(1, n))
-    value = (_expm1_series(f, r) + 1) * _power_of_two(f, half) * _power_of_two(f, n - half)
-    return share(_or_nan(x, value))
+    return share((_expm1_series(f, r) + 1) * _power_of_two(f, half) * _power_of_two(f, n - half))
 
 
 def exp_of_negative(x: Expr) -> Expr:
