@@ -64,9 +64,13 @@ def _read_numpy(path: Path) -> Any:
         with loaded:
             arrays: dict[str, Array] = {name: loaded[name] for name in loaded.files}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        if not path.stat().st_size:
+            raise InputError(f"{path} is empty", code="E_INPUT_FILE", hint="save the inputs again") from error
+        pickled = "pickle" in str(error)
         raise InputError(
             f"{path} holds no plain numpy arrays: {error}", code="E_INPUT_FILE",
-            hint="arrays of Python objects are not read, since they are pickles: save text as .csv or .parquet",
+            hint="arrays of Python objects are not read, since they are pickles: save text as .csv or .parquet" if pickled
+            else "the file is damaged or cut off: save it again with numpy.save or numpy.savez",
         ) from error  # fmt: skip
     unnamed = all(name == f"arr_{i}" for i, name in enumerate(arrays))
     return list(arrays.values()) if unnamed else arrays
@@ -74,13 +78,41 @@ def _read_numpy(path: Path) -> Any:
 
 def _read_csv(path: Path) -> Any:
     pandas = _pandas()
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        first = next(csv.reader(file), [])
-    header = None if first and all(map(_is_number, first)) else "infer"
     try:
-        return pandas.read_csv(path, header=header, encoding="utf-8-sig")
-    except ValueError as error:  # a parser's or a decoder's error
+        header = None if _has_no_header(path) else "infer"
+        return pandas.read_csv(path, header=header, index_col=False, encoding="utf-8-sig")
+    except (ValueError, csv.Error) as error:  # a parser's or a decoder's error
         raise InputError(f"{path} is not a CSV file: {error}", code="E_INPUT_FILE", hint="check the file") from error
+
+
+def _has_no_header(path: Path) -> bool:
+    """Whether the first row holds numbers only.
+
+    Raises:
+        InputError: not every row has as many cells as the first; pandas would shift or fill such rows without a word.
+    """
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        rows = csv.reader(file)
+        first = next(rows, [])
+        no_header = bool(first) and all(map(_is_number, first))
+        if len(first) > 1 and not first[-1].strip():
+            raise InputError(
+                f"{path}, line 1: the last of its {len(first)} columns has no name", code="E_INPUT_FILE",
+                hint="remove the commas at the ends of the lines, or name the column",
+            )  # fmt: skip
+        start, blank = rows.line_num + 1, 0
+        for row in rows:
+            if not row or (len(row) == 1 and row[0].isspace()):
+                blank = blank or start  # at the end of the file it is no row
+            elif blank or len(row) != len(first):
+                line, found = (blank, 0) if blank else (start, len(row))
+                raise InputError(
+                    f"{path}, line {line}: expected {len(first)} cell{'s' * (len(first) != 1)}, as in {'the first row' if no_header else 'the header'}, "
+                    f"got {found}", code="E_INPUT_FILE",
+                    hint="each row needs one cell for each column, empty where the value is missing; text with commas needs quotes",
+                )  # fmt: skip
+            start = rows.line_num + 1
+    return no_header
 
 
 def _is_number(text: str) -> bool:

@@ -1,0 +1,57 @@
+"""Files of inputs: what is read, and what is refused rather than read wrongly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlec.cli.files import read_inputs
+from mlec.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        ("a,b\n1,2,\n3,4,\n", "line 2: expected 2 cells, as in the header, got 3"),
+        ("a,b\n1,2\n3\n", "line 3: expected 2 cells, as in the header, got 1"),
+        ("a,b\n0,1,2\n", "line 2: expected 2 cells, as in the header, got 3"),
+        ('a,b\n"two\nlines",2\n3\n', "line 4: expected 2 cells"),
+        ("1,2\n3,4,5\n", "line 2: expected 2 cells, as in the first row, got 3"),
+        ("a,b,\n1,2,\n", "line 1: the last of its 3 columns has no name"),
+        ("a\n1\n\n2\n", "line 3: expected 1 cell, as in the header, got 0"),
+    ],
+)
+def test_a_row_that_does_not_fit_the_header_is_refused(tmp_path: Path, text: str, fact: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_inputs(path)
+    assert caught.value.code == "E_INPUT_FILE"
+    assert caught.value.message.startswith(f"{path}, {fact}")
+
+
+def test_tables_that_are_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('\ufeffa,b\r\n1,\r\n"x, y",2\r\n\r\n', encoding="utf-8")
+    table = read_inputs(path)
+    assert table.columns.tolist() == ["a", "b"]
+    assert table["a"].tolist() == ["1", "x, y"]
+    assert table["b"].isna().tolist() == [True, False]
+    path.write_text("1,2\n3,4")
+    np.testing.assert_array_equal(read_inputs(path), [[1, 2], [3, 4]])
+
+
+def test_hints_of_arrays_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="is empty"):
+        read_inputs(path)
+    np.save(path, np.zeros(100))
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(InputError, match="cut off"):
+        read_inputs(path)
+    np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match="since they are pickles"):
+        read_inputs(path)
