@@ -23,7 +23,7 @@ ALLOWED = {
     "mlec.progress": (),
     "mlec.signature": (),
     "mlec.artifact": ("mlec.signature", "mlec.runtime"),
-    "mlec.runtime": ("mlec.signature", "mlec.artifact"),
+    "mlec.runtime": ("mlec.signature",),
     "mlec.target": ("mlec.registry",),
     "mlec.ir": ("mlec.signature", "mlec.registry"),
     "mlec.ops": ("mlec.ir", "mlec.signature"),

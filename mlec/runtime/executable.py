@@ -6,6 +6,7 @@ a small native function in the object files (`DRIVER`) puts in the addresses tha
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import time
@@ -121,13 +122,15 @@ class Executable:
                     break
             outputs = [np.empty(*spec) for spec in frame.outputs] if out is None else _choose(out, frame, inputs)
         except MemoryError as error:
-            raise MlecError(f"there is not enough memory for this call: {error}", code="E_NO_MEMORY") from error
+            raise _no_memory(error) from error
         try:
             if context.drive(*frame.whole, id(context.arena), *map(id, inputs), *map(id, outputs)) is not None:
                 # Some lie at an address that is not aligned; nothing has been done.
                 inputs = [_aligned(x, self.program.alignment) for x in inputs]
                 outputs = [_aligned(y, self.program.alignment) for y in outputs]
                 context.drive(*frame.whole, id(context.arena), *map(id, inputs), *map(id, outputs))
+        except MemoryError as error:
+            raise _no_memory(error) from error
         except Exception as error:
             raise self._failure(frame, error) from error
         if frame.copies:
@@ -135,9 +138,21 @@ class Executable:
         context.calls += 1
         if context.calls > _GENERATION:
             context.age()
+            self._age(idle)
         if len(idle) < self._most_idle:
             idle.append(context)
         return outputs
+
+    @staticmethod
+    def _age(idle: list[_Context]) -> None:
+        """Age the contexts that wait, too: those that nobody takes would keep their arenas."""
+        for _ in range(len(idle)):
+            try:
+                context = idle.pop(0)
+            except IndexError:  # others took the rest
+                return
+            context.age()
+            idle.append(context)
 
     def time_kernels(self, inputs: Sequence[Array], repeats: int = 10) -> dict[str, tuple[int, float]]:
         """Time every call of a kernel, each made by itself.
@@ -227,7 +242,8 @@ class _Context:
         self._older, self.frames, self.calls = self.frames, {}, 0
         needed = max((frame.arena_nbytes for frame in self._older.values()), default=0)
         if needed < self.arena.nbytes:
-            self._allocate(needed)
+            with contextlib.suppress(MemoryError):  # then the large one stays
+                self._allocate(needed)
 
     def _allocate(self, nbytes: int) -> None:
         memory = np.empty(nbytes + ARENA_ALIGNMENT, np.uint8)
@@ -345,6 +361,12 @@ def _copy(array: Array, alignment: int) -> Array:
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     np.copyto(copy, array)
     return copy
+
+
+def _no_memory(error: MemoryError) -> MlecError:
+    return MlecError(
+        f"there is not enough memory for this call: {error}", code="E_NO_MEMORY", hint="pass fewer rows at a time"
+    )
 
 
 def _choose(out: Sequence[Array | None], frame: _Frame, inputs: Sequence[Array]) -> list[Array]:

@@ -162,17 +162,30 @@ def use_threads(count: int) -> None:
     """Let parallel kernels called from this OS thread use ``count`` threads, itself included; free if nothing changes.
 
     The thread pool belongs to the calling thread: it is made at the first call with more than one thread, and keeps the
-    size it was made with.
+    size it was made with. In a forked child, which has no threads but the one that forked, that one goes on alone.
     """
-    if getattr(_calling_thread, "count", 0) == count:
+    if getattr(_calling_thread, "count", 0) == count or getattr(_calling_thread, "orphaned", False):
         return
-    library = load_library()
     if count == 1:
-        # The runtime offers this only as a C++ function; configuring the pool instead would start its threads.
-        set_max_concurrency = library.runtime["_ZN3tvm7runtime9threading17SetMaxConcurrencyEi"]
-        set_max_concurrency(ctypes.c_int(1))
+        _set_max_concurrency(1)
     else:
         size = max(count, default_num_threads())
-        configure = library.ffi.get_global_func("runtime.config_threadpool")
+        configure = load_library().ffi.get_global_func("runtime.config_threadpool")
         configure(_ALL_CPUS, count, [str(cpu) for cpu in range(size)])
+        _calling_thread.has_pool = True
     _calling_thread.count = count
+
+
+def _set_max_concurrency(count: int) -> None:
+    # The runtime offers this only as a C++ function; configuring the pool instead would start its threads.
+    _load_library().runtime["_ZN3tvm7runtime9threading17SetMaxConcurrencyEi"](ctypes.c_int(count))
+
+
+def _after_fork() -> None:
+    """Keep the child from waiting for threads that stayed with its parent. Other threads of the child make pools of their own."""
+    if getattr(_calling_thread, "has_pool", False):
+        _set_max_concurrency(1)
+        _calling_thread.orphaned = True
+
+
+os.register_at_fork(after_in_child=_after_fork)

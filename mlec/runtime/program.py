@@ -108,6 +108,8 @@ class CallSequence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"buffer {number} has {len(buffer.shape)} axes, at most {_MOST_AXES} are possible")
             if buffer.view is not None and not 0 <= buffer.view < number >= given:
                 raise ValueError(f"buffer {number} cannot be a view of buffer {buffer.view}")
+            if buffer.view is not None and buffer.dtype != self.buffers[buffer.view].dtype:
+                raise ValueError(f"buffer {number} is a view with another element type")
         self._check_dims()
         roots = self.roots()
         written = set(range(given))

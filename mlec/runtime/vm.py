@@ -80,8 +80,9 @@ class VirtualMachine:
         """
         use_threads(self.num_threads)
         arguments = [self._feed(array) for array in inputs]
+        idle = self._idle  # a list that `close` replaces
         try:
-            call = self._idle.pop()
+            call = idle.pop()
         except IndexError:
             call = self._start()
         try:
@@ -94,7 +95,7 @@ class VirtualMachine:
             outputs = self._left(tensors, taken) if stays else self._fetched(tensors, taken)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise MlecError(f"the compiled program failed: {error}", code="E_RUN") from error
-        self._idle.append(call)
+        idle.append(call)
         return [lend(tensor, inputs[0].library) for tensor in outputs] if stays else outputs
 
     def time_kernels(self, inputs: Sequence[Array], repeats: int = 10) -> dict[str, tuple[int, float]]:

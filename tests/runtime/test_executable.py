@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -327,6 +328,36 @@ with ThreadPoolExecutor(16) as pool:
 def test_first_load_by_many_threads_at_once() -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", FIRST_LOADS], env=environment, check=True)
+
+
+@pytest.mark.skipif(effective_cpu_count() < 2, reason="needs two CPUs")
+def test_forked_child_goes_on_without_the_threads_of_its_parent(make_executable: Make) -> None:
+    executable = make_executable("chain")
+    x = [np.ones(1 << 22, np.float32)]
+    wanted = executable.run(x)[0]
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        in_a_thread = ThreadPoolExecutor(1).submit(executable.run, x).result()[0]
+        same = np.array_equal(executable.run(x)[0], wanted) and np.array_equal(in_a_thread, wanted)
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    np.testing.assert_array_equal(executable.run(x)[0], wanted)
+
+
+def test_memory_of_callers_that_are_gone_is_given_back(make_executable: Make) -> None:
+    executable = make_executable("chain")
+    large, small = np.ones(1 << 22, np.float32), np.ones(2, np.float32)
+    executable.run([small])
+    tracemalloc.start()
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(executable.run, [[large]] * 8))
+        for _ in range(1200):
+            executable.run([small])
+        assert tracemalloc.get_traced_memory()[0] < 8 << 20  # one intermediate value has 16 MB
+    finally:
+        tracemalloc.stop()
 
 
 def test_closed(make_executable: Make) -> None:
