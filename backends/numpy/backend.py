@@ -54,8 +54,8 @@ class Interpreted:
     def weights_nbytes(self) -> int:
         return sum(array.nbytes for array in self.graph.constants.values())
 
-    def run(self, inputs: Sequence[Array], out: object = None) -> list[Array]:
-        """Evaluates the graph; the caller owns the results (nothing is written to ``out``)."""
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Evaluates the graph; the caller owns the results."""
         return [np.array(a) for a in run_graph(self.graph, inputs)]
 
     def close(self) -> None:

@@ -7,8 +7,9 @@ Everything is checked against the `Signature` here, so that kernels never see a 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ _DTYPES = {
     "bool": "bool",
 }
 
+_ARRAY_LIKE = "pass a numpy array, a tensor, a DataFrame, or a list of rows; of a generator or a set make a list first"
 _FEW = 4096  # numbers: beyond, adding them up may start threads of the linear algebra library
 _SQUARE = 1e76  # below the square of the largest float32
 
@@ -162,15 +164,25 @@ class Edge:
                 if value is not None and value != extent:
                     raise _shape_error(spec, array, f"axis {axis} must be {dim} = {value}, not {extent}")
 
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Names of what the source takes, in order: of a tabular model the table, of a network the arguments of its module."""
+        return ("X",) if self._table else self._nesting.arguments
+
     def _by_name(self, inputs: Mapping[Any, object]) -> Sequence[object]:
         names = self._names
         if self._table:
-            features = self._table.spec.feature_names
-            if features and set(features) & set(inputs):
+            features = self._table.spec.feature_names or ()
+            if set(features) & set(inputs):
                 return ({name: inputs[name] for name in features if name in inputs} | dict(inputs),)
-            if len(inputs) == 1:
+            if len(inputs) == 1 and ("X" in inputs or (len(names) == 1 and names[0] in inputs)):
                 return tuple(inputs.values())
-            names = features or ("X",)
+            columns = f", or its columns by name ({_listed(features)})" if features else ""
+            raise InputError(
+                f"expected the input X{columns}; got {_listed(inputs) or 'an empty mapping'}",
+                code="E_INPUT_NAME",
+                hint="pass the table itself, or {'X': table}" + (", or {column: values, ...}" if features else ""),
+            )
         missing = [name for name in names if name not in inputs]
         unexpected = [str(name) for name in inputs if name not in names]
         if missing or unexpected:
@@ -182,6 +194,7 @@ class Edge:
                     if which
                 ),
                 code="E_INPUT_NAME",
+                hint="pass the inputs under these names, or a list of them in this order",
             )
         return [inputs[name] for name in names]
 
@@ -212,6 +225,12 @@ def _borrowed(item: Any, spec: TensorSpec, dtype: np.dtype[Any], device: DLDevic
             )
         _check_limits(item, spec.name, *spec.limits)
     return array
+
+
+def _listed(names: Iterable[object]) -> str:
+    """The first of some names."""
+    first = [str(name) for name in itertools.islice(names, 9)]
+    return ", ".join(first[:8]) + (", ..." if len(first) > 8 else "")
 
 
 def _shape_text(shape: Sequence[int | str]) -> str:
@@ -247,15 +266,24 @@ def as_array(value: Any, name: str) -> Array:
             return np.asarray(value.to_numpy())
         if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray | np.generic):
             return np.from_dlpack(value)
-        return np.asarray(value)
+        array = np.asarray(value)
     except (ValueError, TypeError, BufferError, RuntimeError) as error:
         where = device_of(value)
         away = where is not None and not where.is_host
         raise InputError(
             f"input {name!r}: {type(value).__name__} could not be read as an array: {error}",
             code="E_INPUT_DTYPE",
-            hint=f"it lies on {where}: copy it to the host, e.g. x.get() of cupy" if away else None,
+            hint=f"it lies on {where}: copy it to the host, e.g. x.get() of cupy"
+            if away
+            else "every row must have as many values as the others"
+            if isinstance(value, list | tuple)
+            else _ARRAY_LIKE,
         ) from error
+    if array.dtype.kind in "OSU" and not array.ndim and not isinstance(value, int | np.ndarray | np.generic):
+        raise InputError(
+            f"input {name!r}: expected an array, got {type(value).__name__}", code="E_INPUT_DTYPE", hint=_ARRAY_LIKE
+        )
+    return array
 
 
 def _check_limits(array: Any, name: str, least: int, most: int) -> None:
@@ -319,6 +347,7 @@ def _numbers(array: Array, where: str) -> Array:
             raise InputError(
                 f"{where}: expected numbers, got {value!r} ({type(value).__name__}) at {_shape_text(place)}",
                 code="E_INPUT_DTYPE",
+                hint="convert it as for training, e.g. strings by float() or by the encoder used there",
             )
         values.append(value)
     return np.array(values, dtype=None if values else np.float64).reshape(array.shape)
@@ -366,6 +395,8 @@ class _TableReader:
             raise InputError(
                 f"X has {width} features, but the model expects {self.spec.n_features} features as input",
                 code="E_INPUT_SHAPE",
+                hint="pass the columns of the training data in their order"
+                + (f": {_listed(self.spec.feature_names)}" if self.spec.feature_names else ""),
             )
         arrays = []
         for feed, whole, coders, dtype in self._feeds:
@@ -432,7 +463,8 @@ class _TableReader:
         raise InputError(
             f"X contains {what} at row {row}, column {self._name(positions[column])}",
             code="E_INPUT_VALUE",
-            hint="the source model refuses it too: impute or drop such rows" if what == "NaN" else None,
+            hint="the source model refuses it too: "
+            + ("impute or drop such rows" if what == "NaN" else "replace such values, or drop their rows"),
         )
 
     def _name(self, column: int) -> str:
@@ -495,6 +527,12 @@ class _Matrix:
     """A table in one two-dimensional array."""
 
     def __init__(self, array: Array) -> None:
+        if array.ndim == 1 and array.dtype.kind == "O" and array.size and isinstance(array[0], Mapping):
+            raise InputError(
+                f"expected a 2-D array with a row for each sample, got a list of {type(array[0]).__name__}",
+                code="E_INPUT_DTYPE",
+                hint="of rows by name make a DataFrame: pandas.DataFrame(rows)",
+            )
         if array.ndim != 2:
             raise InputError(
                 "expected a 2-D array with a row for each sample, got "
@@ -522,6 +560,13 @@ class _Frame:
         self._table = table
         self.names: list[object] = list(table) if isinstance(table, Mapping) else list(table.columns)
         if isinstance(table, Mapping):
+            for name, column in table.items():
+                if not hasattr(column, "__len__") or isinstance(column, str | bytes | Mapping) or not np.ndim(column):
+                    raise InputError(
+                        f"column {name!r}: expected a sequence of values, got {type(column).__name__}",
+                        code="E_INPUT_DTYPE",
+                        hint="a mapping has whole columns, {name: values, ...}; of rows by name make pandas.DataFrame(rows)",
+                    )
             lengths = {len(column) for column in table.values()}
             if len(lengths) > 1:
                 raise InputError(f"the columns have different lengths: {sorted(lengths)}", code="E_INPUT_SHAPE")

@@ -63,6 +63,8 @@ class Executable:
         UsageError: ``num_threads`` is no number from 1, or a constant is missing or of another type.
     """
 
+    takes_out = True  # see `mlec.runtime.model.Runnable`
+
     def __init__(
         self,
         program: Program,
@@ -195,7 +197,9 @@ class Executable:
     def _context(self) -> _Context:
         drive, constants = self._drive, self._constants
         if drive is None:
-            raise UsageError("this model was closed")
+            raise UsageError(
+                "this model was closed", hint="open it again with mlec.load, or close it after its last use"
+            )
         layout, plan_of, alignment = self._layout, self._plan_of, self.program.alignment
         # Nothing here refers to the executable, so that it is freed as soon as its user drops it.
         return _Context(drive, lambda shapes: _Frame(layout, plan_of(shapes), constants, alignment))

@@ -10,7 +10,7 @@ import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,16 @@ class Runnable(Protocol):
     """What a backend gives for running: an `Executable`, or anything with this method.
 
     What else it has of an `Executable` is used too: ``num_threads``, ``weights_nbytes``, ``program``, ``time_kernels``,
-    ``activation_nbytes``, ``close``.
+    ``activation_nbytes``, ``close``. One whose attribute ``takes_out`` is true is called as ``run(inputs, out)`` where the user gave
+    arrays for the results; of others the results are copied there.
     """
+
+    def run(self, inputs: list[Array]) -> Sequence[Array]:
+        """One array for each graph output."""
+
+
+class WritingRunnable(Runnable, Protocol):
+    """One that can write results to given arrays."""
 
     def run(self, inputs: list[Array], out: Sequence[Array | None] | None = None) -> Sequence[Array]:
         """One array for each graph output; where ``out`` has one that fits, it may be that one."""
@@ -94,13 +102,16 @@ class CompiledModel:
         """Run the model once.
 
         Args:
-            inputs: a list with one array-like for each input, a mapping from input names, or the one input itself.
-            out: arrays to write the results to, of their shapes. Where they also have the dtype that kernels compute, lie in one piece and
-                overlap no other, kernels write there directly.
+            inputs: a list with one array-like for each input, a mapping from input names, or the one input itself. The one input of an
+                estimator is the table, by name ``X``; a mapping from its feature names to columns is a table too.
+            out: a list with one writable numpy array for each result, to write it to: of its shape, and of its dtype or one that holds
+                every value of that (``numpy.can_cast(result, out, "safe")``). Where they have the dtype that kernels compute, lie in
+                one piece and overlap no other, kernels write there directly. After an error their contents are undefined.
 
         Returns:
             The results in order: the graph's outputs, or for an estimator what its main methods return (a classifier:
-            labels and probabilities).
+            labels and probabilities); the arrays of ``out`` where that is given. A module's outputs inside dicts, lists and records
+            come flat, in the order of ``signature.outputs``, which has their names.
 
         A network compiled for CUDA reads tensors on the first device (of torch, cupy, or anything with ``__dlpack__``) where they lie,
         and uploads host arrays. If all inputs lie there and ``out`` is not given, the results stay there too: as tensors of the library
@@ -109,10 +120,11 @@ class CompiledModel:
         at values, and models for the CPU copy torch tensors to the host.
 
         Raises:
-            InputError: the inputs do not fit the signature; says what was expected and what came.
+            InputError: the inputs do not fit the signature, or ``out`` not the results; says what was expected and what came.
         """
         arrays = self._edge.read(inputs)
         if out is not None:
+            _check_out(out)
             return self._run_into(arrays, inputs, out)
         return self._results(self._outputs(arrays), inputs)
 
@@ -135,12 +147,36 @@ class CompiledModel:
         return _write(self._results(self._outputs(arrays, wanted), inputs), out)
 
     def __call__(self, *inputs: object, **named: object) -> list[Array]:
-        """`run` with the inputs by position or by keyword; one mapping holds inputs by name."""
+        """`run` with the inputs by position, by keyword, or the first by position and others by keyword; one mapping holds inputs by name.
+
+        Raises:
+            UsageError: an input comes both by position and by keyword.
+            InputError: as `run`.
+        """  # fmt: skip
         if inputs and named:
-            raise UsageError("pass the inputs by position or by name, not both")
+            return self.run(self._bound_names(inputs, named))
         if len(inputs) == 1 and isinstance(inputs[0], Mapping):
             return self.run(inputs[0])
         return self.run(named if named else inputs)
+
+    def _bound_names(self, inputs: tuple[object, ...], named: dict[str, object]) -> dict[str, object]:
+        """All arguments by name, as Python binds them."""
+        names = self._edge.arguments
+        if len(inputs) > len(names):
+            raise InputError(
+                f"expected {len(names)} input{'s' if len(names) != 1 else ''} ({', '.join(names)}), "
+                f"got {len(inputs)} by position and {', '.join(named)} by name",
+                code="E_INPUT_COUNT",
+                hint="pass each input once",
+            )
+        positional = dict(zip(names, inputs, strict=False))
+        twice = [name for name in named if name.split(".")[0] in positional]
+        if twice:
+            raise UsageError(
+                f"the input {twice[0]!r} came by position and by name",
+                hint=f"by position come the inputs in the order {', '.join(names)}; pass each once",
+            )
+        return positional | named
 
     def __getattr__(self, name: str) -> Callable[[object], Any]:
         # Copying and pickling ask a blank instance, which has neither methods nor a signature.
@@ -150,7 +186,12 @@ class CompiledModel:
         if name.startswith("_") or "signature" not in self.__dict__:
             raise AttributeError(name)
         has = f"it has {', '.join(methods)}" if methods else "it has no estimator methods; use run(inputs)"
-        raise NoSuchMethodError(f"the source of this {self.signature.kind} has no {name}; {has}")
+        raise NoSuchMethodError(
+            f"the source of this {self.signature.kind} has no {name}; {has}",
+            hint="call one of these, or compile a model that has it"
+            if methods
+            else "a network is called by model.run([x])",
+        )
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._methods})
@@ -180,7 +221,9 @@ class CompiledModel:
         shapes = tuple([array.shape for array in arrays])
         if shapes not in self._bound:
             self._bind(arrays, shapes)
-        return self.executable.run(arrays) if out is None else self.executable.run(arrays, out)
+        if out is None or not getattr(self.executable, "takes_out", False):
+            return self.executable.run(arrays)
+        return cast(WritingRunnable, self.executable).run(arrays, out)
 
     def _bind(self, arrays: list[Array], shapes: tuple[tuple[int, ...], ...]) -> None:
         """Check shapes that did not come before."""
@@ -278,6 +321,10 @@ class CompiledModel:
         metadata: Mapping[str, Any] | None = None,
     ) -> Any:
         """Write the model to a ``.mle`` file; an existing file is replaced only once the new one is complete."""
+        if not isinstance(path, (str, os.PathLike)):
+            raise UsageError(
+                f"save takes the path of a file, got {type(path).__name__}", hint='model.save("model.mle")'
+            )
         if self._saver is None:
             raise UsageError("this model cannot be saved: it was built without a saver")
         return self._saver(
@@ -391,22 +438,43 @@ def _provided(provider: Callable[[], Any] | None, what: str) -> Any:
     return provider()
 
 
+def _check_out(out: Sequence[Array]) -> None:
+    """Refuses what results cannot be written to, whatever they are."""
+    if not isinstance(out, list | tuple):
+        raise InputError(
+            f"out: expected a list of numpy arrays, got {type(out).__name__}", code="E_INPUT_DTYPE",
+            hint="pass a list with one array for each result, e.g. out=[y]",
+        )  # fmt: skip
+    for position, target in enumerate(out):
+        if not isinstance(target, np.ndarray):
+            raise InputError(
+                f"out[{position}]: expected a numpy array, got {type(target).__name__}", code="E_INPUT_DTYPE",
+                hint="results are written to arrays in host memory, e.g. numpy.empty(shape, dtype)",
+            )  # fmt: skip
+        if not target.flags.writeable:
+            raise InputError(
+                f"out[{position}]: expected a writable array, got a read-only one", code="E_INPUT_DTYPE",
+                hint="pass an array of your own, e.g. a copy of it",
+            )  # fmt: skip
+
+
 def _write(results: list[Array], out: Sequence[Array]) -> list[Array]:
     """Copy the results into the caller's arrays."""
     if len(results) != len(out):
-        raise InputError(f"out: expected {len(results)} arrays, got {len(out)}", code="E_INPUT_COUNT")
+        raise InputError(
+            f"out: expected {len(results)} arrays, got {len(out)}", code="E_INPUT_COUNT",
+            hint="pass one array for each result of run",
+        )  # fmt: skip
     for position, (result, target) in enumerate(zip(results, out, strict=True)):
-        if target is result:
-            continue
-        if not isinstance(target, np.ndarray):
-            raise InputError(
-                f"out[{position}]: expected a numpy array, got {type(target).__name__}", code="E_INPUT_DTYPE"
-            )
-        if target.shape != result.shape or not np.can_cast(result.dtype, target.dtype, "same_kind"):
+        fits = target.shape == result.shape
+        if not fits or not np.can_cast(result.dtype, target.dtype, "safe"):
             raise InputError(
                 f"out[{position}]: expected shape {result.shape} and dtype {result.dtype}, "
                 f"got shape {target.shape} and dtype {target.dtype}",
-                code="E_INPUT_SHAPE",
+                code="E_INPUT_DTYPE" if fits else "E_INPUT_SHAPE",
+                hint=f"numpy.empty({result.shape}, {str(result.dtype)!r}) holds this result",
             )
-        np.copyto(target, result)
+    for result, target in zip(results, out, strict=True):
+        if target is not result:
+            np.copyto(target, result)
     return list(out)

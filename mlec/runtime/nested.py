@@ -26,6 +26,7 @@ class Nesting:
             at = self._tree
             for part in name.split("."):
                 at = at.setdefault(part, {})
+        self.arguments = tuple(self._tree)
         self.is_flat = all(not entries for entries in self._tree.values())
 
     def flatten(self, inputs: object) -> list[object]:
@@ -103,6 +104,7 @@ def _collect(tree: Tree, value: object, path: str, found: dict[str, object]) -> 
             raise InputError(
                 f"{where}: {problem} {', '.join(sorted(names))}; expected {', '.join(tree)}, got {_described(value)}",
                 code="E_INPUT_NAME",
+                hint="pass what the source model takes, or a mapping from the dotted names of its inputs",
             )
     for name, inner in tree.items():
         _collect(inner, entries[name], f"{path}.{name}" if path else name, found)

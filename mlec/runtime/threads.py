@@ -12,6 +12,8 @@ from mlec.errors import UsageError
 
 logger = logging.getLogger("mlec")
 
+_HINT = "leave it out to use every usable CPU"
+
 
 def effective_cpu_count() -> int:
     """Number of CPUs that this process can keep busy, at least 1.
@@ -43,10 +45,10 @@ def checked_num_threads(num_threads: object) -> int:
     if num_threads is None:
         return default_num_threads()
     if isinstance(num_threads, bool) or not hasattr(num_threads, "__index__"):
-        raise UsageError(f"num_threads must be a whole number from 1, or None, got {num_threads!r}")
+        raise UsageError(f"num_threads must be a whole number from 1, or None, got {num_threads!r}", hint=_HINT)
     wanted, usable = operator.index(num_threads), effective_cpu_count()
     if wanted < 1:
-        raise UsageError(f"num_threads must be at least 1, got {wanted}")
+        raise UsageError(f"num_threads must be at least 1, got {wanted}", hint=_HINT)
     if wanted > usable:
         logger.warning("num_threads=%d: this process may use %d CPUs, so that many are used", wanted, usable)
     return min(wanted, usable)

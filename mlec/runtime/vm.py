@@ -39,6 +39,8 @@ class VirtualMachine:
         UsageError: ``num_threads`` is below 1, or a constant is missing.
     """
 
+    takes_out = True  # see `mlec.runtime.model.Runnable`
+
     def __init__(
         self,
         program: Program,
@@ -185,7 +187,9 @@ class VirtualMachine:
 
     def _machine(self) -> Any:
         if self._load is None:
-            raise UsageError("this model was closed")
+            raise UsageError(
+                "this model was closed", hint="open it again with mlec.load, or close it after its last use"
+            )
         machine = self._load()
         machine["vm_initialization"](*self._memory.vm_arguments)
         return machine

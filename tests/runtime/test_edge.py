@@ -163,6 +163,26 @@ class TestNetworks:
         sparse = pytest.importorskip("scipy.sparse").csr_matrix(np.eye(3))
         assert refused(Edge(NET), [sparse]).hint == "pass x.toarray()"
 
+    @pytest.mark.parametrize("make", [lambda: None, lambda: "hello", lambda: {1, 2}, lambda: (i for i in range(3))])
+    @pytest.mark.parametrize("kind", ["network", "table"])
+    def test_nonsense_is_called_what_it_is(self, make: Any, kind: str) -> None:
+        edge = Edge(NET) if kind == "network" else table()
+        for wrap in (lambda value: value, lambda value: [value]):
+            value = make()
+            error = refused(edge, wrap(value))
+            assert f"expected an array, got {type(value).__name__}" in error.message
+            assert error.hint
+
+    def test_rows_by_name(self) -> None:
+        assert "expected an array, got dict" in refused(Edge(NET), [{"a": 1}]).message
+        assert refused(table(), [{"a": 1}]).message == "column 'a': expected a sequence of values, got int"
+        error = refused(table(), [[{"a": 1, "b": 2, "c": 3}]])
+        assert "got a list of dict" in error.message
+        assert "pandas.DataFrame(rows)" in str(error.hint)
+
+    def test_ragged_lists(self) -> None:
+        assert refused(Edge(NET), [[[1, 2, 3], [3]]]).hint == "every row must have as many values as the others"
+
 
 class TestTables:
     @pytest.mark.parametrize("n", [0, 1, 2, 5, 1000])
@@ -189,6 +209,7 @@ class TestTables:
     def test_number_of_features(self) -> None:
         error = refused(table(), [np.ones((2, 4))])
         assert error.message == "X has 4 features, but the model expects 3 features as input"
+        assert refused(table(("a", "b", "c")), [np.ones((2, 4))]).hint.endswith("in their order: a, b, c")
 
     def test_names_as_scikit_learn_checks_them(self) -> None:
         edge = table(("a", "b", "c"))
@@ -205,7 +226,11 @@ class TestTables:
     def test_a_mapping_of_columns_is_a_table(self) -> None:
         edge = table(("a", "b", "c"))
         np.testing.assert_array_equal(edge.read({"a": [1, 2], "b": [3, 4], "c": [5, 6]})[0], [[1, 3, 5], [2, 4, 6]])
-        np.testing.assert_array_equal(edge.read({"X": np.ones((1, 3))})[0], np.ones((1, 3)))
+        for edge_ in (edge, table()):
+            np.testing.assert_array_equal(edge_.read({"X": np.ones((1, 3))})[0], np.ones((1, 3)))
+            assert refused(edge_, {"zzz": np.ones((1, 3))}).code == "E_INPUT_NAME"
+        assert refused(edge, {"z": [1]}).message == "expected the input X, or its columns by name (a, b, c); got z"
+        assert refused(edge, {}).message.endswith("got an empty mapping")
         assert "missing now: c" in str(refused(edge, {"a": [1], "b": [2]}))
         assert "different lengths" in refused(edge, {"a": [1], "b": [2], "c": [3, 4]}).message
 
@@ -229,7 +254,9 @@ class TestTables:
         if what is None:
             np.testing.assert_array_equal(edge.read(X)[0], X.astype(np.float32))
         else:
-            assert refused(edge, X).message == f"X contains {what} at row 3, column 1 ('b')"
+            error = refused(edge, X)
+            assert error.message == f"X contains {what} at row 3, column 1 ('b')"
+            assert error.hint
 
     @pytest.mark.parametrize("n", [0, 1, 300])
     @pytest.mark.parametrize("kind", ["object", "category", "str", "polars", "array", "mapping"])
@@ -282,3 +309,4 @@ class TestTables:
         error = refused(table(("a", "b", "c")), frame)
         assert error.code == "E_INPUT_DTYPE"
         assert "'c'" in error.message
+        assert error.hint

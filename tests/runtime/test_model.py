@@ -22,7 +22,7 @@ X = np.array([[0.0, 3.0], [5.0, 1.0], [2.0, 2.0]])
 class Scores:
     """Gives the class with the larger feature, and the two features as probabilities."""
 
-    def run(self, inputs: list[np.ndarray], out: object = None) -> list[np.ndarray]:
+    def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         (x,) = inputs
         return [x.argmax(axis=1), x / np.maximum(x.sum(axis=1, keepdims=True), 1e-30)]
 
@@ -67,8 +67,12 @@ def test_run_returns_what_the_main_methods_return() -> None:
         assert len(results) == 2
         np.testing.assert_array_equal(results[0], ["yes", "no", "no"])
         np.testing.assert_array_equal(results[1], model.predict_proba(X))
-    with pytest.raises(UsageError, match="not both"):
+    with pytest.raises(UsageError, match="'X' came by position and by name"):
         model(X, X=X)
+    for wrong in (lambda: model.run({"zzz": X}), lambda: model(zzz=X), lambda: model.predict({"zzz": X})):
+        with pytest.raises(InputError, match="expected the input X; got zzz") as caught:
+            wrong()
+        assert caught.value.code == "E_INPUT_NAME"
 
 
 @pytest.mark.parametrize(
@@ -108,8 +112,9 @@ def test_methods_the_source_lacks() -> None:
     assert {"predict", "run", "benchmark"} <= set(dir(model))
     with pytest.raises(AttributeError, match="the source of this classifier has no transform; it has predict, "):
         model.transform  # noqa: B018
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as caught:
         model.transform  # noqa: B018
+    assert caught.value.hint
     with pytest.raises(AttributeError):
         copy.copy(CompiledModel.__new__(CompiledModel)).predict  # noqa: B018
 
@@ -128,6 +133,70 @@ def test_out() -> None:
         model.run([X], out=[np.empty(4, np.int32), out[1]])
     with pytest.raises(InputError, match="expected 2 arrays, got 1"):
         model.run([X], out=out[:1])
+
+
+def test_out_is_refused_where_it_cannot_hold_the_results() -> None:
+    model = classifier(YES_NO)
+    labels, probabilities = np.empty(3, "<U3"), np.empty((3, 2))
+    fixed = np.empty((3, 2))
+    fixed.flags.writeable = False
+    for out, code, says in (
+        ([labels, fixed], "E_INPUT_DTYPE", "out[1]: expected a writable array, got a read-only one"),
+        ([labels, probabilities.tolist()], "E_INPUT_DTYPE", "out[1]: expected a numpy array, got list"),
+        (labels, "E_INPUT_DTYPE", "out: expected a list of numpy arrays, got ndarray"),
+        ([np.empty(3, "<U1"), probabilities], "E_INPUT_DTYPE", "dtype <U3, got shape (3,) and dtype <U1"),
+        ([labels, np.empty((3, 2), np.float32)], "E_INPUT_DTYPE", "dtype float64, got shape (3, 2) and dtype float32"),
+        ([labels, np.empty((2, 3))], "E_INPUT_SHAPE", "out[1]: expected shape (3, 2)"),
+        ([labels], "E_INPUT_COUNT", "out: expected 2 arrays, got 1"),
+    ):
+        with pytest.raises(InputError) as caught:
+            model.run([X], out=out)
+        assert says in caught.value.message
+        assert (caught.value.code, bool(caught.value.hint)) == (code, True)
+    wide = [np.empty(3, "<U9"), probabilities]
+    assert model.run([X], out=wide)[0] is wide[0]
+    assert wide[0].tolist() == ["yes", "no", "no"]
+
+
+class Sums:
+    """Adds its inputs, and notes whether it was given arrays for the results."""
+
+    def __init__(self, takes_out: bool) -> None:
+        self.takes_out, self.given = takes_out, 0
+
+    def run(self, inputs: list[np.ndarray], *out: object) -> list[np.ndarray]:
+        self.given += len(out)
+        return [sum(inputs, np.float32(0))]
+
+
+def network(*names: str, takes_out: bool = False) -> CompiledModel:
+    inputs = tuple(TensorSpec(name, "f32", ("n",)) for name in names)
+    return CompiledModel(Signature(inputs, (TensorSpec("y", "f32", ("n",)),)), Sums(takes_out))
+
+
+@pytest.mark.parametrize("takes_out", [False, True])
+def test_only_executables_that_say_so_are_given_out(takes_out: bool) -> None:
+    model = network("a", "b", takes_out=takes_out)
+    out = [np.empty(2, np.float32)]
+    assert model.run([[1, 2], [3, 4]], out=out)[0] is out[0]
+    assert out[0].tolist() == [4, 6]
+    assert model.executable.given == takes_out
+
+
+def test_positions_first_then_names() -> None:
+    a, b, c = [1.0], [10.0], [100.0]
+    assert network("a", "b.x", "b.y")(a, b={"x": b, "y": c})[0].tolist() == [111]
+    model = network("a", "b", "c")
+    assert model(a, b, c=c)[0].tolist() == [111]
+    assert model(a, c=c, b=b)[0].tolist() == [111]
+    with pytest.raises(UsageError, match="'a' came by position and by name"):
+        model(a, b, a=a)
+    with pytest.raises(InputError, match="missing: b"):
+        model(a, c=c)
+    with pytest.raises(InputError, match="unexpected: d"):
+        model(a, b, d=c)
+    with pytest.raises(InputError, match="got 4 by position and d by name"):
+        model(a, b, c, a, d=a)
 
 
 def test_what_the_model_was_not_given() -> None:
