@@ -60,7 +60,7 @@ def read_model(artifact: Artifact) -> ModelMetadata:
         found = msgspec.convert(artifact.metadata, ModelMetadata)
     except msgspec.ValidationError as error:
         raise _no_model(artifact, str(error)) from None
-    for fault in _faults(found.signature):
+    for fault in (*_faults(found.signature), *_sequence_faults(found.program, found.signature)):
         raise _no_model(artifact, fault)
     return found
 
@@ -94,6 +94,18 @@ def _faults(signature: Signature) -> Iterator[str]:
         yield from _method_faults(method, len(signature.outputs))
         if method.frame is not None and not _frame_fits(method, method.frame, signature):
             yield f"the DataFrame of the method {method.name!r} does not fit its output"
+
+
+def _sequence_faults(program: Program, signature: Signature) -> Iterator[str]:
+    sequence = program.sequence
+    if sequence is None:
+        return
+    for what, specs, numbers in (
+        ("inputs", signature.inputs, range(sequence.inputs)),
+        ("outputs", signature.outputs, sequence.outputs),
+    ):
+        if [spec.dtype for spec in specs] != [sequence.buffers[number].dtype for number in numbers]:
+            yield f"the {what} of the program are not those of the signature"
 
 
 def _is_dim(dim: int | str) -> bool:

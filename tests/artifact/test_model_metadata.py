@@ -136,6 +136,16 @@ def test_commands_never_call_it_a_defect(model: Parts, tmp_path: Path, capsys: p
             assert "E_DEFECT" not in shown, (at, value, words, shown)
 
 
+@pytest.mark.parametrize("key", ["inputs", "outputs"])
+def test_a_signature_of_another_program_is_refused(model: Parts, tmp_path: Path, key: str) -> None:
+    path = tmp_path / "m.mle"
+    signature = {**model.metadata["signature"], "methods": [], "run": [], "table": None, key: []}
+    path.write_bytes(changed(model, ("signature",), signature))
+    with pytest.raises(MlecError, match=f"the {key} of the program") as caught:
+        read_model(Artifact.open(path))
+    assert caught.value.code == "E_METADATA"
+
+
 def test_missing_keys(model: Parts, tmp_path: Path) -> None:
     path = tmp_path / "m.mle"
     for key in model.metadata:
