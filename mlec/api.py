@@ -30,7 +30,7 @@ from mlec.report import OptimizationReport, graph_picture, graph_stats
 from mlec.runtime import CompiledModel
 from mlec.runtime.device import DEVICES
 from mlec.target import Target
-from mlec.timing import interleaved
+from mlec.timing import disturbance, interleaved, spread
 from mlec.validation import compare, default_tolerance, probe_inputs
 from mlec.validation import validate as validate_model
 
@@ -419,7 +419,7 @@ def _run_and_check(
 
 
 def _timing(compiled: CompiledModel, inputs: list[Any], oracle: Oracle | None) -> dict[str, Any]:
-    """Milliseconds a call of the compiled model and of its source, in turn, on the same inputs."""
+    """Milliseconds a call of the compiled model and of its source, in turn, on the same inputs: the least of many."""
     argument: Any = inputs if compiled.signature.table is None else inputs[0]
     shape = np.shape(inputs[0])
     names = list(compiled.signature.run) or ["run"]
@@ -435,12 +435,12 @@ def _timing(compiled: CompiledModel, inputs: list[Any], oracle: Oracle | None) -
     actions = {"compiled": ours} | (
         {"source": source} if oracle is not None and all(n in oracle for n in names) else {}
     )
-    times = interleaved(actions)
-    medians = {name: float(np.median(values)) * 1e3 for name, values in times.items()}
-    result: dict[str, Any] = {"rows": int(shape[0]) if shape else 1, "compiled_ms": medians["compiled"]}
-    if "source" in medians:
-        result |= {"source_ms": medians["source"], "speedup": medians["source"] / medians["compiled"]}
-    return result
+    spreads = {name: spread(values) for name, values in interleaved(actions).items()}
+    result: dict[str, Any] = {"rows": int(shape[0]) if shape else 1, "compiled_ms": spreads["compiled"]["min"]}
+    if "source" in spreads:
+        result |= {"source_ms": spreads["source"]["min"]}
+        result |= {"speedup": result["source_ms"] / result["compiled_ms"]}
+    return result | {"spread": spreads, "disturbance": disturbance(spreads)}
 
 
 def _measure_passes(

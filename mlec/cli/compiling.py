@@ -164,4 +164,10 @@ def _speed_line(timing: dict[str, Any]) -> str:
     line = f"{time_text(measured['compiled_ms'])} for {measured['rows']} rows"
     if "source_ms" in measured:
         line += f"; the source takes {time_text(measured['source_ms'])}: {measured['speedup']:.1f}x"
-    return line
+    if found := measured.get("spread"):
+        line += " (minima)\n" + "; ".join(f"{name} {_spread_text(times)}" for name, times in found.items())
+    return line + (f"\n{measured['disturbance']}" if measured.get("disturbance") else "")
+
+
+def _spread_text(times: dict[str, float]) -> str:
+    return ", ".join(f"{name} {time_text(times[name])}" for name in ("min", "p50", "p95"))

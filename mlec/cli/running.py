@@ -190,6 +190,10 @@ def _oracle(path: Path, trust_pickle: bool, model_class: str | None, given: tupl
     return oracle
 
 
+SHOWN = ("min", "p50", "p95")
+"""Of the times of one call; the ratio of two models is that of their minima."""
+
+
 @click.command("bench")
 @click.argument("model", type=PATH)
 @click.option("--batch", "batches", default="1,64,4096", show_default=True, metavar="N,N", help="Numbers of rows.")
@@ -206,14 +210,14 @@ def bench_command(
     model: Path, batches: str, against: Path | None, seconds: float, threads: int | None, trust_pickle: bool, model_class: str | None,
     trust: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Time MODEL (.mle), and its source with it, on random inputs; runs are interleaved."""
+    """Time MODEL (.mle), and its source with it, on random inputs; runs are interleaved, the speedup is the ratio of the minima."""
     rows = [int(word) for word in batches.split(",") if word.strip().isdigit()]
     if not rows or len(rows) != len(batches.split(",")):
         raise click.BadParameter(f"{batches!r} does not read 1,64,4096", param_hint="--batch")
     from mlec.errors import UsageError
     from mlec.frontends.source_process import SourceProcess
     from mlec.runtime.measure import BenchmarkResult
-    from mlec.timing import interleaved
+    from mlec.timing import disturbance, interleaved
     from mlec.validation import batch_inputs
 
     results: list[dict[str, Any]] = []
@@ -233,13 +237,20 @@ def bench_command(
                 name: BenchmarkResult.of(values, count, num_threads if name == "compiled" else None).to_dict()
                 for name, values in times.items()
             }
-            results.append({"rows": count, **taken})
+            results.append({"rows": count, **taken, "disturbance": disturbance(taken)})
+            if "source" in taken:
+                results[-1]["speedup"] = taken["source"]["min"] / taken["compiled"]["min"]
     if as_json:
         print_json({"model": model, "against": against, "threads": num_threads, "batches": results})
         return
-    click.echo(f"{model}, {num_threads} thread{'s' * (num_threads != 1)}, one call:")
-    columns = ["rows", "p50", "p95", "p99", "rows/s"] + (["source p50", "speedup"] if oracle is not None else [])
+    threads_text = "" if num_threads is None else f" {num_threads} thread{'s' * (num_threads != 1)},"
+    click.echo(f"{model},{threads_text} one call:")
+    columns = ["rows", *SHOWN, "rows/s"]
+    columns += [*(f"source {name}" for name in SHOWN), "speedup"] if oracle is not None else []
     print_table(columns, [_bench_row(result) for result in results], right=columns)
+    for result in results:
+        if result["disturbance"]:
+            click.echo(f"{result['rows']} rows: {result['disturbance']}")
 
 
 def _actions(compiled: CompiledModel, oracle: Oracle | None, inputs: list[Any]) -> dict[str, Callable[[], object]]:
@@ -254,9 +265,5 @@ def _actions(compiled: CompiledModel, oracle: Oracle | None, inputs: list[Any]) 
 
 def _bench_row(result: dict[str, Any]) -> list[str]:
     ours, source = result["compiled"], result.get("source")
-    row = [
-        str(result["rows"]),
-        *(time_text(ours[name]) for name in ("p50", "p95", "p99")),
-        f"{ours['throughput']:,.0f}",
-    ]
-    return row + ([time_text(source["p50"]), f"{source['p50'] / ours['p50']:.1f}x"] if source else [])
+    row = [str(result["rows"]), *(time_text(ours[name]) for name in SHOWN), f"{ours['throughput']:,.0f}"]
+    return row + ([*(time_text(source[name]) for name in SHOWN), f"{result['speedup']:.1f}x"] if source else [])

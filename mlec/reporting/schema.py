@@ -108,12 +108,14 @@ class Parity(msgspec.Struct, frozen=True):
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """Milliseconds of one call."""
+    """Milliseconds of one call: the least of many; a report of before has medians, and says nothing of the spread."""
 
     rows: Count = 0
     compiled_ms: Measure = 0.0
     source_ms: Measure | None = None
     speedup: Measure | None = None
+    spread: dict[str, dict[str, Measure]] = field(default_factory=dict)
+    disturbance: str = ""
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -194,7 +196,8 @@ class ReportData(msgspec.Struct, frozen=True):
         target = self.model.get("target") or {}
         if not isinstance(target, dict):
             return str(target)
-        return " ".join(str(target[key]) for key in ("device", "mcpu", "arch") if target.get(key))
+        kind = target.get("kind") or target.get("device")
+        return " ".join(str(part) for part in (kind, target.get("mcpu"), target.get("arch")) if part)
 
     @property
     def first(self) -> Stats:

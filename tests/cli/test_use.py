@@ -185,3 +185,5 @@ def test_bench(mlec: Run, iris: Iris) -> None:
     assert batch["rows"] == 3
     assert 0 < batch["compiled"]["p50"] <= batch["compiled"]["p99"]
     assert batch["source"]["num_runs"] >= 3
+    assert batch["speedup"] == batch["source"]["min"] / batch["compiled"]["min"]
+    assert isinstance(batch["disturbance"], str)

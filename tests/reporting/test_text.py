@@ -113,3 +113,14 @@ def test_printing_is_coloured_on_a_terminal(
     monkeypatch.delenv("NO_COLOR", raising=False)
     print_report(report)
     assert "\x1b[32m" in capsys.readouterr().out
+
+
+def test_the_target_is_named_by_its_kind_and_a_busy_machine_is_said() -> None:
+    report = OptimizationReport(model={"name": "net", "kind": "classifier", "target": {"device": "cpu", "kind": "npu"}})
+    busy = "the machine was busy: of the source model's calls p95 is 20x the minimum"
+    measured = {"rows": 1, "compiled_ms": 1.0, "source_ms": 2.0, "speedup": 2.0, "disturbance": busy}
+    report.timing = {"measured": measured}
+    text = " ".join(report.to_text().split())
+    assert "npu" in text
+    assert "for cpu" not in text
+    assert "the machine was busy" in text
