@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from mlec.backends.base import CompiledModule, CompileOptions
 from mlec.capabilities import RESERVED, check_precision, refuse_reserved
 from mlec.errors import MlecError, UsageError
 from mlec.frontends.base import Frontend, InputShapes, LowerOptions, Oracle
+from mlec.frontends.example_inputs import for_model, for_signature
 from mlec.frontends.select import frontend_for, load_model_file
 from mlec.frontends.source_process import SourceProcess
 from mlec.ir import Graph
@@ -37,12 +38,13 @@ from mlec.validation import validate as validate_model
 
 @dataclass(frozen=True)
 class _Source:
-    """A model together with what lowers it; ``model`` is None for a graph given as such."""
+    """A model together with what lowers it and its example inputs; ``model`` is None for a graph given as such."""
 
     graph: Graph
     frontend: Frontend | None
     model: Any
     name: str
+    examples: tuple[Any, ...] | None
 
     def oracle(self) -> Oracle | None:
         return None if self.frontend is None else self.frontend.oracle(self.model)
@@ -72,7 +74,8 @@ def compile(
     Args:
         model: a scikit-learn estimator or Pipeline, an XGBoost or LightGBM model, a torch module, graph module or exported program,
             a `Graph`, or the path of a file of one.
-        example_inputs: a tuple of arrays or tensors, or one array; needed where the model doesn't tell its input shapes.
+        example_inputs: a tuple of arrays or tensors, or one array, or a mapping from the names of the inputs; needed where the model
+            doesn't tell its input shapes.
         input_shapes: ``{"x": ("n", 128)}`` or ``[("n", 128)]``; a string names a symbolic dim.
         target: ``"cpu"``, ``"cuda"``, ``"cuda:sm_90"``, ``"numpy"`` (the reference interpreter), a mapping as TVM writes targets,
             or a `Target`; its kind decides the backend.
@@ -97,11 +100,11 @@ def compile(
     """
     _check_options(precision, calibration, tune, tolerance)
     wanted = Target.parse(target)
-    examples = _examples(example_inputs)
-    options = LowerOptions(examples, input_shapes, dynamic_batch, trust_pickle, model_class)
+    options = LowerOptions(None, input_shapes, dynamic_batch, trust_pickle, model_class)
     with progress_bar(progress, "compile") as advance:
         advance("import", 0, 4)
-        source = _lower(model, options)
+        source = _lower(model, example_inputs, options)
+        examples = source.examples
         advance("optimise", 1, 4)
         machine = this_machine()
         pipeline = _pipeline(passes)
@@ -166,9 +169,8 @@ def lower(
     trust_pickle: bool | str = False, model_class: str | None = None,
 ) -> Graph:  # fmt: skip
     """The model as a graph, before any pass; arguments as for `compile`."""
-    return _lower(
-        model, LowerOptions(_examples(example_inputs), input_shapes, dynamic_batch, trust_pickle, model_class)
-    ).graph
+    options = LowerOptions(None, input_shapes, dynamic_batch, trust_pickle, model_class)
+    return _lower(model, example_inputs, options).graph
 
 
 def optimize(
@@ -181,7 +183,15 @@ def optimize(
 
     Returns:
         The new graph and what was done.
+
+    Raises:
+        UsageError: for what is no graph.
     """
+    if not isinstance(graph, Graph):
+        raise UsageError(
+            f"optimize takes a mlec.Graph, got {type(graph).__name__}",
+            hint="mlec.lower(model) makes one of a model; mlec.compile runs the passes itself",
+        )
     machine = this_machine()
     optimized, records = _pipeline(passes).run(graph, PassContext(vector_bytes=vector_bytes(Target.parse(target))))
     report = OptimizationReport(model={"name": graph.name, "source": "graph"}, machine=machine.to_dict())
@@ -248,7 +258,7 @@ def validate_export(
     oracle = frontend_for(original).oracle(original)
     compiled = load(path)
     bound = tolerance or default_tolerance(compiled.graph)
-    found = compare(compiled, oracle, list(_examples(inputs) or ()), bound)
+    found = compare(compiled, oracle, list(_examples(inputs, original) or ()), bound)
     return {
         "passed": all(c.excess <= 1 for c in found),
         "max_abs_error": max((c.max_abs_error for c in found), default=0.0),
@@ -285,14 +295,14 @@ def _check_options(precision: str, calibration: Any, tune: int, tolerance: objec
         )
 
 
-def _examples(inputs: Any) -> tuple[Any, ...] | None:
-    """One entry for each input; a mapping keeps its order."""
+def _examples(inputs: Any, model: object) -> tuple[Any, ...] | None:
+    """One entry for each input; of a mapping by the names that the model has for them, or else in its order."""
     if inputs is None:
         return None
     if isinstance(inputs, (tuple, list)) and not _is_table_literal(inputs):
         return tuple(inputs)
     if isinstance(inputs, Mapping) and not hasattr(inputs, "columns"):
-        return tuple(inputs.values())
+        return for_model(inputs, model)
     return (inputs,)
 
 
@@ -301,9 +311,10 @@ def _is_table_literal(inputs: Sequence[Any]) -> bool:
     return isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], (list, int, float, str))
 
 
-def _lower(model: Any, options: LowerOptions) -> _Source:
+def _lower(model: Any, example_inputs: Any, options: LowerOptions) -> _Source:
     if isinstance(model, Graph):
-        return _Source(model.with_signature(model.signature), None, None, model.name)
+        examples = _examples(example_inputs, None)
+        return _Source(model.with_signature(model.signature), None, None, model.name, examples)
     name = type(model).__name__
     if isinstance(model, (str, os.PathLike)):
         path = Path(model)
@@ -311,8 +322,11 @@ def _lower(model: Any, options: LowerOptions) -> _Source:
         frontend, model = load_model_file(path, options)
     else:
         frontend = frontend_for(model)
-    graph = frontend.lower(model, options)
-    return _Source(graph.with_signature(graph.signature), frontend, model, name)
+    examples = _examples(example_inputs, model)
+    graph = frontend.lower(model, replace(options, example_inputs=examples))
+    if isinstance(example_inputs, Mapping) and not hasattr(model, "forward"):  # only the graph tells the names
+        examples = for_signature(example_inputs, graph.signature)
+    return _Source(graph.with_signature(graph.signature), frontend, model, name, examples)
 
 
 def _pipeline(passes: str | PassPipeline | Sequence[Pass]) -> PassPipeline:

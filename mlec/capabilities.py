@@ -30,6 +30,14 @@ PRECISIONS: dict[str, str | None] = {
 }
 """What a precision means; None for one that is planned, but not offered yet."""
 
+MODELS = {
+    "torch": "nn.Module, fx.GraphModule, ExportedProgram",
+    "xgboost": "Booster, XGBClassifier, XGBRegressor, XGBRanker and their random forests",
+    "lightgbm": "Booster, LGBMClassifier, LGBMRegressor, LGBMRanker",
+    "sklearn": "fitted estimators and pipelines: `mlec frontends sklearn` lists their classes",
+}
+"""The models in memory that each of our frontends takes."""
+
 MODEL_FILES = {
     "torch": "torch.export.save (.pt2, .pt), pickled module, state dict",
     "xgboost": "save_model (.json, .ubj)",

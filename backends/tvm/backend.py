@@ -104,7 +104,9 @@ def cpu_info(target: Target) -> TargetInfo:
         return TargetInfo.host()
     known = sorted(str(name) for name in llvm.llvm_get_cpu_archlist(tvm.target.Target("llvm")))
     if target.arch not in known:
-        near = [name for name in known if name[:3] == target.arch[:3]][:8] or ["x86-64-v3"]
+        near = [name for name in known if name[:3] == target.arch[:3]][:8] or [
+            name for name in ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4", "skylake", "znver4", "neoverse-n1") if name in known
+        ]  # fmt: skip
         raise TargetError(
             f"LLVM does not know the processor {target.arch!r}", hint=f"it knows, among others, {', '.join(near)}"
         )

@@ -45,13 +45,15 @@ def read_inputs(path: Path) -> Any:
         raise InputError(f"cannot read {path}: {reason}", code="E_INPUT_FILE", hint="check the path") from error
 
 
-def examples(path: Path | None) -> tuple[Any, ...] | None:
-    """Example inputs for compiling, one entry for each input, in the order of the file."""
+def examples(path: Path | None) -> tuple[Any, ...] | dict[str, Any] | None:
+    """Example inputs for compiling: one entry for each input, or by name, those with dotted names nested."""
     if path is None:
         return None
     found = read_inputs(path)
     if isinstance(found, dict):
-        return tuple(found.values())
+        from mlec.frontends.example_inputs import nested
+
+        return nested(found)
     return tuple(found) if isinstance(found, list) else (found,)
 
 
@@ -106,9 +108,9 @@ def _has_no_header(path: Path) -> bool:
                 blank = blank or start  # at the end of the file it is no row
             elif blank or len(row) != len(first):
                 line, found = (blank, 0) if blank else (start, len(row))
+                wanted = f"{len(first)} cell{'s' * (len(first) != 1)}, as in {'the first row' if no_header else 'the header'}"
                 raise InputError(
-                    f"{path}, line {line}: expected {len(first)} cell{'s' * (len(first) != 1)}, as in {'the first row' if no_header else 'the header'}, "
-                    f"got {found}", code="E_INPUT_FILE",
+                    f"{path}, line {line}: expected {wanted}, got {found}", code="E_INPUT_FILE",
                     hint="each row needs one cell for each column, empty where the value is missing; text with commas needs quotes",
                 )  # fmt: skip
             start = rows.line_num + 1

@@ -82,7 +82,7 @@ def _read_graph(path: Path) -> tuple[Graph, str]:
     """The graph, and the whole text it came from."""
     import mlec.ops  # noqa: F401  (fills the op table)
     from mlec.artifact import Artifact
-    from mlec.errors import ParseError
+    from mlec.errors import IRError, ParseError
     from mlec.ir import parse_graph
 
     try:
@@ -98,8 +98,10 @@ def _read_graph(path: Path) -> tuple[Graph, str]:
         raise ParseError(f"{path} is not text", hint="give a .mlet or .mle file") from error
     try:
         return parse_graph(text.partition(SEPARATOR)[0], _random_constants(text)), text
-    except ParseError as error:
+    except IRError as error:
         error.loc = error.loc or path
+        if error.code in ("E_UNKNOWN_OP", "E_TYPE", "E_ATTR", "E_ARITY"):
+            error.hint = error.hint or "`mlec ops` lists the ops, their operands and their attributes"
         raise
 
 

@@ -13,8 +13,9 @@ from mlec.cli.compiling import PATH, allow_own_modules, parity_lines
 from mlec.cli.output import json_option, print_json, print_pairs, print_table, time_text
 
 if TYPE_CHECKING:
-    from mlec.frontends.base import Oracle
+    from mlec.frontends.base import Frontend, Oracle
     from mlec.runtime import CompiledModel
+    from mlec.signature import Signature
 
 trust_option = click.option(
     "--trust", metavar="sha256:...", help="Run the machine code with this identity although it was not built here."
@@ -149,17 +150,28 @@ def verify_command(
         typed(report)  # whether it is one
     parity = report.parity
     if against is not None:
-        from mlec.errors import ToleranceError
+        from mlec.errors import MlecError
+        from mlec.frontends.example_inputs import for_model, for_signature
         from mlec.validation import default_tolerance, validate
 
-        oracle = _oracle(against, trust_pickle, model_class, given)
+        frontend, source = _source(against, trust_pickle, model_class)
+        oracle = _oracle(against, frontend, source)
         with _load(model, None, trust) as compiled:
+            if isinstance(given, dict):
+                by_name = hasattr(source, "forward")
+                given = for_model(given, source) if by_name else for_signature(given, compiled.signature)
             try:
                 parity = validate(compiled, compiled.graph, oracle, given, default_tolerance(compiled.graph))
-            except ToleranceError as error:
-                raise ToleranceError(
-                    error.message, code=error.code, hint=f"if {against} was trained or changed since, compile it again"
-                ) from error
+            except MlecError as error:
+                differs = _difference(compiled.signature, frontend, source, given)
+                if not differs and error.code not in ("E_PARITY", "E_SOURCE_FAILS"):
+                    raise
+                error.message = f"{against} is not the source of {model}: {differs}" if differs else error.message
+                error.hint = (
+                    f"if {against} was trained or changed since, compile it again; otherwise name the intact file that {model} "
+                    "was compiled from"
+                )
+                raise
     if as_json:
         print_json({**facts, "against": against, "parity": parity})
         return
@@ -172,14 +184,45 @@ def verify_command(
     )  # fmt: skip
 
 
-def _oracle(path: Path, trust_pickle: bool, model_class: str | None, given: tuple[Any, ...] | None) -> Oracle:
-    """The source model's own functions."""
-    from mlec.errors import UsageError
+def _difference(ours: Signature, frontend: Frontend, source: Any, given: tuple[Any, ...] | None) -> str:
+    """What another table the source takes than the compiled model, or other methods it has; empty where they agree or it is not known."""
+    from mlec.errors import MlecError
+    from mlec.frontends.base import LowerOptions
+
+    if ours.table is None:
+        return ""
+    try:
+        theirs = frontend.lower(source, LowerOptions(given)).signature
+    except MlecError:
+        return ""
+    if theirs.table is None:
+        return f"it takes tensors, the compiled model a table of {ours.table.n_features} features"
+    for what, one, other in (
+        ("takes {} features", theirs.table.n_features, ours.table.n_features),
+        ("takes the columns {}", theirs.table.feature_names, ours.table.feature_names),
+        ("has the methods {}", tuple(m.name for m in theirs.methods), tuple(m.name for m in ours.methods)),
+    ):
+        if one != other:
+            shown, wanted = (
+                ", ".join(v) if isinstance(v, tuple) else "without names" if v is None else v for v in (one, other)
+            )
+            return f"it {what.format(shown)}, the compiled model {wanted}"
+    return ""
+
+
+def _source(path: Path, trust_pickle: bool, model_class: str | None) -> tuple[Frontend, Any]:
+    """The source model, with what reads it."""
     from mlec.frontends.base import LowerOptions
     from mlec.frontends.select import load_model_file
 
     allow_own_modules(trust_pickle, model_class)
-    frontend, model = load_model_file(path, LowerOptions(given, trust_pickle=trust_pickle, model_class=model_class))
+    return load_model_file(path, LowerOptions(trust_pickle=trust_pickle, model_class=model_class))
+
+
+def _oracle(path: Path, frontend: Frontend, model: Any) -> Oracle:
+    """The source model's own functions."""
+    from mlec.errors import UsageError
+
     oracle = frontend.oracle(model)
     if not oracle:
         raise UsageError(
@@ -222,7 +265,7 @@ def bench_command(
 
     results: list[dict[str, Any]] = []
     with _load(model, threads, trust) as compiled:
-        oracle = None if against is None else _oracle(against, trust_pickle, model_class, None)
+        oracle = None if against is None else _oracle(against, *_source(against, trust_pickle, model_class))
         if isinstance(oracle, SourceProcess):
             raise UsageError(
                 f"{against} runs in a process of its own, where timing it would time the way there",

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from mlec.capabilities import MODEL_FILES, PRECISIONS
-from mlec.cli.output import json_option, print_json, print_table
+from mlec.capabilities import MODEL_FILES, MODELS, PRECISIONS
+from mlec.cli.output import json_option, print_json, print_pairs, print_table
 
 
 @click.command("passes")
@@ -160,9 +160,13 @@ def _cuda_here() -> str:
 
 
 @click.command("frontends")
+@click.argument("frontend", required=False)
 @json_option
-def frontends_command(as_json: bool) -> None:
-    """List the kinds of models that can be compiled, and whether their packages are installed."""
+def frontends_command(frontend: str | None, as_json: bool) -> None:
+    """List the kinds of models that can be compiled, and whether their packages are installed.
+
+    With FRONTEND, for example sklearn: that one alone, and each class of models that it knows.
+    """
     from mlec import registry
     from mlec.errors import MlecError
 
@@ -170,13 +174,17 @@ def frontends_command(as_json: bool) -> None:
     for name, where in registry.table("frontends").items():
         row = {"name": name, "where": where, "installed": True, "files": MODEL_FILES.get(name, "")}
         try:
-            row["summary"] = _first_line(registry.load("frontends", name))
+            kind = registry.load("frontends", name)
+            row["summary"] = MODELS.get(name) or _first_line(kind)
             # Our own are named after the package that they need, and import it only when they are used.
             if name in registry.FRONTENDS and not _is_installed(name):
                 row |= {"installed": False, "summary": f"pip install 'mlec[{name}]'"}
         except MlecError as error:
             row |= {"installed": False, "summary": error.hint or error.message}
         rows.append(row)
+    if frontend is not None:
+        _one_frontend(frontend, rows, as_json)
+        return
     if as_json:
         print_json({"frontends": rows})
         return
@@ -184,6 +192,24 @@ def frontends_command(as_json: bool) -> None:
         ("frontend", "installed", "models", "files"),
         [(r["name"], "yes" if r["installed"] else "no", r["summary"], r["files"]) for r in rows],
     )
+
+
+def _one_frontend(name: str, rows: list[dict[str, Any]], as_json: bool) -> None:
+    from mlec import registry
+    from mlec.errors import UsageError
+
+    row = next((row for row in rows if row["name"] == name), None)
+    if row is None:
+        known = ", ".join(r["name"] for r in rows)
+        raise UsageError(f"there is no frontend {name!r}", hint=f"there are: {known}")
+    supported = getattr(registry.load("frontends", name)(), "supported", None) if row["installed"] else None
+    classes = supported() if supported is not None else []
+    if as_json:
+        print_json({**row, "supported": classes})
+        return
+    print_pairs([("frontend", name), ("models", row["summary"]), ("files", row["files"]), ("from", row["where"])])
+    for found in classes:
+        click.echo(found)
 
 
 def _is_installed(package: str) -> bool:

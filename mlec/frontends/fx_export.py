@@ -119,6 +119,8 @@ def export_model(model: torch.nn.Module | ExportedProgram, options: LowerOptions
     program, names, symbols = _export_module(model, options)
     exported = Exported(_decomposed(program), type(model).__name__, names, symbols)
     _tell_narrowed(exported, options)
+    if model.training:  # in the report only: so is every module that was just built
+        options.notes.append("the module was in training mode; dropout and batch norm were compiled as in eval()")
     return exported
 
 
@@ -192,6 +194,7 @@ def named_arguments(module: torch.nn.Module, values: Sequence[Any]) -> dict[str,
         raise UsageError(
             f"{len(values)} example inputs do not fit {type(module).__name__}.forward({shown}): {error}",
             code="E_EXAMPLE_COUNT",
+            hint="give one for each parameter; what it takes in a dict or list is one example, in an .npz file named parameter.part",
         ) from None
 
 
@@ -236,6 +239,7 @@ def _wanted_shapes(shapes: InputShapes | None, names: Sequence[str]) -> dict[str
             raise UsageError(
                 f"input_shapes names {unknown[0]!r}, but the model's inputs are: {', '.join(names)}",
                 code="E_INPUT_NAME",
+                hint=f"for example input_shapes={{'{names[0]}': ('n', 8)}}" if names else None,
             )
         items = list(shapes.items())
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ def frontend_for(model: object) -> Frontend:
     for frontend in _frontends():
         if frontend.accepts(model):
             return frontend
+    if isinstance(model, type):
+        raise UnsupportedModelError(
+            f"expected a model, got the class {model.__module__}.{model.__qualname__}", hint="pass an instance, fitted"
+        )
     kind = type(model)
     raise UnsupportedModelError(
         f"no frontend lowers {kind.__module__}.{kind.__qualname__}",
@@ -56,6 +61,12 @@ def load_model_file(path: Path, options: LowerOptions) -> tuple[Frontend, Any]:
                     code="E_MISSING_PACKAGE",
                     hint=f"pip install 'mlec[{frontend.name}]'",
                 ) from error
+    if head[:4] == b"PK\3\4" and not zipfile.is_zipfile(path):
+        raise FrontendError(
+            f"{path} is a damaged zip archive: its end, with the list of its files, is missing",
+            code="E_MODEL_FILE",
+            hint="the file was cut off: copy it or save it again",
+        )
     raise FrontendError(
         f"{path} is not a model file of a known kind",
         code="E_MODEL_FILE",

@@ -18,6 +18,9 @@ from mlec.errors import FrontendError, UnsupportedModelError, UntrustedPickleErr
 from mlec.frontends.base import LowerOptions
 from mlec.frontends.torch_archive import check_program_archive, torch_file_kind
 
+_MODULE_HINT = (
+    "run where the module can be imported: in its folder, or with that in PYTHONPATH; names are package.module:Class"
+)
 _NESTED_KEYS = ("state_dict", "model_state_dict", "model")
 
 
@@ -141,7 +144,7 @@ def _filled(model_class: str, state: Mapping[str, torch.Tensor], path: Path) -> 
         for part in attribute.split("."):
             factory = getattr(factory, part)
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"model_class {model_class!r} cannot be imported: {error}") from error
+        raise UsageError(f"model_class {model_class!r} cannot be imported: {error}", hint=_MODULE_HINT) from error
     try:
         module = factory()
     except TypeError as error:
@@ -154,5 +157,8 @@ def _filled(model_class: str, state: Mapping[str, torch.Tensor], path: Path) -> 
     try:
         module.load_state_dict(dict(state), strict=True)
     except RuntimeError as error:
-        raise FrontendError(f"the weights of {path.name} do not fit {model_class}: {error}", code="E_FILE") from None
+        raise FrontendError(
+            f"the weights of {path.name} do not fit {model_class}: {error}", code="E_FILE",
+            hint="name the class, with the settings, that these weights were trained in; a function without parameters may make it",
+        ) from None  # fmt: skip
     return module.eval()

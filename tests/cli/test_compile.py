@@ -110,6 +110,40 @@ def test_a_state_dict_with_its_class_and_examples(mlec: Run, tmp_path: Path) -> 
     assert "speedup" in done.out
 
 
+NESTED = """
+import torch
+
+class Two(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l = torch.nn.Linear(4, 3)
+
+    def forward(self, x, extra):
+        return self.l(torch.where(extra["mask"], x, extra["w"]))
+"""
+
+
+def test_examples_of_a_module_that_takes_a_dict(mlec: Run, tmp_path: Path) -> None:
+    import torch
+
+    (tmp_path / "nested_network.py").write_text(NESTED)
+    torch.save(torch.nn.Linear(4, 3).state_dict(), tmp_path / "linear.pt")
+    torch.save({"l.weight": torch.ones(3, 4), "l.bias": torch.zeros(3)}, tmp_path / "two.pt")
+    arrays = {
+        "extra.w": np.ones((2, 4), np.float32),
+        "extra.mask": np.zeros((2, 4), bool),
+        "x": np.zeros((2, 4), np.float32),
+    }
+    np.savez(tmp_path / "x.npz", **arrays)
+    source = ("--model-class", "nested_network:Two", "--example", "x.npz")
+    done = mlec("compile", "two.pt", *source, "--target", "numpy", cwd=tmp_path)
+    assert done.code == 0, done.err
+    outputs = mlec("run", "two.mle", "x.npz", "--json", cwd=tmp_path).document()["outputs"]
+    assert outputs[0]["data"] == [[4.0] * 3] * 2
+    unfit = mlec("compile", "linear.pt", *source, cwd=tmp_path).error("E_FILE")
+    assert "that these weights were trained in" in unfit
+
+
 def test_the_reference_as_target(mlec: Run, iris: Iris, tmp_path: Path) -> None:
     done = mlec("compile", iris.pickle, "--trust-pickle", "--target", "numpy", "-o", tmp_path / "m.mle")
     assert done.code == 0, done.err
@@ -272,6 +306,8 @@ def test_what_is_no_model(mlec: Run, iris: Iris, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("not a model\n")
     (tmp_path / "empty.pkl").write_bytes(b"")
     shutil.copy(iris.mle, tmp_path / "renamed.onnx")
+    (tmp_path / "cut.pt2").write_bytes(b"PK\3\4" + bytes(2000))
+    assert "cut off" in fails(mlec, tmp_path / "cut.pt2", "E_MODEL_FILE")
     fails(mlec, tmp_path / "absent.pkl", "E_MODEL_FILE")
     assert "not a model file" in fails(mlec, tmp_path / "text.txt", "E_MODEL_FILE")
     fails(mlec, tmp_path / "empty.pkl", "E_MODEL_FILE")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mlec.cli.files import read_inputs
-from mlec.errors import InputError
+from mlec.errors import InputError, UsageError
+from mlec.frontends.example_inputs import for_model, nested
 
 
 @pytest.mark.parametrize(
@@ -55,3 +56,20 @@ def test_hints_of_arrays_that_cannot_be_read(tmp_path: Path) -> None:
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match="since they are pickles"):
         read_inputs(path)
+
+
+def test_names_of_examples_tell_the_arguments(tmp_path: Path) -> None:
+    class Model:
+        def forward(self, x: object, extra: object, scale: object = None, shift: object = None) -> None: ...
+
+    np.savez(tmp_path / "x.npz", **{"extra.mask": np.ones(1), "x": np.zeros(2), "extra.w": np.ones(3)})
+    given = nested(read_inputs(tmp_path / "x.npz"))
+    x, extra = for_model(given, Model())
+    assert (x.shape, list(extra)) == ((2,), ["mask", "w"])
+    assert [value is None for value in for_model({**given, "shift": x}, Model())] == [False, False, True, False]
+    assert for_model({"a": 1, "b": 2}, Model()) == (1, 2), "names of no parameter: by order"
+    with pytest.raises(UsageError, match=r"missing extra; unexpected y; expected x, extra") as caught:
+        for_model({"x": 1, "y": 2}, Model())
+    assert caught.value.code == "E_EXAMPLE_NAME"
+    with pytest.raises(UsageError, match="also what it is a part or the whole of"):
+        nested({"x": 1, "x.a": 2})

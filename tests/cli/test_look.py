@@ -93,6 +93,12 @@ def test_opt_errors(mlec: Run, tmp_path: Path) -> None:
     mlec("opt", tmp_path / "absent.mlet").error("E_OPEN")
 
 
+@pytest.mark.parametrize(("wrong", "code"), [("matmull(%x", "E_UNKNOWN_OP"), ("concat(%x", "E_ATTR")])
+def test_opt_names_the_list_of_ops(mlec: Run, tmp_path: Path, wrong: str, code: str) -> None:
+    (tmp_path / "g.mlet").write_text(GRAPH.replace("matmul(%x", wrong))
+    assert "`mlec ops`" in mlec("opt", tmp_path / "g.mlet").error(code)
+
+
 @pytest.mark.parametrize(
     ("command", "key", "known"),
     [("passes", "passes", "fuse"), ("frontends", "frontends", "sklearn"), ("targets", "targets", "cuda")],
@@ -104,6 +110,25 @@ def test_tables(mlec: Run, command: str, key: str, known: str) -> None:
     text = mlec(command, env={"PYTHONIOENCODING": "ascii"})
     assert text.code == 0, text.err
     assert known in text.out
+
+
+def test_the_classes_of_a_frontend(mlec: Run) -> None:
+    from mlec.frontends.sklearn import SklearnFrontend
+
+    classes = SklearnFrontend().supported()
+    assert mlec("frontends", "sklearn").out.splitlines()[-len(classes) :] == classes
+    assert mlec("frontends", "sklearn", "--json").document()["supported"] == classes
+    assert "sklearn" in mlec("frontends", "skl").error("E_USAGE")
+
+
+def test_tables_in_a_pipe_are_narrow(capsys: pytest.CaptureFixture[str]) -> None:
+    from mlec.cli.output import print_table
+
+    print_table(("a", "n", "b"), [("x", 1, "y"), ("l" * 100, 12, "z" * 50)], right=("n",))
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert head == f"{'a':<40}   n  b"
+    assert first == f"{'x':<40}   1  y"
+    assert second == f"{'l' * 100}  12  {'z' * 50}"
 
 
 def test_ops_shows_what_each_backend_compiles(mlec: Run) -> None:

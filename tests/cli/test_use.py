@@ -160,6 +160,18 @@ def test_verify_against_another_model(mlec: Run, iris: Iris, tmp_path: Path) -> 
     assert "compile it again" in done.err
 
 
+def test_verify_says_first_how_the_models_differ(mlec: Run, iris: Iris, tmp_path: Path) -> None:
+    import pickle
+
+    from sklearn.linear_model import LogisticRegression
+
+    other = LogisticRegression(max_iter=1000).fit(iris.table.iloc[:, :3], iris.source.predict(iris.table))
+    (tmp_path / "other.pkl").write_bytes(pickle.dumps(other))
+    done = mlec("verify", iris.mle, "--against", tmp_path / "other.pkl", "--trust-pickle")
+    assert "it takes 3 features, the compiled model 4" in done.error("E_SOURCE_FAILS")
+    assert "--no-validate" not in done.err
+
+
 def test_kernels_of_others_do_not_run_unasked(mlec: Run, iris: Iris, tmp_path: Path) -> None:
     """Another user's state: the file was not built there."""
     elsewhere = {"XDG_STATE_HOME": str(tmp_path)}

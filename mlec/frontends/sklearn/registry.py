@@ -45,7 +45,9 @@ def supported() -> list[str]:
 def _alternatives(name: str) -> str:
     near = difflib.get_close_matches(name, supported(), n=5, cutoff=0.5)
     listed = f"supported with a similar name: {', '.join(near)}; " if near else ""
-    return f"{listed}SklearnFrontend().supported() lists all {len(CONVERTERS)}; or leave this step outside the compiled model"
+    return (
+        f"{listed}`mlec frontends sklearn` lists all {len(CONVERTERS)}; or leave this step outside the compiled model"
+    )
 
 
 def find_converter(cls: type) -> Converter | None:
