@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from mlec.ir.graph import Graph
 from mlec.ir.op import Array
+from mlec.pipeline import TargetFacts
 from mlec.runtime.program import Program
 from mlec.signature import Signature
 from mlec.target import Target
@@ -88,6 +89,14 @@ class Backend(Protocol):
     def supports(self, op: str, kind: str) -> bool:
         """Whether the backend lowers an op for a kind of target."""
         return bool(self.how(op, kind))
+
+    def facts(self, target: Target) -> TargetFacts:
+        """What the passes may know of a target; nothing special unless the backend says so.
+
+        Raises:
+            TargetError: for a target that it does not serve.
+        """
+        return TargetFacts(row_programs=False)
 
     def compile(self, graph: Graph, target: Target, options: CompileOptions | None = None) -> CompiledModule:
         """Compiles a verified graph.

@@ -109,7 +109,7 @@ def compile(
         machine = this_machine()
         pipeline = _pipeline(passes)
         optimized, records = pipeline.run(
-            source.graph, PassContext(vector_bytes=vector_bytes(wanted), precision=precision)
+            source.graph, PassContext(registry.backend_of(wanted.kind).facts(wanted), precision)
         )
         report = OptimizationReport(
             model={"name": source.name, "source": source.frontend.name if source.frontend else "graph"}
@@ -193,7 +193,9 @@ def optimize(
             hint="mlec.lower(model) makes one of a model; mlec.compile runs the passes itself",
         )
     machine = this_machine()
-    optimized, records = _pipeline(passes).run(graph, PassContext(vector_bytes=vector_bytes(Target.parse(target))))
+    wanted = Target.parse(target)
+    facts = registry.backend_of(wanted.kind).facts(wanted)
+    optimized, records = _pipeline(passes).run(graph, PassContext(facts))
     report = OptimizationReport(model={"name": graph.name, "source": "graph"}, machine=machine.to_dict())
     report.add_passes(records, machine)
     report.graphs = {"before": graph_picture(graph), "after": graph_picture(optimized)}
@@ -340,17 +342,6 @@ def _pipeline(passes: str | PassPipeline | Sequence[Pass]) -> PassPipeline:
             hint='for example passes="O2"',
         )
     return PassPipeline(passes)
-
-
-def vector_bytes(target: Target) -> int:
-    """Width of the vector registers that kernels for this target use."""
-    if target.kind != "cpu":
-        return 32
-    wide = {"x86-64-v4": 64, "x86-64-v3": 32, "x86-64-v2": 16, "x86-64": 16}
-    if target.arch in wide:
-        return wide[target.arch]
-    flags = host_cpu_flags()
-    return 64 if "avx512f" in flags else 32 if "avx2" in flags else 16
 
 
 def _assemble(

@@ -100,16 +100,29 @@ class Remark:
 
 
 @dataclass(frozen=True)
+class TargetFacts:
+    """What a backend says of a target, for the passes; by default an ordinary CPU.
+
+    Attributes:
+        vector_bytes: width of the vector registers.
+        row_programs: whether what goes over narrow rows once (`mlec.ops.rows`) becomes one kernel.
+    """
+
+    vector_bytes: int = 32
+    row_programs: bool = True
+
+
+@dataclass(frozen=True)
 class PassContext:
     """What passes may know besides the graph.
 
     Attributes:
-        vector_bytes: width of the target's vector registers.
+        target: what it is compiled for.
         precision: asked for by the user.
         calibration: example inputs, one list of arrays for each batch.
     """
 
-    vector_bytes: int = 32
+    target: TargetFacts = TargetFacts()
     precision: str = "fp32"
     calibration: Sequence[Sequence[Array]] = ()
 

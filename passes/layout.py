@@ -37,7 +37,7 @@ class ChooseLayout(Pass):
     preserves: ClassVar[Tolerance] = ulp(16)  # a mean over an image in blocks is taken in another order
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        work = _Layout(graph, self.block, context.vector_bytes, self.images)
+        work = _Layout(graph, self.block, context.target.vector_bytes, self.images)
         return work.run()
 
 

@@ -22,6 +22,7 @@ from mlec.backends.tvm.target import TargetInfo
 from mlec.capabilities import TARGETS
 from mlec.errors import TargetError
 from mlec.ir.graph import Graph
+from mlec.pipeline import TargetFacts
 from mlec.runtime.program import Program
 from mlec.target import Target
 
@@ -47,6 +48,16 @@ class TVMBackend(Backend):
         """How the op is lowered for a kind of target, and in which file; empty where it is not."""
         entry = lowering_of(op, "cuda" if kind == "cuda" else "cpu")
         return "" if entry is None else str(entry)
+
+    def facts(self, target: Target) -> TargetFacts:
+        """The width of a CPU's vectors; row programs are for CPUs only.
+
+        Raises:
+            TargetError: for a CPU that LLVM does not know.
+        """
+        if target.kind == "cuda":
+            return TargetFacts(row_programs=False)
+        return TargetFacts(cpu_info(target).vector_bits // 8)
 
     def compile(self, graph: Graph, target: Target, options: CompileOptions | None = None) -> CompiledModule:
         """Compiles a verified graph.

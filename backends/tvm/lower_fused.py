@@ -25,12 +25,12 @@ from mlec.backends.tvm.lower_rows import lower_rows
 from mlec.backends.tvm.lowering import Lowering, Tensor
 from mlec.backends.tvm.region import Dims, Known, Load, Number, Region, Source, is_elementwise, is_injective
 from mlec.backends.tvm.registry import BOTH, find, lowering_of, lowers
-from mlec.backends.tvm.scalar import CALLS_LIBM, TVM_NAMES
+from mlec.backends.tvm.scalar import TVM_NAMES
 from mlec.errors import UnsupportedOpError
 from mlec.ir.builder import GraphBuilder
 from mlec.ir.dim import Dim, symbols_of
 from mlec.ir.graph import Graph, Node, Value
-from mlec.ir.op import substitute_attrs
+from mlec.ir.op import Trait, substitute_attrs
 from mlec.ir.types import TensorType
 
 
@@ -211,9 +211,10 @@ def lower_body(lowering: Lowering, node: Node, body: Graph, operands: tuple[Tens
             result = _with_anchor(lowering, node, nodes, values, output)
             if result is not None:
                 return (result,)
-    for inner in nodes:
-        results = lowering.lower(inner, tuple(values[v] for v in inner.inputs))
-        values.update(zip(inner.outputs, results, strict=True))
+    with lowering.noting("one of several for a fused body" if node.name == "fused" else ""):
+        for inner in nodes:
+            results = lowering.lower(inner, tuple(values[v] for v in inner.inputs))
+            values.update(zip(inner.outputs, results, strict=True))
     return tuple(values[v] for v in body.outputs)
 
 
@@ -260,7 +261,7 @@ def _with_anchor(
 
 
 def _vectorises(node: Node) -> bool:
-    return is_elementwise(node) and node.name not in CALLS_LIBM
+    return is_elementwise(node) and not node.op.has(Trait.LIBRARY_CALL)
 
 
 def _before_anchor(

@@ -26,18 +26,10 @@ from mlec.backends.tvm.kernels.tile import bits, parameter, product, unrolled
 from mlec.backends.tvm.kernels.vector import Cell, broadcast, const, load, select, share, store
 from mlec.backends.tvm.lowering import Lowering, Tensor
 from mlec.backends.tvm.region import Dims, Load, Number, Region, Source, is_elementwise
-from mlec.backends.tvm.scalar import CALLS_LIBM
-from mlec.ir.dim import SymDim, symbols_of
+from mlec.ir.dim import SymDim
 from mlec.ir.graph import Node, Value
-from mlec.ir.types import TensorType
-
-MOVES = frozenset({"reshape", "gather", "concat", "slice", "broadcast_to"})
-PRODUCTS = frozenset({"matmul", "matmul_packed"})
-MAX_PRODUCT = 16
-"""Columns of a product; `gemm` is faster for more, and for any number but the smallest where nothing else is to be done."""
-
-MAX_COLUMNS = 128
-"""Of any value: a block of it fits the L1 cache."""
+from mlec.ir.op import Trait
+from mlec.ops.rows import MOVES, PRODUCTS, columns_of, has_rows, rows_of
 
 ELEMENT_WORK, NORMALISED_WORK = 4, 64
 """Multiply-adds that take as long as a cheap operation or a move of one element, and as an element of a softmax."""
@@ -50,18 +42,22 @@ def lower_rows(
     lowering: Lowering, node: Node, nodes: Sequence[Node], values: Mapping[Value, Tensor], outputs: Sequence[Value]
 ) -> tuple[Tensor, ...] | None:
     """One kernel for the whole body; None if it isn't a row program."""
-    extents = {v.type.shape[0] for v in outputs if v.type.rank}
-    if len(extents) != 1 or lowering.on_gpu:
+    extents = {rows_of(inner) for inner in nodes}
+    if len(extents) != 1 or lowering.on_gpu or not all(map(_has_lanes, nodes)):
         return None
     (n,) = extents
-    if not isinstance(n, SymDim) or str(n) not in symbols_of(n):
+    if n is None:
         return None
-    program = RowProgram(n, tuple(nodes), dict(values), tuple(outputs))
     mixes = len(outputs) > 1 or any(inner.name in PRODUCTS | MOVES for inner in nodes)
     mixes = mixes or any(inner.name in VERTICAL and inner.output not in outputs for inner in nodes)
-    if not mixes or not all(map(program.takes, nodes)) or _is_plain_product(lowering, nodes, outputs):
+    if not mixes or _is_plain_product(lowering, nodes, outputs):
         return None
-    return program.lower(lowering, node)
+    return RowProgram(n, tuple(nodes), dict(values), tuple(outputs)).lower(lowering, node)
+
+
+def _has_lanes(node: Node) -> bool:
+    """Whether the op is computed in vectors; an elementwise one of another package may have a kernel of its own instead."""
+    return not node.op.has(Trait.ELEMENTWISE) or is_elementwise(node)
 
 
 def _work_of(node: Node) -> int:
@@ -84,24 +80,6 @@ def _is_plain_product(lowering: Lowering, nodes: Sequence[Node], outputs: Sequen
     return first.name in PRODUCTS and len(outputs) == 1 and all(map(is_elementwise, rest)) and wide
 
 
-def has_rows(kind: TensorType, n: SymDim) -> bool:
-    """Whether a value has one narrow row for each of the ``n``."""
-    if kind.rank not in (1, 2) or kind.shape[0] != n:
-        return False
-    return all(isinstance(d, int) and d <= MAX_COLUMNS for d in kind.shape[1:])
-
-
-def columns_of(kind: TensorType) -> int:
-    """Columns of a value with rows."""
-    return int(str(kind.shape[1])) if kind.rank == 2 else 1
-
-
-def _over_columns(node: Node) -> bool:
-    """Whether a reduction is over the columns of a matrix, and nothing else."""
-    axes = node.attrs["axes"] if "axes" in node.attrs else (node.attrs["axis"],)
-    return len(axes) == 1 and axes[0] % 2 == 1
-
-
 @dataclass(frozen=True)
 class RowProgram:
     """A body, its rows, and what the values that it reads are."""
@@ -111,34 +89,11 @@ class RowProgram:
     values: dict[Value, Tensor]
     outputs: tuple[Value, ...]
 
-    def takes(self, node: Node) -> bool:
-        """Whether a node computes rows from rows."""
-        if len(node.outputs) != 1 or not has_rows(node.output.type, self.n):
-            return False
-        fixed = [v for v in node.inputs if not v.type.symbols]
-        rows = [v for v in node.inputs if has_rows(v.type, self.n)]
-        if len(fixed) + len(rows) != len(node.inputs) or any(v not in self.values for v in fixed):
-            return False
-        rank = node.output.type.rank
-        if is_elementwise(node):
-            aligned = all(v.type.rank == rank for v in rows) and all(v.type.rank <= rank for v in fixed)
-            return aligned and node.name not in CALLS_LIBM
-        if node.name in VERTICAL:
-            (x,) = node.inputs
-            return x.type.rank == 2 and x.type.dtype.is_float and _over_columns(node)
-        if node.name in PRODUCTS:
-            x, w = node.inputs
-            array = fixed == [w] and self.values[w].number is None
-            return array and rows == [x] and columns_of(node.output.type) <= MAX_PRODUCT
-        if node.name == "gather":
-            return node.attrs["axis"] % 2 == 1 and rows == [node.inputs[0]] and node.inputs[1].type.rank == 1
-        if node.name in ("concat", "slice"):
-            return rank == 2 and node.attrs["axis"] % 2 == 1 and not fixed
-        return node.name == "broadcast_to" or (node.name == "reshape" and columns_of(node.output.type) == 1)
-
     def lower(self, lowering: Lowering, node: Node) -> tuple[Tensor, ...]:
         """Adds the kernel."""
         read = {v: self.values[v] for inner in self.nodes for v in inner.inputs if v in self.values}
+        arrays = {inner.inputs[1] for inner in self.nodes if inner.name in PRODUCTS}
+        read |= {v: lowering.in_memory(read[v]) for v in arrays}  # also of one number everywhere
         operands = tuple(dict.fromkeys(lowering.in_memory(t) for t in read.values() if t.number is None))
         used = (*(t.type for t in operands), *(v.type for inner in self.nodes for v in inner.outputs))
         widest = max((t.dtype.bits for t in used if t.dtype.is_float), default=32)

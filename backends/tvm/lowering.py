@@ -149,6 +149,7 @@ class Lowering:
         self._constants: dict[str, Tensor] = {}
         self._kernels: list[KernelInfo] = []
         self._notes: list[KernelNote] = []
+        self._remark = ""
         self._names: set[str] = set()
         self._place = Location()
         self._label = ""
@@ -233,9 +234,11 @@ class Lowering:
         moved: Dim = 0
         for tensor in (*memory, *made):
             moved = moved + tensor.type.nbytes
-        self._kernels.append(KernelInfo(symbol, node.name, self._place.summary(), _plain(node.cost.flops), _plain(moved)))
+        flops = _plain(node.cost.flops)
+        self._kernels.append(KernelInfo(symbol, node.name, self._place.summary(), flops, _plain(moved)))
         floats = [t.type.dtype.bits for t in (*memory, *made) if t.type.dtype.is_float]
-        self._notes.append(KernelNote(symbol, node.name, strategy, max(floats, default=32)))
+        note = f"{strategy}, {self._remark}" if self._remark else strategy
+        self._notes.append(KernelNote(symbol, node.name, note, max(floats, default=32)))
         return made
 
     def reshape(self, x: Tensor, shape: Sequence[Dim]) -> Tensor:
@@ -279,6 +282,16 @@ class Lowering:
     def variant(self, what: Hashable) -> AbstractContextManager[None]:
         """For kernels that depend on more than the form of their node: on ``what`` as well."""
         return self._lowering_of((self._form, what))
+
+    @contextmanager
+    def noting(self, remark: str) -> Iterator[None]:
+        """Adds a remark, if any, to the note of every kernel that is made inside."""
+        before = self._remark
+        self._remark = remark or before
+        try:
+            yield
+        finally:
+            self._remark = before
 
     # -- helpers -------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from mlec.backends.tvm.registry import find
 from mlec.ir.dim import Dim, Symbol, SymDim, symbols_of
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Node, Value
+from mlec.ir.op import Trait
 from mlec.ir.types import TensorType
 
 Index = Any
@@ -250,7 +251,7 @@ class Region:
 def _elementwise(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr:
     arguments = [region.operand(v, indices) for v in node.inputs]
     lanes = max(map(lanes_of, arguments))
-    if lanes > 1 and node.name in scalar.CALLS_LIBM and not (node.inputs[0].type.dtype.is_int):
+    if lanes > 1 and node.op.has(Trait.LIBRARY_CALL) and not (node.inputs[0].type.dtype.is_int):
         raise NotContiguousError
     return share(scalar.apply(node.name, node.attrs, [broadcast(a, lanes) for a in arguments], node.output.type.dtype))
 

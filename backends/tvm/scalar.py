@@ -45,9 +45,6 @@ TVM_NAMES = {
 }  # fmt: skip
 """TVM's name of each element type."""
 
-CALLS_LIBM = frozenset({"sin", "cos", "tan", "atan", "atan2", "pow", "floordiv", "mod"})
-"""Ops that are computed by calls into the C library, one element at a time: vectors gain nothing."""
-
 
 def apply(op: str, attrs: Attrs, arguments: Sequence[Expr], result: DType) -> Expr:
     """The value of an elementwise op. ``arguments`` are loads, names or constants, of equal lanes or scalar.

@@ -39,6 +39,7 @@ class Trait(enum.Flag):
     INDEXING = enum.auto()  # picks elements
     CONTRACTION = enum.auto()  # multiply and add over a shared axis: matmul, conv
     NORMALISATION = enum.auto()  # a reduction and its elementwise use: softmax, layer_norm
+    LIBRARY_CALL = enum.auto()  # elementwise, by a call into the C library for each element: vectors gain nothing
 
 
 class AttrKind(enum.Enum):
@@ -329,7 +330,8 @@ def lookup(name: str) -> OpDef:
         raise TypeRuleError(
             f"there is no op {name!r}",
             code="E_UNKNOWN_OP",
-            hint=f"did you mean {', '.join(near)}?" if near else "`mlec ops` lists them all",
+            hint=(f"did you mean {', '.join(near)}? " if near else "`mlec ops` lists them all; ")
+            + "a package that adds it (by an entry point in the group mlec.ops) may not be installed",
         )
     return OPS[name]
 

@@ -17,7 +17,7 @@ from mlec.pipeline import Pass, PassContext, PassResult, Remark
 @dataclass(frozen=True)
 class FuseOperators(Pass):
     """Elementwise chains become one loop; bias, activation and residual become the epilogue of the product before them;
-    preprocessing with a small model and its results becomes one pass over the rows.
+    preprocessing with a small model and its results becomes one pass over the rows where the target has such kernels.
 
     Options:
         max_nodes: size limit of one kernel.
@@ -28,11 +28,13 @@ class FuseOperators(Pass):
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         found = find_groups(graph, self.max_nodes)
-        programs = find_row_groups(graph, [group.nodes for group in found], self.max_nodes)
+        wanted = find_row_groups(graph, [group.nodes for group in found]) if context.target.row_programs else []
+        programs = [part for part in wanted if len(part) <= self.max_nodes]
         if programs:
             found = find_groups(graph, self.max_nodes, frozenset(node for part in programs for node in part))
         names = value_names(graph)
         remarks = [_applied(part, "one pass over the rows") for part in programs]
+        remarks += [_too_long(part, self.max_nodes) for part in wanted if part not in programs]
         remarks += [remark for group in found for remark in _remarks(group, names)]
         groups = [group.nodes for group in found if len(group.nodes) > 1] + programs
         if not groups:
@@ -108,6 +110,12 @@ def _emit(b: GraphBuilder, graph: Graph, members: Sequence[Node]) -> None:
 def _applied(members: Sequence[Node], what: str) -> Remark:
     chain = " + ".join(node.name for node in members)
     return Remark("applied", f"{what}: {chain}", Location.merged((n.loc for n in members), "fuse"), "fuse")
+
+
+def _too_long(members: Sequence[Node], max_nodes: int) -> Remark:
+    chain = f"the {len(members)} nodes from {members[0].name} to {members[-1].name}"
+    message = f"not one pass over the rows: {chain} are more than max_nodes = {max_nodes}"
+    return Remark("missed", message, Location.merged((n.loc for n in members), "fuse"), "fuse")
 
 
 def _remarks(group: Group, names: dict[Value, str]) -> list[Remark]:

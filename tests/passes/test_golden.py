@@ -21,7 +21,7 @@ import pytest
 
 from mlec.ir import parse_graph, print_graph, verify
 from mlec.ir.op import Array
-from mlec.pipeline import EXACT, PassContext, PassPipeline, check_equal
+from mlec.pipeline import EXACT, PassContext, PassPipeline, TargetFacts, check_equal
 
 FOLDER = Path(__file__).parents[1] / "golden"
 CASES = sorted(FOLDER.glob("*/*.mlet"))
@@ -48,7 +48,7 @@ def test_golden(path: Path, request: pytest.FixtureRequest) -> None:
     before = parse_graph(before_text[before_text.index("graph @") :], constants(text))
     verify(before)
     pipeline = PassPipeline.parse(header(text, "passes")[0])
-    after, records = pipeline.run(before, PassContext(vector_bytes=32))
+    after, records = pipeline.run(before, PassContext(TargetFacts(vector_bytes=32)))
     if request.config.getoption("--update-golden"):
         expected = print_graph(after, locations=False)
         path.write_text(f"{before_text}{SEPARATOR}{expected}\n")
@@ -59,7 +59,7 @@ def test_golden(path: Path, request: pytest.FixtureRequest) -> None:
     for step in pipeline:
         tolerance = tolerance.then(step.preserves)
     check_equal(before, after, tolerance, str(path))
-    again, _ = pipeline.run(after, PassContext(vector_bytes=32))
+    again, _ = pipeline.run(after, PassContext(TargetFacts(vector_bytes=32)))
     assert print_graph(again, locations=False) == expected.strip(), "running the passes again changes nothing"
 
 

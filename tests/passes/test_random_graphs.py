@@ -9,7 +9,7 @@ import mlec.ops
 from mlec.ir import DType, Graph, GraphBuilder, Trait, Value, tensor, verify
 from mlec.ir.op import OPS
 from mlec.passes.pipelines import named_pipeline
-from mlec.pipeline import EXACT, PassContext, check_equal
+from mlec.pipeline import EXACT, PassContext, TargetFacts, check_equal
 
 assert mlec.ops.OPS
 UNARY = sorted(
@@ -81,7 +81,7 @@ def test_optimised_graphs_compute_the_same(seed: int) -> None:
     verify(graph)
     for level in ("O1", "O2", "O3"):
         pipeline = named_pipeline(level)
-        optimised, _ = pipeline.run(graph, PassContext(vector_bytes=16 << (seed % 3)))
+        optimised, _ = pipeline.run(graph, PassContext(TargetFacts(vector_bytes=16 << (seed % 3))))
         tolerance = EXACT
         for p in pipeline:
             tolerance = tolerance.then(p.preserves)
@@ -97,4 +97,6 @@ def test_optimised_graphs_compute_the_same(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(60, 75))
 def test_each_pass_keeps_what_it_declares(seed: int) -> None:
-    named_pipeline("O3").verified("numeric").run(random_graph(seed), PassContext(vector_bytes=16 << (seed % 3)))
+    named_pipeline("O3").verified("numeric").run(
+        random_graph(seed), PassContext(TargetFacts(vector_bytes=16 << (seed % 3)))
+    )

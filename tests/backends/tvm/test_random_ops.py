@@ -13,7 +13,7 @@ from mlec.ir import Graph, GraphBuilder, TensorType, Trait, Value, run_graph, te
 from mlec.ir.dtype import DType
 from mlec.ir.op import OPS
 from mlec.passes.pipelines import named_pipeline
-from mlec.pipeline import PassContext, random_inputs
+from mlec.pipeline import PassContext, TargetFacts, random_inputs
 from mlec.runtime.executable import Executable
 from mlec.target import Target
 from tests.backends.tvm.op_cases import symbolic
@@ -102,7 +102,7 @@ def test_compiled_graphs_compute_what_the_interpreter_does(seed: int) -> None:
     cases = [inputs_of(graph, rows, special) for rows, special in ((3, ()), (5, SPECIAL), (1, ()))]
     wanted = [run_graph(graph, arrays) for arrays in cases]
     for level in ("O0", "O3"):
-        optimised, _ = named_pipeline(level).run(graph, PassContext(vector_bytes=64))
+        optimised, _ = named_pipeline(level).run(graph, PassContext(TargetFacts(vector_bytes=64)))
         module = TVMBackend().compile(optimised, Target())
         executable = Executable(module.program, module.objects, module.constants, num_threads=1)
         for arrays, results in zip(cases, wanted, strict=True):
@@ -112,4 +112,4 @@ def test_compiled_graphs_compute_what_the_interpreter_does(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(100, 130))
 def test_each_pass_keeps_what_it_declares(seed: int) -> None:
-    named_pipeline("O3").verified("numeric").run(random_graph(seed), PassContext(vector_bytes=64))
+    named_pipeline("O3").verified("numeric").run(random_graph(seed), PassContext(TargetFacts(vector_bytes=64)))

@@ -9,8 +9,10 @@ import pytest
 
 import mlec.ops  # noqa: F401  (fills the table)
 from mlec.backends.tvm.backend import TVMBackend
-from mlec.ir import Graph, GraphBuilder, Value, run_graph, tensor
+from mlec.backends.tvm.kernels.rows import VERTICAL
+from mlec.ir import Graph, GraphBuilder, Value, parse_graph, run_graph, tensor
 from mlec.ir.op import Array
+from mlec.ops.rows import OVER_COLUMNS, rows_of
 from mlec.passes.fusion import FuseOperators
 from mlec.pipeline import PassPipeline
 from mlec.runtime.executable import Executable
@@ -146,6 +148,36 @@ def test_wide_rows_and_functions_of_the_c_library_stay_out() -> None:
     graph = b.finish([b("relu", product), b("matmul", wide, array(b, normal(500, 2), "f32"))])
     fused, _ = PassPipeline([FuseOperators()]).run(graph)
     assert [node.name for node in fused.nodes if not node.is_constant] == ["sin", "fused", "matmul"]
+
+
+def test_what_mixes_columns_is_the_same_for_the_rule_and_the_kernels() -> None:
+    assert set(VERTICAL) == OVER_COLUMNS
+
+
+def test_16_bit_floats_stay_out() -> None:
+    b = GraphBuilder()
+    x = b.input("x", tensor("f16", ("n", 4)))
+    graph = b.finish([b("concat", b("relu", x), b("neg", x), axis=1)])
+    assert all(rows_of(node) is None for node in graph.nodes)
+
+
+def test_a_product_with_one_number_everywhere() -> None:
+    graph = parse_graph("""
+        graph @g(%x: f32[n, 5]) -> (f32[n, 1], f32[n, 2]) {
+          %w = constant {value = 0.5} : f32[5, 1]
+          %doubled = add(%x, %x) : f32[n, 5]
+          %sum = matmul(%doubled, %w) : f32[n, 1]
+          %both = concat(%sum, %sum) {axis = 1} : f32[n, 2]
+          return %sum, %both
+        }""")
+    fused, _ = PassPipeline([FuseOperators()]).run(graph)
+    module = TVMBackend().compile(fused, Target())
+    (note,) = module.notes
+    assert note.strategy.startswith("row program")
+    x = normal(37, 5).astype(np.float32)
+    got = Executable(module.program, module.objects, module.constants).run([x])
+    for ours, theirs in zip(got, run_graph(graph, [x]), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("columns", "by_rows"), [(1, True), (10, False)])
