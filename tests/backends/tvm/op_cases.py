@@ -15,6 +15,7 @@ from mlec.ir import OPS, Graph, GraphBuilder, TensorType, Value, run_graph
 from mlec.ir.dim import Dim, SymDim
 from mlec.ir.dtype import DType
 from mlec.ir.op import SYMBOLIC_EXTENT, Array, Case
+from tests.ops.special_values import special_case
 
 CASES = 2
 FAMILY = 12
@@ -77,14 +78,17 @@ def check(op: str, got: Array, wanted: Array) -> None:
 
 
 def graph_of(names: Sequence[str], dynamic: bool, cases: int = CASES) -> tuple[Graph, list[Array], list[str]]:
-    """A graph that calls each op on samples, its inputs, and the op of each output. An op's samples depend on its name only."""
+    """A graph that calls each op on samples and special values, its inputs, and the op of each output. Samples depend on an op's name only."""
     b = GraphBuilder("cases")
     arrays: list[Array] = []
     results: list[tuple[str, Value]] = []
     for name in names:
         rng = np.random.default_rng(zlib.crc32(name.encode()) + dynamic)
-        for _ in range(cases):
-            made = add_case(b, name, OPS[name].sample(rng), dynamic)
+        drawn = [OPS[name].sample(rng) for _ in range(cases)]
+        for case in (*drawn, special_case(OPS[name], rng)):
+            if case is None:
+                continue
+            made = add_case(b, name, case, dynamic)
             arrays += made[0]
             results += [(name, value) for value in made[1]]
     if dynamic:  # some samples have no operand that tells n

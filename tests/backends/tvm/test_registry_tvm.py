@@ -61,4 +61,14 @@ def test_an_op_that_fails_fails_alone() -> None:
 
 def test_samples_depend_on_the_op_alone() -> None:
     alone, among = graph_of(["exp"], True)[1], graph_of(["erf", "exp"], True)[1]
-    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(alone[:2], among[2:4], strict=True))
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(alone[:3], among[3:6], strict=True))
+
+
+def test_nan_instead_of_infinity_is_found() -> None:
+    def run_wrongly(graph: Graph, arrays: Sequence[Array]) -> Sequence[Array]:
+        results = run_graph(graph, arrays)
+        return [np.where(np.isinf(a), np.nan, a) if a.dtype.kind == "f" else a for a in results]
+
+    with pytest.raises(AssertionError):
+        OpTests(run_wrongly).check("sqrt", False)
+    OpTests(run_wrongly).check("sin", False)
