@@ -376,7 +376,7 @@ class _DeviceOnUse:
         return executable_of(*self._what)
 
     def run(self, inputs: list[Any], out: Any = None) -> Any:
-        return self._executable.run(inputs, out)
+        return self._executable.run(inputs) if out is None else self._executable.run(inputs, out)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

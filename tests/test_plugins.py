@@ -184,7 +184,9 @@ print(compiled.report.model["target"])
 """
 LOAD = f"""{MODEL}
 m = mlec.load("m.mle")
-np.testing.assert_allclose(m.run([x])[0], np.load("wanted.npy"), rtol=1e-5, atol=1e-5)
+out = np.empty_like(np.load("wanted.npy"))
+assert m.run([x], out=[out])[0] is out
+np.testing.assert_allclose(out, np.load("wanted.npy"), rtol=1e-5, atol=1e-5)
 print(type(m.executable).__name__, getattr(m.executable, "calls", None))
 """
 
@@ -202,6 +204,7 @@ def test_a_plugins_backend_from_compile_to_run(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     targets = plugin.run("-m", "mlec", "targets").stdout
     assert "an interpreter that counts" in targets
+        assert "None thread" not in done.stdout
     assert "counting: " in plugin.run("-m", "mlec", "ops").stdout
 
 

@@ -37,8 +37,6 @@ class CountingBackend(Backend):
 class Counted:
     """A graph that runs."""
 
-    num_threads = 1
-
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.calls = 0

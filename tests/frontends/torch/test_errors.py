@@ -262,3 +262,14 @@ def test_examples_that_the_model_does_not_run_on() -> None:
     ) as caught:
         lower(MLP(), torch.ones(2, 99))
     assert caught.value.code == "E_EXAMPLE_FAILS"
+
+
+def test_a_module_in_training_mode_is_compiled_as_in_eval() -> None:
+    module = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
+    x = torch.ones(2, 4)
+    compiled = mlec.compile(module, x)
+    assert module.training
+    assert [w for w in compiled.report.warnings if "training mode" in w and "as in eval()" in w]
+    module.eval()
+    torch.testing.assert_close(torch.from_numpy(compiled(x)[0]), module(x).detach())
+    assert not [w for w in mlec.compile(module, x).report.warnings if "training mode" in w]
