@@ -44,6 +44,10 @@ class Output:
     stack: bool = False
 
 
+WITHHELD = Output(())
+"""A method of the source that the compiled model must not have, because it could not answer exactly."""
+
+
 @dataclass(frozen=True)
 class Lowered:
     """One estimator in the graph.

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn import discriminant_analysis, linear_model, svm
 
 from mlec.frontends.sklearn.columns import Columns
-from mlec.frontends.sklearn.context import Array, Context, Lowered, Output
+from mlec.frontends.sklearn.context import WITHHELD, Array, Context, Lowered, Output
 from mlec.frontends.sklearn.registry import convert, converts
 from mlec.ir import Value
 
@@ -146,7 +146,15 @@ def linear_discriminant(ctx: Context, model: Any, columns: Columns) -> Lowered:
     x = ctx.matrix(columns)
     scores = linear_scores(ctx, x, model.coef_, model.intercept_)
     proba = ctx.two_columns(ctx.b("sigmoid", scores)) if scores.type.rank == 1 else ctx.b("softmax", scores, axis=1)
-    lowered = ctx.classifier(model.classes_, decide(ctx, scores), proba=proba, decision=scores)
+    # As the library: the logarithm of no probability at all is that of the smallest normal number. A model that was fitted on
+    # float32 takes it, and its logarithm, in the precision of the table, which a compiled model does not know: no method then.
+    log_proba = None
+    if model.coef_.dtype == np.float64:
+        smallest = ctx.constant(np.finfo(np.float64).smallest_normal)
+        log_proba = ctx.b("log", ctx.b("where", ctx.b("eq", proba, 0.0), smallest, proba))
+    lowered = ctx.classifier(model.classes_, decide(ctx, scores), proba=proba, decision=scores, log_proba=log_proba)
+    if log_proba is None:
+        lowered = Lowered("classifier", {**lowered.methods, "predict_log_proba": WITHHELD})
     if model.solver == "lsqr":
         return lowered
     centred = ctx.b("sub", x, ctx.constant(model.xbar_, "mean")) if model.solver == "svd" else x

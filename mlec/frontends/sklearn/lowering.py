@@ -30,7 +30,7 @@ from mlec.frontends.sklearn import (  # noqa: F401  importing a family fills the
     trees,
 )
 from mlec.frontends.sklearn.columns import Columns, TableColumn
-from mlec.frontends.sklearn.context import Array, Context, Lowered, Numbers, Output
+from mlec.frontends.sklearn.context import WITHHELD, Array, Context, Lowered, Numbers, Output
 from mlec.frontends.sklearn.preprocessing import scalar
 from mlec.frontends.sklearn.registry import convert
 from mlec.ir import DType, Graph, Value, verify
@@ -59,6 +59,11 @@ def lower(model: Any, options: LowerOptions) -> Graph:
             ctx.refuse("it has no method that could be compiled", "compile an estimator with predict or transform")
         if not ctx.feeds:
             ctx.refuse("its result does not depend on its input")
+        absent = [name for name in METHODS if name not in methods and hasattr(model, name)]
+        if absent:
+            options.notes.append(
+                f"{ctx.location}: the compiled model does not offer {', '.join(absent)}; its source does"
+            )
         outputs, specs = _outputs(ctx, methods)
     graph = ctx.b.finish(outputs)
     signature = Signature(
@@ -193,7 +198,8 @@ def _methods(ctx: Context, model: Any, lowered: Lowered) -> dict[str, tuple[Outp
         if not hasattr(model, name):
             continue
         if name in made:
-            methods[name] = made[name], ""
+            if made[name] is not WITHHELD:
+                methods[name] = made[name], ""
         elif name == "predict_log_proba" and "predict_proba" in made:
             methods[name] = made["predict_proba"], "log"
     return methods

@@ -114,9 +114,26 @@ def k_neighbors_regressor(ctx: Context, model: Any, columns: Columns) -> Lowered
 
 @converts(neighbors.NearestCentroid)
 def nearest_centroid(ctx: Context, model: Any, columns: Columns) -> Lowered:
-    if model.metric not in ("euclidean", "manhattan") or getattr(model, "priors", "uniform") != "uniform":
-        ctx.refuse(f"metric={model.metric!r} with priors={model.priors!r} is not supported", "use priors='uniform'")
-    centroids = ctx.constant(model.centroids_, "centroids")
+    x = ctx.matrix(columns)
     metric = "sqeuclidean" if model.metric == "euclidean" else model.metric
-    distances = ctx.b("pairwise_distance", ctx.matrix(columns), centroids, metric=metric)
-    return ctx.classifier(model.classes_, ctx.b("argmin", distances, axis=1))
+    if metric not in ("sqeuclidean", "manhattan"):
+        ctx.refuse(f"metric={metric!r} is not supported", "use 'euclidean' or 'manhattan'")
+    priors = np.asarray(model.class_prior_, np.float64)
+    spread = np.where(model.within_class_std_dev_ != 0, model.within_class_std_dev_, 1.0)
+    scaled = ctx.b("div", x, ctx.constant(spread, "spread"))
+    centroids = np.asarray(model.centroids_, np.float64)
+    distances = ctx.b("pairwise_distance", scaled, ctx.constant(centroids / spread, "scaled_centroids"), metric=metric)
+    squared = distances if metric == "sqeuclidean" else ctx.b("mul", distances, distances)
+    with np.errstate(divide="ignore"):  # a class may have no prior
+        scores = ctx.b("sub", ctx.constant(2.0 * np.log(priors), "log_prior"), squared)
+    if np.isclose(priors, 1 / len(priors)).all():  # the library then looks at distances that are not scaled
+        plain = ctx.b("pairwise_distance", x, ctx.constant(centroids, "centroids"), metric=metric)
+        labels = ctx.b("argmin", plain, axis=1)
+    else:
+        labels = ctx.first_of_largest(scores)
+    if metric == "manhattan":
+        return ctx.classifier(model.classes_, labels)
+    two = len(model.classes_) == 2
+    decision = ctx.b("sub", ctx.column(scores, 1), ctx.column(scores, 0)) if two else scores
+    log_proba = ctx.b("sub", scores, ctx.b("logsumexp", scores, axes=(1,), keepdims=True))
+    return ctx.classifier(model.classes_, labels, proba=ctx.b("exp", log_proba), decision=decision, log_proba=log_proba)

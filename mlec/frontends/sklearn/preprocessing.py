@@ -184,11 +184,13 @@ def simple_imputer(ctx: Context, model: Any, columns: Columns) -> Lowered:
     if model.keep_empty_features and any(fill is None for fill in fills):
         ctx.refuse("a feature without a fill value is kept")
     kept = [i for i, fill in enumerate(fills) if fill is not None]
-    absent = _absent(model.missing_values) if model.statistics_.dtype.kind in "OU" else "any"
+    # Of what dtype the fill values are says nothing about the table: constants and modes are held as objects.
+    strings = model._fit_dtype.kind in "OU" and model.statistics_.dtype.kind in "OU"
+    absent = _absent(model.missing_values) if strings else "any"
     imputed = _imputed(ctx, tuple(columns[i] for i in kept), [fills[i] for i in kept], missing, absent)
     if model.add_indicator and len(model.indicator_.features_):
         tested = tuple(columns[i] for i in model.indicator_.features_)
-        indicator = _is_missing(ctx, tested, missing, absent, strings=model.statistics_.dtype.kind in "OU")
+        indicator = _is_missing(ctx, tested, missing, absent, strings=strings)
         imputed += ctx.transformed(indicator).columns or ()
     return Lowered("transformer", columns=marked(imputed, is_sparse(columns)))
 

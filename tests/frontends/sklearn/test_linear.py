@@ -120,12 +120,7 @@ def test_classifiers(lab: Any, model: Any, target: np.ndarray) -> None:
         pytest.skip("the library itself refuses to average boolean labels")
     # Noise on the training rows, too: which of several equally distant neighbours counts is up to the library's search tree.
     trained, noisy = IRIS + NOISE, IRIS - NOISE[::-1]
-    ignore = (
-        ("predict_proba", "predict_log_proba", "decision_function")
-        if isinstance(model, neighbors.NearestCentroid)
-        else ()
-    )
-    lab.check(model.fit(trained, target), noisy, ignore=ignore)
+    lab.check(model.fit(trained, target), noisy)
 
 
 def test_liblinear_one_versus_rest(lab: Any) -> None:
