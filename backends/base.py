@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from mlec.errors import UnsupportedOpError
 from mlec.ir.graph import Graph
 from mlec.ir.op import Array
 from mlec.pipeline import TargetFacts
@@ -77,10 +78,12 @@ class Backend(Protocol):
         name: as in ``Program.backend``.
         targets: the forms of the targets that it serves and what they mean, e.g. ``{"npu": "...", "npu:v2": "..."}``. A target
             whose kind is the word before the colon is compiled by this backend.
+        pipeline: the passes that run before it unless the user names others, e.g. ``"O1"`` for graphs without fused nodes.
     """
 
     name: str
     targets: Mapping[str, str]
+    pipeline: str = "default"
 
     def how(self, op: str, kind: str) -> str:
         """How the backend lowers an op for a kind of target, in a few words; empty where it does not."""
@@ -106,6 +109,22 @@ class Backend(Protocol):
             TargetError: for a target that it does not serve.
         """
         ...
+
+
+def refuse_unsupported(graph: Graph, backend: Backend, kind: str) -> None:
+    """Refuses a graph with an op that the backend does not lower, also within the bodies of fused nodes.
+
+    Raises:
+        UnsupportedOpError: names the first such node.
+    """
+    for node in graph.compute_nodes:
+        if not backend.supports(node.name, kind):
+            raise UnsupportedOpError(
+                f"the {backend.name} backend has no lowering of {node.name} for {kind}", loc=node.loc,
+                hint='compile for another target, such as "numpy"',
+            )  # fmt: skip
+        if isinstance(body := node.attrs.get("body"), Graph):
+            refuse_unsupported(body, backend, kind)
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ import numpy as np
 import mlec.ops  # noqa: F401  (fills the op table)
 from mlec import registry
 from mlec.artifact import SaveResult, TrustDigest
-from mlec.backends.base import CompiledModule, CompileOptions
+from mlec.backends.base import CompiledModule, CompileOptions, refuse_unsupported
 from mlec.capabilities import RESERVED, check_precision, refuse_reserved
 from mlec.errors import MlecError, UsageError
 from mlec.frontends.base import Frontend, InputShapes, LowerOptions, Oracle
@@ -81,7 +81,8 @@ def compile(
             or a `Target`; its kind decides the backend.
         precision: ``"fp32"`` (as the source computes) or ``"fp64"``.
         dynamic_batch: any number of rows; otherwise the number in the examples.
-        passes: ``"O0"`` .. ``"O3"``, ``"default"``, the text of a pipeline, a `PassPipeline`, or a list of passes.
+        passes: ``"O0"`` .. ``"O3"``, ``"default"`` (the `pipeline` of the backend, mostly O2), the text of a pipeline, a
+            `PassPipeline`, or a list of passes.
         calibration: example inputs for quantisation.
         tolerance: the bound that validation must hold; the documented parity bound by default.
         tune: trials of kernel search.
@@ -107,17 +108,17 @@ def compile(
         examples = source.examples
         advance("optimise", 1, 4)
         machine = this_machine()
-        pipeline = _pipeline(passes)
-        optimized, records = pipeline.run(
-            source.graph, PassContext(registry.backend_of(wanted.kind).facts(wanted), precision)
-        )
+        backend = registry.backend_of(wanted.kind)
+        pipeline = _pipeline(backend.pipeline if passes == "default" else passes)
+        optimized, records = pipeline.run(source.graph, PassContext(backend.facts(wanted), precision))
         report = OptimizationReport(
             model={"name": source.name, "source": source.frontend.name if source.frontend else "graph"}
         )
         report.warnings += options.notes
         report.add_passes(records, machine)
         advance("generate", 2, 4)
-        module = registry.backend_of(wanted.kind).compile(optimized, wanted, CompileOptions(advance))
+        refuse_unsupported(optimized, backend, wanted.kind)
+        module = backend.compile(optimized, wanted, CompileOptions(advance))
         advance("validate", 3, 4)
         compiled = _assemble(source, optimized, module, report, num_threads)
         _fill(report, source.graph, optimized, module, machine)

@@ -24,7 +24,7 @@ from mlec.artifact import (
 )
 from mlec.backends.base import CompiledModule, CompileOptions, Interpreter
 from mlec.capabilities import refuse_reserved
-from mlec.errors import CorruptedFileError, LoweringError, UsageError
+from mlec.errors import CorruptedFileError, LoweringError, MlecError, UsageError
 from mlec.ir import Graph, parse_graph, print_graph
 from mlec.ir.op import Array
 from mlec.report import OptimizationReport
@@ -126,7 +126,11 @@ def _target_here(program: Program) -> Target:
 
 
 def _graph(artifact: Artifact, signature: Signature) -> Graph:
-    graph = parse_graph(artifact.graph, artifact.tensors)
+    try:
+        graph = parse_graph(artifact.graph, artifact.tensors)
+    except MlecError as error:
+        error.loc = f"{artifact.path}, {error.loc}" if error.loc else artifact.path
+        raise
     own, claimed = (
         [[(t.dtype, t.shape) for t in specs] for specs in (s.inputs, s.outputs)] for s in (graph.signature, signature)
     )

@@ -1,4 +1,4 @@
-"""A package that is installed beside mlec adds passes, ops, lowerings and backends by entry points; a name must not be taken."""
+"""A package that is installed beside mlec adds frontends, passes, ops, lowerings and backends by entry points; a name must not be taken."""
 
 from __future__ import annotations
 
@@ -130,6 +130,7 @@ print(*(k["strategy"] for k in compiled.report.kernels))
         plugin.code(run, installed=False)  # machine code needs nothing of what made it
         missing = plugin.run("-c", f"{MODEL}\nmlec.load('m.mle').graph", installed=False)
         assert "there is no op 'hard_swish'" in missing.stderr
+        assert "(by an entry point in the group mlec.ops) may not be installed" in missing.stderr
 
 
 def test_how_it_is_lowered_is_in_the_table(tmp_path: Path) -> None:
@@ -202,9 +203,9 @@ def test_a_plugins_backend_from_compile_to_run(tmp_path: Path) -> None:
     ):  # fmt: skip
         done = plugin.run("-m", "mlec", *words)
         assert done.returncode == 0, done.stderr
+        assert "None thread" not in done.stdout
     targets = plugin.run("-m", "mlec", "targets").stdout
     assert "an interpreter that counts" in targets
-        assert "None thread" not in done.stdout
     assert "counting: " in plugin.run("-m", "mlec", "ops").stdout
 
 
@@ -240,3 +241,34 @@ def test_a_backend_that_does_not_import_stops_no_other(tmp_path: Path) -> None:
     error = plugin.failure(f"{MODEL}\nmlec.compile(model('tanh'), target='counting')")
     assert "the backend counting is left out: mlec_plugin_backend:Absent cannot be imported" in error
     assert "there is no target 'counting'; there are: cpu, cuda, numpy" in error
+
+
+# -- frontends -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ("broken = mlec_plugin:Absent", "the frontend broken is left out: mlec_plugin:Absent cannot be imported"),
+        ("xgboost = mlec_plugin:Absent", "the frontend xgboost is left out: two frontends are named 'xgboost'"),
+        ("broken = operator:itemgetter", "the frontend broken is left out: TypeError: itemgetter expected"),
+    ],
+    ids=["absent", "taken", "not built"],
+)
+def test_a_frontend_that_is_broken_stops_no_other(tmp_path: Path, point: str, message: str) -> None:
+    done = Installed(tmp_path, {"mlec.frontends": point}).run(
+        "-c",
+        "import mlec; from sklearn.linear_model import LinearRegression\n"
+        "print(len(mlec.lower(LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0])).outputs))",
+    )
+    assert done.stdout.strip() == "1", done.stderr
+    assert message in done.stderr
+
+
+def test_a_backend_asks_for_its_pipeline_and_for_ops_in_fused_bodies(tmp_path: Path) -> None:
+    plugin = Installed(tmp_path, {"mlec.backends": "narrow = mlec_plugin_backend:Narrow"})
+    show = "print([p['name'] for p in mlec.compile(model('relu'), target='narrow').report.passes])"
+    assert "fuse" not in plugin.code(f"{MODEL}\n{show}")
+    for passes in ("default", "O2"):
+        error = plugin.failure(f"{MODEL}\nmlec.compile(model('relu', 'tanh'), target='narrow', passes={passes!r})")
+        assert "the narrow backend has no lowering of tanh for narrow" in error

@@ -260,7 +260,7 @@ def bench_command(
     from mlec.errors import UsageError
     from mlec.frontends.source_process import SourceProcess
     from mlec.runtime.measure import BenchmarkResult
-    from mlec.timing import disturbance, interleaved
+    from mlec.timing import disturbance, interleaved, spread
     from mlec.validation import batch_inputs
 
     results: list[dict[str, Any]] = []
@@ -280,9 +280,10 @@ def bench_command(
                 name: BenchmarkResult.of(values, count, num_threads if name == "compiled" else None).to_dict()
                 for name, values in times.items()
             }
-            results.append({"rows": count, **taken, "disturbance": disturbance(taken)})
-            if "source" in taken:
-                results[-1]["speedup"] = taken["source"]["min"] / taken["compiled"]["min"]
+            spreads = {name: spread(values) for name, values in times.items()}
+            results.append({"rows": count, **taken, "disturbance": disturbance(spreads)})
+            if "source" in spreads:
+                results[-1]["speedup"] = spreads["source"]["min"] / spreads["compiled"]["min"]
     if as_json:
         print_json({"model": model, "against": against, "threads": num_threads, "batches": results})
         return

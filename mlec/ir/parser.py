@@ -200,7 +200,9 @@ class _Parser:
         try:
             op = lookup(op_name)
         except IRError as error:
-            raise self.error(error.message, code=error.code) from None
+            located = self.error(error.message, code=error.code)
+            located.hint = error.hint
+            raise located from None
         inputs = self.listed(lambda: self.use(scope), ")") if self.accept("(") else []
         attrs: dict[str, AttrValue] = {}
         if self.accept("{"):
