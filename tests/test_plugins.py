@@ -130,6 +130,7 @@ print(*(k["strategy"] for k in compiled.report.kernels))
         plugin.code(run, installed=False)  # machine code needs nothing of what made it
         missing = plugin.run("-c", f"{MODEL}\nmlec.load('m.mle').graph", installed=False)
         assert "there is no op 'hard_swish'" in missing.stderr
+        assert "m.mle\n" in missing.stderr, missing.stderr[-900:]
         assert "(by an entry point in the group mlec.ops) may not be installed" in missing.stderr
 
 
