@@ -89,11 +89,7 @@ def validate(
                 worst[comparison.method] = comparison
     bad = [c for c in worst.values() if c.excess > 1]
     if bad:
-        shown = "; ".join(
-            f"{c.method}: {c.label_mismatches} of {c.rows} labels differ, max error {c.max_abs_error:.3g} "
-            f"(relative {c.max_rel_error:.3g})"
-            for c in bad
-        )
+        shown = "; ".join(f"{c.method}: {difference(c)}" for c in bad)
         raise ToleranceError(
             f"the compiled model differs from its source beyond {tolerance}: {shown}",
             code="E_PARITY",
@@ -103,6 +99,15 @@ def validate(
         "tolerance": {"rtol": tolerance.rtol, "atol": tolerance.atol},
         "methods": {k: asdict(v) for k, v in worst.items()},
     }
+
+
+def difference(found: Comparison) -> str:
+    """What of a result differs, for the error."""
+    if found.label_mismatches:
+        return f"{found.label_mismatches} labels differ on {found.rows} rows"
+    if found.max_abs_error:
+        return f"values differ on {found.rows} rows, max error {found.max_abs_error:.3g} (relative {found.max_rel_error:.3g})"
+    return "the shape, the element type, or where the values are NaN or infinite differ"
 
 
 def compare(compiled: CompiledModel, oracle: Oracle, inputs: Sequence[Any], tolerance: Tolerance) -> list[Comparison]:

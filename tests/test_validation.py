@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 from lightgbm import LGBMRegressor
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import (
+    BaggingClassifier,
+    BaggingRegressor,
+    RandomForestClassifier,
+    StackingRegressor,
+    VotingClassifier,
+)
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.multioutput import MultiOutputRegressor
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
@@ -16,7 +26,7 @@ from xgboost import XGBRegressor
 import mlec
 from mlec.frontends.base import SourceMethods
 from mlec.frontends.select import frontend_for
-from mlec.validation import ESTIMATOR, TREES, compare, probe_inputs
+from mlec.validation import ESTIMATOR, TREES, compare, difference, probe_inputs
 
 X = np.arange(6.0)[:, None]
 LABELS = np.array([0, 1, 0, 1, 0, 1])
@@ -67,6 +77,78 @@ def test_neighbours_at_the_same_distance_are_left_out(metric: str, algorithm: st
         assert oracle.decided is not None
         assert not oracle.decided(grid + 0.5).all()
         assert mlec.compile(pipe, grid + 0.5, progress=False).report.parity["methods"]["predict"]["excess"] <= 1
+
+
+GRID = np.stack(np.meshgrid(range(9), range(9)), -1).reshape(-1, 2).astype(float)
+KINDS = np.random.default_rng(0).integers(0, 3, 81)
+KNN, KNNR = KNeighborsClassifier(4), KNeighborsRegressor(4)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        VotingClassifier([("near", KNN), ("line", LogisticRegression())], voting="soft"),
+        VotingClassifier([("near", make_pipeline(MinMaxScaler(), KNN)), ("two", KNN), ("line", LogisticRegression())]),
+        StackingRegressor([("near", KNNR), ("line", LinearRegression())], cv=3),
+        make_pipeline(
+            MinMaxScaler((0, 8)), StackingRegressor([("near", KNNR)], LinearRegression(), cv=3, passthrough=True)
+        ),
+        BaggingClassifier(KNN, 3, max_features=1, bootstrap=False, max_samples=0.8, random_state=0, n_jobs=2),
+        BaggingRegressor(KNNR, 3, random_state=0),
+        OneVsRestClassifier(KNN),
+        CalibratedClassifierCV(KNN, cv=3),
+        MultiOutputRegressor(KNNR),
+    ],
+    ids=lambda m: type(m).__name__,
+)
+def test_neighbours_inside_of_other_models_are_found(model: Any) -> None:
+    target = np.c_[KINDS > 0, KINDS > 1].astype(int) if isinstance(model, MultiOutputRegressor) else KINDS
+    model.fit(GRID, target)
+    attributes = dict(vars(model))
+    table = np.random.default_rng(1).integers(0, 17, (200, 2)) / 2
+    oracle = frontend_for(model).oracle(model)
+    assert isinstance(oracle, SourceMethods)
+    assert oracle.decided is not None
+    assert not oracle.decided(table).all()
+    assert {name: id(v) for name, v in attributes.items()} == {name: id(v) for name, v in vars(model).items()}, (
+        "the model itself stays as it is"
+    )
+    for method in mlec.compile(model, table, target="numpy", progress=False).report.parity["methods"].values():
+        assert method["excess"] <= 1
+
+
+def test_models_without_neighbours_are_decided_everywhere() -> None:
+    model = make_pipeline(MinMaxScaler(), RandomForestClassifier(2)).fit(GRID, KINDS)
+    oracle = frontend_for(model).oracle(model)
+    assert isinstance(oracle, SourceMethods)
+    assert oracle.decided is None
+
+
+def test_a_tie_between_rows_of_the_same_target_is_decided() -> None:
+    twice = np.repeat(X, 2, axis=0)
+    model = KNeighborsClassifier(3).fit(twice, np.repeat(LABELS, 2))
+    oracle = frontend_for(model).oracle(model)
+    assert isinstance(oracle, SourceMethods)
+    assert oracle.decided is not None
+    np.testing.assert_array_equal(oracle.decided(np.array([[1.2], [1.0], [1.5]])), [True, True, False])
+    bags = BaggingClassifier(KNeighborsClassifier(3), 10, random_state=0)
+    rng = np.random.default_rng(0)
+    bags.fit(rng.normal(size=(100, 2)), rng.integers(0, 2, 100))
+    ours = frontend_for(bags).oracle(bags)
+    assert isinstance(ours, SourceMethods)
+    assert ours.decided is not None
+    assert ours.decided(rng.normal(size=(50, 2))).all()
+
+
+def test_the_error_says_what_of_which_result_differs() -> None:
+    proba = np.eye(2)[LABELS]
+    oracle = {"predict": lambda table: LABELS, "predict_proba": lambda table: proba}
+    answers: Any = Answers(LABELS, 1 - proba)
+    found = {c.method: c for c in compare(answers, oracle, [X], ESTIMATOR)}
+    assert found["predict"].excess == 0
+    assert difference(found["predict_proba"]) == "values differ on 6 rows, max error 1 (relative 1)"
+    (labels,) = compare(Answers(1 - LABELS, None), {"predict": oracle["predict"]}, [X], ESTIMATOR)  # type: ignore[arg-type]
+    assert difference(labels) == "6 labels differ on 6 rows"
 
 
 def test_a_difference_at_a_row_that_is_decided_is_still_one() -> None:

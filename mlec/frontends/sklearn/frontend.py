@@ -44,17 +44,17 @@ class SklearnFrontend:
     def oracle(self, model: Any) -> Oracle:
         """The model's own inference methods; sparse matrices as arrays, and so are the DataFrames of all but ``transform``.
 
-        Which of several neighbours at the same distance count is arbitrary: it depends on the search tree, and on rounding.
+        Which of several neighbours at the same distance count is arbitrary: see `ties`.
         """
         from mlec.frontends.sklearn.lowering import METHODS
-        from mlec.frontends.sklearn.neighbors import decided
+        from mlec.frontends.sklearn.ties import decided
 
         methods = {
             name: _array_result(getattr(model, name), frames=name == "transform")
             for name in METHODS
             if hasattr(model, name)
         }
-        return SourceMethods(methods, decided(model))
+        return SourceMethods(methods, decided(model, tuple(methods)))
 
     def sniff(self, head: bytes, path: Path) -> bool:
         """Whether the file is a pickle (of pickle or joblib, compressed or not) or a skops file of an estimator."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from sklearn import neighbors
-from sklearn.pipeline import Pipeline
 
 from mlec.frontends.sklearn.columns import Columns
-from mlec.frontends.sklearn.context import BATCH, Array, Context, Lowered, Output
+from mlec.frontends.sklearn.context import BATCH, Context, Lowered, Output
 from mlec.frontends.sklearn.linear import dense
 from mlec.frontends.sklearn.registry import converts
 from mlec.ir import Value
@@ -19,36 +17,6 @@ METRICS = {
     "euclidean": "euclidean", "l2": "euclidean", "sqeuclidean": "sqeuclidean", "manhattan": "manhattan",
     "cityblock": "manhattan", "l1": "manhattan", "chebyshev": "chebyshev", "minkowski": "minkowski",
 }  # fmt: skip
-
-
-SAME_DISTANCE = 1e-9
-"""Relative difference below which rounding decides which of two neighbours is the nearer one."""
-
-
-def decided(model: Any) -> Callable[[Any], Array] | None:
-    """For models that end in nearest neighbours: a function that says for each row of a table whether the last neighbour that counts is
-    nearer than the first that does not. None: for all other models.
-    """
-    if isinstance(model, Pipeline):
-        last = decided(model.steps[-1][1])
-        if last is None or len(model.steps) == 1:
-            return last
-        return lambda table: last(model[:-1].transform(table))
-    if hasattr(model, "best_estimator_"):
-        return decided(model.best_estimator_)
-    if not isinstance(model, neighbors.KNeighborsClassifier | neighbors.KNeighborsRegressor):
-        return None
-    count = model.n_neighbors
-    if count >= model.n_samples_fit_:
-        return None
-
-    def clearly_nearer(table: Any) -> Array:
-        distances = model.kneighbors(table, count + 1)[0]
-        within, beyond = distances[:, count - 1], distances[:, count]
-        nearer: Array = beyond - within > SAME_DISTANCE * beyond
-        return nearer
-
-    return clearly_nearer
 
 
 def nearest(ctx: Context, model: Any, columns: Columns) -> tuple[Value, Value | None]:
