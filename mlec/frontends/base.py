@@ -22,7 +22,7 @@ class LowerOptions:
         dynamic_batch: make the first axis of every input the symbol ``n`` where the shapes say nothing else.
         trust_pickle: the user allows executing a pickle-based file. ``"sha256:..."`` allows that one file only.
         model_class: ``"package.module:Class"``, the class whose state dict a file holds.
-        notes: what the frontend has to say about how it took the model, for the report.
+        notes: no option, but filled by the frontend: what it has to say about how it took the model, for the report.
     """
 
     example_inputs: tuple[Any, ...] | None = None
@@ -80,5 +80,18 @@ class Frontend(Protocol):
         Raises:
             UntrustedPickleError: for a file that would execute code, without permission.
             FrontendError: for a file that cannot be read.
+        """
+        ...
+
+
+class FileFrontend(Frontend, Protocol):
+    """A frontend whose framework is asked about a model file in a process of its own, by `SourceProcess`."""
+
+    def open_file(self, data: bytes, kind: str) -> Any:
+        """The model in the framework itself, for `oracle`.
+
+        Args:
+            data: the content of the file.
+            kind: what it is to be opened as, as the frontend named it to `SourceProcess`.
         """
         ...

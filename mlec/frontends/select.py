@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from mlec.errors import FrontendError, MlecError, UnsupportedModelError
 from mlec.frontends.base import Frontend, LowerOptions
 
 HEAD_BYTES = 1 << 16
+
+logger = logging.getLogger("mlec")
 
 
 def frontend_for(model: object) -> Frontend:
@@ -75,12 +78,16 @@ def load_model_file(path: Path, options: LowerOptions) -> tuple[Frontend, Any]:
 
 
 def _frontends() -> list[Frontend]:
-    """All frontends whose packages are installed."""
+    """All frontends whose packages are installed; one that cannot be used is left out with a warning, and stops no other."""
     found: list[Frontend] = []
     for name in registry.names("frontends"):
         try:
             found.append(registry.load("frontends", name)())
         except MlecError as error:
             if error.code != "E_MISSING_PACKAGE":
+                logger.warning("the frontend %s is left out: %s", name, error.message)
+        except Exception as error:  # another package's class can fail with anything
+            if name in registry.FRONTENDS:
                 raise
+            logger.warning("the frontend %s is left out: %s: %s", name, type(error).__name__, error)
     return found

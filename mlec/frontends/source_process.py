@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from mlec import registry
 from mlec.errors import FrontendError
+from mlec.frontends.base import FileFrontend
 
 SECONDS = 120.0
 """For one answer; the first one waits for the import of the library as well."""
@@ -42,8 +43,10 @@ _REQUEST, _ANSWER = struct.Struct("<Q"), struct.Struct("<?Q")
 class SourceProcess(Mapping[str, Callable[[Any], NDArray[Any]]]):
     """The methods of a file's model, by name; each call is answered by the child, which ends with this object.
 
+    Threads may share it: one asks at a time, the others wait. A question that is interrupted ends the child.
+
     Args:
-        frontend: name of the frontend whose ``open_file`` and ``oracle`` the child calls.
+        frontend: name of the `FileFrontend` whose ``open_file`` and ``oracle`` the child calls.
         kind: what the file is to be opened as, for ``open_file``.
         data: the content of the file.
         methods: that the model has.
@@ -63,6 +66,8 @@ class SourceProcess(Mapping[str, Callable[[Any], NDArray[Any]]]):
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         self._opening: tuple[str, str, bytes] | None = (frontend, kind, data)
+        self._asking, self._overdue = threading.Lock(), threading.Event()
+        self._ended: str | None = None
         self.close = weakref.finalize(self, _end, self._process)
 
     def __getitem__(self, method: str) -> Callable[[Any], NDArray[Any]]:
@@ -82,31 +87,39 @@ class SourceProcess(Mapping[str, Callable[[Any], NDArray[Any]]]):
         Raises:
             FrontendError: it refuses the file or the table, or its process died, hung, or ran out of memory.
         """
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        late = threading.Timer(SECONDS, process.kill)
-        late.start()
-        try:
-            if self._opening is not None:
-                _send(process.stdin, self._opening)
-                self._opening = None
-            _send(process.stdin, (method, table))
-            good, body = _receive(process.stdout)
-        except (OSError, EOFError, ValueError) as error:  # ValueError: it was closed before
-            timed_out = not late.is_alive()
-            self.close()
-            raise self._failed(
-                f"took more than {SECONDS:.0f} s" if timed_out else _ending(process.returncode)
-            ) from error
-        finally:
-            late.cancel()
+        with self._asking:
+            good, body = self._answer(method, table)
         if not good:
             raise self._failed(body.decode(errors="replace"))
         try:
             return np.lib.format.read_array(io.BytesIO(body), allow_pickle=False)
         except ValueError as error:
             raise self._failed(f"answered with no array: {error}") from error
+
+    def _answer(self, method: str, table: Any) -> tuple[bool, bytes]:
+        if self._ended is not None:
+            raise self._failed(self._ended)
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        late = threading.Timer(SECONDS, _stop, (process, self._overdue))
+        try:
+            late.start()
+            if self._opening is not None:
+                _send(process.stdin, self._opening)
+                self._opening = None
+            _send(process.stdin, (method, table))
+            return _receive(process.stdout)
+        except BaseException as error:  # also an interrupt: what is left in the pipe is no answer to the next question
+            self._ended = "its process was stopped when an earlier question was interrupted"
+            self.close()
+            if not isinstance(error, OSError | EOFError | ValueError):  # ValueError: it was closed before
+                raise
+            overdue = self._overdue.is_set()
+            self._ended = f"took more than {SECONDS:.0f} s" if overdue else _ending(process.returncode)
+            raise self._failed(self._ended) from error
+        finally:
+            late.cancel()
 
     def _failed(self, what: str) -> FrontendError:
         return FrontendError(
@@ -115,6 +128,11 @@ class SourceProcess(Mapping[str, Callable[[Any], NDArray[Any]]]):
             hint="the file may be damaged, or of a version that the installed library does not know; "
             "compiling without validation does not need the library",
         )
+
+
+def _stop(process: subprocess.Popen[bytes], overdue: threading.Event) -> None:
+    overdue.set()
+    process.kill()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -177,7 +195,7 @@ def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     functions: Mapping[str, Callable[[Any], Any]] = {}
     problem = ""
     try:
-        frontend = registry.load("frontends", frontend_name)()
+        frontend: FileFrontend = registry.load("frontends", frontend_name)()
         __import__(frontend_name)
         _limit_memory(len(data))
         functions = frontend.oracle(frontend.open_file(data, kind))

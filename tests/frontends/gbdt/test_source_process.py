@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,32 @@ def test_a_library_that_hangs_is_an_error(xgb_file: Path, monkeypatch: pytest.Mo
     os.kill(oracle._process.pid, signal.SIGSTOP)
     with pytest.raises(FrontendError, match="took more than"):
         oracle["predict"](X)
+
+    with pytest.raises(FrontendError, match="took more than"):
+        oracle["predict"](X)
+
+
+def test_an_interrupted_question_leaves_no_answer_to_the_next(xgb_file: Path) -> None:
+    oracle = oracle_of(xgb_file)
+    oracle["predict"](X)
+    os.kill(oracle._process.pid, signal.SIGSTOP)
+    interrupt = threading.Timer(0.3, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        oracle["predict"](X[:50])
+    assert oracle._process.poll() == -signal.SIGKILL
+    with pytest.raises(FrontendError, match="stopped when an earlier question was interrupted"):
+        oracle["predict"](X)
+
+
+def test_threads_get_their_own_answers(xgb_file: Path) -> None:
+    oracle = oracle_of(xgb_file)
+    tables = [X[:rows] for rows in range(1, 41)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(oracle["predict"], tables))
+    wanted = oracle["predict"](X)
+    for table, answer in zip(tables, answers, strict=True):
+        np.testing.assert_array_equal(answer, wanted[: len(table)])
 
 
 def test_the_memory_of_the_library_is_bounded(xgb_file: Path) -> None:
