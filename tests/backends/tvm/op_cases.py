@@ -78,7 +78,10 @@ def check(op: str, got: Array, wanted: Array) -> None:
 
 
 def graph_of(names: Sequence[str], dynamic: bool, cases: int = CASES) -> tuple[Graph, list[Array], list[str]]:
-    """A graph that calls each op on samples and special values, its inputs, and the op of each output. Samples depend on an op's name only."""
+    """A graph that calls each op on samples and special values, its inputs, and the op of each output.
+
+    Samples depend on an op's name only.
+    """
     b = GraphBuilder("cases")
     arrays: list[Array] = []
     results: list[tuple[str, Value]] = []
