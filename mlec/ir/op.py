@@ -330,8 +330,8 @@ def lookup(name: str) -> OpDef:
         raise TypeRuleError(
             f"there is no op {name!r}",
             code="E_UNKNOWN_OP",
-            hint=(f"did you mean {', '.join(near)}? " if near else "`mlec ops` lists them all; ")
-            + "a package that adds it (by an entry point in the group mlec.ops) may not be installed",
+            hint=(f"did you mean {', '.join(near)}? " if near else "")
+            + "`mlec ops` lists them all; a package that adds it (by an entry point in the group mlec.ops) may not be installed",
         )
     return OPS[name]
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from mlec.backends.tvm import cuda, device_code
+from mlec.backends.tvm.assembly import second_names
 from mlec.backends.tvm.backend import TVMBackend
 from mlec.backends.tvm.compat import tvm
 from mlec.backends.tvm.kernels.direct import Spread, spread_on_cpu
@@ -58,13 +59,19 @@ class OnHost(cuda.CudaLowering):
         return spread_on_cpu
 
 
-def run_on_host(graph: Graph, arrays: Sequence[Array]) -> Sequence[Array]:
+def machine_on_host(graph: Graph) -> VirtualMachine:
+    """The program that a GPU would get, for the host."""
     lowered = OnHost(graph, TargetInfo.host()).run()
     with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
         passes = tvm.transform.Sequential(RELAX_PASSES)
         compiled = tvm.compile(relax_module(lowered), TargetInfo.host().tvm_target(), relax_pipeline=passes)
+    objects = (*to_objects(compiled), *([second_names(lowered.aliases)] if lowered.aliases else []))
     program = Program("tvm", "cpu", constants=tuple(lowered.constants), kernels=lowered.kernels)
-    return VirtualMachine(program, to_objects(compiled), lowered.constants, num_threads=1).run(list(arrays))
+    return VirtualMachine(program, objects, lowered.constants, num_threads=1)
+
+
+def run_on_host(graph: Graph, arrays: Sequence[Array]) -> Sequence[Array]:
+    return machine_on_host(graph).run(list(arrays))
 
 
 @pytest.fixture(scope="module")

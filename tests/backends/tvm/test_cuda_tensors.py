@@ -11,20 +11,18 @@ import pytest
 
 import mlec
 from mlec.backends.tvm import cuda
-from mlec.backends.tvm.assembly import second_names
 from mlec.backends.tvm.backend import GPU_ALIGNMENT, TVMBackend
 from mlec.backends.tvm.compat import tvm
 from mlec.backends.tvm.device_code import DEFAULT_ARCHS, DeviceCompiler, device_compiler
-from mlec.backends.tvm.objects import to_objects
 from mlec.backends.tvm.pipeline import RELAX_PASSES
 from mlec.backends.tvm.relax_module import relax_module
 from mlec.backends.tvm.target import TargetInfo
 from mlec.errors import InputError, RuntimeUnavailableError, TargetError, UsageError
 from mlec.ir import Graph, GraphBuilder, tensor
-from mlec.runtime import CompiledModel, Program, VirtualMachine, vm
+from mlec.runtime import CompiledModel, vm
 from mlec.runtime.device import DEVICES, DeviceMemory, DLDevice, borrow, open_device
 from mlec.target import Target
-from tests.backends.tvm.test_cuda import OnHost
+from tests.backends.tvm.test_cuda import OnHost, machine_on_host
 
 torch = pytest.importorskip("torch")
 HOST = DLDevice(1)
@@ -51,14 +49,7 @@ def on_stand_in(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> CompiledModel:
     monkeypatch.setattr(cuda, "_scheduled", lambda function, name: function)
     memory = DeviceMemory(HOST, GPU_ALIGNMENT)
     monkeypatch.setattr(vm, "open_device", lambda *_: memory)
-    lowered = OnHost(graph, TargetInfo.host()).run()
-    with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
-        passes = tvm.transform.Sequential(RELAX_PASSES)
-        compiled = tvm.compile(relax_module(lowered), TargetInfo.host().tvm_target(), relax_pipeline=passes)
-    program = Program("tvm", "cpu", constants=tuple(lowered.constants), kernels=lowered.kernels)
-    objects = (*to_objects(compiled), *([second_names(lowered.aliases)] if lowered.aliases else []))
-    machine = VirtualMachine(program, objects, lowered.constants, num_threads=1)
-    return CompiledModel(graph.signature, machine, device=HOST)
+    return CompiledModel(graph.signature, machine_on_host(graph), device=HOST)
 
 
 def expected(graph: Graph, *arrays: np.ndarray[Any, Any]) -> Sequence[Any]:
