@@ -22,11 +22,18 @@ others would not."""
 
 
 class _IntoWeights(Rule):
-    """Shared by the folds: the weights, and when they can be folded."""
+    """Shared by the folds: the weights, and when they can be folded.
+
+    Attributes:
+        scaled_by: what the scale does to an element, and so to the weights in its place.
+    """
+
+    scaled_by: ClassVar[np.ufunc]
 
     def fold(self, m: Match) -> Array:
         """The weights for the operand as it is before scaling, in float64."""
-        raise NotImplementedError
+        weights, scale = (m.constants[name].astype(np.float64) for name in ("w", "scale"))
+        return np.asarray(self.scaled_by(weights, scale.reshape(-1, 1)))
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         scale, weights = m.constants["scale"], m.constants["w"]
@@ -57,18 +64,14 @@ class Divided(_IntoWeights):
     """matmul(x / s, w) -> matmul(x, w / s)"""
 
     pattern = P("matmul", P("div", "x", Const(bind="scale"), bind="scaled"), Const(bind="w"))
-
-    def fold(self, m: Match) -> Array:
-        return np.asarray(m.constants["w"].astype(np.float64) / m.constants["scale"].astype(np.float64).reshape(-1, 1))
+    scaled_by = np.divide
 
 
 class Multiplied(_IntoWeights):
     """matmul(x * s, w) -> matmul(x, w * s)"""
 
     pattern = P("matmul", P("mul", "x", Const(bind="scale"), bind="scaled"), Const(bind="w"))
-
-    def fold(self, m: Match) -> Array:
-        return np.asarray(m.constants["w"].astype(np.float64) * m.constants["scale"].astype(np.float64).reshape(-1, 1))
+    scaled_by = np.multiply
 
 
 @dataclass(frozen=True)

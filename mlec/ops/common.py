@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from mlec.errors import TypeRuleError
 from mlec.ir.dim import Dim, Proof, proves_equal
 from mlec.ir.dtype import DType
-from mlec.ir.op import REQUIRED, SYMBOLIC_EXTENT, Array, Attr, AttrKind, Attrs, Case, Operand
+from mlec.ir.op import REQUIRED, SYMBOLIC_EXTENT, Array, Attr, AttrKind, Operand
 from mlec.ir.types import Shape, TensorType
 
 N = SYMBOLIC_EXTENT
@@ -103,10 +103,6 @@ def reduced_shape(t: TensorType, axes: Sequence[int], keepdims: bool) -> Shape:
     return tuple(d for i, d in enumerate(t.shape) if i not in found)
 
 
-def same_as_first(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
-    return types[0]
-
-
 def floats(
     rng: np.random.Generator, *shape: int, dtype: str = "float32", low: float = -3.0, high: float = 3.0
 ) -> Array:
@@ -117,14 +113,3 @@ def floats(
 
 def pick_dtype(rng: np.random.Generator) -> str:
     return str(rng.choice(["float32", "float64"]))
-
-
-def sample_of(
-    *shape: int, low: float = -3.0, high: float = 3.0, **attrs: object
-) -> Callable[[np.random.Generator], Case]:
-    """A sampler with one float operand of this shape and fixed attributes."""
-
-    def sample(rng: np.random.Generator) -> Case:
-        return Case((floats(rng, *shape, dtype=pick_dtype(rng), low=low, high=high),), attrs)
-
-    return sample

@@ -75,15 +75,13 @@ class Executable:
         if program.sequence is None:
             raise UsageError("this program has no call sequence: it is one for the virtual machine")
         self.num_threads = checked_num_threads(num_threads)
-        absent = [name for name in program.constants if name not in tensors]
-        if absent:
-            raise UsageError(f"the program needs the constants {', '.join(absent)}, which were not given")
+        arrays = program.constants_in(tensors)
         self.program = program
         sequence = program.sequence
         specs = sequence.buffers[sequence.inputs :]
         self._constants = tuple(
-            _constant(name, tensors[name], numpy_dtype(spec.dtype), spec.shape)
-            for name, spec in zip(program.constants, specs, strict=False)
+            _constant(name, array, numpy_dtype(spec.dtype), spec.shape)
+            for name, array, spec in zip(program.constants, arrays, specs, strict=False)
         )
         self.weights_nbytes = sum(array.nbytes for array in self._constants)
         self._drive = link(objects, DRIVER)

@@ -6,9 +6,11 @@ exist, and uses no memory before something was written there.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import msgspec
+from numpy.typing import NDArray
 
 from mlec.errors import UsageError
 from mlec.runtime.dims import symbols_of
@@ -185,3 +187,14 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"{len(sequence.calls)} calls of {len(self.kernels)} kernels with {sequence.constants} of "
                 f"{len(self.constants)} constants"
             )
+
+    def constants_in(self, tensors: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+        """The tensors that follow the inputs, in their order.
+
+        Raises:
+            UsageError: naming those that are not there.
+        """
+        absent = [name for name in self.constants if name not in tensors]
+        if absent:
+            raise UsageError(f"the program needs the constants {', '.join(absent)}, which were not given")
+        return tuple(tensors[name] for name in self.constants)

@@ -49,9 +49,7 @@ class VirtualMachine:
         num_threads: int | None = None,
     ) -> None:
         self.num_threads = checked_num_threads(num_threads)
-        absent = [name for name in program.constants if name not in tensors]
-        if absent:
-            raise UsageError(f"the program needs the constants {', '.join(absent)}, which were not given")
+        arrays = program.constants_in(tensors)
         library = load_library()
         self.program = program
         self._memory = open_device(program.device, program.alignment)
@@ -61,10 +59,10 @@ class VirtualMachine:
         self._load = link(objects, "vm_load_executable")
         first = self._start()
         constants = open_device(program.device) if program.device == "cpu" else self._memory
-        self._constants = tuple(constants.feed(tensors[name]) for name in program.constants)
+        self._constants = tuple(map(constants.feed, arrays))
         self._constant_addresses = frozenset(tensor.data_ptr() for tensor in self._constants)
         self._idle = [first]
-        self.weights_nbytes = sum(tensors[name].nbytes for name in program.constants)
+        self.weights_nbytes = sum(array.nbytes for array in arrays)
 
     def run(self, inputs: Sequence[Any], out: object = None) -> list[Any]:
         """Call the program once; when this returns, the device has finished with inputs and results.

@@ -127,10 +127,7 @@ def pairwise(
     A NaN in either point makes their distance NaN.
     """
     metric = metric.canonical
-    block = column_block(m, dtype, target)
-    lanes = min(target.lanes(bits(dtype)), block)
-    vectors, blocks = block // lanes, -(-m // block)
-    mr = tile_rows(target, vectors + 1)  # differences take registers as well
+    block, lanes, vectors, blocks, mr = _tiling(m, dtype, target)
 
     with prim_func(name) as kernel:
         x = parameter("x", BufferSpec((n, d), dtype))
@@ -167,10 +164,7 @@ def nearest(
     for a vector; the distances take ``d`` times two operations for the same vector.
     """
     metric = metric.canonical
-    block = column_block(m, dtype, target)
-    lanes = min(target.lanes(bits(dtype)), block)
-    vectors, blocks = block // lanes, -(-m // block)
-    mr = tile_rows(target, vectors + 1)  # differences take registers as well
+    block, lanes, vectors, blocks, mr = _tiling(m, dtype, target)
 
     with prim_func(name) as kernel:
         x = parameter("x", BufferSpec((n, d), dtype))
@@ -212,6 +206,14 @@ def nearest(
 
         parallel_if_large(ceildiv(n, mr), 2 * mr * m * d, task)
     return kernel.func
+
+
+def _tiling(m: int, dtype: str, target: TargetInfo) -> tuple[int, int, int, int, int]:
+    """Points of a block, lanes of a vector, vectors of a block, blocks, and rows of a tile."""
+    block = column_block(m, dtype, target)
+    lanes = min(target.lanes(bits(dtype)), block)
+    vectors = block // lanes
+    return block, lanes, vectors, -(-m // block), tile_rows(target, vectors + 1)  # differences take registers as well
 
 
 def _distances(

@@ -15,7 +15,7 @@ import numpy as np
 from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, TreeEnsemble
 from mlec.backends.tvm.kernels.tree_ensemble.ranks import Ranks, fill_ranks
-from mlec.backends.tvm.kernels.tree_ensemble.sums import RowSums
+from mlec.backends.tvm.kernels.tree_ensemble.sums import RowSums, in_groups
 from mlec.backends.tvm.kernels.tree_ensemble.walk import opaque
 from mlec.backends.tvm.kernels.vector import Cell, const
 from mlec.backends.tvm.target import TargetInfo
@@ -110,12 +110,7 @@ class Ranked:
                 else:
                     sums.add("values", T.bind(packed["ranked_leaf"][slot]), tree)
 
-        full, rest = divmod(e.trees, LANES)
-        if full:
-            with T.serial(full) as g:
-                group([g * LANES + lane for lane in range(LANES)])
-        if rest:
-            group([full * LANES + lane for lane in range(rest)])
+        in_groups(e.trees, LANES, group)
         sums.finish(out, row)
 
     def _step(self, word: Expr, codes: Buffer) -> Expr:

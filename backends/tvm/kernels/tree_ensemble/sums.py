@@ -19,6 +19,16 @@ MOST_VECTORS = 8
 """Vectors of a row of values that are written out; more are a loop."""
 
 
+def in_groups(trees: int, size: int, group: Callable[[list[Expr]], None]) -> None:
+    """Emit ``group`` for all trees, ``size`` at a time; it is given their numbers."""
+    full, rest = divmod(trees, size)
+    if full:
+        with T.serial(full) as g:
+            group([g * size + lane for lane in range(size)])
+    if rest:
+        group([full * size + lane for lane in range(rest)])
+
+
 def add_values(sums: Buffer, at: Expr, width: int, lanes: int, values: Callable[[Expr, int], Expr]) -> None:
     """Emit ``sums[at + v] += value v`` for ``v < width``; ``values(first, count)`` loads ``count`` of them."""
 

@@ -16,7 +16,7 @@ import numpy as np
 from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels.tree_ensemble.columns import fill_columns
 from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, TreeEnsemble
-from mlec.backends.tvm.kernels.tree_ensemble.sums import RowSums, add_values
+from mlec.backends.tvm.kernels.tree_ensemble.sums import RowSums, add_values, in_groups
 from mlec.backends.tvm.kernels.vector import load
 from mlec.backends.tvm.target import TargetInfo
 
@@ -103,12 +103,7 @@ def one_row(
         for tree, leaf in zip(trees, leaves, strict=True):
             sums.add("values", leaf, tree)
 
-    full, rest = divmod(ensemble.trees, LANES)
-    if full:
-        with T.serial(full) as g:
-            group([g * LANES + lane for lane in range(LANES)])
-    if rest:
-        group([full * LANES + lane for lane in range(rest)])
+    in_groups(ensemble.trees, LANES, group)
     sums.finish(out, row)
 
 
