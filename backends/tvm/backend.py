@@ -12,7 +12,7 @@ from mlec.backends.tvm.compat import IRModule, llvm, tvm
 from mlec.backends.tvm.device_code import DEFAULT_ARCHS, compile_for_cuda, device_compiler, pack_device_code
 from mlec.backends.tvm.driver import driver
 from mlec.backends.tvm.kernels.tile import PARAMETER_ALIGNMENT
-from mlec.backends.tvm.lowering import Lowering
+from mlec.backends.tvm.lowering import Lowered, Lowering
 from mlec.backends.tvm.objects import to_object, to_objects
 from mlec.backends.tvm.pipeline import compile_for_cpu
 from mlec.backends.tvm.registry import lowering_of
@@ -68,41 +68,56 @@ class TVMBackend(Backend):
         """
         options = options or CompileOptions()
         begin = time.perf_counter()
-        if target.kind == "cuda":
-            info, compiler = _portable_cpu(), device_compiler(target.archs or DEFAULT_ARCHS)
-            lowered = cuda.CudaLowering(graph, info, options).run()
-            options.report("build", 0, 1)
-            executable = compile_for_cuda(relax_module(lowered), info.tvm_target(), compiler.archs)
-            objects = to_objects(executable, pack_device_code(compiler))
-            if lowered.aliases:
-                objects = (*objects, second_names(lowered.aliases))
-            sequence = None
-            facts: dict[str, str | int | list[str]] = {
-                "kind": "cuda", "archs": list(compiler.archs), "ptx": compiler.ptx, "compiler": compiler.name,
-                "triple": info.triple,
-            }  # fmt: skip
-        else:
-            info = cpu_info(target)
-            lowered = Lowering(graph, info, options).run()
-            options.report("build", 0, 1)
-            sequence = call_sequence(lowered)
-            objects = (driver(sequence.codes, info.triple),)
-            if lowered.functions:
-                kernels = compile_for_cpu(IRModule(lowered.functions), info.tvm_target())
-                objects = (to_object(kernels), *objects)
-            facts = {"kind": "cpu", "triple": info.triple, "mcpu": info.mcpu, "features": sorted(info.features)}
+        generate = _for_cuda if target.kind == "cuda" else _for_cpu
+        lowered, objects, program = generate(graph, target, options)
         options.report("build", 1, 1)
-        program = Program(
-            "tvm",
-            "cuda" if target.kind == "cuda" else "cpu",
-            constants=tuple(lowered.parameters),
-            kernels=lowered.kernels,
-            target=facts,
-            alignment=GPU_ALIGNMENT if target.kind == "cuda" else PARAMETER_ALIGNMENT,
-            sequence=sequence,
-        )
         seconds = time.perf_counter() - begin
         return CompiledModule(program, objects, lowered.constants, graph.signature, lowered.notes, seconds)
+
+
+def _for_cpu(graph: Graph, target: Target, options: CompileOptions) -> tuple[Lowered, tuple[bytes, ...], Program]:
+    """Kernels, and the native function that calls them in the order of the program's sequence."""
+    info = cpu_info(target)
+    lowered = Lowering(graph, info, options).run()
+    options.report("build", 0, 1)
+    sequence = call_sequence(lowered)
+    objects: tuple[bytes, ...] = (driver(sequence.codes, info.triple),)
+    if lowered.functions:
+        kernels = compile_for_cpu(IRModule(lowered.functions), info.tvm_target())
+        objects = (to_object(kernels), *objects)
+    program = Program(
+        "tvm",
+        "cpu",
+        constants=tuple(lowered.parameters),
+        kernels=lowered.kernels,
+        target={"kind": "cpu", "triple": info.triple, "mcpu": info.mcpu, "features": sorted(info.features)},
+        alignment=PARAMETER_ALIGNMENT,
+        sequence=sequence,
+    )
+    return lowered, objects, program
+
+
+def _for_cuda(graph: Graph, target: Target, options: CompileOptions) -> tuple[Lowered, tuple[bytes, ...], Program]:
+    """Kernels as binary code for the devices, and bytecode of TVM's virtual machine, which launches them."""
+    info, compiler = _portable_cpu(), device_compiler(target.archs or DEFAULT_ARCHS)
+    lowered = cuda.CudaLowering(graph, info, options).run()
+    options.report("build", 0, 1)
+    executable = compile_for_cuda(relax_module(lowered), info.tvm_target(), compiler.archs)
+    objects = to_objects(executable, pack_device_code(compiler))
+    if lowered.aliases:
+        objects = (*objects, second_names(lowered.aliases))
+    facts: dict[str, str | int | list[str]] = {
+        "kind": "cuda", "archs": list(compiler.archs), "ptx": compiler.ptx, "compiler": compiler.name, "triple": info.triple,
+    }  # fmt: skip
+    program = Program(
+        "tvm",
+        "cuda",
+        constants=tuple(lowered.parameters),
+        kernels=lowered.kernels,
+        target=facts,
+        alignment=GPU_ALIGNMENT,
+    )
+    return lowered, objects, program
 
 
 def cpu_info(target: Target) -> TargetInfo:
