@@ -11,8 +11,8 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, get_type_hints
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_type_hints
 
 import numpy as np
 
@@ -119,12 +119,10 @@ class PassContext:
     Attributes:
         target: what it is compiled for.
         precision: asked for by the user.
-        calibration: example inputs, one list of arrays for each batch.
     """
 
     target: TargetFacts = TargetFacts()
     precision: str = "fp32"
-    calibration: Sequence[Sequence[Array]] = ()
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,6 @@ class PassResult:
 
     graph: Graph
     remarks: tuple[Remark, ...] = ()
-    stats: Mapping[str, int] = field(default_factory=dict)
 
     @staticmethod
     def of_edits(graph: Graph, edits: Sequence[Edit]) -> PassResult:
@@ -170,22 +167,15 @@ class Pass(ABC):
         return f"{self.name}{{{', '.join(changed)}}}" if changed else self.name
 
 
-class Instrument(Protocol):
-    """Something that watches a pipeline: timing, dumping, measuring."""
-
-    def after(self, index: int, step: Pass, before: Graph, result: PassResult, seconds: float) -> None: ...
-
-
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did to one graph."""
+    """What one pass did to one graph: both graphs are there to be printed, compared, run and timed."""
 
     name: str
     before: Graph
     after: Graph
     remarks: tuple[Remark, ...]
     seconds: float
-    stats: Mapping[str, int] = field(default_factory=dict)
 
 
 Verification = Literal["off", "structure", "numeric"]
@@ -285,9 +275,7 @@ class PassPipeline:
 
     # -- running -------------------------------------------------------------------------------------------------
 
-    def run(
-        self, graph: Graph, context: PassContext | None = None, instruments: Sequence[Instrument] = ()
-    ) -> tuple[Graph, list[PassRecord]]:
+    def run(self, graph: Graph, context: PassContext | None = None) -> tuple[Graph, list[PassRecord]]:
         """Runs every pass in turn.
 
         Returns:
@@ -319,9 +307,7 @@ class PassPipeline:
             seconds = time.perf_counter() - start
             if self.verify == "numeric" and result.graph is not graph:
                 check_equal(graph, result.graph, step.preserves, place)
-            for instrument in instruments:
-                instrument.after(index, step, graph, result, seconds)
-            records.append(PassRecord(step.name, graph, result.graph, result.remarks, seconds, result.stats))
+            records.append(PassRecord(step.name, graph, result.graph, result.remarks, seconds))
             graph = result.graph
         return graph, records
 

@@ -148,18 +148,6 @@ class GraphBuilder:
             value = self._replaced[value]
         return value
 
-    def inline(self, graph: Graph, inputs: Sequence[Value]) -> tuple[Value, ...]:
-        """Copies a graph's nodes in, its inputs bound to ``inputs``; returns what its outputs became."""
-        mapping = dict(zip(graph.inputs, (self.resolve(v) for v in inputs), strict=True))
-        for node in graph.nodes:
-            reference = node.attrs["value"] if node.is_constant else None
-            if isinstance(reference, ConstantRef):
-                mapping[node.output] = self.constant(graph.constants[reference.name], node.output.hint)
-            else:
-                results = self.copy_node(node, [mapping[v] for v in node.inputs])
-                mapping.update(zip(node.outputs, results, strict=True))
-        return tuple(mapping[v] for v in graph.outputs)
-
     def finish(self, outputs: Sequence[Value], *, signature: Signature | None = None) -> Graph:
         """Freezes: drops the nodes and constants that no output needs."""
         results = tuple(self.resolve(v) for v in outputs)

@@ -20,7 +20,7 @@ from types import MappingProxyType
 import numpy as np
 
 from mlec.ir.dim import Dim, symbols_of
-from mlec.ir.op import Array, Attrs, ConstantRef, Cost, OpDef, Trait, attr_symbols
+from mlec.ir.op import Array, Attrs, ConstantRef, Cost, OpDef, attr_symbols
 from mlec.ir.types import UNKNOWN, Location, TensorType
 from mlec.signature import Signature, TensorSpec
 
@@ -216,8 +216,4 @@ def constant_array(node: Node, constants: Mapping[str, Array]) -> Array:
     return _frozen_array(np.full(shape, value, dtype=result_type.dtype.numpy))
 
 
-def is_elementwise(node: Node) -> bool:
-    return node.op.has(Trait.ELEMENTWISE)
-
-
-__all__ = ["Graph", "Node", "Value", "constant_array", "is_elementwise"]
+__all__ = ["Graph", "Node", "Value", "constant_array"]

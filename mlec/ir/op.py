@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +17,6 @@ from mlec.errors import TypeRuleError, UsageError
 from mlec.ir.dim import Dim, SymDim, evaluate, parse_dim, product, substitute, symbols_of
 from mlec.ir.dtype import DType
 from mlec.ir.types import TensorType
-
-if TYPE_CHECKING:
-    pass
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

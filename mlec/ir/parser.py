@@ -57,7 +57,7 @@ def parse_graph(text: str, constants: Mapping[str, Array] | None = None, signatu
         TypeRuleError: when the types written differ from those that the ops' rules give.
     """
     parser = _Parser(text, dict(constants or {}))
-    graph = parser.graph(0, top=True)
+    graph = parser.graph(0)
     parser.end()
     return Graph(graph.name, graph.inputs, graph.nodes, graph.outputs, graph.constants, signature)
 
@@ -140,7 +140,7 @@ class _Parser:
 
     # -- grammar -------------------------------------------------------------------------------------------------
 
-    def graph(self, depth: int, top: bool) -> Graph:
+    def graph(self, depth: int) -> Graph:
         if depth > MAX_DEPTH:
             raise self.error(f"graphs nested deeper than {MAX_DEPTH}")
         self.expect("graph")
@@ -300,7 +300,7 @@ class _Parser:
         if self.accept("@"):
             return ConstantRef(self.take("name", "the name of a constant"))
         if self.token == "graph":
-            return self.graph(depth + 1, top=False)
+            return self.graph(depth + 1)
         if self.kind == "number":
             return self.number()
         word = self.take("name", "an attribute value")

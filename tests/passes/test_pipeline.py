@@ -166,15 +166,12 @@ def test_a_failing_pass_is_named() -> None:
         PassPipeline([Invalid()]).run(graph())
 
 
-def test_instruments_see_every_pass() -> None:
-    seen: list[tuple[int, str, bool]] = []
-
-    class Watch:
-        def after(self, index: int, step: Pass, before: Graph, result: PassResult, seconds: float) -> None:
-            seen.append((index, step.name, result.graph is before))
-
-    PassPipeline([EliminateDeadCode(), FuseOperators()]).run(graph(), instruments=[Watch()])
-    assert seen == [(0, "dce", True), (1, "fuse", False)]
+def test_records_hold_the_graphs_before_and_after_every_pass() -> None:
+    first = graph()
+    last, records = PassPipeline([EliminateDeadCode(), FuseOperators()]).run(first)
+    assert [(r.name, r.after is r.before) for r in records] == [("dce", True), ("fuse", False)]
+    assert [r.before for r in records] == [first, records[0].after]
+    assert records[-1].after is last
 
 
 @pytest.mark.parametrize(
