@@ -14,8 +14,8 @@ from typing import ClassVar
 
 from mlec.ir import Graph, GraphBuilder, Location, Node, Trait, Value
 from mlec.ir.op import Array
+from mlec.ops.conv import blocked_depthwise_weights, blocked_weights
 from mlec.ops.linalg import pack_columns
-from mlec.ops.nn import blocked_depthwise_weights, blocked_weights
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, ulp
 
 MIN_BLOCK = 4

@@ -10,19 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlec.backends.tvm.compat import IRModule, Target, dlight, te, tirx
-from mlec.backends.tvm.lower_direct import (
-    direct_convolution,
-    flipped_weights,
-    pads_of,
-    per_axis,
-    transposed_geometry,
-)
+from mlec.backends.tvm.lower_direct import direct_convolution, flipped_weights, transposed_geometry
 from mlec.backends.tvm.lower_fused import lower_decomposed
 from mlec.backends.tvm.lowering import Lowering, Tensor
 from mlec.backends.tvm.region import Dims
 from mlec.backends.tvm.registry import CUDA, lowers
 from mlec.ir.dim import Dim
 from mlec.ir.graph import Node
+from mlec.ops.windows import Geometry
 
 
 class CudaLowering(Lowering):
@@ -86,13 +81,11 @@ def _matmul_packed(lowering: Lowering, node: Node, operands: tuple[Tensor, ...])
 @lowers("conv", on=CUDA)
 def _convolution(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     x, w = operands
-    rank = x.type.rank - 2
-    strides, pads = per_axis(node.attrs, "strides", rank), pads_of(node.attrs, rank)
-    return direct_convolution(lowering, node, x, w, strides, pads, (1,) * rank)
+    return direct_convolution(lowering, node, x, w, Geometry.of(node.attrs, x.type.rank - 2))
 
 
 @lowers("conv_transpose", on=CUDA)
 def _transposed_convolution(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     x, w = operands
     geometry = transposed_geometry(node.attrs, w.shape)
-    return direct_convolution(lowering, node, x, flipped_weights(lowering, node, w), *geometry)
+    return direct_convolution(lowering, node, x, flipped_weights(lowering, node, w), geometry)

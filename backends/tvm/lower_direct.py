@@ -19,7 +19,9 @@ from mlec.backends.tvm.registry import CUDA, lowers
 from mlec.ir.builder import GraphBuilder
 from mlec.ir.graph import Node
 from mlec.ir.op import Attrs
+from mlec.ops.pool import pool_geometry
 from mlec.ops.tree import DEFAULT_LEFT, NAN_IS_ZERO, OPERANDS, ZERO_IS_MISSING, ZERO_LIMIT
+from mlec.ops.windows import Geometry, per_axis
 
 # -- pooling ---------------------------------------------------------------------------------------------------------
 
@@ -28,11 +30,8 @@ from mlec.ops.tree import DEFAULT_LEFT, NAN_IS_ZERO, OPERANDS, ZERO_IS_MISSING, 
 def direct_pool(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     """One task for each window."""
     (x,) = operands
-    attrs, kernel = node.attrs, tuple(node.attrs["kernel"])
+    attrs, kernel, geometry = node.attrs, tuple(node.attrs["kernel"]), pool_geometry(node.attrs)
     rank = len(kernel)
-    strides = tuple(attrs["strides"]) or kernel
-    dilations = per_axis(attrs, "dilations", rank) if "dilations" in attrs else (1,) * rank
-    pads = pads_of(attrs, rank)
     is_max = node.name == "max_pool"
     acc = "float64" if x.dtype == "float64" else "float32"
 
@@ -46,7 +45,9 @@ def direct_pool(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) ->
 
             def tap(taps: tuple[Expr, ...]) -> None:
                 at = [
-                    where[2 + i] * strides[i] + tirx.Cast("int64", t) * dilations[i] - pads[i]
+                    where[2 + i] * geometry.strides[i]
+                    + tirx.Cast("int64", t) * geometry.dilations[i]
+                    - geometry.before[i]
                     for i, t in enumerate(taps)
                 ]
                 real = tirx.const(True, "bool")
@@ -54,7 +55,7 @@ def direct_pool(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) ->
                 for i, position in enumerate(at):
                     extent = shape[2 + i]
                     real = tirx.And(real, tirx.And(position >= 0, position < extent))
-                    inside = tirx.And(inside, position < extent + pads[rank + i])
+                    inside = tirx.And(inside, position < extent + geometry.after[i])
                 with if_(real):
                     value = share(cast_to(acc, inputs[0][_flat((*where[:2], *at, *where[2 + rank :]), shape)]))
                     total.set(maximum(share(total.value), value) if is_max else total.value + value)
@@ -161,19 +162,9 @@ _STEPS = {"lstm": _lstm_step, "gru": _gru_step, "rnn": _rnn_step}
 # -- products --------------------------------------------------------------------------------------------------------
 
 
-def direct_convolution(
-    lowering: Lowering,
-    node: Node,
-    x: Tensor,
-    w: Tensor,
-    strides: tuple[int, ...],
-    pads: tuple[int, ...],
-    input_dilations: tuple[int, ...],
-) -> Tensor:
+def direct_convolution(lowering: Lowering, node: Node, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
     """One task for each element of the result; arguments as those of `kernels.conv.conv`."""
     groups = node.attrs["groups"]
-    rank = x.type.rank - 2
-    dilations = per_axis(node.attrs, "dilations", rank)
     outputs, channels, *kernel = (int(str(d)) for d in w.shape)
     acc = "float64" if x.dtype == "float64" else "float32"
 
@@ -190,10 +181,10 @@ def direct_convolution(
                 inside = tirx.const(True, "bool")
                 at = []
                 for i, offset in enumerate(offsets):
-                    spread = position[i] * strides[i] + offset * dilations[i] - pads[i]
-                    if input_dilations[i] > 1:
-                        inside = tirx.And(inside, tirx.EQ(spread % input_dilations[i], tirx.const(0, "int64")))
-                        spread = spread // input_dilations[i]
+                    spread = position[i] * geometry.strides[i] + offset * geometry.dilations[i] - geometry.before[i]
+                    if (apart := geometry.input_dilations[i]) > 1:
+                        inside = tirx.And(inside, tirx.EQ(spread % apart, tirx.const(0, "int64")))
+                        spread = spread // apart
                     inside = tirx.And(inside, tirx.And(spread >= 0, spread < shape[2 + i]))
                     at.append(spread)
                 with if_(inside):
@@ -227,17 +218,14 @@ def flipped_weights(lowering: Lowering, node: Node, w: Tensor) -> Tensor:
     return lower_body(lowering, node, body, (w,))[0]
 
 
-def transposed_geometry(
-    attrs: Attrs, weights: Sequence[Dim]
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Strides, pads and input dilations of the convolution that a transposed one equals."""
+def transposed_geometry(attrs: Attrs, weights: Sequence[Dim]) -> Geometry:
+    """That of the convolution that a transposed one equals: its windows go one step at a time over an image with gaps."""
     rank = len(weights) - 2
-    pads, extra = pads_of(attrs, rank), per_axis(attrs, "output_padding", rank, 0)
-    kernel = [int(str(d)) for d in weights[2:]]
-    reach = [d * (k - 1) for d, k in zip(per_axis(attrs, "dilations", rank), kernel, strict=True)]
-    befores = [r - p for r, p in zip(reach, pads[:rank], strict=True)]
-    afters = [r - p + e for r, p, e in zip(reach, pads[rank:], extra, strict=True)]
-    return (1,) * rank, (*befores, *afters), per_axis(attrs, "strides", rank)
+    given, extra = Geometry.of(attrs, rank), per_axis(attrs, "output_padding", rank, 0, least=0)
+    reach = [d * (int(str(k)) - 1) for d, k in zip(given.dilations, weights[2:], strict=True)]
+    before = tuple(r - p for r, p in zip(reach, given.before, strict=True))
+    after = tuple(r - p + e for r, p, e in zip(reach, given.after, extra, strict=True))
+    return Geometry((1,) * rank, before, after, given.dilations, given.strides)
 
 
 # -- reductions ------------------------------------------------------------------------------------------------------
@@ -347,16 +335,3 @@ def _goes_left(x: Expr, node: Expr, arrays: dict[str, Buffer], leq: bool, words:
 
 def _has(flags: Expr, bit: int) -> Expr:
     return share(tirx.NE(flags & bit, 0))
-
-
-# -- attributes ------------------------------------------------------------------------------------------------------
-
-
-def per_axis(attrs: Attrs, key: str, rank: int, default: int = 1) -> tuple[int, ...]:
-    """An attribute with one number for each spatial axis."""
-    return tuple(attrs[key]) or (default,) * rank
-
-
-def pads_of(attrs: Attrs, rank: int) -> tuple[int, ...]:
-    """All paddings before, then all after."""
-    return tuple(attrs["pads"]) or (0,) * (2 * rank)

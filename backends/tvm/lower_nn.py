@@ -17,19 +17,15 @@ from mlec.backends.tvm.kernels.rnn import GATES, pack_recurrent, recurrent, recu
 from mlec.backends.tvm.kernels.softmax import logsumexp, softmax
 from mlec.backends.tvm.kernels.vector import cast_to, const, share
 from mlec.backends.tvm.kernels.winograd import are_summable, conv2d_winograd, pack_winograd, worthwhile
-from mlec.backends.tvm.lower_direct import (
-    direct_recurrence,
-    flipped_weights,
-    pads_of,
-    per_axis,
-    transposed_geometry,
-)
+from mlec.backends.tvm.lower_direct import direct_recurrence, flipped_weights, transposed_geometry
 from mlec.backends.tvm.lower_fused import Tail, lower_decomposed
 from mlec.backends.tvm.lowering import Lowering, Tensor
 from mlec.backends.tvm.region import Dims, Index, Region
 from mlec.backends.tvm.registry import lowers
 from mlec.ir.graph import Node
 from mlec.ir.types import TensorType
+from mlec.ops.pool import pool_geometry
+from mlec.ops.windows import Geometry
 
 # -- convolution -----------------------------------------------------------------------------------------------------
 
@@ -37,8 +33,7 @@ from mlec.ir.types import TensorType
 @lowers("conv", form="anchor")
 def lower_conv(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     x, w = operands
-    rank = x.type.rank - 2
-    return _convolution(lowering, node, x, w, tail, per_axis(node.attrs, "strides", rank), pads_of(node.attrs, rank))
+    return _convolution(lowering, node, x, w, tail, Geometry.of(node.attrs, x.type.rank - 2))
 
 
 @lowers("conv_transpose", form="anchor")
@@ -46,26 +41,17 @@ def lower_conv_transpose(lowering: Lowering, node: Node, operands: tuple[Tensor,
     """The convolution that it equals: zeros between the elements of x, weights flipped."""
     x, w = operands
     weights = flipped_weights(lowering, node, w)
-    return _convolution(lowering, node, x, weights, tail, *transposed_geometry(node.attrs, w.shape))
+    return _convolution(lowering, node, x, weights, tail, transposed_geometry(node.attrs, w.shape))
 
 
-def _convolution(
-    lowering: Lowering,
-    node: Node,
-    x: Tensor,
-    w: Tensor,
-    tail: Tail,
-    strides: tuple[int, ...],
-    pads: tuple[int, ...],
-    input_dilations: tuple[int, ...] = (),
-) -> Tensor:
-    groups, dilations = node.attrs["groups"], per_axis(node.attrs, "dilations", x.type.rank - 2)
-
+def _convolution(lowering: Lowering, node: Node, x: Tensor, w: Tensor, tail: Tail, g: Geometry) -> Tensor:
     def build(name: str, dims: Dims) -> object:
         weights = [int(str(d)) for d in w.shape]
         epilogue = tail.epilogue(lowering, dims)
-        shape, target = dims.shape(x.shape), lowering.target
-        return conv(shape, weights, strides, pads, dilations, groups, x.dtype, target, epilogue, input_dilations, name)
+        shape, groups, target = dims.shape(x.shape), node.attrs["groups"], lowering.target
+        return conv(
+            shape, weights, g.strides, g.pads, g.dilations, groups, x.dtype, target, epilogue, g.input_dilations, name
+        )
 
     operands = (x, w, *tail.operands(lowering))
     return lowering.kernel(build, operands, [tail.type], node=node, strategy=f"direct convolution{tail}")[0]
@@ -74,15 +60,14 @@ def _convolution(
 @lowers("conv2d_nchwc", form="anchor")
 def lower_conv2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     x, w = operands
-    strides, dilations = per_axis(node.attrs, "strides", 2), per_axis(node.attrs, "dilations", 2)
-    pads = pads_of(node.attrs, 2)
+    g = Geometry.of(node.attrs, 2)
     weights, extent = [int(str(d)) for d in w.shape], [int(str(d)) for d in node.output.type.shape[2:4]]
-    dense = (*strides, *dilations) == (1, 1, 1, 1)
+    dense = (*g.strides, *g.dilations) == (1, 1, 1, 1)
     if dense and are_summable(w.array) and worthwhile(weights, (extent[0], extent[1]), x.dtype, lowering.target):
 
         def build_winograd(name: str, dims: Dims) -> object:
             epilogue = tail.epilogue(lowering, dims)
-            return conv2d_winograd(dims.shape(x.shape), weights, pads, lowering.target, epilogue, name)
+            return conv2d_winograd(dims.shape(x.shape), weights, g.pads, lowering.target, epilogue, name)
 
         operands = (x, lowering.packed(w, "winograd", pack_winograd), *tail.operands(lowering))
         strategy = f"Winograd convolution on blocks of {weights[5]} channels, 16 products in place of 36{tail}"
@@ -91,7 +76,7 @@ def lower_conv2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, .
 
     def build(name: str, dims: Dims) -> object:
         shape, epilogue = dims.shape(x.shape), tail.epilogue(lowering, dims)
-        return conv2d_nchwc(shape, weights, strides, pads, dilations, x.dtype, lowering.target, epilogue, name)
+        return conv2d_nchwc(shape, weights, g.strides, g.pads, g.dilations, x.dtype, lowering.target, epilogue, name)
 
     operands = (x, w, *tail.operands(lowering))
     strategy = f"direct convolution on blocks of {x.shape[4]} and {w.shape[5]} channels{tail}"
@@ -101,13 +86,13 @@ def lower_conv2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, .
 @lowers("depthwise2d_nchwc", form="anchor")
 def lower_depthwise2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     x, w = operands
-    strides, dilations = per_axis(node.attrs, "strides", 2), per_axis(node.attrs, "dilations", 2)
+    g = Geometry.of(node.attrs, 2)
 
     def build(name: str, dims: Dims) -> object:
         weights = [int(str(d)) for d in w.shape]
         epilogue = tail.epilogue(lowering, dims)
-        shape, pads = dims.shape(x.shape), pads_of(node.attrs, 2)
-        return depthwise_nchwc(shape, weights, strides, pads, dilations, x.dtype, lowering.target, epilogue, name)
+        shape, target = dims.shape(x.shape), lowering.target
+        return depthwise_nchwc(shape, weights, g.strides, g.pads, g.dilations, x.dtype, target, epilogue, name)
 
     operands = (x, w, *tail.operands(lowering))
     strategy = f"depthwise convolution on blocks of {x.shape[4]} channels{tail}"
@@ -120,17 +105,15 @@ def lower_depthwise2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tens
 @lowers("max_pool", "avg_pool", form="anchor")
 def lower_pool(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     (x,) = operands
-    attrs, kernel = node.attrs, tuple(node.attrs["kernel"])
+    kernel, g = tuple(node.attrs["kernel"]), pool_geometry(node.attrs)
     rank = len(kernel)
-    strides = tuple(attrs["strides"]) or kernel
-    dilations = per_axis(attrs, "dilations", rank) if "dilations" in attrs else (1,) * rank
-    counts = bool(attrs.get("count_include_pad", False))
+    counts = bool(node.attrs.get("count_include_pad", False))
 
     def build(name: str, dims: Dims) -> object:
         shape, out = dims.shape(x.shape), dims.shape(node.output.type.shape[2 : 2 + rank])
-        epilogue, pads = tail.epilogue(lowering, dims), pads_of(attrs, rank)
+        target, epilogue = lowering.target, tail.epilogue(lowering, dims)
         return pool(
-            node.name, shape, kernel, strides, pads, dilations, out, counts, x.dtype, lowering.target, epilogue, name
+            node.name, shape, kernel, g.strides, g.pads, g.dilations, out, counts, x.dtype, target, epilogue, name
         )
 
     operands = (x, *tail.operands(lowering))

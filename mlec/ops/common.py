@@ -9,7 +9,7 @@ import numpy as np
 from mlec.errors import TypeRuleError
 from mlec.ir.dim import Dim, Proof, proves_equal
 from mlec.ir.dtype import DType
-from mlec.ir.op import REQUIRED, SYMBOLIC_EXTENT, Array, Attr, AttrKind, Operand
+from mlec.ir.op import REQUIRED, SYMBOLIC_EXTENT, Array, Attr, AttrKind, Attrs, Cost, CostRule, Operand, moved_bytes
 from mlec.ir.types import Shape, TensorType
 
 N = SYMBOLIC_EXTENT
@@ -65,6 +65,13 @@ def same_dim(a: Dim, b: Dim, what: str) -> Dim:
     return a
 
 
+def static_dims(dims: Sequence[Dim]) -> tuple[int, ...]:
+    """Extents that an op takes as numbers only."""
+    known = tuple(d for d in dims if isinstance(d, int))
+    require(len(known) == len(dims), f"must be static, got [{', '.join(map(str, dims))}]", "E_SHAPE")
+    return known
+
+
 def normal_axis(axis: int, rank: int) -> int:
     """The axis counted from the front."""
     require(-rank <= axis < rank, f"axis {axis} is out of range for rank {rank}", "E_AXIS")
@@ -101,6 +108,20 @@ def reduced_shape(t: TensorType, axes: Sequence[int], keepdims: bool) -> Shape:
     if keepdims:
         return tuple(1 if i in found else d for i, d in enumerate(t.shape))
     return tuple(d for i, d in enumerate(t.shape) if i not in found)
+
+
+def per_element(flops: int) -> CostRule:
+    """So many operations for each element of the first result."""
+
+    def cost(inputs: Sequence[TensorType], results: Sequence[TensorType], attrs: Attrs) -> Cost:
+        return Cost(results[0].size * flops, moved_bytes(inputs, results))
+
+    return cost
+
+
+def wide_float(x: Array) -> Array:
+    """Floats as references compute them: in float32 at least."""
+    return x.astype(np.float32 if x.dtype.name == "bfloat16" else np.promote_types(x.dtype, np.float32))
 
 
 def floats(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mlec.ir.dtype import DType
-from mlec.ir.op import REQUIRED, Array, Attr, AttrKind, Attrs, Case, Cost, OpDef, Trait, moved_bytes, register
+from mlec.ir.op import REQUIRED, Array, Attr, AttrKind, Attrs, Case, OpDef, Trait, register
 from mlec.ir.types import TensorType
 from mlec.ops.common import (
     N,
@@ -19,6 +19,7 @@ from mlec.ops.common import (
     float_dtype,
     floats,
     operands,
+    per_element,
     pick_dtype,
     require,
     same_dtype,
@@ -36,13 +37,6 @@ def _unary_type(float_only: bool) -> Callable[[Sequence[TensorType], Attrs], Ten
         return x
 
     return infer
-
-
-def _cost(per_element: int) -> Callable[..., Cost]:
-    def cost(inputs: Sequence[TensorType], results: Sequence[TensorType], attrs: Attrs) -> Cost:
-        return Cost(results[0].size * per_element, moved_bytes(inputs, results))
-
-    return cost
 
 
 def _unary(
@@ -65,7 +59,7 @@ def _unary(
 
     return register(
         OpDef(
-            name, operands("x"), attrs, _unary_type(float_only), _keeps_dtype(reference), sample, _cost(flops), EW | traits,
+            name, operands("x"), attrs, _unary_type(float_only), _keeps_dtype(reference), sample, per_element(flops), EW | traits,
             tolerance, doc,
         )
     )  # fmt: skip
@@ -83,7 +77,7 @@ def _keeps_dtype(function: Callable[..., Any]) -> Callable[..., Any]:
     return reference
 
 
-def _sigmoid(x: Array) -> Array:
+def sigmoid(x: Array) -> Array:
     z = np.exp(-np.abs(x))
     return np.asarray(np.where(x >= 0, 1 / (1 + z), z / (1 + z)))
 
@@ -115,7 +109,7 @@ _unary("cos", np.cos, "cosine", traits=Trait.LIBRARY_CALL, flops=10)
 _unary("tan", np.tan, "tangent", traits=Trait.LIBRARY_CALL, flops=12, low=-1.2, high=1.2, tolerance=32.0)
 _unary("atan", np.arctan, "arc tangent", traits=Trait.MONOTONE | Trait.LIBRARY_CALL, flops=12)
 _unary("tanh", np.tanh, "hyperbolic tangent", traits=Trait.MONOTONE, flops=10)
-_unary("sigmoid", _sigmoid, "1 / (1 + exp(-x))", traits=Trait.MONOTONE, flops=10)
+_unary("sigmoid", sigmoid, "1 / (1 + exp(-x))", traits=Trait.MONOTONE, flops=10)
 _unary("erf", erf, "error function", traits=Trait.MONOTONE, flops=12, tolerance=16.0)
 _unary(
     "relu",
@@ -124,7 +118,7 @@ _unary(
     traits=Trait.IDEMPOTENT | Trait.MONOTONE,
     float_only=False,
 )
-_unary("silu", lambda x: x * _sigmoid(x), "x * sigmoid(x)", flops=11, tolerance=16.0)
+_unary("silu", lambda x: x * sigmoid(x), "x * sigmoid(x)", flops=11, tolerance=16.0)
 _unary("floor", np.floor, "round down", traits=Trait.IDEMPOTENT | Trait.MONOTONE)
 _unary("ceil", np.ceil, "round up", traits=Trait.IDEMPOTENT | Trait.MONOTONE)
 _unary("round", np.rint, "round to nearest, ties to even", traits=Trait.IDEMPOTENT | Trait.MONOTONE)
@@ -143,7 +137,7 @@ register(
     OpDef(
         "clip", operands("x"), (float_attr("lo", default=-math.inf), float_attr("hi", default=math.inf)), _unary_type(True),
         _keeps_dtype(_clip), lambda rng: Case((floats(rng, N, 5, dtype=pick_dtype(rng)),), {"lo": -1.0, "hi": 2.0}),
-        _cost(2), EW | Trait.IDEMPOTENT | Trait.MONOTONE, doc="min(max(x, lo), hi); NaN stays NaN",
+        per_element(2), EW | Trait.IDEMPOTENT | Trait.MONOTONE, doc="min(max(x, lo), hi); NaN stays NaN",
     )
 )  # fmt: skip
 
@@ -207,7 +201,7 @@ def _binary(
     function = reference if boolean else _keeps_dtype(reference)
     return register(
         OpDef(
-            name, operands("a b"), (), _binary_type(kinds, boolean), function, _binary_sample(kinds, low, high), _cost(flops),
+            name, operands("a b"), (), _binary_type(kinds, boolean), function, _binary_sample(kinds, low, high), per_element(flops),
             EW | traits, tolerance, doc,
         )
     )  # fmt: skip
