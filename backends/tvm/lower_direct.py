@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 from mlec.backends.tvm.compat import T, tirx
-from mlec.backends.tvm.kernels import direct, mathlib
+from mlec.backends.tvm.kernels import direct
 from mlec.backends.tvm.kernels.conv import pack_transposed
 from mlec.backends.tvm.kernels.epilogue import Buffer, Dim, Expr
+from mlec.backends.tvm.kernels.rnn import GATES, advance
 from mlec.backends.tvm.kernels.tile import if_, product, unflatten
 from mlec.backends.tvm.kernels.vector import CELL_SCOPE, cast_to, const, is_nan, maximum, select, share
 from mlec.backends.tvm.lower_fused import lower_body
@@ -88,7 +89,7 @@ def direct_recurrence(lowering: Lowering, node: Node, operands: tuple[Tensor, ..
     """One task for each sequence: the states stay where the results are."""
     x = operands[0]
     states = len(node.outputs) - 1
-    gates = {"lstm": 4, "gru": 3, "rnn": 1}[node.name]
+    gates = GATES[node.name]
     hidden, features = int(str(node.outputs[1].type.shape[1])), int(str(x.shape[2]))
     dtype = x.dtype
 
@@ -115,9 +116,11 @@ def direct_recurrence(lowering: Lowering, node: Node, operands: tuple[Tensor, ..
                         total.set(total.value + state[0][row * hidden + i] * w_hh[g * hidden + i])
                     T.buffer_store(back, total.value, [g])
                 with T.serial(hidden) as j:
-                    pre = [(share(fed[k * hidden + j]), share(back[k * hidden + j])) for k in range(gates)]
+                    forward, fed_back = (
+                        [share(buffer[k * hidden + j]) for k in range(gates)] for buffer in (fed, back)
+                    )
                     old = [share(s[row * hidden + j]) for s in state]
-                    new = _STEPS[node.name](node.attrs, pre, old)
+                    new = advance(node.name, node.attrs.get("activation", "tanh"), forward, fed_back, old)
                     for buffer, value in zip(state, new, strict=True):
                         T.buffer_store(buffer, value, [row * hidden + j])
                     T.buffer_store(y, new[0], [(row * steps + t) * hidden + j])
@@ -129,34 +132,6 @@ def direct_recurrence(lowering: Lowering, node: Node, operands: tuple[Tensor, ..
     return lowering.kernel(
         build, operands, [v.type for v in node.outputs], node=node, strategy="one sequence at a time"
     )
-
-
-Gates = list[tuple[Expr, Expr]]
-
-
-def _lstm_step(attrs: Attrs, gates: Gates, state: list[Expr]) -> list[Expr]:
-    i, f, g, o = (share(a + b) for a, b in gates)
-    c = share(mathlib.sigmoid(f) * state[1] + mathlib.sigmoid(i) * mathlib.tanh(g))
-    return [share(mathlib.sigmoid(o) * mathlib.tanh(c)), c]
-
-
-def _gru_step(attrs: Attrs, gates: Gates, state: list[Expr]) -> list[Expr]:
-    (xr, hr), (xz, hz), (xn, hn) = gates
-    r, z = mathlib.sigmoid(xr + hr), mathlib.sigmoid(xz + hz)
-    candidate = mathlib.tanh(xn + r * hn)
-    return [share((const(1.0, str(z.ty.dtype)) - z) * candidate + z * state[0])]
-
-
-def _rnn_step(attrs: Attrs, gates: Gates, state: list[Expr]) -> list[Expr]:
-    ((fed, back),) = gates
-    total = share(fed + back)
-    if attrs["activation"] == "tanh":
-        return [mathlib.tanh(total)]
-    zero = const(0.0, str(total.ty.dtype))
-    return [share(tirx.Select(total < zero, zero, total))]
-
-
-_STEPS = {"lstm": _lstm_step, "gru": _gru_step, "rnn": _rnn_step}
 
 
 # -- products --------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
@@ -30,6 +32,7 @@ from mlec.backends.tvm.kernels.vector import (
     const,
     const_like,
     dtype_of,
+    lanes_of,
     load,
     ramp,
     reduce_lanes,
@@ -65,172 +68,245 @@ def attention(
     elements, 32 KB for 128 x 64), then for every 8 queries computes 8 rows of scores, their exponentials and the sums of
     values weighted by these, all of which stay in L1: 2 m t (d + e) FLOPs on ``(2 m + 2 t)(d + e) / 2`` elements of memory.
     """
-    acc = accumulator_dtype(dtype)
-    lanes = target.lanes(bits(acc))
     *q_lead, m, d = q_shape
     *k_lead, t, _ = k_shape
     *v_lead, _, e = v_shape
     lead = broadcast_lead(broadcast_lead(q_lead, k_lead), v_lead)
-    vectors = 2
-    block, mr = lanes * vectors, tile_rows(target, vectors)
-    panels = ceildiv(t, block)
-
-    y_shape = (*lead, m, e)
-    shapes = (q_shape, k_shape, v_shape, y_shape)
+    shapes = (q_shape, k_shape, v_shape, (*lead, m, e))
     orders = orders or [tuple(range(len(shape))) for shape in shapes]
-    q_order, k_order, v_order, y_order = orders
-
     with prim_func(name) as kernel:
-        memory = [BufferSpec(placed(shape, order), dtype) for shape, order in zip(shapes, orders, strict=True)]
-        q, k, v = (parameter(n, spec) for n, spec in zip("qkv", memory[:3], strict=True))
-        given = parameter("mask", mask) if mask else None
-        y = parameter("y", memory[3])
-        # Booleans are bytes in memory; a vector of them is loaded as such.
-        if mask and mask.dtype == "bool":
-            given = flat_view(given, mask.shape, "int8")
-
-        def head(index: Expr) -> None:
-            where = unflatten(index, lead)
-            q_at, k_at, v_at = (operand_indices(where, lead, own) for own in (q_lead, k_lead, v_lead))
-            keys = T.alloc_buffer((panels, d, block), acc)
-            scores = T.alloc_buffer((mr, panels * block), acc)
-            totals = T.alloc_buffer((mr,), acc)
-            transpose_keys(keys, k_at)
-            with T.serial(ceildiv(m, mr)) as block_of_rows:
-                row = share(block_of_rows * mr)
-                count = share(tirx.min(mr, m - row))
-                # No row of a causal block sees a key after its last row.
-                seen = share(tirx.min(t, row + count)) if causal else t
-                by_rows(count, lambda rows, i: score(rows, i, row + i, seen, q_at, keys, scores))
-                with T.serial(count) as i:
-                    exponentials(scores, totals, i, row + i, seen, where)
-                by_rows(count, lambda rows, i: weigh(rows, i, row + i, seen, where, v_at, scores, totals))
-
-        def by_rows(count: Expr, body: Callable[[int, Expr], None]) -> None:
-            """Whole tiles of rows at once, the last rows one by one."""
-            if isinstance(m, int) and m % mr == 0:
-                body(mr, 0)
-                return
-            with T.If(count == mr):
-                with T.Then():
-                    body(mr, 0)
-                with T.Else(), T.serial(count) as i:
-                    body(1, i)
-
-        def transpose_keys(keys: Buffer, k_at: tuple[Expr, ...]) -> None:
-            def element(panel: Expr, column: Expr, j: Expr) -> None:
-                position = panel * block + column
-                value = cast_to(acc, k[tuple(placed((*k_at, position, j), k_order))])
-                T.buffer_store(keys, tirx.if_then_else(position < t, value, const(0, acc)), [panel, j, column])
-
-            def square(panel: Expr, u: int, first: Expr) -> None:
-                position = panel * block + u * lanes
-                at = [placed((*k_at, position + i, first), k_order) for i in range(lanes)]
-                columns = turn([share(cast_to(acc, load(k, where, lanes))) for where in at])
-                for i, column in enumerate(columns):
-                    store(keys, column, [panel, first + i, u * lanes])
-
-            turned = d // lanes * lanes if lanes & (lanes - 1) == 0 else 0
-            with T.serial(panels) as panel, T.If((panel + 1) * block <= t):
-                with T.Then():
-                    for u in range(vectors):
-                        with T.serial(turned // lanes) as j:
-                            square(panel, u, j * lanes)
-                    with T.serial(block) as column, T.serial(turned, d) as j:
-                        element(panel, column, j)
-                with T.Else(), T.serial(block) as column, T.serial(d) as j:
-                    element(panel, column, j)
-
-        def score(
-            rows: int, first: Expr, row: Expr, seen: Expr, q_at: tuple[Expr, ...], keys: Buffer, scores: Buffer
-        ) -> None:
-            """Scaled products of ``rows`` queries with every key that one of them may see."""
-            with T.serial(ceildiv(seen, block)) as panel:
-                sums = RegisterTile(rows, vectors, lanes, acc)
-                with T.serial(d) as j:
-                    sums.multiply_add(
-                        [cast_to(acc, q[tuple(placed((*q_at, row + i, j), q_order))]) for i in range(rows)],
-                        [load(keys, [panel, j, u * lanes], lanes) for u in range(vectors)],
-                    )
-                for i in range(rows):
-                    for u in range(vectors):
-                        at = [first + i, panel * block + u * lanes]
-                        store(scores, sums.value(i, u) * const(scale, acc, lanes), at)
-
-        def exponentials(scores: Buffer, totals: Buffer, i: Expr, row: Expr, seen: Expr, where: Sequence[Expr]) -> None:
-            """Exponentials of one row of scores, in place, and what they add up to."""
-            whole = share(ceildiv(seen, block) * vectors)
-            if given is not None:
-                vector_loop(seen, lanes, lambda start, width: mask_out(scores, i, row, where, start, width))
-            if causal:
-                with T.serial(row // lanes, whole) as j:
-                    column, value = ramp(share(j * lanes), lanes), share(load(scores, [i, j * lanes], lanes))
-                    shown = column <= broadcast(cast_to(dtype_of(column), row), lanes)
-                    store(scores, select(shown, value, -math.inf), [i, j * lanes])
-            with T.serial(seen, whole * lanes) as beyond:  # weighs nothing, and makes the row whole vectors
-                T.buffer_store(scores, const(-math.inf, acc), [i, beyond])
-            largest, total = Cell(acc, lanes, -math.inf), Cell(acc, lanes, 0)
-            with T.serial(whole) as j:
-                largest.set(larger(largest.value, share(load(scores, [i, j * lanes], lanes))))
-            shift = share(reduce_lanes(largest.value, larger))
-            with T.serial(whole) as j:
-                value = exp_of_negative(load(scores, [i, j * lanes], lanes) - broadcast(shift, lanes))
-                store(scores, value, [i, j * lanes])
-                total.set(total.value + value)
-            T.buffer_store(totals, reduce_lanes(total.value, lambda a, b: a + b), [i])
-
-        def mask_out(scores: Buffer, i: Expr, row: Expr, where: Sequence[Expr], start: Expr, width: int) -> None:
-            assert given is not None
-            assert mask is not None
-            value = load(scores, [i, start], width)
-            at = operand_indices((*where, row, start), (*lead, m, t), mask.shape)
-            narrow = isinstance(mask.shape[-1], int) and mask.shape[-1] == 1
-            term = load(given, list(at), 1 if narrow else width)
-            if mask.dtype == "bool":
-                value = select(tirx.NE(term, const_like(0, term)), value, -math.inf)
-            else:
-                value = value + broadcast(cast_to(acc, term), width)
-            store(scores, value, [i, start])
-
-        def weigh(
-            rows: int,
-            first: Expr,
-            row: Expr,
-            seen: Expr,
-            where: Sequence[Expr],
-            v_at: tuple[Expr, ...],
-            scores: Buffer,
-            totals: Buffer,
-        ) -> None:
-            """The means of the values, weighted by ``rows`` rows of exponentials, some vectors of columns at a time."""
-
-            def columns(start: Expr, count: int, width: int) -> None:
-                sums = RegisterTile(rows, count, width, acc)
-                with T.serial(seen) as j:
-                    sums.multiply_add(
-                        [scores[first + i, j] for i in range(rows)],
-                        [
-                            cast_to(acc, load(v, placed((*v_at, j, start + u * width), v_order), width))
-                            for u in range(count)
-                        ],
-                    )
-                for i in range(rows):
-                    for u in range(count):
-                        value = sums.value(i, u) / broadcast(totals[first + i], width)
-                        store(y, cast_to(dtype, value), placed((*where, row + i, start + u * width), y_order))
-
-            strip = vectors * lanes
-            if e >= strip:
-                with T.serial(e // strip) as i:
-                    columns(i * strip, vectors, lanes)
-            if e % strip >= lanes:
-                columns(e // strip * strip, e % strip // lanes, lanes)
-            if e % lanes:
-                columns(e // lanes * lanes, 1, e % lanes)
-
+        specs = [BufferSpec(placed(shape, order), dtype) for shape, order in zip(shapes, orders, strict=True)]
+        q, k, v = (
+            _Operand(parameter(label, spec), shape[:-2], order)
+            for label, spec, shape, order in zip("qkv", specs[:3], shapes[:3], orders[:3], strict=True)
+        )
+        given = None if mask is None else parameter("mask", mask)
+        y = _Operand(parameter("y", specs[3]), lead, orders[3])
+        masked = None if mask is None else _Mask(given, mask)
+        program = _Attention(q, k, v, y, masked, (m, t, d, e), scale, causal, dtype, target)
         work = math.prod(extent if isinstance(extent, int) else 32 for extent in (m, t)) * (d + e)
-        parallel_if_large(product(lead), work, head, math.prod(extent for extent in lead if isinstance(extent, int)))
+        parallel_if_large(
+            product(lead), work, program.head, math.prod(extent for extent in lead if isinstance(extent, int))
+        )
     return kernel.func
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """One of q, k, v and y: its buffer, its leading extents, and which axis of the buffer each axis of the tensor is."""
+
+    buffer: Buffer
+    lead: Sequence[Dim]
+    order: Sequence[int]
+
+    def at(self, head: Sequence[Expr], row: Expr, column: Expr) -> list[Expr]:
+        """Indices into the buffer for an element of a matrix, ``head`` being its indices along the leading axes."""
+        return placed((*head, row, column), self.order)
+
+
+class _Mask:
+    """The mask in memory."""
+
+    def __init__(self, buffer: Buffer, spec: BufferSpec) -> None:
+        self.shape, self.keeps = spec.shape, spec.dtype == "bool"
+        # Booleans are bytes in memory; a vector of them is loaded as such.
+        self.buffer = flat_view(buffer, spec.shape, "int8") if self.keeps else buffer
+
+    def apply(self, score: Expr, where: Sequence[Expr], scores: Sequence[Dim]) -> Expr:
+        """Consecutive scores, masked; ``where`` is the first one's position among all scores, whose extents are ``scores``."""
+        at = operand_indices(where, scores, self.shape)
+        narrow = isinstance(self.shape[-1], int) and self.shape[-1] == 1
+        term = load(self.buffer, list(at), 1 if narrow else lanes_of(score))
+        if self.keeps:
+            return select(tirx.NE(term, const_like(0, term)), score, -math.inf)
+        return score + broadcast(cast_to(dtype_of(score), term), lanes_of(score))
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """The parts of the program, see `attention`; ``extents`` are m, t, d, e.
+
+    Three buffers of a task go from part to part: ``keys`` ``[panels, d, block]``, ``scores`` ``[mr, panels * block]``, and
+    ``totals`` ``[mr]``, what the exponentials of each row of scores add up to.
+    """
+
+    q: _Operand
+    k: _Operand
+    v: _Operand
+    y: _Operand
+    mask: _Mask | None
+    extents: tuple[Dim, Dim, int, int]
+    scale: float
+    causal: bool
+    dtype: str
+    target: TargetInfo
+    vectors: ClassVar[int] = 2
+
+    @property
+    def acc(self) -> str:
+        return accumulator_dtype(self.dtype)
+
+    @property
+    def lanes(self) -> int:
+        return self.target.lanes(bits(self.acc))
+
+    @property
+    def block(self) -> int:
+        """Keys of a panel."""
+        return self.lanes * self.vectors
+
+    @property
+    def panels(self) -> Dim:
+        return ceildiv(self.extents[1], self.block)
+
+    def head(self, index: Expr) -> None:
+        """One task."""
+        m, t, d, _ = self.extents
+        mr, lead = tile_rows(self.target, self.vectors), self.y.lead
+        where = unflatten(index, lead)
+        q_at, k_at, v_at = (operand_indices(where, lead, x.lead) for x in (self.q, self.k, self.v))
+        keys = T.alloc_buffer((self.panels, d, self.block), self.acc)
+        scores = T.alloc_buffer((mr, self.panels * self.block), self.acc)
+        totals = T.alloc_buffer((mr,), self.acc)
+        self.transpose_keys(keys, k_at)
+        with T.serial(ceildiv(m, mr)) as block_of_rows:
+            row = share(block_of_rows * mr)
+            count = share(tirx.min(mr, m - row))
+            # No row of a causal block sees a key after its last row.
+            seen = share(tirx.min(t, row + count)) if self.causal else t
+            whole = isinstance(m, int) and m % mr == 0
+            by_rows(mr, count, whole, lambda rows, i: self.score(rows, i, row + i, seen, q_at, keys, scores))
+            with T.serial(count) as i:
+                self.exponentials(scores, totals, i, row + i, seen, where)
+            by_rows(mr, count, whole, lambda rows, i: self.weigh(rows, i, row + i, seen, where, v_at, scores, totals))
+
+    def transpose_keys(self, keys: Buffer, k_at: Sequence[Expr]) -> None:
+        """Fills the panels, with zeros beyond the last key: squares of vectors in registers, the rest one by one."""
+        _, t, d, _ = self.extents
+        acc, block, lanes, k = self.acc, self.block, self.lanes, self.k.buffer
+
+        def element(panel: Expr, column: Expr, j: Expr) -> None:
+            position = panel * block + column
+            value = cast_to(acc, k[tuple(self.k.at(k_at, position, j))])
+            T.buffer_store(keys, tirx.if_then_else(position < t, value, const(0, acc)), [panel, j, column])
+
+        def square(panel: Expr, u: int, first: Expr) -> None:
+            position = panel * block + u * lanes
+            rows = [load(k, self.k.at(k_at, position + i, first), lanes) for i in range(lanes)]
+            columns = turn([share(cast_to(acc, row)) for row in rows])
+            for i, column in enumerate(columns):
+                store(keys, column, [panel, first + i, u * lanes])
+
+        turned = d // lanes * lanes if lanes & (lanes - 1) == 0 else 0
+        with T.serial(self.panels) as panel, T.If((panel + 1) * block <= t):
+            with T.Then():
+                for u in range(self.vectors):
+                    with T.serial(turned // lanes) as j:
+                        square(panel, u, j * lanes)
+                with T.serial(block) as column, T.serial(turned, d) as j:
+                    element(panel, column, j)
+            with T.Else(), T.serial(block) as column, T.serial(d) as j:
+                element(panel, column, j)
+
+    def score(
+        self, rows: int, first: Expr, row: Expr, seen: Expr, q_at: Sequence[Expr], keys: Buffer, scores: Buffer
+    ) -> None:
+        """Scaled products of ``rows`` queries with every key that one of them may see."""
+        acc, lanes, d = self.acc, self.lanes, self.extents[2]
+        with T.serial(ceildiv(seen, self.block)) as panel:
+            sums = RegisterTile(rows, self.vectors, lanes, acc)
+            with T.serial(d) as j:
+                sums.multiply_add(
+                    [cast_to(acc, self.q.buffer[tuple(self.q.at(q_at, row + i, j))]) for i in range(rows)],
+                    [load(keys, [panel, j, u * lanes], lanes) for u in range(self.vectors)],
+                )
+            for i in range(rows):
+                for u in range(self.vectors):
+                    at = [first + i, panel * self.block + u * lanes]
+                    store(scores, sums.value(i, u) * const(self.scale, acc, lanes), at)
+
+    def apply_mask(self, mask: _Mask, scores: Buffer, i: Expr, seen: Expr, row: Sequence[Expr]) -> None:
+        """Masks one row of scores, in place; ``row`` is its position among all rows."""
+        m, t, _, _ = self.extents
+
+        def run(start: Expr, width: int) -> None:
+            masked = mask.apply(load(scores, [i, start], width), (*row, start), (*self.y.lead, m, t))
+            store(scores, masked, [i, start])
+
+        vector_loop(seen, self.lanes, run)
+
+    def exponentials(
+        self, scores: Buffer, totals: Buffer, i: Expr, row: Expr, seen: Expr, where: Sequence[Expr]
+    ) -> None:
+        """Exponentials of one row of scores, in place, and what they add up to."""
+        acc, lanes = self.acc, self.lanes
+        whole = share(ceildiv(seen, self.block) * self.vectors)
+        if self.mask is not None:
+            self.apply_mask(self.mask, scores, i, seen, (*where, row))
+        if self.causal:
+            with T.serial(row // lanes, whole) as j:
+                column, value = ramp(share(j * lanes), lanes), share(load(scores, [i, j * lanes], lanes))
+                shown = column <= broadcast(cast_to(dtype_of(column), row), lanes)
+                store(scores, select(shown, value, -math.inf), [i, j * lanes])
+        with T.serial(seen, whole * lanes) as beyond:  # weighs nothing, and makes the row whole vectors
+            T.buffer_store(scores, const(-math.inf, acc), [i, beyond])
+        largest, total = Cell(acc, lanes, -math.inf), Cell(acc, lanes, 0)
+        with T.serial(whole) as j:
+            largest.set(larger(largest.value, share(load(scores, [i, j * lanes], lanes))))
+        shift = share(reduce_lanes(largest.value, larger))
+        with T.serial(whole) as j:
+            value = exp_of_negative(load(scores, [i, j * lanes], lanes) - broadcast(shift, lanes))
+            store(scores, value, [i, j * lanes])
+            total.set(total.value + value)
+        T.buffer_store(totals, reduce_lanes(total.value, lambda a, b: a + b), [i])
+
+    def weigh(
+        self,
+        rows: int,
+        first: Expr,
+        row: Expr,
+        seen: Expr,
+        where: Sequence[Expr],
+        v_at: Sequence[Expr],
+        scores: Buffer,
+        totals: Buffer,
+    ) -> None:
+        """The means of the values, weighted by ``rows`` rows of exponentials, some vectors of columns at a time."""
+        acc, lanes, e = self.acc, self.lanes, self.extents[3]
+
+        def columns(start: Expr, count: int, width: int) -> None:
+            sums = RegisterTile(rows, count, width, acc)
+            with T.serial(seen) as j:
+                places = [self.v.at(v_at, j, start + u * width) for u in range(count)]
+                sums.multiply_add(
+                    [scores[first + i, j] for i in range(rows)],
+                    [cast_to(acc, load(self.v.buffer, place, width)) for place in places],
+                )
+            for i in range(rows):
+                for u in range(count):
+                    value = cast_to(self.dtype, sums.value(i, u) / broadcast(totals[first + i], width))
+                    store(self.y.buffer, value, self.y.at(where, row + i, start + u * width))
+
+        strip = self.block
+        if e >= strip:
+            with T.serial(e // strip) as i:
+                columns(i * strip, self.vectors, lanes)
+        if e % strip >= lanes:
+            columns(e // strip * strip, e % strip // lanes, lanes)
+        if e % lanes:
+            columns(e // lanes * lanes, 1, e % lanes)
+
+
+def by_rows(most: int, count: Expr, whole: bool, body: Callable[[int, Expr], None]) -> None:
+    """``body(rows, first)``: all ``count`` rows at once if they are ``most``, as they are known to be if ``whole``, else one by one."""
+    if whole:
+        body(most, 0)
+        return
+    with T.If(count == most):
+        with T.Then():
+            body(most, 0)
+        with T.Else(), T.serial(count) as i:
+            body(1, i)
 
 
 def larger(a: Expr, b: Expr) -> Expr:
