@@ -18,7 +18,7 @@ from tvm.script import ir as I  # noqa: N812
 from tvm.script import tirx as T  # noqa: N812
 
 # TVMScript has its own rules for names and types.
-# ruff: noqa: B007, N805
+# ruff: noqa: N805
 # mypy: ignore-errors
 
 
@@ -61,13 +61,11 @@ class Module:
             Y[i] = X[i] * T.cast(k, "float32")
 
     @T.prim_func(s_tir=True)
-    def grind(x: T.Buffer((64,), "float32"), y: T.Buffer((64,), "float32")):
-        """About 0.1 s of dependent arithmetic, split over the threads."""
-        T.func_attr({"tirx.noalias": True, "global_symbol": "grind"})
+    def who(y: T.Buffer((64,), "int64")):
+        """The thread that computes each element."""
+        T.func_attr({"tirx.noalias": True, "global_symbol": "who"})
         for i in T.parallel(64):
-            y[i] = x[i]
-            for k in range(400000):
-                y[i] = y[i] * T.float32(0.999) + T.float32(0.5)
+            y[i] = T.call_extern("int64", "pthread_self")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ SEQUENCES = {
     "chain": CallSequence(
         1, 0, (LINE,) * 8, tuple(Call("scale", (i,), (i + 1,), ("n",)) for i in range(7)), (7,)
     ),
-    "heavy": CallSequence(
-        1, 0, (Buffer("f32", (64,)), Buffer("f32", (64,))), (Call("grind", (0,), (1,)),), (1,)
-    ),
+    "threads": CallSequence(0, 0, (Buffer("i64", (64,)),), (Call("who", (), (0,)),), (0,)),
     "bits": CallSequence(2, 0, (Buffer("bf16", ("n",)), Buffer("bool", ("n",))), (), (0, 1)),
 }  # fmt: skip

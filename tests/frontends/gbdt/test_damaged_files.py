@@ -30,15 +30,16 @@ FOREST = lgb.LGBMRegressor(verbose=-1, n_estimators=3, min_data_per_group=1, cat
 )
 TEXT = FOREST.booster_.model_to_string()
 SECONDS = 5.0
+"""Of processor time, so that a busy machine does not count. What a false size makes of it takes hours, or all memory."""
 
 
 def lower_bytes(frontend: Any, path: Path, data: bytes) -> None:
     path.write_bytes(data)
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         frontend.lower(frontend.load(path, LowerOptions()), LowerOptions())
     finally:
-        assert time.perf_counter() - start < SECONDS
+        assert time.process_time() - start < SECONDS
 
 
 @pytest.mark.parametrize("ending", ["json", "ubj"])
@@ -156,10 +157,10 @@ def categorical(key: str, value: Any) -> Callable[[Any], None]:
 def test_inconsistent_xgboost_documents(change: Callable[[Any], None]) -> None:
     document = copy.deepcopy(ubjson.loads(bytes(BOOSTER.save_raw("ubj"))))
     change(document)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(FrontendError):
         XGBoostFrontend().lower(ModelFile(Path("m"), document, b""), LowerOptions())
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
 
 
 def length(count: int) -> bytes:
@@ -187,10 +188,10 @@ def length(count: int) -> bytes:
     ids=lambda d: repr(d[:16]),
 )
 def test_hostile_ubjson(data: bytes) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(FrontendError):
         ubjson.loads(data)
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
 
 
 def test_ubjson_values() -> None:

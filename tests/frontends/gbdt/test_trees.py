@@ -127,7 +127,7 @@ def test_a_chain_of_a_million_nodes_is_read_quickly() -> None:
     left, right = np.full(count, -1), np.full(count, -1)
     left[inner], right[inner] = inner + 1, inner + 2
     trees = Ensemble(1, 1, threshold_dtype="f64", value_dtype="f64")
-    start = time.perf_counter()
+    start = time.process_time()
     trees.add_tree(left, right, np.zeros(count), np.zeros(count), np.zeros(count))
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 30  # a step for each pair of nodes would take hours
     assert len(trees.operands()["feature"]) == len(inner)
