@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +23,10 @@ from mlec.frontends.select import frontend_for, load_model_file
 from mlec.frontends.source_process import SourceProcess
 from mlec.ir import Graph
 from mlec.machine import Machine, this_machine
-from mlec.packing import executable_of, host_cpu_flags, needed_cpu_flags, pack, unpack
+from mlec.packing import executable_of, needed_cpu_flags, pack, unpack
 from mlec.passes.pipelines import named_pipeline
-from mlec.pipeline import Pass, PassContext, PassPipeline, Tolerance
+from mlec.pipeline import Pass, PassContext, PassPipeline, PassRecord, Tolerance
+from mlec.processor import best_of, what_is_missing
 from mlec.progress import progress_bar
 from mlec.report import OptimizationReport, graph_picture, graph_stats
 from mlec.runtime import CompiledModel
@@ -48,6 +49,21 @@ class _Source:
 
     def oracle(self) -> Oracle | None:
         return None if self.frontend is None else self.frontend.oracle(self.model)
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """The model compiled for one target: the graph after the passes, what those did, and the code."""
+
+    target: Target
+    graph: Graph
+    records: Sequence[PassRecord]
+    module: CompiledModule
+
+    @property
+    def missing(self) -> str:
+        """In words, what this processor lacks to run it; empty if it can."""
+        return what_is_missing(needed_cpu_flags(self.module.program))
 
 
 def compile(
@@ -77,8 +93,9 @@ def compile(
         example_inputs: a tuple of arrays or tensors, or one array, or a mapping from the names of the inputs; needed where the model
             doesn't tell its input shapes.
         input_shapes: ``{"x": ("n", 128)}`` or ``[("n", 128)]``; a string names a symbolic dim.
-        target: ``"cpu"``, ``"cuda"``, ``"cuda:sm_90"``, ``"numpy"`` (the reference interpreter), a mapping as TVM writes targets,
-            or a `Target`; its kind decides the backend.
+        target: ``"cpu"``, ``"cpu:x86-64-v3,x86-64-v4"`` (code for each; the best that the processor has runs), ``"cpu:portable"``,
+            ``"cuda"``, ``"cuda:sm_90"``, ``"numpy"`` (the reference interpreter), a mapping as TVM writes targets, or a `Target`; its
+            kind decides the backend.
         precision: ``"fp32"`` (as the source computes) or ``"fp64"``.
         dynamic_batch: any number of rows; otherwise the number in the examples.
         passes: ``"O0"`` .. ``"O3"``, ``"default"`` (the `pipeline` of the backend, mostly O2), the text of a pipeline, a
@@ -110,29 +127,31 @@ def compile(
         machine = this_machine()
         backend = registry.backend_of(wanted.kind)
         pipeline = _pipeline(backend.pipeline if passes == "default" else passes)
-        optimized, records = pipeline.run(source.graph, PassContext(backend.facts(wanted), precision))
+
+        def options_for(graph: Graph) -> CompileOptions:
+            advance("generate", 2, 4)
+            return CompileOptions(advance)
+
+        variants = _best_first([_build(source.graph, one, pipeline, precision, options_for) for one in wanted.variants])
+        first = variants[0]
         report = OptimizationReport(
             model={"name": source.name, "source": source.frontend.name if source.frontend else "graph"}
         )
         report.warnings += options.notes
-        report.add_passes(records, machine)
-        advance("generate", 2, 4)
-        refuse_unsupported(optimized, backend, wanted.kind)
-        module = backend.compile(optimized, wanted, CompileOptions(advance))
+        report.add_passes(first.records, machine)
         advance("validate", 3, 4)
-        compiled = _assemble(source, optimized, module, report, num_threads)
-        _fill(report, source.graph, optimized, module, machine)
-        missing = sorted(needed_cpu_flags(module.program) - host_cpu_flags())
-        if missing:
-            report.warnings.append(
-                f"not validated or timed: this processor lacks {', '.join(missing[:5])}, which {wanted} has"
-            )
-        elif module.program.device == "cpu":
-            _run_and_check(compiled, source, examples, tolerance, validate, report, machine, optimized)
+        compiled = _assemble(source, variants, report, num_threads)
+        _fill(report, source.graph, variants, machine)
+        report.warnings += [f"not validated or timed for {v.target}: {v.missing}" for v in variants if v.missing]
+        if first.module.program.device == "cpu" and not first.missing:
+            others = {
+                v.target: CompiledModel(v.graph.signature, executable_of(v.module, v.graph, num_threads))
+                for v in variants[1:] if not v.missing
+            }  # fmt: skip
+            _run_and_check(compiled, others, source, examples, tolerance, validate, report)
             if measure_passes:
-                _measure_passes(
-                    report, [r.before for r in records] + [optimized], source, examples, wanted, num_threads
-                )
+                graphs = [r.before for r in first.records] + [first.graph]
+                _measure_passes(report, graphs, source, examples, first.target, num_threads)
         advance("done", 4, 4)
     return compiled
 
@@ -153,6 +172,7 @@ def load(
 
     Raises:
         ArtifactError: for a file that is damaged, of another version, or not to be trusted.
+        RuntimeUnavailableError: ``E_NO_VARIANT``: none of its code may run here, and no compiler is installed.
         UsageError: for a path that is none, or another argument that makes no sense.
     """
     if not isinstance(path, (str, os.PathLike)):
@@ -195,6 +215,10 @@ def optimize(
         )
     machine = this_machine()
     wanted = Target.parse(target)
+    if len(wanted.variants) > 1:
+        raise UsageError(
+            f"optimize runs the passes for one processor, got {wanted}", hint=f"for example {wanted.variants[-1]}"
+        )
     facts = registry.backend_of(wanted.kind).facts(wanted)
     optimized, records = _pipeline(passes).run(graph, PassContext(facts))
     report = OptimizationReport(model={"name": graph.name, "source": "graph"}, machine=machine.to_dict())
@@ -345,9 +369,27 @@ def _pipeline(passes: str | PassPipeline | Sequence[Pass]) -> PassPipeline:
     return PassPipeline(passes)
 
 
+def _build(
+    graph: Graph, target: Target, pipeline: PassPipeline, precision: str, options_for: Callable[[Graph], CompileOptions]
+) -> _Variant:
+    backend = registry.backend_of(target.kind)
+    optimized, records = pipeline.run(graph, PassContext(backend.facts(target), precision))
+    refuse_unsupported(optimized, backend, target.kind)
+    return _Variant(target, optimized, records, backend.compile(optimized, target, options_for(optimized)))
+
+
+def _best_first(variants: list[_Variant]) -> list[_Variant]:
+    """In front the one that this processor runs best, or else the most demanding: graph, report and timing are about that one."""
+    needed = [needed_cpu_flags(variant.module.program) for variant in variants]
+    best = best_of(needed)
+    first = variants[max(range(len(needed)), key=lambda i: len(needed[i])) if best is None else best]
+    return [first, *(variant for variant in variants if variant is not first)]
+
+
 def _assemble(
-    source: _Source, optimized: Graph, module: CompiledModule, report: OptimizationReport, num_threads: int | None
+    source: _Source, variants: Sequence[_Variant], report: OptimizationReport, num_threads: int | None
 ) -> CompiledModel:
+    optimized, module = variants[0].graph, variants[0].module
     metadata = {
         "name": source.name,
         "source": source.frontend.name if source.frontend else "graph",
@@ -356,9 +398,9 @@ def _assemble(
 
     def save(path: Path, **options: Any) -> SaveResult:
         refuse_reserved(options)
-        return pack(path, optimized, module, report, metadata, options.get("metadata"))
+        return pack(path, optimized, [v.module for v in variants], report, metadata, options.get("metadata"))
 
-    opened = executable_of if module.program.device == "cpu" else _DeviceOnUse
+    opened = executable_of if module.program.device == "cpu" and not variants[0].missing else _OnUse
     executable: Any = opened(module, optimized, num_threads)
     return CompiledModel(
         optimized.signature, executable, metadata, graph=lambda: optimized, report=lambda: report, saver=save,
@@ -366,8 +408,8 @@ def _assemble(
     )  # fmt: skip
 
 
-class _DeviceOnUse:
-    """Opens the device when the model is first run, so that compiling needs none."""
+class _OnUse:
+    """Opens the device, or finds that the processor is another one, when the model is first run: compiling needs neither."""
 
     def __init__(self, module: CompiledModule, graph: Graph, num_threads: int | None) -> None:
         self._what = (module, graph, num_threads)
@@ -385,7 +427,10 @@ class _DeviceOnUse:
         return getattr(self._executable, name)
 
 
-def _fill(report: OptimizationReport, before: Graph, after: Graph, module: CompiledModule, machine: Machine) -> None:
+def _fill(report: OptimizationReport, before: Graph, variants: Sequence[_Variant], machine: Machine) -> None:
+    after, module = variants[0].graph, variants[0].module
+    if len(variants) > 1:
+        report.model["variants"] = [str(variant.target) for variant in variants]
     report.model |= {
         "kind": after.signature.kind,
         "target": {"device": module.program.device, "backend": module.program.backend, **module.program.target},
@@ -394,7 +439,7 @@ def _fill(report: OptimizationReport, before: Graph, after: Graph, module: Compi
     report.graphs = {"before": graph_picture(before), "after": graph_picture(after)}
     report.machine = machine.to_dict()
     report.timing = {
-        "compile_seconds": module.seconds,
+        "compile_seconds": sum(variant.module.seconds for variant in variants),
         "predicted_seconds": {str(n): machine.graph_seconds(after, n) for n in (1, 64, 1024)},
     }
     report.memory = {
@@ -405,17 +450,27 @@ def _fill(report: OptimizationReport, before: Graph, after: Graph, module: Compi
 
 
 def _run_and_check(
-    compiled: CompiledModel, source: _Source, examples: tuple[Any, ...] | None, tolerance: Tolerance | None, check: bool,
-    report: OptimizationReport, machine: Machine, optimized: Graph,
+    compiled: CompiledModel, others: Mapping[Target, CompiledModel], source: _Source, examples: tuple[Any, ...] | None,
+    tolerance: Tolerance | None, check: bool, report: OptimizationReport,
 ) -> None:  # fmt: skip
+    """Compares all variants with the source, and times the first."""
     oracle = source.oracle() if check else None
     if oracle is not None and not oracle:
         assert source.frontend is not None
         report.warnings.append(f"not compared with its source: install {source.frontend.name} to compare")
     elif oracle is not None:
-        report.parity = validate_model(
-            compiled, source.graph, oracle, examples, tolerance or default_tolerance(source.graph)
-        )
+        bound = tolerance or default_tolerance(source.graph)
+        report.parity = validate_model(compiled, source.graph, oracle, examples, bound)
+        for target, other in others.items():
+            try:
+                found = validate_model(other, source.graph, oracle, examples, bound)
+            except MlecError as error:
+                error.notes = (*error.notes, f"compiled for {target}")
+                raise
+            report.parity["methods"] = {
+                name: max(worst, found["methods"].get(name, worst), key=lambda comparison: comparison["excess"])
+                for name, worst in report.parity["methods"].items()
+            }
     inputs = examples or probe_inputs(source.graph)
     if not inputs or not check:
         return

@@ -14,6 +14,9 @@ TARGETS = {
     "tvm": {
         "cpu": "the processor of the machine that compiles",
         "cpu:x86-64-v3": "a level, or a processor by LLVM's name; corrections such as ,-avx512f may follow",
+        "cpu:x86-64-v3,x86-64-v4": "code for each of several; the file runs the best that the processor has",
+        "cpu:portable": "code for x86-64-v2, x86-64-v3 and x86-64-v4",
+        "cpu:aarch64": "any 64-bit ARM processor",
         "cuda": "NVIDIA GPUs of the common architectures",
         "cuda:sm_80,sm_90": "NVIDIA GPUs of the architectures named",
     },

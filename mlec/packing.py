@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from mlec import registry
 from mlec.artifact import (
@@ -22,16 +23,17 @@ from mlec.artifact import (
     record_built,
     write,
 )
-from mlec.backends.base import CompiledModule, CompileOptions, Interpreter
+from mlec.backends.base import Backend, CompiledModule, CompileOptions, Interpreter
 from mlec.capabilities import refuse_reserved
-from mlec.errors import CorruptedFileError, LoweringError, MlecError, UsageError
+from mlec.errors import CorruptedFileError, LoweringError, MlecError, RuntimeUnavailableError, TargetError, UsageError
 from mlec.ir import Graph, parse_graph, print_graph
 from mlec.ir.op import Array
+from mlec.processor import best_of, needed_flags, processor_name, what_is_missing
 from mlec.report import OptimizationReport
 from mlec.runtime import CompiledModel, Program, open_program
 from mlec.runtime.device import DEVICES
 from mlec.signature import Signature
-from mlec.target import X86_FLAGS, Target
+from mlec.target import Target
 
 RELOCATABLE_OBJECT = 6
 logger = logging.getLogger("mlec")
@@ -40,28 +42,65 @@ logger = logging.getLogger("mlec")
 def pack(
     path: Path,
     graph: Graph,
-    module: CompiledModule,
+    modules: Sequence[CompiledModule],
     report: OptimizationReport,
     metadata: Mapping[str, Any],
     user: Mapping[str, Any] | None,
 ) -> SaveResult:
-    """Writes a compiled model, and remembers that this user built it."""
-    tensors: dict[str, Array] = dict(graph.constants)
-    for name, array in module.constants.items():
-        if tensors.setdefault(name, array) is not array:
-            raise LoweringError(f"the backend gives another tensor under the name of the constant {name!r}")
+    """Writes a compiled model, and remembers that this user built it.
+
+    Args:
+        path: the file.
+        graph: what ``modules[0]`` was compiled from.
+        modules: the model compiled for each of its targets.
+        report, metadata: of the model.
+        user: what the user adds to the metadata.
+    """
+    tensors, programs = _stored(graph, modules)
     document = {
         **metadata,
         "signature": msgspec.to_builtins(graph.signature),
-        "program": msgspec.to_builtins(module.program),
+        "program": msgspec.to_builtins(programs[0]),
         "report": msgspec.to_builtins(report.to_dict()),
         "user": _user_metadata(user),
-        "targets": [{**module.program.target, "cpu_flags": sorted(needed_cpu_flags(module.program))}],
+        "targets": [{**p.target, "cpu_flags": sorted(needed_cpu_flags(p))} for p in programs],
     }
-    blobs = [KernelBlob(RELOCATABLE_OBJECT, 0, data) for data in module.objects]
+    if len(programs) > 1:
+        document |= {"variants": msgspec.to_builtins(programs[1:]), "critical": ["variants"]}
+    blobs = [KernelBlob(RELOCATABLE_OBJECT, i, data) for i, module in enumerate(modules) for data in module.objects]
     saved = write(path, metadata=document, graph=print_graph(graph), tensors=tensors, kernels=blobs)
     record_built(saved.code_id)
     return saved
+
+
+def _stored(graph: Graph, modules: Sequence[CompiledModule]) -> tuple[dict[str, Array], list[Program]]:
+    """Every tensor once, however many programs read it, and the programs with the names that it has there."""
+    tensors: dict[str, Array] = dict(graph.constants)
+    for name, array in modules[0].constants.items():
+        if tensors.setdefault(name, array) is not array:
+            raise LoweringError(f"the backend gives another tensor under the name of the constant {name!r}")
+    programs = [modules[0].program]
+    names = {_content(array): name for name, array in tensors.items()} if len(modules) > 1 else {}
+    for module in modules[1:]:
+        constants = []
+        for name in module.program.constants:
+            array = module.constants[name]
+            content = _content(array)
+            if content not in names:
+                free, number = name, 0
+                while free in tensors:
+                    number += 1
+                    free = f"{name}~{number}"
+                tensors[free], names[content] = array, free
+            constants.append(names[content])
+        programs.append(msgspec.structs.replace(module.program, constants=tuple(constants)))
+    return tensors, programs
+
+
+def _content(array: Array) -> tuple[str, tuple[int, ...], bytes]:
+    """Equal for equal tensors, bit for bit."""
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return array.dtype.name, array.shape, hashlib.sha256(data.data).digest()
 
 
 def unpack(path: Path, *, num_threads: int | None, trust: str | TrustDigest, device: str) -> CompiledModel:
@@ -69,6 +108,7 @@ def unpack(path: Path, *, num_threads: int | None, trust: str | TrustDigest, dev
     artifact = Artifact.open(path)
     model = read_model(artifact)
     signature, program = model.signature, model.program
+    chosen, refused = variant_here(model)
     kind, _, index = str(device).partition(":")
     if kind == "cuda" and index.isdigit():
         if int(index):
@@ -83,16 +123,20 @@ def unpack(path: Path, *, num_threads: int | None, trust: str | TrustDigest, dev
             hint=f"compile the model again with target={device!r}, or load with device='auto'",
         )
     runs_on = program.device
-    reason = _why_not_as_it_is(artifact, model, trust)
-    if reason is None:
-        objects = tuple(blob.data for blob in artifact.kernels)
+    reason = _why_not_as_it_is(artifact, program, trust) or (refused if chosen is None else "")
+    if chosen is not None and not reason:
+        program = model.programs[chosen]
+        objects = tuple(blob.data for blob in artifact.kernels if blob.target == chosen)
         executable = _executable(
             program, objects, artifact.tensors, num_threads, graph=lambda: _graph(artifact, signature)
         )
+        logger.info("%s: runs the kernels for %s", path, processor_name(program.target) or runs_on)
     else:
+        target = _target_here(program)
+        backend = _compiler_here(target, path, reason)
         logger.warning("%s: %s; the graph is compiled on this machine instead", path, reason)
-        graph, target = _graph(artifact, signature), _target_here(program)
-        module = registry.backend_of(target.kind).compile(graph, target, CompileOptions())
+        graph = _graph(artifact, signature)
+        module = backend.compile(graph, target, CompileOptions())
         executable = executable_of(module, graph, num_threads)
         runs_on = module.program.device
     return CompiledModel(
@@ -107,7 +151,16 @@ def unpack(path: Path, *, num_threads: int | None, trust: str | TrustDigest, dev
 
 
 def executable_of(module: CompiledModule, graph: Graph, num_threads: int | None = None) -> Any:
-    """Something that runs a module that was just compiled."""
+    """Something that runs a module that was just compiled.
+
+    Raises:
+        TargetError: this processor cannot.
+    """
+    if missing := what_is_missing(needed_cpu_flags(module.program)):
+        raise TargetError(
+            f"the model was compiled for {processor_name(module.program.target)} and cannot run here: {missing}",
+            hint='save it and load it on such a machine, or compile with target="cpu"',
+        )
     return _executable(module.program, module.objects, module.constants, num_threads, graph=lambda: graph)
 
 
@@ -123,6 +176,32 @@ def _target_here(program: Program) -> Target:
     """What to compile a file's graph for when the file cannot run as it is."""
     kind = str(program.target.get("kind", program.device))
     return Target(kind) if kind in registry.target_kinds() else Target()
+
+
+def _compiler_here(target: Target, path: Path, reason: str) -> Backend:
+    """The backend that compiles a file's graph here, because of ``reason``."""
+    try:
+        backend: Backend = registry.backend_of(target.kind)
+    except (MlecError, ImportError, OSError, RuntimeError) as error:
+        raise RuntimeUnavailableError(
+            f"{path} cannot run here: {reason}; and its graph cannot be compiled here: {error}",
+            code="E_NO_VARIANT",
+            hint="install the compiler (pip install apache-tvm), or compile the model again for this processor",
+        ) from error
+    return backend
+
+
+def variant_here(model: ModelMetadata) -> tuple[int | None, str]:
+    """Which of a file's programs suits this processor best, and where there is none, why."""
+    needed = model.needed_cpu_flags
+    chosen = best_of(needed)
+    if chosen is not None:
+        return chosen, ""
+    reasons = [
+        f"{processor_name(program.target)}: {what_is_missing(flags)}"
+        for program, flags in zip(model.programs, needed, strict=False)
+    ]
+    return None, f"this processor runs none of its kernels ({'; '.join(reasons)})"
 
 
 def _graph(artifact: Artifact, signature: Signature) -> Graph:
@@ -142,47 +221,25 @@ def _graph(artifact: Artifact, signature: Signature) -> Graph:
     return graph.with_signature(signature)
 
 
-def _why_not_as_it_is(artifact: Artifact, model: ModelMetadata, trust: str | TrustDigest) -> str | None:
-    """Why the file's kernels, or without any its backend, must not or cannot run the model here; None when they can."""
+def _why_not_as_it_is(artifact: Artifact, program: Program, trust: str | TrustDigest) -> str:
+    """Why the file's kernels, or without any its backend, must not run the model here; empty when they may."""
     if not artifact.kernels:
-        backend = model.program.backend
+        backend = program.backend
         if backend not in registry.target_forms():
             return f"its backend {backend!r} is not installed"
         if isinstance(registry.load("backends", backend)(), Interpreter):
-            return None
+            return ""
         return "it holds no kernels"
     decision = decide(artifact, trust)  # type: ignore[arg-type]
-    if not decision.native:
-        return decision.reason
-    missing = sorted(model.needed_cpu_flags - host_cpu_flags())
-    if missing:
-        return f"its kernels need {', '.join(missing[:5])}, which this processor does not have"
-    return None
-
-
-def host_cpu_flags() -> frozenset[str]:
-    """Instruction sets of this processor as the system names them; plus its architecture."""
-    flags = {platform.machine()}
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.split(":")[0].strip() in ("flags", "Features"):
-                flags.update(line.split(":", 1)[1].split())
-                break
-    except OSError:
-        pass
-    return frozenset(flags)
+    return "" if decision.native else decision.reason
 
 
 def needed_cpu_flags(program: Program) -> frozenset[str]:
-    """What a processor must have to run the kernels, named as in `host_cpu_flags`."""
-    architecture = str(program.target.get("triple", "")).partition("-")[0]
-    if program.device != "cpu" or not architecture:
+    """What a processor must have to run the kernels, named as in `mlec.processor.host_flags`."""
+    triple, features = program.target.get("triple"), program.target.get("features")
+    if program.device != "cpu" or not isinstance(triple, str):
         return frozenset()
-    if architecture != "x86_64":  # whose extensions LLVM and Linux name too differently: all that this machine has
-        return frozenset(f for f in host_cpu_flags() if f.startswith(("asimd", "sve"))) | {architecture}
-    features = program.target.get("features")
-    used = features if isinstance(features, list) else ()
-    return frozenset(X86_FLAGS[name] for name in used if name in X86_FLAGS) | {architecture}
+    return needed_flags(triple, features if isinstance(features, list) else ())
 
 
 def _user_metadata(given: Any) -> dict[str, Any]:

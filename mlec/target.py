@@ -1,4 +1,4 @@
-"""Compile targets as users write them: ``"cpu"``, ``"cpu:x86-64-v3"``, ``"cuda:sm_80,sm_90"``, ``"numpy"``."""
+"""Compile targets as users write them: ``"cpu"``, ``"cpu:x86-64-v3,x86-64-v4"``, ``"cuda:sm_80,sm_90"``, ``"numpy"``."""
 
 from __future__ import annotations
 
@@ -10,41 +10,8 @@ from typing import Any
 from mlec import registry
 from mlec.errors import TargetError
 
-X86_FLAGS = {
-    "ssse3": "ssse3",
-    "sse4.1": "sse4_1",
-    "sse4.2": "sse4_2",
-    "popcnt": "popcnt",
-    "movbe": "movbe",
-    "lzcnt": "abm",
-    "avx": "avx",
-    "avx2": "avx2",
-    "fma": "fma",
-    "f16c": "f16c",
-    "bmi": "bmi1",
-    "bmi2": "bmi2",
-    "avxvnni": "avx_vnni",
-    "avx512f": "avx512f",
-    "avx512bw": "avx512bw",
-    "avx512cd": "avx512cd",
-    "avx512dq": "avx512dq",
-    "avx512vl": "avx512vl",
-    "avx512vnni": "avx512_vnni",
-    "avx512bf16": "avx512_bf16",
-    "avx512fp16": "avx512_fp16",
-    "avx512vbmi": "avx512vbmi",
-    "avx512vbmi2": "avx512_vbmi2",
-    "avx512ifma": "avx512ifma",
-    "avx512bitalg": "avx512_bitalg",
-    "avx512vpopcntdq": "avx512_vpopcntdq",
-    "vaes": "vaes",
-    "vpclmulqdq": "vpclmulqdq",
-    "gfni": "gfni",
-    "amx-tile": "amx_tile",
-    "amx-int8": "amx_int8",
-    "amx-bf16": "amx_bf16",
-}
-"""Extensions of x86 that kernels may use, by LLVM's name: the name that Linux gives them in /proc/cpuinfo."""
+PORTABLE = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
+"""What ``"cpu:portable"`` stands for: every x86-64 processor made since 2009, each level with code of its own."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +20,11 @@ class Target:
 
     Attributes:
         kind: where the model will run; decides the backend (`registry.backend_of`).
-        archs: cpu: the processor by LLVM's name (``"x86-64-v3"``, ``"znver4"``), or none for the machine that compiles.
+        archs: cpu: processors by LLVM's name (``"x86-64-v3"``, ``"znver4"``; ``"aarch64"``: any of that architecture), each of which gets
+            code of its own; none for the machine that compiles.
             cuda: one or more ``"sm_90"``; none means the architectures that `mlec` ships code for by default.
             Other kinds: as their backend says.
-        features: cpu: corrections to what that processor has, as ``"+avx512vnni"`` or ``"-avx512f"``.
+        features: cpu: corrections to what the one processor has, as ``"+avx512vnni"`` or ``"-avx512f"``.
     """
 
     kind: str = "cpu"
@@ -65,9 +33,10 @@ class Target:
 
     def __post_init__(self) -> None:
         registry.check_kind(self.kind)
-        if self.kind == "cpu" and len(self.archs) > 1:
+        if self.kind == "cpu" and len(self.archs) > 1 and self.features:
             raise TargetError(
-                f"a cpu target names one processor, got {', '.join(self.archs)}", hint=registry.target_hint()
+                f"corrections such as {self.features[0]} go with one processor, got {', '.join(self.archs)}",
+                hint="leave them out, or name a processor that has what you want",
             )
         for arch in self.archs:
             if self.kind == "cuda" and not re.fullmatch(r"sm_\d{2,3}[af]?", arch):
@@ -82,12 +51,21 @@ class Target:
 
     @property
     def arch(self) -> str:
-        """The processor of a cpu target; empty for the machine that compiles."""
+        """The processor of a cpu target that names no more than one; empty for the machine that compiles."""
         return self.archs[0] if self.archs else ""
+
+    @property
+    def variants(self) -> tuple[Target, ...]:
+        """What gets code of its own: of a cpu target each processor, else the target itself."""
+        if self.kind != "cpu" or len(self.archs) < 2:
+            return (self,)
+        return tuple(Target(self.kind, (arch,)) for arch in self.archs)
 
     @staticmethod
     def parse(spec: str | Mapping[str, Any] | Target) -> Target:
         """Reads ``"kind"``, ``"kind:arch,arch"``, ``"cpu:arch,+feature,-feature"`` or a mapping as TVM writes targets.
+
+        The processor ``portable`` stands for `PORTABLE`.
 
         A mapping has ``kind`` ("cpu", "llvm" or "cuda") and optionally ``arch`` (text or list), ``mcpu``, ``mattr``.
 
@@ -110,7 +88,10 @@ class Target:
         else:
             raise TargetError(f"a target is text or a mapping, got {type(spec).__name__}", hint=registry.target_hint())
         kind = "cpu" if kind == "llvm" else kind
-        archs = tuple(word for word in words if word[0] not in "+-")
+        named = [word for word in words if word[0] not in "+-"]
+        if kind == "cpu":
+            named = [arch for word in named for arch in (PORTABLE if word == "portable" else (word,))]
+        archs = tuple(dict.fromkeys(named))
         features = tuple(word for word in words if word[0] in "+-")
         return Target(kind, archs, features)
 

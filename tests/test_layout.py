@@ -21,6 +21,7 @@ ALLOWED = {
     "mlec.capabilities": (),
     "mlec.timing": (),
     "mlec.progress": (),
+    "mlec.processor": (),
     "mlec.signature": (),
     "mlec.artifact": ("mlec.signature", "mlec.runtime"),
     "mlec.runtime": ("mlec.signature",),
@@ -33,6 +34,7 @@ ALLOWED = {
     "mlec.passes": ("mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature"),
     "mlec.backends": (
         "mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.target", "mlec.runtime", "mlec.registry", "mlec.capabilities",
+        "mlec.processor",
     ),
     "mlec.frontends": ("mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.registry", "mlec.capabilities"),
 }  # fmt: skip

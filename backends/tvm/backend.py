@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import cache
 
 from mlec.backends.base import Backend, CompiledModule, CompileOptions
 from mlec.backends.tvm import cuda
@@ -18,7 +19,7 @@ from mlec.backends.tvm.pipeline import compile_for_cpu
 from mlec.backends.tvm.registry import lowering_of
 from mlec.backends.tvm.relax_module import relax_module
 from mlec.backends.tvm.sequence import call_sequence
-from mlec.backends.tvm.target import TargetInfo
+from mlec.backends.tvm.target import TargetInfo, architecture_of, host_triple
 from mlec.capabilities import TARGETS
 from mlec.errors import TargetError
 from mlec.ir.graph import Graph
@@ -120,23 +121,43 @@ def _for_cuda(graph: Graph, target: Target, options: CompileOptions) -> tuple[Lo
     return lowered, objects, program
 
 
+ARCHITECTURES = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu"}
+"""The architectures that processors are named of, and how LLVM calls a Linux system of each."""
+
+
 def cpu_info(target: Target) -> TargetInfo:
-    """The facts of a cpu target.
+    """The facts of a cpu target that names at most one processor.
 
     Raises:
         TargetError: LLVM does not know the processor.
     """
     if not target.arch:
         return TargetInfo.host()
-    known = sorted(str(name) for name in llvm.llvm_get_cpu_archlist(tvm.target.Target("llvm")))
-    if target.arch not in known:
-        near = [name for name in known if name[:3] == target.arch[:3]][:8] or [
-            name for name in ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4", "skylake", "znver4", "neoverse-n1") if name in known
-        ]  # fmt: skip
-        raise TargetError(
-            f"LLVM does not know the processor {target.arch!r}", hint=f"it knows, among others, {', '.join(near)}"
-        )
-    return TargetInfo.for_cpu(target.arch, attributes=target.features)
+    host = host_triple()
+    triples = [host, *(triple for name, triple in ARCHITECTURES.items() if name != architecture_of(host))]
+    for triple in triples:
+        if target.arch == architecture_of(triple) and target.arch == "aarch64":
+            return TargetInfo.for_cpu("generic", triple, target.features)
+        if target.arch in _processors(triple):
+            return TargetInfo.for_cpu(target.arch, triple, target.features)
+    known = sorted({name for triple in triples for name in _processors(triple)})
+    near = [name for name in known if name[:3] == target.arch[:3]][:8] or [
+        name for name in ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4", "skylake", "znver4", "neoverse-n1") if name in known
+    ]  # fmt: skip
+    raise TargetError(
+        f"LLVM does not know the processor {target.arch!r}", hint=f"it knows, among others, {', '.join(near)}"
+    )
+
+
+@cache
+def _processors(triple: str) -> frozenset[str]:
+    """LLVM's names of an architecture's processors; of x86 those of 64 bits."""
+    names = frozenset(
+        str(name) for name in llvm.llvm_get_cpu_archlist(tvm.target.Target({"kind": "llvm", "mtriple": triple}))
+    )
+    if architecture_of(triple) != "x86_64":
+        return names
+    return frozenset(name for name in names if "64bit" in TargetInfo.for_cpu(name, triple).features)
 
 
 def _portable_cpu() -> TargetInfo:

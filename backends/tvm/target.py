@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from mlec.backends.tvm.compat import Target, llvm
-from mlec.target import X86_FLAGS
+from mlec.processor import FLAGS, UNCHECKED, host_flags
+
+UNKNOWN_CORES = 16
+"""For a processor that may have any number: work is cut into so many pieces that 16 threads have some, and one is not held up."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,9 @@ class TargetInfo:
     fma: bool
     features: frozenset[str] = field(repr=False)
     l1_bytes: int = 32 << 10
-    l2_bytes: int = 1 << 20
+    l2_bytes: int = 256 << 10
     l3_bytes: int = 8 << 20
-    cores: int = 1
+    cores: int = UNKNOWN_CORES
     attributes: tuple[str, ...] = ()
 
     def lanes(self, dtype_bits: int) -> int:
@@ -43,62 +46,66 @@ class TargetInfo:
 
     @classmethod
     def for_cpu(
-        cls, mcpu: str, triple: str | None = None, attributes: tuple[str, ...] = (), cores: int = 1
+        cls, mcpu: str, triple: str | None = None, attributes: tuple[str, ...] = (), cores: int = UNKNOWN_CORES
     ) -> TargetInfo:
-        """Facts LLVM knows about ``mcpu``; cache sizes are the class defaults (they differ within one LLVM name)."""
-        triple = triple or _host_triple()
-        target = Target({"kind": "llvm", "mtriple": triple, "mcpu": mcpu, "mattr": list(attributes)})
-        features = frozenset(str(name) for name in llvm.llvm_get_cpu_features(target))
+        """Facts LLVM knows about ``mcpu``. What differs within one name is what all but the oldest have at least."""
+        triple = triple or host_triple()
+        features = _features(triple, mcpu, attributes)
+        unchecked = tuple(f"-{name}" for name in UNCHECKED if name in features)
+        if unchecked:
+            attributes = (*attributes, *unchecked)
+            features = _features(triple, mcpu, attributes)
         bits, registers, fma = _vector_unit(triple, features)
-        return cls(triple, mcpu, bits, registers, fma, features, cores=cores, attributes=attributes)
+        l2_bytes = (1 << 20) if bits >= 512 else (512 << 10) if architecture_of(triple) == "aarch64" else (256 << 10)
+        return cls(
+            triple, mcpu, bits, registers, fma, features, l2_bytes=l2_bytes, cores=cores, attributes=attributes
+        )  # fmt: skip
+
+    @classmethod
+    def host(cls) -> TargetInfo:
+        """The machine this runs on: LLVM's name for it, less what the operating system does not offer."""
+        return cls._host(host_flags())
 
     @classmethod
     @cache
-    def host(cls) -> TargetInfo:
-        """The machine this runs on: LLVM's name for it, less what the operating system does not offer."""
-        triple, mcpu = _host_triple(), str(llvm.llvm_get_system_cpu())
-        named = cls.for_cpu(mcpu, triple)
-        flags = _linux_cpu_flags()
-        hidden = [f"-{name}" for name, flag in X86_FLAGS.items() if name in named.features and flag not in flags]
-        added = [f"+{name}" for name, flag in X86_FLAGS.items() if name not in named.features and flag in flags]
-        info = cls.for_cpu(mcpu, triple, tuple(hidden + added) if flags else ())
+    def _host(cls, flags: frozenset[str]) -> TargetInfo:
+        triple, mcpu = host_triple(), str(llvm.llvm_get_system_cpu())
+        named = _features(triple, mcpu, ())
+        known = FLAGS.get(architecture_of(triple), {}) if len(flags) > 1 else {}  # else LLVM's list is believed
+        hidden = [f"-{name}" for name, flag in known.items() if name in named and flag not in flags]
+        added = [f"+{name}" for name, flag in known.items() if name not in named and flag in flags]
+        info = cls.for_cpu(mcpu, triple, (*added, *hidden))  # what is hidden takes along what needs it
         sizes = _linux_cache_sizes()
-        return cls(
-            triple,
-            mcpu,
-            info.vector_bits,
-            info.vector_registers,
-            info.fma,
-            info.features,
+        return replace(
+            info,
             l1_bytes=sizes.get(1, info.l1_bytes),
             l2_bytes=sizes.get(2, info.l2_bytes),
             l3_bytes=sizes.get(3, info.l3_bytes),
             cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-            attributes=info.attributes,
         )
 
 
-def _host_triple() -> str:
+def _features(triple: str, mcpu: str, attributes: tuple[str, ...]) -> frozenset[str]:
+    """LLVM's names of what a processor has, and of how it is tuned for."""
+    target = Target({"kind": "llvm", "mtriple": triple, "mcpu": mcpu, "mattr": list(attributes)})
+    return frozenset(str(name) for name in llvm.llvm_get_cpu_features(target))
+
+
+def architecture_of(triple: str) -> str:
+    return triple.partition("-")[0]
+
+
+def host_triple() -> str:
     return str(llvm.llvm_get_system_triple())
 
 
 def _vector_unit(triple: str, features: frozenset[str]) -> tuple[int, int, bool]:
     """Bits per vector register, number of registers, fused multiply-add."""
-    if triple.startswith(("aarch64", "arm64")):
+    if architecture_of(triple) in ("aarch64", "arm64"):
         return 128, 32, True
     if "avx512f" in features and "avx512vl" in features:
         return 512, 32, True
     return (256 if "avx2" in features else 128), 16, "fma" in features
-
-
-def _linux_cpu_flags() -> frozenset[str]:
-    """Flags of the first processor in /proc/cpuinfo; empty where there is none (then LLVM's list is believed)."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
-    return frozenset(flags.split())
 
 
 def _linux_cache_sizes() -> dict[int, int]:

@@ -6,6 +6,7 @@ Everything else in the metadata belongs to the caller and is kept as it is.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -19,7 +20,10 @@ GRAPH_FORMAT: Final = 1
 """Version of the graph document."""
 
 OWNED_KEYS: Final = ("format", "mlec_version", "digests", "targets", "critical")
-"""Metadata keys with a meaning in the format. The writer sets all but ``targets``, which the caller gives."""
+"""Metadata keys with a meaning in the format. The writer sets all but ``targets`` and ``critical``, which the caller gives."""
+
+FEATURES: Final = {"variants": 1}
+"""What ``critical`` can name, with the minor version that brought it."""
 
 _Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}\\Z")]
 
@@ -70,8 +74,8 @@ def parse_metadata(data: bytes | bytearray, header: Header) -> tuple[dict[str, A
         raise CorruptedFileError(
             f"the metadata says format {owned.format!r:.40}, the header {header.version}", code="E_METADATA_VERSION"
         )
-    if owned.critical:
-        names = ", ".join(owned.critical)
+    if unknown := [name for name in owned.critical if name not in FEATURES]:
+        names = ", ".join(unknown)
         raise VersionMismatchError(
             f"the file needs features that this version of mlec does not know: {names[:200]}",
             code="E_CRITICAL",
@@ -99,15 +103,20 @@ def dump_graph(ir: str, entries: list[TensorEntry]) -> bytes:
     return json_safe.dump(value, what="graph", max_bytes=limits.SECTION_BYTES["graph"], sort_keys=False)
 
 
+def minor_version(given: Mapping[str, Any]) -> int:
+    """The lowest minor version that can express what the caller gave."""
+    return max((FEATURES[name] for name in given.get("critical", ())), default=MINOR)
+
+
 def dump_metadata(given: dict[str, Any], digests: Digests) -> bytes:
     """The bytes of the metadata section: what the caller gave and the keys that the format owns."""
     value = {
         **given,
-        "format": f"{MAJOR}.{MINOR}",
+        "format": f"{MAJOR}.{minor_version(given)}",
         "mlec_version": mlec_version(),
         "digests": msgspec.to_builtins(digests),
         "targets": given.get("targets", []),
-        "critical": [],
+        "critical": given.get("critical", []),
     }
     return json_safe.dump(value, what="metadata", max_bytes=limits.SECTION_BYTES["metadata"])
 

@@ -27,7 +27,8 @@ class ModelMetadata(msgspec.Struct, frozen=True):
 
     Attributes:
         signature: inputs, outputs, methods.
-        program: the compiled graph without its code and weights.
+        program: the compiled graph without its code and weights, as its first target has it.
+        variants: the same for each further target.
         name: of the model.
         source: which frontend read it.
         report: the report as `OptimizationReport.to_dict` gives it; `mlec.reporting.schema` looks into it.
@@ -37,6 +38,7 @@ class ModelMetadata(msgspec.Struct, frozen=True):
 
     signature: Signature
     program: Program
+    variants: list[Program] = field(default_factory=list)
     name: str = ""
     source: str = ""
     report: dict[str, Any] = field(default_factory=dict)
@@ -44,10 +46,15 @@ class ModelMetadata(msgspec.Struct, frozen=True):
     targets: list[dict[str, str | int | list[str]]] = field(default_factory=list)
 
     @property
-    def needed_cpu_flags(self) -> frozenset[str]:
-        """What a processor must have to run the kernels."""
-        flags = self.targets[0].get("cpu_flags") if self.targets else None
-        return frozenset(flags) if isinstance(flags, list) else frozenset()
+    def programs(self) -> tuple[Program, ...]:
+        """One for each target, in their order; without kernels there may be no targets."""
+        return (self.program, *self.variants)
+
+    @property
+    def needed_cpu_flags(self) -> tuple[frozenset[str], ...]:
+        """For each program what a processor must have to run its kernels."""
+        given = [target.get("cpu_flags") for target in self.targets[: len(self.programs)]] or [None]
+        return tuple(frozenset(flags) if isinstance(flags, list) else frozenset() for flags in given)
 
 
 def read_model(artifact: Artifact) -> ModelMetadata:
@@ -60,7 +67,7 @@ def read_model(artifact: Artifact) -> ModelMetadata:
         found = msgspec.convert(artifact.metadata, ModelMetadata)
     except msgspec.ValidationError as error:
         raise _no_model(artifact, str(error)) from None
-    for fault in (*_faults(found.signature), *_sequence_faults(found.program, found.signature)):
+    for fault in (*_faults(found.signature), *_program_faults(found), *_kernel_faults(found, artifact)):
         raise _no_model(artifact, fault)
     return found
 
@@ -94,6 +101,20 @@ def _faults(signature: Signature) -> Iterator[str]:
         yield from _method_faults(method, len(signature.outputs))
         if method.frame is not None and not _frame_fits(method, method.frame, signature):
             yield f"the DataFrame of the method {method.name!r} does not fit its output"
+
+
+def _program_faults(model: ModelMetadata) -> Iterator[str]:
+    if model.variants and len(model.targets) != len(model.programs):
+        yield f"{len(model.programs)} programs for {len(model.targets)} targets"
+    if len({program.device for program in model.programs}) > 1:
+        yield "programs for several devices"
+    for program in model.programs:
+        yield from _sequence_faults(program, model.signature)
+
+
+def _kernel_faults(model: ModelMetadata, artifact: Artifact) -> Iterator[str]:
+    if artifact.kernels and {blob.target for blob in artifact.kernels} != set(range(len(model.programs))):
+        yield f"the kernels are not those of {len(model.programs)} programs"
 
 
 def _sequence_faults(program: Program, signature: Signature) -> Iterator[str]:

@@ -52,8 +52,8 @@ def write(
 
     Args:
         path: target; an existing regular file is replaced atomically, symbolic links are followed.
-        metadata: JSON values. The keys ``format``, ``mlec_version``, ``digests`` and ``critical`` are set by the
-            writer; ``targets`` lists what the kernels were compiled for.
+        metadata: JSON values. The keys ``format``, ``mlec_version`` and ``digests`` are set by the writer; ``targets`` lists what the
+            kernels were compiled for, ``critical`` the features without which a reader must refuse the file.
         graph: text of the IR, stored as it is.
         tensors: the weights by name, stored in this order; any strides and byte order.
         kernels: machine code; ``target`` indexes ``metadata["targets"]``.
@@ -108,6 +108,7 @@ def write(
         sections={name: Section(name, *placed[name], crcs[name]) for name in SECTIONS},
         file_size=file_size,
         flags=int(Flag.KERNELS) if kernel_bytes else 0,
+        minor=documents.minor_version(metadata),
     )
 
     def content() -> Iterator[bytes | memoryview]:

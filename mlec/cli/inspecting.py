@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlec.cli.output import json_option, print_json, print_pairs, print_table, size_text, visible
 
 if TYPE_CHECKING:
-    from mlec.artifact import Artifact
+    from mlec.artifact import Artifact, ModelMetadata
     from mlec.report import OptimizationReport
     from mlec.signature import Signature
 
@@ -31,7 +31,7 @@ def inspect_command(model: Path, graph: bool, kernels: bool, as_json: bool) -> N
 
     with Artifact.open(model, verify="fast") as artifact:
         if as_json:
-            document = {**artifact.describe(), "trust": decide(artifact).reason}
+            document = {**artifact.describe(), "trust": decide(artifact).reason, "variants": _variants(artifact)}
             print_json(document | ({"graph": artifact.graph} if graph else {}))
             return
         if not (graph or kernels):
@@ -52,10 +52,10 @@ def _facts(artifact: Artifact, trust: str) -> list[tuple[str, object]]:
         ("file", f"{artifact.path}  {size_text(artifact.header.file_size)}, format {artifact.header.version}"),
         ("model", f"{model.name} (from {model.source}, mlec {artifact.metadata['mlec_version']})"),
         *_interface(model.signature),
-        ("target", _target(program.target)),
+        ("target", "\n".join(_target(variant.target) for variant in model.programs)),
         ("sections", ", ".join(f"{name} {size_text(size)}" for name, size in sections.items())),
         ("weights", f"{len(artifact.tensors)} tensors"),
-        ("kernels", f"{len(program.kernels)} in {len(artifact.kernels)} object files"),
+        ("kernels", f"{len(program.kernels)} in {len(artifact.kernels)} object files{_several(model)}"),
         ("trust", trust),
         ("code id", f"sha256:{artifact.code_id}"),
         ("metadata", "\n".join(f"{key} = {value}" for key, value in model.user.items())),
@@ -80,6 +80,31 @@ def _inputs(signature: Signature) -> str:
     return f"{text} ({accepted[table.numbers]})"
 
 
+def _several(model: ModelMetadata) -> str:
+    return f" of {len(model.programs)} variants: `--kernels` says which one runs here" if model.variants else ""
+
+
+def _variants(artifact: Artifact) -> list[dict[str, Any]]:
+    """What the kernels were compiled for, and which of them this processor would run."""
+    from mlec.artifact import read_model
+    from mlec.errors import CorruptedFileError
+    from mlec.processor import best_of, processor_name, what_is_missing
+
+    try:
+        model = read_model(artifact)
+    except CorruptedFileError:  # a sound file that another program made
+        return []
+    if model.program.device != "cpu":
+        return []
+    chosen = best_of(model.needed_cpu_flags)
+    found = []
+    for number, (program, needed) in enumerate(zip(model.programs, model.needed_cpu_flags, strict=False)):
+        name = processor_name(program.target) or program.backend
+        missing = what_is_missing(needed)
+        found.append({"target": name, "needs": sorted(needed), "missing": missing, "runs_here": number == chosen})
+    return found
+
+
 def _target(target: Mapping[str, object]) -> str:
     """What was compiled for, without the dozens of features that a processor's name implies."""
     return " ".join(f"{key}={_joined(value)}" for key, value in target.items() if key not in ("features", "cpu_flags"))
@@ -100,6 +125,8 @@ def _print_kernels(artifact: Artifact) -> None:
         [(k.symbol, k.op, k.flops, k.bytes, strategies.get(k.symbol, ""), k.location) for k in model.program.kernels],
     )
     click.echo()
+    if model.variants:
+        _print_variants(artifact)
     rows = [
         (
             KINDS[blob.kind], size_text(len(blob.data)),
@@ -109,6 +136,26 @@ def _print_kernels(artifact: Artifact) -> None:
         for blob in artifact.kernels
     ]  # fmt: skip
     print_table(("machine code", "size", "target", "sha256"), rows, right=("size",))
+
+
+def _print_variants(artifact: Artifact) -> None:
+    found = _variants(artifact)
+    best = next((variant["target"] for variant in found if variant["runs_here"]), "")
+    rows = []
+    for number, variant in enumerate(found):
+        size = sum(len(blob.data) for blob in artifact.kernels if blob.target == number)
+        here = (
+            f"no: {variant['missing']}" if variant["missing"] else f"could run, but {best} uses more of this processor"
+        )
+        rows.append(
+            (
+                variant["target"],
+                size_text(size),
+                "yes: the best that this processor runs" if variant["runs_here"] else here,
+            )
+        )
+    print_table(("variant", "code", "here"), rows, right=("code",))
+    click.echo(f"the kernels listed above are those for {found[0]['target']}\n")
 
 
 def _report(artifact: Artifact) -> OptimizationReport:

@@ -136,15 +136,36 @@ def _here(form: str) -> str:
         return _cuda_here()
     if kind != "cpu":
         return "yes"
-    from mlec.packing import host_cpu_flags
+    from mlec.processor import host_flags
     from mlec.runtime.threads import effective_cpu_count
 
-    flags = host_cpu_flags()
     if arch:
-        return "yes" if {"avx2", "fma"} <= flags else "compile only"
+        return _cpu_here(form)
+    flags = host_flags()
     known = ("avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "avx2", "fma", "asimd", "sve")
     vectors = " ".join(name for name in known if name in flags) or "baseline instructions"
     return f"yes: {effective_cpu_count()} CPUs, {vectors}"
+
+
+_SIGNS = {
+    "x86-64-v2": ("x86_64", "sse4_2", "popcnt"),
+    "x86-64-v3": ("x86_64", "avx2", "fma", "bmi2"),
+    "x86-64-v4": ("x86_64", "avx512f", "avx512bw", "avx512vl"),
+    "aarch64": ("aarch64", "asimd"),
+}
+"""By what a processor shows that it belongs to a level; asking LLVM for all that the level has would take two seconds."""
+
+
+def _cpu_here(form: str) -> str:
+    """Whether this processor runs what a target's processors run; of several, which."""
+    from mlec.processor import what_is_missing
+    from mlec.target import Target
+
+    archs = Target.parse(form).archs
+    able = [arch for arch in archs if not what_is_missing(_SIGNS[arch])]
+    if not able:
+        return f"compile only: {what_is_missing(_SIGNS[archs[0]])}"
+    return "yes" if len(archs) == 1 else f"yes: runs {able[-1]}"
 
 
 @cache

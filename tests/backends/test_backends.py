@@ -34,6 +34,8 @@ from mlec.target import Target
         ("cuda:sm_80, sm_90", Target("cuda", ("sm_80", "sm_90"))),
         ({"kind": "llvm", "mcpu": "znver4", "mattr": ["+avx512vnni"]}, Target("cpu", ("znver4",), ("+avx512vnni",))),
         ({"kind": "cuda", "arch": "sm_90"}, Target("cuda", ("sm_90",))),
+        ("cpu:x86-64-v3, x86-64-v4,x86-64-v3", Target("cpu", ("x86-64-v3", "x86-64-v4"))),
+        ("cpu:portable,aarch64", Target("cpu", ("x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64"))),
     ],
 )
 def test_targets(spec: object, wanted: Target) -> None:
@@ -46,7 +48,7 @@ def test_targets(spec: object, wanted: Target) -> None:
     [
         ("tpu", "no target 'tpu'; there are: cpu, cuda"),
         ("cuda:volta", "not a CUDA architecture"),
-        ("cpu:a,b", "one processor"),
+        ("cpu:a,b,-avx512f", "go with one processor"),
         ("cuda:+x", "not a processor feature"),
         ({"kind": "cpu", "speed": 9}, "no key 'speed'"),
         (3, "got int"),
@@ -185,7 +187,8 @@ def test_equal_compilations_give_equal_code() -> None:
 def test_kernels_for_another_processor_are_not_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     if not TargetInfo.host().triple.startswith("x86_64"):
         pytest.skip("x86 has levels")
-    monkeypatch.setattr("mlec.api.host_cpu_flags", lambda: needed_cpu_flags(compiled_for("cpu:x86-64-v3").program))
+    flags = needed_cpu_flags(compiled_for("cpu:x86-64-v3").program)
+    monkeypatch.setattr("mlec.processor.host_flags", lambda: flags)
     for target, warned in (("cpu:x86-64", False), ("cpu:x86-64-v3", False), ("cpu:znver4", True)):
         report = mlec.compile(layer(), target=target).report
         assert bool(report.warnings) is warned

@@ -1,14 +1,20 @@
 """Facts about CPUs, kernels for other CPUs than the host, and independence of the number of threads."""
 
+import re
+
 import numpy as np
 import pytest
 
+from mlec.backends.tvm.backend import _processors, cpu_info
 from mlec.backends.tvm.compat import IRModule, tirx, tvm
 from mlec.backends.tvm.kernels.conv import conv2d_nchwc, depthwise_nchwc, pack_nchwc
 from mlec.backends.tvm.kernels.gemm import column_block, gemm, matmul, pack_gemm
 from mlec.backends.tvm.kernels.winograd import conv2d_winograd, pack_winograd
+from mlec.backends.tvm.objects import to_object
 from mlec.backends.tvm.pipeline import compile_for_cpu
 from mlec.backends.tvm.target import TargetInfo
+from mlec.processor import DISABLE, UNCHECKED, X86_FLAGS
+from mlec.target import Target
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
 
 
@@ -96,3 +102,60 @@ def test_results_do_not_depend_on_the_number_of_threads():
         configure(1, 0)
     for one, two in zip(*results, strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+INERT = """
+    64bit 64bit-mode adx aes amx-avx512 amx-complex amx-fp16 amx-fp8 amx-movrs amx-tf32 cldemote clflushopt clwb clzero cmov cmpccxadd
+    crc32 cx8 enqcmd ermsb fsgsbase fsrm fxsr hreset invpcid kl lwp mmx movdir64b movdiri mwaitx nopl pclmul pconfig pku prefetchi
+    ptwrite rdpid rdpru rdrnd rdseed serialize sha sha512 shstk sm3 sm4 sse sse2 tsxldtrk uintr usermsr waitpkg wbnoinvd widekl x87
+    xsave xsavec xsaveopt xsaves
+"""
+"""What x86-64 has had from the start, and what code uses only where an intrinsic asks for it."""
+
+TUNING = re.compile(
+    r"(allow|fast|faster|slow|prefer|false-deps|no-bypass|idiv[lq]|lea|pad|sbb|tuning|use)-.*|(macro|branch)fusion|vzeroupper|branch-hint"
+)
+
+
+@pytest.mark.parametrize("cpu", sorted(_processors("x86_64-unknown-linux-gnu")))
+def test_no_code_uses_what_nobody_checks(cpu):
+    """Every feature of every processor is looked for before code runs, or never used, or no instruction at all."""
+    features = TargetInfo.for_cpu(cpu, "x86_64-unknown-linux-gnu").features
+    unknown = [name for name in features - set(X86_FLAGS) - set(INERT.split()) if not TUNING.fullmatch(name)]
+    assert unknown == []
+    assert not features & set(UNCHECKED)
+
+
+def test_code_for_aarch64_uses_neon():
+    info = cpu_info(Target.parse("cpu:aarch64"))
+    func = gemm((tirx.Var("n", "int64"),), 64, 64, "float32", 8, info, name="product")
+    module = compile_for_cpu(IRModule({"product": func}), info.tvm_target())
+    assert re.search(r"\bfmla\s+v\d+\.4s", module.inspect_source("asm"))
+    assert to_object(module)[18:20] == b"\xb7\0"  # EM_AARCH64
+
+
+@pytest.mark.parametrize(("cpu", "register"), [("x86-64-v2", "xmm"), ("x86-64-v3", "ymm"), ("x86-64-v4", "zmm")])
+def test_each_level_has_vectors_of_its_own(cpu, register):
+    info = TargetInfo.for_cpu(cpu, "x86_64-unknown-linux-gnu")
+    func = gemm((tirx.Var("n", "int64"),), 64, 64, "float32", column_block(64, "float32", info), info, name="product")
+    used = set(
+        re.findall(
+            r"%([xyz]mm)\d", compile_for_cpu(IRModule({"product": func}), info.tvm_target()).inspect_source("asm")
+        )
+    )
+    assert max(used) == register
+
+
+def test_what_a_level_does_not_tell_is_assumed_low():
+    info = TargetInfo.for_cpu("x86-64-v3", "x86_64-unknown-linux-gnu")
+    assert (info.l1_bytes, info.l2_bytes) == (32 << 10, 256 << 10)
+    assert info.cores > 2
+
+
+def test_a_hidden_feature_hides_what_needs_it(monkeypatch):
+    if "avx512f" not in HOST.features:
+        pytest.skip("there is nothing to hide")
+    monkeypatch.setenv(DISABLE, "avx512f")
+    assert not {name for name in TargetInfo.host().features if name.startswith("avx512")}
+    monkeypatch.setenv(DISABLE, "sse4_2")
+    assert TargetInfo.host().vector_bits == 128

@@ -1,0 +1,171 @@
+"""Instruction sets of processors: what this machine's has, and what code that LLVM makes for a processor needs.
+
+They are named as Linux names them in /proc/cpuinfo, where one that the operating system keeps from programs is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from mlec.errors import UsageError
+
+DISABLE = "MLEC_DISABLE_CPU_FEATURES"
+"""Environment variable: instruction sets, separated by commas, that count as if this processor did not have them."""
+
+X86_FLAGS: Mapping[str, str] = {
+    "sse3": "pni",
+    "ssse3": "ssse3",
+    "sse4.1": "sse4_1",
+    "sse4.2": "sse4_2",
+    "sse4a": "sse4a",
+    "popcnt": "popcnt",
+    "cx16": "cx16",
+    "sahf": "lahf_lm",
+    "movbe": "movbe",
+    "lzcnt": "abm",
+    "prfchw": "3dnowprefetch",
+    "avx": "avx",
+    "avx2": "avx2",
+    "fma": "fma",
+    "fma4": "fma4",
+    "xop": "xop",
+    "tbm": "tbm",
+    "f16c": "f16c",
+    "bmi": "bmi1",
+    "bmi2": "bmi2",
+    "avxvnni": "avx_vnni",
+    "avxifma": "avx_ifma",
+    "avx512f": "avx512f",
+    "avx512bw": "avx512bw",
+    "avx512cd": "avx512cd",
+    "avx512dq": "avx512dq",
+    "avx512vl": "avx512vl",
+    "avx512vnni": "avx512_vnni",
+    "avx512bf16": "avx512_bf16",
+    "avx512fp16": "avx512_fp16",
+    "avx512vbmi": "avx512vbmi",
+    "avx512vbmi2": "avx512_vbmi2",
+    "avx512ifma": "avx512ifma",
+    "avx512bitalg": "avx512_bitalg",
+    "avx512vpopcntdq": "avx512_vpopcntdq",
+    "avx512vp2intersect": "avx512_vp2intersect",
+    "vaes": "vaes",
+    "vpclmulqdq": "vpclmulqdq",
+    "gfni": "gfni",
+    "amx-tile": "amx_tile",
+    "amx-int8": "amx_int8",
+    "amx-bf16": "amx_bf16",
+}
+
+ARM_FLAGS: Mapping[str, str] = {
+    "fp-armv8": "fp",
+    "neon": "asimd",
+    "crc": "crc32",
+    "lse": "atomics",
+    "lse2": "uscat",
+    "lse128": "lse128",
+    "rdm": "asimdrdm",
+    "dotprod": "asimddp",
+    "fullfp16": "asimdhp",
+    "fp16fml": "asimdfhm",
+    "rcpc": "lrcpc",
+    "rcpc-immo": "ilrcpc",
+    "rcpc3": "lrcpc3",
+    "jsconv": "jscvt",
+    "complxnum": "fcma",
+    "flagm": "flagm",
+    "altnzcv": "flagm2",
+    "fptoint": "frint",
+    "bf16": "bf16",
+    "i8mm": "i8mm",
+    "aes": "aes",
+    "sha2": "sha2",
+    "sha3": "sha3",
+    "sm4": "sm4",
+    "sve": "sve",
+    "sve2": "sve2",
+    "sve2p1": "sve2p1",
+    "f32mm": "svef32mm",
+    "f64mm": "svef64mm",
+    "mops": "mops",
+    "cssc": "cssc",
+    "faminmax": "faminmax",
+    "lut": "lut",
+}
+
+FLAGS: Mapping[str, Mapping[str, str]] = {"x86_64": X86_FLAGS, "aarch64": ARM_FLAGS}
+"""By architecture, the extensions that LLVM may use without being asked: its name for each, and that of Linux."""
+
+UNCHECKED = (
+    "avxneconvert", "avxvnniint8", "avxvnniint16", "avx10.1", "avx10.2", "movrs",
+    "egpr", "ndd", "nf", "ccmp", "cf", "zu", "ppx", "push2pop2",
+)  # fmt: skip
+"""Extensions of x86 that Linux does not list, so that nobody could tell whether a processor has them: no code uses them."""
+
+_OTHER_NAMES = {"arm64": "aarch64", "AMD64": "x86_64"}
+
+
+def host_flags() -> frozenset[str]:
+    """Instruction sets of this processor and its architecture, less what `DISABLE` names.
+
+    Raises:
+        UsageError: `DISABLE` names something that is no instruction set.
+    """
+    machine = platform.machine()
+    present = {_OTHER_NAMES.get(machine, machine), *_listed_flags()}
+    disabled = {name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
+    known = present | {flag for table in FLAGS.values() for flag in table.values()}
+    if unknown := sorted(disabled - known):
+        raise UsageError(
+            f"the environment variable {DISABLE} names {unknown[0]!r}, which is no instruction set",
+            hint="it takes names from /proc/cpuinfo, such as avx512f,avx2",
+        )
+    return frozenset(present - disabled)
+
+
+def _listed_flags() -> list[str]:
+    """Those of the first processor in /proc/cpuinfo; none where there is no such file."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            return next(
+                (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), []
+            )
+    except OSError:
+        return []
+
+
+def needed_flags(triple: str, features: Iterable[str]) -> frozenset[str]:
+    """What a processor must have to run code for a triple that uses some of LLVM's features, named as in `host_flags`."""
+    architecture = triple.partition("-")[0]
+    names = FLAGS.get(architecture, {})
+    return frozenset(names[name] for name in features if name in names) | {architecture}
+
+
+def what_is_missing(needed: Iterable[str]) -> str:
+    """In words, what this processor lacks of ``needed``; empty if it can run the code."""
+    host = host_flags()
+    missing = sorted(set(needed) - host)
+    for architecture in FLAGS:
+        if architecture in missing:
+            own = next((name for name in FLAGS if name in host), platform.machine())
+            return f"this processor is {own}, not {architecture}"
+    more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+    return f"this processor lacks {', '.join(missing[:8])}{more}" if missing else ""
+
+
+def best_of(needed: Sequence[Collection[str]]) -> int | None:
+    """Position of the code that suits this processor best: of what it can run, what needs most, the first among equals.
+
+    Args:
+        needed: what a processor must have for each.
+    """
+    able = [position for position, flags in enumerate(needed) if not what_is_missing(flags)]
+    return max(able, key=lambda position: len(needed[position]), default=None)
+
+
+def processor_name(target: Mapping[str, object]) -> str:
+    """What the facts of a compiled program's target call its processor, as a target names it."""
+    name = str(target.get("mcpu", ""))
+    return str(target.get("triple", "")).partition("-")[0] if name in ("", "generic") else name
