@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from mlec.ir import Dim, Graph, GraphBuilder, Location, Node, Trait, Value
-from mlec.ir.dim import divide_exact, evaluate, product, symbols_of
+from mlec.ir.dim import divide_exact, evaluate, product, static_dims, symbols_of
 from mlec.ir.printer import print_node, value_names
 from mlec.ir.types import Shape, TensorType
 from mlec.pipeline import NOMINAL_EXTENT, Pass, PassContext, PassResult, Remark, Tolerance, ulp
@@ -305,7 +305,7 @@ class _Walk:
         back = [like.order.index(a) for a in range(len(extents))]
         constant = self.graph.constant_value(value)
         if constant is not None and all(isinstance(d, int) for d in flat):
-            turned = np.ascontiguousarray(constant.reshape([int(str(d)) for d in flat]).transpose(back))
+            turned = np.ascontiguousarray(constant.reshape(static_dims(flat)).transpose(back))
             while turned.ndim > 1 and turned.shape[0] == 1:  # a row stays a row
                 turned = turned[0]
             return self.b.constant(turned, value.hint)

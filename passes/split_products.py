@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from mlec.ir import Graph, GraphBuilder, Match, Miss, Node, P, Rule, Trait, Value, apply_rules
-from mlec.ir.dim import product
+from mlec.ir.dim import product, static_dims
 from mlec.ir.op import Array
 from mlec.pipeline import Pass, PassContext, PassResult, Tolerance, ulp
 
@@ -87,7 +87,7 @@ def _picked_columns(cut: Node, count: int) -> Array | None:
     first = next((i for i in range(len(shape)) if product(shape[i:]) == count), len(shape))
     if axis < first or not isinstance(attrs["start"], int) or not isinstance(attrs["stop"], int):
         return None
-    columns = np.arange(count).reshape([int(str(d)) for d in shape[first:]])
+    columns = np.arange(count).reshape(static_dims(shape[first:]))
     return columns.take(range(attrs["start"], attrs["stop"], attrs["step"]), axis - first).reshape(-1)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from mlec.backends.tvm.registry import find, lowers
 from mlec.ir.builder import GraphBuilder
-from mlec.ir.dim import Dim
+from mlec.ir.dim import Dim, static
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Graph, Node, Value
 
@@ -113,7 +113,7 @@ def group_norm(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Valu
     x, scale, bias = operands
     n, channels, *space = x.type.shape
     groups = node.attrs["groups"]
-    inner: Dim = int(str(channels)) // groups
+    inner: Dim = static(channels) // groups
     for extent in space:
         inner = inner * extent
     grouped = b("reshape", _wide(b, x), shape=(n, groups, inner))

@@ -18,6 +18,7 @@ from mlec.backends.tvm.lowering import Lowering, Tensor
 from mlec.backends.tvm.region import Dims
 from mlec.backends.tvm.registry import CUDA, lowers
 from mlec.ir.builder import GraphBuilder
+from mlec.ir.dim import static, static_dims
 from mlec.ir.graph import Node
 from mlec.ir.op import Attrs
 from mlec.ops.pool import pool_geometry
@@ -90,7 +91,7 @@ def direct_recurrence(lowering: Lowering, node: Node, operands: tuple[Tensor, ..
     x = operands[0]
     states = len(node.outputs) - 1
     gates = GATES[node.name]
-    hidden, features = int(str(node.outputs[1].type.shape[1])), int(str(x.shape[2]))
+    hidden, features = static(node.outputs[1].type.shape[1]), static(x.shape[2])
     dtype = x.dtype
 
     def build(name: str, dims: Dims) -> object:
@@ -140,7 +141,7 @@ def direct_recurrence(lowering: Lowering, node: Node, operands: tuple[Tensor, ..
 def direct_convolution(lowering: Lowering, node: Node, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
     """One task for each element of the result; arguments as those of `kernels.conv.conv`."""
     groups = node.attrs["groups"]
-    outputs, channels, *kernel = (int(str(d)) for d in w.shape)
+    outputs, channels, *kernel = static_dims(w.shape)
     acc = "float64" if x.dtype == "float64" else "float32"
 
     def build(name: str, dims: Dims) -> object:
@@ -184,7 +185,7 @@ def flipped_weights(lowering: Lowering, node: Node, w: Tensor) -> Tensor:
     b = GraphBuilder("weights")
     value = b.input("w", w.type)
     c, per_group, *kernel = w.shape
-    each = int(str(c)) // groups
+    each = static(c) // groups
     rank = 3 + len(kernel)
     grouped = b("reshape", value, shape=(groups, each, per_group, *kernel))
     swapped = b("transpose", grouped, perm=(0, 2, 1, *range(3, rank)))
@@ -197,7 +198,7 @@ def transposed_geometry(attrs: Attrs, weights: Sequence[Dim]) -> Geometry:
     """That of the convolution that a transposed one equals: its windows go one step at a time over an image with gaps."""
     rank = len(weights) - 2
     given, extra = Geometry.of(attrs, rank), per_axis(attrs, "output_padding", rank, 0, least=0)
-    reach = [d * (int(str(k)) - 1) for d, k in zip(given.dilations, weights[2:], strict=True)]
+    reach = [d * (static(k) - 1) for d, k in zip(given.dilations, weights[2:], strict=True)]
     before = tuple(r - p for r, p in zip(reach, given.before, strict=True))
     after = tuple(r - p + e for r, p, e in zip(reach, given.after, extra, strict=True))
     return Geometry((1,) * rank, before, after, given.dilations, given.strides)
@@ -255,9 +256,9 @@ def direct_tree_ensemble(lowering: Lowering, node: Node, operands: tuple[Tensor,
 
     def build(name: str, dims: Dims) -> object:
         rows, features = dims.shape(x.shape)
-        trees, width = (int(str(structure[names.index(k)].shape[a])) for k, a in (("roots", 0), ("values", 1)))
-        outputs = int(str(structure[names.index("base")].shape[0]))
-        words = int(str(structure[names.index("categories")].shape[1]))
+        trees, width = (static(structure[names.index(k)].shape[a]) for k, a in (("roots", 0), ("values", 1)))
+        outputs = static(structure[names.index("base")].shape[0])
+        words = static(structure[names.index("categories")].shape[1])
 
         def row(inputs: tuple[Buffer, ...], results: tuple[Buffer, ...], index: Expr) -> None:
             arrays = dict(zip((names[structure.index(t)] for t in used), inputs[1:], strict=True))

@@ -26,7 +26,7 @@ from mlec.backends.tvm.kernels.tile import bits, parameter, product, unrolled
 from mlec.backends.tvm.kernels.vector import Cell, broadcast, const, load, select, share, store
 from mlec.backends.tvm.lowering import Lowering, Tensor
 from mlec.backends.tvm.region import Dims, Load, Number, Region, Source, is_elementwise
-from mlec.ir.dim import SymDim
+from mlec.ir.dim import SymDim, static
 from mlec.ir.graph import Node, Value
 from mlec.ir.op import Trait
 from mlec.ops.rows import MOVES, PRODUCTS, columns_of, has_rows, rows_of
@@ -241,7 +241,7 @@ class Block:
         if x in self.producers and x not in self.scratch and self.producers[x].name == "concat":
             pieces = list(self.producers[x].inputs)
         passes = -(-n * VECTORS // (self.lowering.target.vector_registers - 4))
-        k, width = columns_of(x.type), int(str(w.type.shape[-1]))
+        k, width = columns_of(x.type), static(w.type.shape[-1])
         for part in range(passes):
             columns = range(n * part // passes, n * (part + 1) // passes)
             sums = [Cell(dtype, self.size, 0) for _ in columns]

@@ -19,9 +19,6 @@ from mlec.errors import CorruptedFileError, VersionMismatchError
 GRAPH_FORMAT: Final = 1
 """Version of the graph document."""
 
-OWNED_KEYS: Final = ("format", "mlec_version", "digests", "targets", "critical")
-"""Metadata keys with a meaning in the format. The writer sets all but ``targets`` and ``critical``, which the caller gives."""
-
 FEATURES: Final = {"variants": 1}
 """What ``critical`` can name, with the minor version that brought it."""
 
@@ -37,7 +34,7 @@ class Digests(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Owned(msgspec.Struct, frozen=True):
-    """The part of the metadata that the format owns."""
+    """The part of the metadata that the format owns. The writer sets all of it but ``targets`` and ``critical``, which the caller gives."""
 
     format: str
     mlec_version: str

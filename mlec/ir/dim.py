@@ -11,10 +11,12 @@ integer >= 0, which is what makes ``n + 1 == 0`` provably false.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import total_ordering
+
+from mlec.errors import TypeRuleError
 
 
 class Proof(Enum):
@@ -139,6 +141,22 @@ def _normal(terms: list[tuple[Monomial, int]]) -> Dim:
     if len(kept) == 1 and not kept[0][0]:
         return kept[0][1]
     return SymDim(tuple(kept))
+
+
+def static(dim: Dim) -> int:
+    """The number that a dim is.
+
+    Raises:
+        TypeRuleError: it is symbolic.
+    """
+    if isinstance(dim, int):
+        return dim
+    raise TypeRuleError(f"must be static, got {dim}", code="E_SHAPE")
+
+
+def static_dims(dims: Iterable[Dim]) -> tuple[int, ...]:
+    """The same of several, such as the extents of weights."""
+    return tuple(map(static, dims))
 
 
 def substitute(dim: Dim, binding: Mapping[str, Dim]) -> Dim:

@@ -65,13 +65,6 @@ def same_dim(a: Dim, b: Dim, what: str) -> Dim:
     return a
 
 
-def static_dims(dims: Sequence[Dim]) -> tuple[int, ...]:
-    """Extents that an op takes as numbers only."""
-    known = tuple(d for d in dims if isinstance(d, int))
-    require(len(known) == len(dims), f"must be static, got [{', '.join(map(str, dims))}]", "E_SHAPE")
-    return known
-
-
 def normal_axis(axis: int, rank: int) -> int:
     """The axis counted from the front."""
     require(-rank <= axis < rank, f"axis {axis} is out of range for rank {rank}", "E_AXIS")

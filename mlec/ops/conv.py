@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from mlec.ir.dim import Dim
+from mlec.ir.dim import Dim, static, static_dims
 from mlec.ir.op import Array, Attrs, Case, Cost, OpDef, Trait, moved_bytes, register
 from mlec.ir.types import TensorType
-from mlec.ops.common import N, floats, int_attr, ints_attr, operands, require, same_dim, same_dtype, static_dims
+from mlec.ops.common import N, floats, int_attr, ints_attr, operands, require, same_dim, same_dtype
 from mlec.ops.windows import Geometry, from_blocked, patches, per_axis, to_blocked
 
 
@@ -185,7 +185,7 @@ def _transposed_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     geometry, extra = Geometry.of(attrs, rank), per_axis(attrs, "output_padding", rank, 0, least=0)
     require(groups >= 1, f"groups must be at least 1, got {groups}", "E_ATTR")
     same_dim(x.shape[1], w.shape[0], "channels of x and w")
-    (channels,), kernel = static_dims(w.shape[:1]), static_dims(w.shape[2:])
+    channels, kernel = static(w.shape[0]), static_dims(w.shape[2:])
     require(channels % groups == 0, f"{channels} channels in {groups} groups", "E_SHAPE")
     full = _spread_extents(x.shape[2:], kernel, geometry, extra)
     space = [f - b - a for f, b, a in zip(full, geometry.before, geometry.after, strict=True)]

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mlec.ir.dim import Dim
+from mlec.ir.dim import Dim, static_dims
 from mlec.ir.op import Array, Attrs, Case, Cost, OpDef, Trait, moved_bytes, register
 from mlec.ir.types import TensorType
-from mlec.ops.common import N, bool_attr, float_dtype, floats, ints_attr, operands, require, static_dims
+from mlec.ops.common import N, bool_attr, float_dtype, floats, ints_attr, operands, require
 from mlec.ops.windows import Geometry, from_blocked, patches, to_blocked
 
 _POOL_ATTRS = (

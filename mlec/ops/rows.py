@@ -5,7 +5,7 @@ Passes form row programs by this rule and backends compile them by it, so what o
 
 from __future__ import annotations
 
-from mlec.ir.dim import Dim, SymDim, symbols_of
+from mlec.ir.dim import Dim, SymDim, static, symbols_of
 from mlec.ir.graph import Node
 from mlec.ir.op import Trait
 from mlec.ir.types import TensorType
@@ -59,7 +59,7 @@ def has_rows(kind: TensorType, n: Dim) -> bool:
 
 def columns_of(kind: TensorType) -> int:
     """Columns of a value with rows; a vector has one."""
-    return int(str(kind.shape[1])) if kind.rank == 2 else 1
+    return static(kind.shape[1]) if kind.rank == 2 else 1
 
 
 def _over_columns(node: Node) -> bool:

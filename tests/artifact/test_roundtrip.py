@@ -74,7 +74,7 @@ def as_bytes(array: np.ndarray) -> bytes:
     copy=st.booleans(),
 )
 def test_write_then_read_is_equal(tmp_path: Path, tensors, meta, ir, blobs, full, copy) -> None:
-    meta = {k: v for k, v in meta.items() if k not in metadata.OWNED_KEYS} | {"targets": ["cpu"]}
+    meta = {k: v for k, v in meta.items() if k not in metadata.Owned.__struct_fields__} | {"targets": ["cpu"]}
     kernels = [KernelBlob(6, 0, blob) for blob in blobs]
     path = tmp_path / "m.mle"
     saved = write(path, metadata=meta, graph=ir, tensors=tensors, kernels=kernels)

@@ -9,6 +9,7 @@ import pytest
 
 from mlec.backends.tvm.backend import TVMBackend
 from mlec.ir import Graph, GraphBuilder, Value, run_graph, tensor
+from mlec.ir.dim import static_dims
 from mlec.ir.op import Array
 from mlec.runtime.executable import Executable
 from mlec.target import Target
@@ -24,7 +25,7 @@ def fused(shapes: dict[str, tuple[int | str, ...]], body: Body, constants: str =
     for name, shape in shapes.items():
         kind = tensor("f32", shape)
         if name in constants:
-            operands.append(b.constant(rng.normal(size=[int(str(d)) for d in shape]).astype(np.float32)))
+            operands.append(b.constant(rng.normal(size=static_dims(shape)).astype(np.float32)))
         else:
             operands.append(b.input(name, kind))
     values = {name: inner.input(name, tensor("f32", shape)) for name, shape in shapes.items()}
