@@ -61,7 +61,9 @@ def _number(x: Expr, dtype: str, kind: int) -> Expr:
         case e.PLAIN:
             return x
         case e.NAN_LOW:
-            return tirx.Select(nan, low, x)
+            # A maximum, not Select(nan, low, x): LLVM makes of that a load of the constant under a mask which is rarely set,
+            # and where the page's entry has lost its accessed bit such a load costs hundreds of cycles, and never sets it.
+            return tirx.Select(x > low, x, low)
         case e.NAN_ZERO:
             return tirx.Select(nan, constant(0.0), x)
         case e.ZERO_NAN:
