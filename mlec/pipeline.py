@@ -10,83 +10,23 @@ import dataclasses
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_type_hints
 
-import numpy as np
-
 from mlec import registry
-from mlec.errors import MlecError, ParseError, PassError, ToleranceError, UsageError
-from mlec.ir import Edit, Graph, Location, run_graph, verify
-from mlec.ir.dim import evaluate
-from mlec.ir.op import Array
+from mlec.errors import MlecError, ParseError, PassError, UsageError
+from mlec.ir import Edit, Graph, Location, verify
 from mlec.ir.types import UNKNOWN
+from mlec.tolerance import EXACT, Tolerance, approx, check_equal, ulp
+
+__all__ = [
+    "EXACT", "NOMINAL_EXTENT", "Pass", "PassContext", "PassPipeline", "PassRecord", "PassResult", "Remark", "TargetFacts",
+    "Tolerance", "Verification", "approx", "ulp",
+]  # fmt: skip
 
 NOMINAL_EXTENT = 64
 """Value that stands for a symbolic dim wherever one number is wanted: cost estimates and reports."""
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far results may move: ``|actual - expected| <= rtol * scale + atol``, scale being the largest finite magnitude expected.
-
-    ``rtol = atol = 0`` means equal bit for bit (any NaN equals any NaN), zeros included unless ``signed_zeros`` is False.
-    NaN and infinities must be where they were under every tolerance.
-    """
-
-    rtol: float = 0.0
-    atol: float = 0.0
-    signed_zeros: bool = True
-
-    def then(self, later: Tolerance) -> Tolerance:
-        """The bound of two steps in a row."""
-        return Tolerance(self.rtol + later.rtol, self.atol + later.atol, self.signed_zeros and later.signed_zeros)
-
-    @property
-    def is_exact(self) -> bool:
-        return not (self.rtol or self.atol)
-
-    def excess(self, expected: Array, actual: Array) -> float:
-        """Largest deviation in units of the bound: at most 1.0 is fine; ``inf`` for a NaN or infinity in the wrong place."""
-        if expected.shape != actual.shape or expected.dtype != actual.dtype:
-            return float("inf")
-        if expected.dtype.kind not in "fV":
-            return 0.0 if np.array_equal(expected, actual) else float("inf")
-        wanted, got = expected.astype(np.float64), actual.astype(np.float64)
-        finite = np.isfinite(wanted)
-        if not np.array_equal(
-            np.where(finite, 0, wanted), np.where(finite, np.where(np.isfinite(got), 0, np.inf), got), equal_nan=True
-        ):
-            return float("inf")
-        difference = np.max(np.abs(got[finite] - wanted[finite]), initial=0.0)
-        scale = np.max(np.abs(wanted[finite]), initial=0.0)
-        bound = self.rtol * scale + self.atol
-        return float(difference / bound) if bound else (float("inf") if difference else 0.0)
-
-    def moves_zeros(self, expected: Array, actual: Array) -> bool:
-        """Whether a zero has another sign although this tolerance keeps them."""
-        if not (self.is_exact and self.signed_zeros and expected.dtype.kind in "fV"):
-            return False
-        zeros = (expected == 0) & (actual == 0)
-        return bool((np.signbit(expected) != np.signbit(actual))[zeros].any())
-
-    def __str__(self) -> str:
-        if not self.is_exact:
-            return f"approx(rtol={self.rtol:g}, atol={self.atol:g})"
-        return "exact" if self.signed_zeros else "exact but for the sign of zero"
-
-
-EXACT = Tolerance()
-
-
-def ulp(k: float) -> Tolerance:
-    """k units in the last place of float32, relative to the output's scale."""
-    return Tolerance(rtol=k * 2.0**-23)
-
-
-def approx(rtol: float, atol: float = 0.0) -> Tolerance:
-    return Tolerance(rtol, atol)
 
 
 @dataclass(frozen=True)
@@ -310,66 +250,6 @@ class PassPipeline:
             records.append(PassRecord(step.name, graph, result.graph, result.remarks, seconds))
             graph = result.graph
         return graph, records
-
-
-def check_equal(before: Graph, after: Graph, tolerance: Tolerance, place: str, seeds: Sequence[int] = (0, 1)) -> None:
-    """Runs both graphs on random inputs, plain ones and such with each kind of special values among them.
-
-    Raises:
-        ToleranceError: with the output, the deviation and the bound.
-    """
-    for seed in seeds:
-        for kind, special in SPECIAL_VALUES.items():
-            rng = np.random.default_rng(seed)
-            inputs = random_inputs(before, rng, dict.fromkeys(before.symbols, 3 - seed), special)
-            wanted, got = run_graph(before, inputs), run_graph(after, inputs)
-            for i, (a, b) in enumerate(zip(wanted, got, strict=True)):
-                excess = tolerance.excess(a, b)
-                if excess > 1:
-                    change = f"by {excess:.3g} times its tolerance ({tolerance})"
-                elif tolerance.moves_zeros(a, b):
-                    change = f"in the sign of a zero, which its tolerance ({tolerance}) keeps"
-                else:
-                    continue
-                raise ToleranceError(
-                    f"{place} changed output {i} {change}",
-                    hint="run with verify='structure' to see the graph it made",
-                    notes=(f"inputs: {kind}, seed {seed}",),
-                )
-
-
-SPECIAL_VALUES: dict[str, tuple[float, ...]] = {
-    "random numbers": (),
-    "with NaN": (np.nan,),
-    "with infinities": (np.inf, -np.inf),
-    "with zeros and denormals": (0.0, -0.0, 1e-40, -1e-40, 2.0**-140, 1e-310, 2.0**-20),
-}
-"""What `check_equal` puts among the numbers of its inputs, one kind at a time so that none hides another. Of the denormals each is
-one of another type: 2**-20 of f16, 1e-40 of f32 and bf16, 1e-310 of f64."""
-
-
-def random_inputs(
-    graph: Graph, rng: np.random.Generator, binding: Mapping[str, int], special: Sequence[float] = ()
-) -> list[Array]:
-    """Random arrays that fit the graph's inputs: normal floats, small non-negative integers.
-
-    With special values, a tenth of the floats, and at least one of each input, are some of these.
-    """
-    arrays: list[Array] = []
-    for value in graph.inputs:
-        shape = tuple(evaluate(d, binding) for d in value.type.shape)
-        dtype = value.type.dtype
-        if dtype.is_float:
-            array = rng.normal(size=shape)
-            if special and array.size:
-                places = rng.choice(array.size, max(1, array.size // 10), replace=False)
-                array.flat[places] = rng.choice(special, len(places))
-            arrays.append(array.astype(dtype.numpy))
-        elif dtype.is_bool:
-            arrays.append(rng.random(shape) < 0.5)
-        else:
-            arrays.append(rng.integers(0, 4, shape).astype(dtype.numpy))
-    return arrays
 
 
 # -- the text form of passes ---------------------------------------------------------------------------------------------

@@ -29,7 +29,8 @@ ALLOWED = {
     "mlec.ir": ("mlec.signature", "mlec.registry"),
     "mlec.ops": ("mlec.ir", "mlec.signature"),
     "mlec.registry": ("mlec.capabilities",),
-    "mlec.pipeline": ("mlec.ir", "mlec.ops", "mlec.registry", "mlec.passes.pipelines"),
+    "mlec.tolerance": ("mlec.ir",),
+    "mlec.pipeline": ("mlec.ir", "mlec.registry", "mlec.tolerance", "mlec.passes.pipelines"),
     "mlec.machine": ("mlec.ir", "mlec.ops", "mlec.pipeline"),
     "mlec.passes": ("mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature"),
     "mlec.backends": (

@@ -21,7 +21,8 @@ import pytest
 
 from mlec.ir import parse_graph, print_graph, verify
 from mlec.ir.op import Array
-from mlec.pipeline import EXACT, PassContext, PassPipeline, TargetFacts, check_equal
+from mlec.pipeline import EXACT, PassContext, PassPipeline, TargetFacts
+from mlec.tolerance import check_equal
 
 FOLDER = Path(__file__).parents[1] / "golden"
 CASES = sorted(FOLDER.glob("*/*.mlet"))

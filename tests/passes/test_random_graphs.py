@@ -9,7 +9,8 @@ import mlec.ops
 from mlec.ir import DType, Graph, GraphBuilder, Trait, Value, tensor, verify
 from mlec.ir.op import OPS
 from mlec.passes.pipelines import named_pipeline
-from mlec.pipeline import EXACT, PassContext, TargetFacts, check_equal
+from mlec.pipeline import EXACT, PassContext, TargetFacts
+from mlec.tolerance import check_equal
 
 assert mlec.ops.OPS
 UNARY = sorted(

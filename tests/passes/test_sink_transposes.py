@@ -8,7 +8,8 @@ import pytest
 from mlec.ir import Dim, Graph, GraphBuilder, Value, tensor, verify
 from mlec.passes.pipelines import named_pipeline
 from mlec.passes.sink_transposes import SinkTransposes, bytes_moved
-from mlec.pipeline import PassContext, PassPipeline, Tolerance, check_equal
+from mlec.pipeline import PassContext, PassPipeline, Tolerance
+from mlec.tolerance import check_equal
 
 CLEAN = "canonicalize,cse,dce"
 

@@ -13,9 +13,10 @@ from mlec.ir import Graph, GraphBuilder, TensorType, Trait, Value, run_graph, te
 from mlec.ir.dtype import DType
 from mlec.ir.op import OPS
 from mlec.passes.pipelines import named_pipeline
-from mlec.pipeline import PassContext, TargetFacts, random_inputs
+from mlec.pipeline import PassContext, TargetFacts
 from mlec.runtime.executable import Executable
 from mlec.target import Target
+from mlec.tolerance import random_inputs
 from tests.backends.tvm.op_cases import symbolic
 
 STEEP = {"log", "log1p", "sqrt", "rsqrt", "tan", "exp", "expm1", "pow", "cumsum", "prod"}
