@@ -14,7 +14,7 @@ import numpy as np
 import mlec.ops  # noqa: F401  (fills the op table)
 from mlec import registry
 from mlec.artifact import SaveResult, TrustDigest
-from mlec.backends.base import CompiledModule, CompileOptions, refuse_unsupported
+from mlec.backends.base import Backend, CompiledModule, CompileOptions, refuse_unsupported
 from mlec.capabilities import RESERVED, check_precision, refuse_reserved
 from mlec.errors import MlecError, UsageError
 from mlec.frontends.base import Frontend, InputShapes, LowerOptions, Oracle
@@ -24,7 +24,6 @@ from mlec.frontends.source_process import SourceProcess
 from mlec.ir import Graph
 from mlec.machine import Machine, this_machine
 from mlec.packing import executable_of, needed_cpu_flags, pack, unpack
-from mlec.passes.pipelines import named_pipeline
 from mlec.pipeline import Pass, PassContext, PassPipeline, PassRecord, Tolerance
 from mlec.processor import best_of, what_is_missing
 from mlec.progress import progress_bar
@@ -126,7 +125,7 @@ def compile(
         advance("optimise", 1, 4)
         machine = this_machine()
         backend = registry.backend_of(wanted.kind)
-        pipeline = _pipeline(backend.pipeline if passes == "default" else passes)
+        pipeline = _pipeline(passes, backend)
 
         def options_for(graph: Graph) -> CompileOptions:
             advance("generate", 2, 4)
@@ -200,7 +199,7 @@ def optimize(
     *,
     target: str | Mapping[str, Any] | Target = "cpu",
 ) -> tuple[Graph, OptimizationReport]:
-    """Runs passes on a graph.
+    """Runs passes on a graph: those that `compile` runs for the target, unless others are given.
 
     Returns:
         The new graph and what was done.
@@ -214,13 +213,8 @@ def optimize(
             hint="mlec.lower(model) makes one of a model; mlec.compile runs the passes itself",
         )
     machine = this_machine()
-    wanted = Target.parse(target)
-    if len(wanted.variants) > 1:
-        raise UsageError(
-            f"optimize runs the passes for one processor, got {wanted}", hint=f"for example {wanted.variants[-1]}"
-        )
-    facts = registry.backend_of(wanted.kind).facts(wanted)
-    optimized, records = _pipeline(passes).run(graph, PassContext(facts))
+    backend, context = passes_of(target)
+    optimized, records = _pipeline(passes, backend).run(graph, context)
     report = OptimizationReport(model={"name": graph.name, "source": "graph"}, machine=machine.to_dict())
     report.add_passes(records, machine)
     report.graphs = {"before": graph_picture(graph), "after": graph_picture(optimized)}
@@ -356,11 +350,24 @@ def _lower(model: Any, example_inputs: Any, options: LowerOptions) -> _Source:
     return _Source(graph.with_signature(graph.signature), frontend, model, name, examples)
 
 
-def _pipeline(passes: str | PassPipeline | Sequence[Pass]) -> PassPipeline:
+def passes_of(target: str | Mapping[str, Any] | Target) -> tuple[Backend, PassContext]:
+    """What compiles for one target, with its default pipeline, and what the passes may know of it.
+
+    Raises:
+        UsageError: the target is several processors.
+    """
+    wanted = Target.parse(target)
+    if len(wanted.variants) > 1:
+        raise UsageError(f"the passes run for one processor, got {wanted}", hint=f"for example {wanted.variants[-1]}")
+    backend = registry.backend_of(wanted.kind)
+    return backend, PassContext(backend.facts(wanted))
+
+
+def _pipeline(passes: str | PassPipeline | Sequence[Pass], backend: Backend) -> PassPipeline:
     if isinstance(passes, PassPipeline):
         return passes
     if isinstance(passes, str):
-        return named_pipeline(passes) if passes == "default" else PassPipeline.parse(passes)
+        return PassPipeline.parse(backend.pipeline if passes == "default" else passes)
     if not isinstance(passes, (list, tuple)):
         raise UsageError(
             f"passes takes a name, a text, a PassPipeline or a list of passes, got {passes!r}",

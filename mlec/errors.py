@@ -1,7 +1,8 @@
 """The error tree of mlec.
 
 Every error that mlec raises on purpose is an `MlecError`: it has a stable ``code`` for programs, a ``message`` that
-states the fact (what was expected, what came), a ``hint`` that says what to do, and a ``loc`` that says where.
+states the fact (what was expected, what came), a ``hint`` that says what to do, and a ``loc`` that says where. Code and hint of a
+class hold for those of its errors that are raised without one.
 The command line prints it without a traceback and exits 1.
 """
 
@@ -14,12 +15,13 @@ class MlecError(Exception):
     Args:
         message: the fact, with what was expected and what came.
         code: stable identifier for programs, e.g. ``"E_INPUT_SHAPE"``; the class default when omitted.
-        hint: what the user can do about it.
+        hint: what the user can do about it; that of the class when omitted.
         loc: where it happened (an `mlec.ir.Location`, or text).
         notes: further lines, e.g. a bounded excerpt of the graph.
     """
 
     code = "E_MLEC"
+    hint: str | None = None
 
     def __init__(
         self,
@@ -33,7 +35,7 @@ class MlecError(Exception):
         super().__init__(message)
         self.message = message
         self.code = code or type(self).code
-        self.hint = hint
+        self.hint = hint or type(self).hint
         self.loc = loc
         self.notes = notes
 
@@ -102,18 +104,25 @@ class ParseError(IRError):
     """Text that is not a graph; names line and column."""
 
     code = "E_PARSE"
+    hint: str | None = (
+        "`mlec ops` lists the ops, their operands and attributes; `mlec inspect MODEL --graph` prints a graph in this form"
+    )
 
 
 class VerifyError(IRError):
     """A graph that breaks the rules of the IR; holds every violation found."""
 
     code = "E_VERIFY"
+    hint: str | None = (
+        "change the lines named here, or what made them: `mlec ops` lists the ops, operands and attributes"
+    )
 
 
 class TypeRuleError(IRError):
     """Operands or attributes that an op's type rule refuses."""
 
     code = "E_TYPE"
+    hint: str | None = "`mlec ops` lists the ops, their operands and their attributes"
 
 
 class PassError(MlecError):
@@ -156,6 +165,7 @@ class CorruptedFileError(ArtifactError):
     """A .mle file whose bytes break the format; says which check failed."""
 
     code = "E_CORRUPTED"
+    hint: str | None = "the file is damaged, incomplete, or was changed: fetch it or compile the model again"
 
 
 class VersionMismatchError(ArtifactError):

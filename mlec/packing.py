@@ -78,7 +78,10 @@ def _stored(graph: Graph, modules: Sequence[CompiledModule]) -> tuple[dict[str, 
     tensors: dict[str, Array] = dict(graph.constants)
     for name, array in modules[0].constants.items():
         if tensors.setdefault(name, array) is not array:
-            raise LoweringError(f"the backend gives another tensor under the name of the constant {name!r}")
+            raise LoweringError(
+                f"the backend gives another tensor under the name of the constant {name!r}",
+                hint="let the backend name what it changed anew",
+            )
     programs = [modules[0].program]
     names = {_content(array): name for name, array in tensors.items()} if len(modules) > 1 else {}
     for module in modules[1:]:

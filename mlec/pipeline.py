@@ -136,7 +136,10 @@ class PassPipeline:
 
     def __init__(self, passes: Sequence[Pass | PassPipeline], verify: Verification = "structure") -> None:
         if verify not in ("off", "structure", "numeric"):
-            raise UsageError(f'verify takes "off", "structure" or "numeric", got {verify!r}')
+            raise UsageError(
+                f'verify takes "off", "structure" or "numeric", got {verify!r}',
+                hint="structure checks the rules of the IR after each pass, numeric the results too",
+            )
         flat: list[Pass] = []
         for item in passes:
             if isinstance(item, PassPipeline):
@@ -155,7 +158,7 @@ class PassPipeline:
     def insert(self, step: Pass, *, before: str | None = None, after: str | None = None) -> PassPipeline:
         """A pipeline with one more pass: before the first, or after the last, pass of a name; at the end without either."""
         if before is not None and after is not None:
-            raise UsageError("insert takes before= or after=, not both")
+            raise UsageError("insert takes before= or after=, not both", hint="name one pass to insert at")
         at = len(self.passes)
         if before is not None:
             at = self._positions(before)[0]
@@ -270,7 +273,9 @@ def _split(text: str) -> list[str]:
             start = i + 1
     parts.append(text[start:])
     if depth:
-        raise ParseError(f"a pipeline text with an unbalanced brace: {text!r}", code="E_PIPELINE")
+        raise ParseError(
+            f"a pipeline text with an unbalanced brace: {text!r}", code="E_PIPELINE", hint="write name{option = value}"
+        )
     return [p.strip() for p in parts if p.strip()]
 
 
@@ -280,7 +285,11 @@ _PART = re.compile(r"([A-Za-z][\w-]*)\s*(?:\{(.*)\})?\Z", re.S)
 def _parse_part(part: str) -> Sequence[Pass]:
     match = _PART.match(part)
     if match is None:
-        raise ParseError(f"{part!r} is not a pass: write name or name{{option = value}}", code="E_PIPELINE")
+        raise ParseError(
+            f"{part!r} is not a pass: write name or name{{option = value}}",
+            code="E_PIPELINE",
+            hint="`mlec passes` lists the passes and their options",
+        )
     name, options = match.groups()
     if name == "default" or re.fullmatch(r"O\d", name):
         from mlec.passes.pipelines import named_pipeline
@@ -310,4 +319,7 @@ def _option_value(name: str, key: str, text: str, kind: type) -> Any:
     try:
         return _READERS[kind](text)
     except (KeyError, ValueError):
-        raise UsageError(f"{name}: option {key} takes {getattr(kind, '__name__', kind)}, got {text!r}") from None
+        raise UsageError(
+            f"{name}: option {key} takes {getattr(kind, '__name__', kind)}, got {text!r}",
+            hint="`mlec passes` lists the options and their defaults",
+        ) from None

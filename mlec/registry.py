@@ -95,7 +95,9 @@ def load(group: str, name: str) -> Any:
         ) from error
     if getattr(found, "name", name) != name:  # functions have none
         raise UsageError(
-            f"{known[name]} is registered as {name!r}, but calls itself {found.name!r}", code="E_PLUGIN_NAME"
+            f"{known[name]} is registered as {name!r}, but calls itself {found.name!r}",
+            code="E_PLUGIN_NAME",
+            hint="let the entry point and the attribute `name` agree",
         )
     return found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -282,7 +284,8 @@ def batch_inputs(graph: Graph, rows: int, seed: int = 0) -> list[Any]:
     """Inputs of a given number of rows, for timing.
 
     Raises:
-        UsageError: the model takes another number of rows, or an element type that none are made for.
+        UsageError: the model takes another number of rows, or an element type that none are made for; or so many are too much for
+            the memory of this machine.
     """
     rng = np.random.default_rng(seed)
     if graph.signature.table is not None:
@@ -290,8 +293,24 @@ def batch_inputs(graph: Graph, rows: int, seed: int = 0) -> list[Any]:
     batch = next((spec.shape[0] for spec in graph.signature.inputs if spec.shape), 1)
     arrays = tensor_probes(graph.signature, rng, 16, {batch: rows} if isinstance(batch, str) else {})
     if arrays is None or len(arrays[0]) != rows:
-        raise UsageError(f"this model takes batches of {batch}, not of {rows} rows", code="E_BATCH")
+        raise UsageError(
+            f"this model takes batches of {batch}, not of {rows} rows", code="E_BATCH", hint="time the batch that it was compiled for",
+        )  # fmt: skip
     return arrays
+
+
+def _check_room(numbers: int) -> None:
+    """Refuses random inputs that cannot be made here, before the system ends the process for trying.
+
+    Raises:
+        UsageError: they take more than a quarter of the memory, and making, converting and running them takes several times theirs.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 8 * numbers > memory // 4:
+        raise UsageError(
+            f"random inputs of {numbers} numbers take {8 * numbers / 1e9:.3g} GB, and several times that to run; "
+            f"this machine has {memory / 1e9:.3g} GB", code="E_NO_MEMORY", hint="take fewer rows",
+        )  # fmt: skip
 
 
 def tensor_probes(
@@ -307,6 +326,7 @@ def tensor_probes(
             wanted = (known or {}).get(name, extent)
             binding[name] = max(low, wanted if high is None else min(wanted, high))
         shape = tuple(evaluate(d, binding) for d in dims)
+        _check_room(math.prod(shape))
         if spec.dtype in ("f64", "f32", "f16"):
             arrays.append(
                 rng.normal(size=shape).astype({"f64": np.float64, "f32": np.float32, "f16": np.float16}[spec.dtype])
@@ -325,6 +345,7 @@ def table_probe(graph: Graph, rows: int, rng: np.random.Generator) -> list[Any]:
     """One table that the source takes: an array, or a DataFrame when the source knows column names or categories are coded."""
     table = graph.signature.table
     assert table is not None
+    _check_room(rows * table.n_features)
     columns: list[Array] = [rng.normal(scale=3.0, size=rows) for _ in range(table.n_features)]
     splits = _split_values(graph)
     for feed_index, feed in enumerate(table.feeds):

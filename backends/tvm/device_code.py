@@ -73,7 +73,10 @@ def _source_of(content: bytes) -> bytes | None:
         return None
     start = content.find(b"\n#ifdef __CUDACC_RTC__")
     if start < 8 or _LENGTH.unpack_from(content, start - 8)[0] != len(content) - start:
-        raise LoweringError("TVM serializes CUDA modules in a way that this version of mlec does not know")
+        raise LoweringError(
+            "TVM serializes CUDA modules in a way that this version of mlec does not know",
+            hint="install the version of apache-tvm that this mlec was made for: see constraints.txt",
+        )
     return content[start:]
 
 
@@ -228,8 +231,16 @@ class Nvrtc:
 def _refused(compiler: str, log: str, archs: Sequence[str]) -> LoweringError:
     lines = tuple(line for line in log.splitlines() if "error" in line.lower() or "fatal" in line.lower())[:7]
     if any(re.search("gpu[ -]architecture", line, re.I) for line in lines):
-        return TargetError(f"{compiler} does not compile for {', '.join(archs)}", notes=lines)
-    return LoweringError(f"{compiler} refused the generated code", notes=lines)
+        return TargetError(
+            f"{compiler} does not compile for {', '.join(archs)}",
+            notes=lines,
+            hint="install a newer CUDA toolkit, or name an architecture that it knows, e.g. --target cuda:sm_80",
+        )
+    return LoweringError(
+        f"{compiler} refused the generated code",
+        notes=lines,
+        hint="this is a defect of mlec or of a package that extends it: report it with the model",
+    )
 
 
 def _number(arch: str) -> str:

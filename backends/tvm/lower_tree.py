@@ -50,7 +50,12 @@ def constant_ensemble(node: Node, operands: tuple[Tensor, ...]) -> TreeEnsemble:
     arrays = {}
     for name, tensor in zip(OPERANDS.split()[1:], structure, strict=True):
         if tensor.array is None:
-            raise LoweringError(f"tree_ensemble: {name} must be a constant", code="E_TREE_ARRAYS", loc=node.loc)
+            raise LoweringError(
+                f"tree_ensemble: {name} must be a constant",
+                code="E_TREE_ARRAYS",
+                loc=node.loc,
+                hint="fold the constants first: the pipelines O1 to O3 do",
+            )
         arrays[name] = tensor.array
     ensemble = TreeEnsemble(features=int(str(x.shape[1])), compare=node.attrs["compare"], **arrays)
     _ = ensemble.layout  # finds nodes with two parents, and so circles

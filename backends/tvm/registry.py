@@ -90,7 +90,10 @@ def lowers(*ops: str, form: Form = "template", on: tuple[Device, ...] = ()) -> C
             rules = RULES.setdefault(op, {})
             for device in on or FORMS[form][1]:
                 if (form, device) in rules:
-                    raise LoweringError(f"{op} has a {form} rule for {device} already, in {rules[form, device].file}")
+                    raise LoweringError(
+                        f"{op} has a {form} rule for {device} already, in {rules[form, device].file}",
+                        hint="remove one of the two rules",
+                    )
                 rules[form, device] = Entry(op, form, device, rule, module)
         return rule
 

@@ -134,7 +134,11 @@ def dump(value: object, *, what: str, max_bytes: int, sort_keys: bool = True) ->
     try:
         parse(data, what=what, max_bytes=max_bytes)
     except CorruptedFileError as error:
-        raise UsageError(error.message, code="E_USAGE_JSON") from None
+        raise UsageError(
+            error.message,
+            code="E_USAGE_JSON",
+            hint="metadata holds text, numbers, booleans, None, lists, and mappings from text",
+        ) from None
     return data
 
 

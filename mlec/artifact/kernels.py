@@ -56,7 +56,11 @@ def build(kernels: Sequence[KernelBlob], targets: int, graph_root: bytes) -> byt
     if not kernels:
         return b""
     if len(kernels) > limits.KERNELS:
-        raise UsageError(f"{len(kernels)} kernels, a .mle file holds at most {limits.KERNELS}", code="E_USAGE_KERNEL")
+        raise UsageError(
+            f"{len(kernels)} kernels, a .mle file holds at most {limits.KERNELS}",
+            code="E_USAGE_KERNEL",
+            hint="split the model",
+        )
     entries, blobs = bytearray(), bytearray()
     base = _HEAD.size + _ENTRY.size * len(kernels)
     for position, kernel in enumerate(kernels):
@@ -65,6 +69,7 @@ def build(kernels: Sequence[KernelBlob], targets: int, graph_root: bytes) -> byt
                 f"kernel {position} cannot be stored: kind {kernel.kind} (known: 1 to {max(KINDS)}), target "
                 f"{kernel.target} of {targets}, {len(kernel.data)} bytes",
                 code="E_USAGE_KERNEL",
+                hint="kinds are those of mlec.artifact.KINDS, targets index metadata['targets']",
             )
         off = align_up(base + len(blobs), _ALIGNMENT)
         blobs += bytes(off - base - len(blobs)) + kernel.data

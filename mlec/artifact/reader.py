@@ -101,7 +101,7 @@ class Artifact:
             ArtifactError: the file cannot be opened.
         """
         if verify not in ("fast", "full"):
-            raise UsageError(f"verify must be 'fast' or 'full', not {verify!r}")
+            raise UsageError(f"verify must be 'fast' or 'full', not {verify!r}", hint="'fast' leaves out the weights")
         try:
             return _open(os.fsdecode(path), copy_weights, verify == "full", follow_symlinks)
         except ArtifactError as error:

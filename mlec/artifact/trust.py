@@ -152,7 +152,11 @@ def is_built_here(code_id: str) -> bool:
 def _check_code_id(code_id: str) -> None:
     # The identity becomes a file name.
     if not isinstance(code_id, str) or not _CODE_ID.fullmatch(code_id):
-        raise UsageError(f"{code_id!r} is not a code identity of 64 hexadecimal digits", code="E_USAGE_TRUST")
+        raise UsageError(
+            f"{code_id!r} is not a code identity of 64 hexadecimal digits",
+            code="E_USAGE_TRUST",
+            hint="`mlec inspect model.mle` shows it as code id",
+        )
 
 
 def _state_directory() -> Path | None:

@@ -169,13 +169,21 @@ def plan(tensors: Mapping[str, np.ndarray[Any, Any]]) -> tuple[list[TensorEntry]
         UsageError: a name or dtype that the format does not hold, or too many tensors.
     """
     if len(tensors) > limits.TENSORS:
-        raise UsageError(f"{len(tensors)} tensors, a .mle file holds at most {limits.TENSORS}", code="E_USAGE_TENSOR")
+        raise UsageError(
+            f"{len(tensors)} tensors, a .mle file holds at most {limits.TENSORS}",
+            code="E_USAGE_TENSOR",
+            hint="merge tensors, or split the model",
+        )
     entries: list[TensorEntry] = []
     payloads: list[memoryview] = []
     end = 0
     for name, array in tensors.items():
         if fault := name_fault(name):
-            raise UsageError(f"tensor name {name[:80]!r} cannot be stored: {fault}", code="E_USAGE_TENSOR")
+            raise UsageError(
+                f"tensor name {name[:80]!r} cannot be stored: {fault}",
+                code="E_USAGE_TENSOR",
+                hint="name the tensor otherwise",
+            )
         dtype = dtype_name(array.dtype)
         if dtype is None:
             raise UsageError(

@@ -64,7 +64,11 @@ def write(
     """
     targets = metadata.get("targets", [])
     if not isinstance(targets, list | tuple):
-        raise UsageError(f"metadata['targets'] must be a list, not {type(targets).__name__}", code="E_USAGE_JSON")
+        raise UsageError(
+            f"metadata['targets'] must be a list, not {type(targets).__name__}",
+            code="E_USAGE_JSON",
+            hint="give one entry for each target that kernels were compiled for",
+        )
 
     entries, payloads, weights_size = weights.plan(tensors)
     weights_hash = SectionHash("weights", weights_size)
@@ -101,6 +105,7 @@ def write(
             raise UsageError(
                 f"the {name} section would have {size} bytes, a .mle file holds at most {SECTION_BYTES[name]}",
                 code="E_USAGE_SIZE",
+                hint="split the model",
             )
     placed = place(sizes)
     file_size = max(offset + size for offset, size in placed.values())

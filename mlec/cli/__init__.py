@@ -77,7 +77,7 @@ def _run(words: list[str]) -> int:
         return result if isinstance(result, int) else 0
     except click.ClickException as wrong:
         if as_json:
-            print_json(UsageError(wrong.format_message()).to_dict())
+            print_json(UsageError(wrong.format_message(), hint="`mlec COMMAND --help` lists the options").to_dict())
         else:
             wrong.show()
         return USAGE
@@ -91,6 +91,10 @@ def _run(words: list[str]) -> int:
             raise
         error = known
         error.hint = as_options(error.hint or "") or None
+    except MemoryError as full:
+        if debug:
+            raise
+        error = MlecError(f"there is not enough memory: {full}", code="E_NO_MEMORY", hint="take fewer rows at a time")
     except Exception as defect:
         if debug:
             raise

@@ -38,6 +38,8 @@ def read_inputs(path: Path) -> Any:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path}: inputs are read from {READABLE}", code="E_INPUT_FILE", hint="convert the file")
+    if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write to it
+        raise InputError(f"{path} is a directory, device or pipe", code="E_INPUT_FILE", hint="give the path of a file")
     try:
         return reader(path)
     except OSError as error:
@@ -84,16 +86,20 @@ def _read_csv(path: Path) -> Any:
         header = None if _has_no_header(path) else "infer"
         return pandas.read_csv(path, header=header, index_col=False, encoding="utf-8-sig")
     except (ValueError, csv.Error) as error:  # a parser's or a decoder's error
-        raise InputError(f"{path} is not a CSV file: {error}", code="E_INPUT_FILE", hint="check the file") from error
+        raise InputError(
+            f"{path} is not a CSV file: {error}", code="E_INPUT_FILE",
+            hint="save the table as UTF-8 text, with a header and with commas between the cells",
+        ) from error  # fmt: skip
 
 
 def _has_no_header(path: Path) -> bool:
     """Whether the first row holds numbers only.
 
     Raises:
-        InputError: not every row has as many cells as the first; pandas would shift or fill such rows without a word.
+        InputError: the cells are separated by something else than commas, two columns have one name (pandas would rename the second), or
+            not every row has as many cells as the first (pandas would shift or fill it without a word).
     """
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.reader(file)
         first = next(rows, [])
         no_header = bool(first) and all(map(_is_number, first))
@@ -102,8 +108,15 @@ def _has_no_header(path: Path) -> bool:
                 f"{path}, line 1: the last of its {len(first)} columns has no name", code="E_INPUT_FILE",
                 hint="remove the commas at the ends of the lines, or name the column",
             )  # fmt: skip
+        twice = [] if no_header else [name for i, name in enumerate(first) if name in first[:i]]
+        if twice:
+            raise InputError(
+                f"{path}, line 1: the column {twice[0]!r} occurs twice", code="E_INPUT_FILE", hint="give each column a name of its own"
+            )  # fmt: skip
         start, blank = rows.line_num + 1, 0
-        for row in rows:
+        for position, row in enumerate(rows):
+            if not position:
+                _check_separator(path, ",".join(first), ",".join(row))
             if not row or (len(row) == 1 and row[0].isspace()):
                 blank = blank or start  # at the end of the file it is no row
             elif blank or len(row) != len(first):
@@ -115,6 +128,16 @@ def _has_no_header(path: Path) -> bool:
                 )  # fmt: skip
             start = rows.line_num + 1
     return no_header
+
+
+def _check_separator(path: Path, first: str, second: str) -> None:
+    """Refuses a table whose header and first row have another separator, the same number of times."""
+    for name, separator in (("semicolons", ";"), ("tabs", "\t"), ("bars", "|")):
+        if separator in first and first.count(separator) == second.count(separator):
+            raise InputError(
+                f"{path}: the cells are separated by {name}, expected commas", code="E_INPUT_FILE",
+                hint="save the table again with commas between the cells, and points in the numbers",
+            )  # fmt: skip
 
 
 def _is_number(text: str) -> bool:

@@ -27,6 +27,10 @@ _CONSTANT = re.compile(r"=\s*constant\s*\{\s*value\s*=\s*@([\w.]+)\s*\}\s*:\s*(\
     help="Pipeline, e.g. 'canonicalize,fuse'; by default the file's line `// passes: ...`, or else 'default'.",
 )
 @click.option(
+    "--target",
+    help="Optimise for this target: what passes may know of it, and its backend's own default. [default: an ordinary CPU, O2]",
+)
+@click.option(
     "--remarks",
     type=click.Choice(["none", "applied", "missed", "all"]),
     default="none",
@@ -42,7 +46,9 @@ _CONSTANT = re.compile(r"=\s*constant\s*\{\s*value\s*=\s*@([\w.]+)\s*\}\s*:\s*(\
     help="After each pass: nothing, the rules of the IR, or also the results of the reference interpreter.",
 )
 @json_option
-def opt_command(graph: Path, passes: str | None, remarks: str, verification: str, as_json: bool) -> None:
+def opt_command(
+    graph: Path, passes: str | None, target: str | None, remarks: str, verification: str, as_json: bool
+) -> None:
     """Run passes on GRAPH (.mlet text, or the graph of a .mle file) and print the result.
 
     Constants that the text names but does not hold get random elements, the same in each run. Of a golden test, the graph before
@@ -52,8 +58,15 @@ def opt_command(graph: Path, passes: str | None, remarks: str, verification: str
 
     before, text = _read_graph(graph)
     named = _PASSES.search(text)
-    pipeline = PassPipeline.parse(passes or (named.group(1) if named else "default"), verify=verification)  # type: ignore[arg-type]
-    after, records = pipeline.run(before, PassContext())
+    wanted = passes or (named.group(1) if named else "default")
+    default, context = "default", PassContext()
+    if target is not None:
+        from mlec.api import passes_of
+
+        backend, context = passes_of(target)
+        default = backend.pipeline
+    pipeline = PassPipeline.parse(default if wanted == "default" else wanted, verify=verification)  # type: ignore[arg-type]
+    after, records = pipeline.run(before, context)
     shown = ("applied", "missed") if remarks == "all" else (remarks,)
     if as_json:
         print_json({"passes": [_record(record, shown) for record in records], "graph": str(after)})
@@ -100,8 +113,6 @@ def _read_graph(path: Path) -> tuple[Graph, str]:
         return parse_graph(text.partition(SEPARATOR)[0], _random_constants(text)), text
     except IRError as error:
         error.loc = error.loc or path
-        if error.code in ("E_UNKNOWN_OP", "E_TYPE", "E_ATTR", "E_ARITY"):
-            error.hint = error.hint or "`mlec ops` lists the ops, their operands and their attributes"
         raise
 
 

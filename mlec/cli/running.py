@@ -92,7 +92,7 @@ def _results(model: CompiledModel, values: Any, method: str | None) -> dict[str,
         return dict(zip((spec.name for spec in signature.outputs), model.run(values), strict=True))
     names = [method] if method is not None else list(signature.run)
     if method is not None:
-        found = getattr(model, method)(values)
+        found = model.source_method(method)(values)
         parts = [found if isinstance(found, list) else [found]]
     else:
         flat = iter(model.run(values))

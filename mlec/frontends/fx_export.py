@@ -245,7 +245,9 @@ def _wanted_shapes(shapes: InputShapes | None, names: Sequence[str]) -> dict[str
     else:
         if len(shapes) > len(names):
             raise UsageError(
-                f"{len(shapes)} input shapes for {len(names)} inputs ({', '.join(names)})", code="E_INPUT_COUNT"
+                f"{len(shapes)} input shapes for {len(names)} inputs ({', '.join(names)})",
+                code="E_INPUT_COUNT",
+                hint="give one shape for each input, or a mapping from their names",
             )
         items = list(zip(names, shapes, strict=False))
     found: dict[str, tuple[Dim, ...]] = {}
@@ -253,10 +255,14 @@ def _wanted_shapes(shapes: InputShapes | None, names: Sequence[str]) -> dict[str
         try:
             found[name] = tuple(parse_dim(d) for d in shape)
         except ValueError as error:
-            raise UsageError(f"shape of input {name!r}: {error}", code="E_INPUT_SHAPE") from None
+            raise UsageError(
+                f"shape of input {name!r}: {error}", code="E_INPUT_SHAPE", hint='for example ("n", 3, 224, 224)'
+            ) from None
         if any(isinstance(d, SymDim) and not str(d).isidentifier() for d in found[name]):
             raise UsageError(
-                f"shape of input {name!r}: an axis is a number or a plain name, got {list(shape)}", code="E_INPUT_SHAPE"
+                f"shape of input {name!r}: an axis is a number or a plain name, got {list(shape)}",
+                code="E_INPUT_SHAPE",
+                hint='for example ("n", 3, 224, 224)',
             )
     return found
 
@@ -312,6 +318,7 @@ def _dynamic_examples(
             raise UsageError(
                 f"input {name!r}: the example has {leaf.ndim} axes, input_shapes states {len(wanted[name])}",
                 code="E_INPUT_SHAPE",
+                hint="let both have the same axes, or leave input_shapes out",
             )
         spec: dict[int, Any] = {}
         for axis, dim in enumerate(shape):
@@ -319,6 +326,7 @@ def _dynamic_examples(
                 raise UsageError(
                     f"input {name!r}, axis {axis}: the example has {leaf.shape[axis]}, input_shapes states {dim}",
                     code="E_INPUT_SHAPE",
+                    hint="let both agree, or name the dim, e.g. 'n', to keep it free",
                 )
             if isinstance(dim, SymDim):
                 spec[axis] = ExportDim.DYNAMIC if name in wanted else ExportDim.AUTO
@@ -533,5 +541,7 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
             return result
         except Exception as error:
             raise FrontendError(
-                f"torch could not decompose the exported program: {type(error).__name__}: {error}", code="E_EXPORT"
+                f"torch could not decompose the exported program: {type(error).__name__}: {error}",
+                code="E_EXPORT",
+                hint="check that the exported program runs in this version of torch: program.module()(*inputs)",
             ) from error

@@ -129,7 +129,12 @@ class _Lowering:
         target = str(spec.target)
         stored = self.program.state_dict.get(target, self.program.constants.get(target))
         if not isinstance(stored, torch.Tensor) or stored.device.type == "meta":
-            self.problems.append(UnsupportedOpError(f"{target} is no tensor with values, but {type(stored).__name__}"))
+            self.problems.append(
+                UnsupportedOpError(
+                    f"{target} is no tensor with values, but {type(stored).__name__}",
+                    hint="keep what forward reads in tensors: parameters, or buffers with register_buffer",
+                )
+            )
             return FAILED
         key = (
             stored.untyped_storage().data_ptr(),

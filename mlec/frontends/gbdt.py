@@ -44,7 +44,9 @@ def read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise FrontendError(f"cannot read {path}: {error.strerror or error}", code="E_MODEL_FILE") from error
+        raise FrontendError(
+            f"cannot read {path}: {error.strerror or error}", code="E_MODEL_FILE", hint="check the path"
+        ) from error
 
 
 def file_oracle(library: str, kind: str, data: bytes, methods: Sequence[str], path: Path) -> Oracle:

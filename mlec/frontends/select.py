@@ -44,6 +44,10 @@ def load_model_file(path: Path, options: LowerOptions) -> tuple[Frontend, Any]:
     Raises:
         FrontendError: for a file that is missing, unreadable, or of no known kind.
     """
+    if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write to it
+        raise FrontendError(
+            f"{path} is a directory, device or pipe", code="E_MODEL_FILE", hint="give the path of a model file"
+        )
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)

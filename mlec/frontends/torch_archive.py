@@ -73,7 +73,9 @@ def check_program_archive(path: Path) -> None:
         # torch finds entries whatever the case of their names.
         if len({name.lower() for name in archive.namelist()}) != len(archive.namelist()):
             raise FrontendError(
-                f"{path.name} holds an entry twice; readers may disagree which one counts", code="E_FILE"
+                f"{path.name} holds an entry twice; readers may disagree which one counts",
+                code="E_FILE",
+                hint="save the model again with torch.export.save",
             )
         total = 0
         for entry in archive.infolist():
@@ -85,11 +87,17 @@ def check_program_archive(path: Path) -> None:
                 or ":" in name
                 or "\0" in name
             ):
-                raise FrontendError(f"{path.name} holds the path {name!r}, which leaves the archive", code="E_FILE")
+                raise FrontendError(
+                    f"{path.name} holds the path {name!r}, which leaves the archive",
+                    code="E_FILE",
+                    hint="do not use this file: no torch writes such a path",
+                )
             total += entry.file_size
             if entry.file_size > _MAX_RATIO * max(entry.compress_size, 1) or total > _MAX_BYTES:
                 raise FrontendError(
-                    f"{path.name}: {name!r} unpacks to {entry.file_size} bytes; that is no model", code="E_FILE"
+                    f"{path.name}: {name!r} unpacks to {entry.file_size} bytes; that is no model",
+                    code="E_FILE",
+                    hint="do not use this file",
                 )
             if reason := _executes(name):
                 raise UnsupportedModelError(
@@ -117,10 +125,18 @@ def _check_json(path: Path, name: str, text: bytes) -> None:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise FrontendError(f"{path.name}: {name!r} is not JSON: {error}", code="E_FILE") from None
+        raise FrontendError(
+            f"{path.name}: {name!r} is not JSON: {error}",
+            code="E_FILE",
+            hint="save the model again with torch.export.save",
+        ) from None
     for key, value in _leaves(content):
         if key == "use_pickle" and value is True:
-            raise UnsupportedModelError(f"{path.name}: {name!r} stores a pickled tensor", code="E_FILE_EXECUTES")
+            raise UnsupportedModelError(
+                f"{path.name}: {name!r} stores a pickled tensor",
+                code="E_FILE_EXECUTES",
+                hint="save the model again with torch.export.save of this version of torch",
+            )
         if not isinstance(value, str):
             continue
         if key in ("target", "as_operator") and not _CALLABLE.fullmatch(value):

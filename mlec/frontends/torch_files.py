@@ -43,7 +43,10 @@ def load_torch_file(path: Path, options: LowerOptions) -> Any:
         return _load_program(path)
     if kind == "pickle":
         return _load_pickle(path, options)
-    raise FrontendError(f"{path.name} is no file of torch.save or torch.export.save")
+    raise FrontendError(
+        f"{path.name} is no file of torch.save or torch.export.save",
+        hint="save the model with torch.export.save, or its state_dict with torch.save",
+    )
 
 
 # -- exported programs -----------------------------------------------------------------------------------------------
@@ -92,7 +95,9 @@ def _load_pickle(path: Path, options: LowerOptions) -> torch.nn.Module:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
     except Exception as error:
         raise FrontendError(
-            f"{path.name} could not be unpickled: {type(error).__name__}: {error}", code="E_FILE"
+            f"{path.name} could not be unpickled: {type(error).__name__}: {error}",
+            code="E_FILE",
+            hint="make the modules of its classes importable, with the versions that it was saved with",
         ) from error
     if not isinstance(content, torch.nn.Module):
         raise FrontendError(
@@ -107,11 +112,15 @@ def _trusted(path: Path, data: bytes, trust: bool | str) -> bool:
         return trust
     algorithm, _, wanted = trust.partition(":")
     if algorithm != "sha256" or not re.fullmatch(r"[0-9a-fA-F]{64}", wanted):
-        raise UsageError(f"trust_pickle takes True or 'sha256:<64 digits>', got {trust!r}")
+        raise UsageError(
+            f"trust_pickle takes True or 'sha256:<64 digits>', got {trust!r}",
+            hint="True allows any file, the digest of sha256sum that one alone",
+        )
     found = hashlib.sha256(data).hexdigest()
     if found != wanted.lower():
         raise UntrustedPickleError(
-            f"{path.name} is not the file that you trust: its SHA-256 is {found}, not {wanted.lower()}"
+            f"{path.name} is not the file that you trust: its SHA-256 is {found}, not {wanted.lower()}",
+            hint="if this file is to be trusted too, give its digest",
         )
     return True
 
@@ -130,7 +139,11 @@ def _state(path: Path) -> Mapping[str, torch.Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        raise FrontendError(f"{path.name} holds no state dict, but a {type(content).__name__}", code="E_FILE")
+        raise FrontendError(
+            f"{path.name} holds no state dict, but a {type(content).__name__}",
+            code="E_FILE",
+            hint="save model.state_dict(), or leave model_class out",
+        )
     return content
 
 
@@ -138,7 +151,9 @@ def _filled(model_class: str, state: Mapping[str, torch.Tensor], path: Path) -> 
     """A new module of the named class with the weights of a state dict."""
     module_name, colon, attribute = model_class.partition(":")
     if not colon:
-        raise UsageError(f"model_class is 'package.module:Class', got {model_class!r}")
+        raise UsageError(
+            f"model_class is 'package.module:Class', got {model_class!r}", hint="for example 'mypackage.nets:Net'"
+        )
     try:
         factory: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
@@ -153,7 +168,10 @@ def _filled(model_class: str, state: Mapping[str, torch.Tensor], path: Path) -> 
             hint="name a function without parameters that makes the model",
         ) from error
     if not isinstance(module, torch.nn.Module):
-        raise UsageError(f"{model_class} makes a {type(module).__name__}, not an nn.Module")
+        raise UsageError(
+            f"{model_class} makes a {type(module).__name__}, not an nn.Module",
+            hint="name the class of the module whose state dict the file holds, or a function that makes it",
+        )
     try:
         module.load_state_dict(dict(state), strict=True)
     except RuntimeError as error:

@@ -90,7 +90,9 @@ class GraphBuilder:
         """
         results = self.multi(op, *operands, hints=(hint,), **attrs)
         if len(results) != 1:
-            raise TypeRuleError(f"{op} has {len(results)} results; use multi()", code="E_ARITY")
+            raise TypeRuleError(
+                f"{op} has {len(results)} results; use multi()", code="E_ARITY", hint="multi() gives all of them"
+            )
         return results[0]
 
     def multi(
@@ -119,7 +121,9 @@ class GraphBuilder:
         """Takes over the constants of a graph whose nodes are copied into this one."""
         for name, array in constants.items():
             if name in self._constants and self._constants[name] is not array:
-                raise VerifyError(f"two constants are named {name!r}", code="E_CONSTANT")
+                raise VerifyError(
+                    f"two constants are named {name!r}", code="E_CONSTANT", hint="give each constant a name of its own"
+                )
             self._constants[name] = array
             self._names_by_id[id(array)] = name
 

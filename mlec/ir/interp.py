@@ -32,7 +32,9 @@ def trace_graph(graph: Graph, inputs: Sequence[Array], binding: Mapping[str, int
         values[value] = np.asarray(array)
         if values[value].dtype != value.type.dtype.numpy:
             raise InputError(
-                f"input {value.hint!r} takes {value.type.dtype.numpy}, got {values[value].dtype}", code="E_INPUT_DTYPE"
+                f"input {value.hint!r} takes {value.type.dtype.numpy}, got {values[value].dtype}",
+                code="E_INPUT_DTYPE",
+                hint="convert it with x.astype",
             )
     with np.errstate(all="ignore"):
         for node in graph.nodes:
@@ -56,14 +58,22 @@ def bind_symbols(
         InputError: naming the input, the axis, what was expected and what came.
     """
     if len(types) != len(shapes):
-        raise InputError(f"expected {len(types)} inputs, got {len(shapes)}", code="E_INPUT_COUNT")
+        raise InputError(
+            f"expected {len(types)} inputs, got {len(shapes)}",
+            code="E_INPUT_COUNT",
+            hint="pass one array for each input of the graph, in order",
+        )
     binding = dict(known or {})
     labels = [*names, *[""] * (len(types) - len(names))]
     labels = [label or f"#{i}" for i, label in enumerate(labels)]
     derived: list[tuple[str, int, Dim, int]] = []
     for label, kind, shape in zip(labels, types, shapes, strict=True):
         if len(shape) != kind.rank:
-            raise InputError(f"input {label} takes shape {_shown(kind)}, got {list(shape)}", code="E_INPUT_SHAPE")
+            raise InputError(
+                f"input {label} takes shape {_shown(kind)}, got {list(shape)}",
+                code="E_INPUT_SHAPE",
+                hint="pass an array of this many axes",
+            )
         for axis, (dim, extent) in enumerate(zip(kind.shape, shape, strict=True)):
             if not isinstance(dim, int) and str(dim) in symbols_of(dim):
                 dim = binding.setdefault(str(dim), extent)
@@ -74,6 +84,7 @@ def bind_symbols(
             raise InputError(
                 f"input {label}, axis {axis}: expected {wanted}, got {extent}",
                 code="E_INPUT_SHAPE",
+                hint="a dim has one value in all inputs",
             )
     return binding
 

@@ -304,7 +304,9 @@ def register(op: OpDef) -> OpDef:
         UsageError: when the name is taken.
     """
     if op.name in OPS:
-        raise UsageError(f"an op named {op.name!r} is registered already", code="E_OP_TAKEN")
+        raise UsageError(
+            f"an op named {op.name!r} is registered already", code="E_OP_TAKEN", hint="choose another name"
+        )
     OPS[op.name] = op
     return op
 

@@ -117,7 +117,12 @@ def _rewritten(
         results = (result,) if isinstance(result, Value) else tuple(result)
         for old, new in zip(node.outputs, results, strict=True):
             if new.type != old.type:
-                raise PassError(f"rule {rule.name} turns {old.type} into {new.type}", code="E_RULE_TYPE", loc=node.loc)
+                raise PassError(
+                    f"rule {rule.name} turns {old.type} into {new.type}",
+                    code="E_RULE_TYPE",
+                    loc=node.loc,
+                    hint="let the rule keep the type, e.g. by a cast or a reshape",
+                )
             b.replace(old, new)
         done.append(
             Edit(rule.name, True, f"{(rule.__doc__ or rule.name).splitlines()[0]} at {_summary(node, names)}", node.loc)

@@ -171,6 +171,7 @@ def borrow(value: Any, name: str, device: DLDevice) -> DeviceArray:
         raise InputError(
             f"input {name!r}: {type(value).__name__} on {device} could not be taken by DLPack: {error}",
             code="E_INPUT_DTYPE",
+            hint="pass a contiguous tensor that needs no gradient, e.g. x.detach().contiguous(), or a host array",
         ) from error
     return DeviceArray(tensor, tensor.shape, str(tensor.dtype), _library_of(value))
 

@@ -36,9 +36,14 @@ def evaluate(dim: int | str, binding: Mapping[str, int]) -> int | None:
     except KeyError:
         return None
     except ZeroDivisionError as error:
-        raise UsageError(f"{dim!r} divides by zero") from error
+        raise UsageError(
+            f"{dim!r} divides by zero", hint="a dim is a number, a name, or an expression of them with + - * // %"
+        ) from error
     except RecursionError as error:
-        raise UsageError(f"{dim[:40]!r}... is nested too deep") from error
+        raise UsageError(
+            f"{dim[:40]!r}... is nested too deep",
+            hint="a dim is a number, a name, or an expression of them with + - * // %",
+        ) from error
 
 
 def symbols_of(dim: str) -> set[str]:
@@ -55,11 +60,17 @@ def symbols_of(dim: str) -> set[str]:
 @lru_cache(maxsize=1024)
 def _parse(text: str) -> ast.expr:
     if len(text) > _LONGEST:
-        raise UsageError(f"{text[:40]!r}... is longer than {_LONGEST} characters")
+        raise UsageError(
+            f"{text[:40]!r}... is longer than {_LONGEST} characters",
+            hint="a dim is a number, a name, or an expression of them with + - * // %",
+        )
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UsageError(f"{text!r} is not a dim expression") from error
+        raise UsageError(
+            f"{text!r} is not a dim expression",
+            hint="a dim is a number, a name, or an expression of them with + - * // %",
+        ) from error
     return tree
 
 
@@ -73,4 +84,7 @@ def _value(node: ast.expr, binding: Mapping[str, int]) -> int:
             return -_value(operand, binding)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             return _OPERATORS[type(op)](_value(left, binding), _value(right, binding))
-    raise UsageError(f"{ast.unparse(node)!r} is not a dim expression")
+    raise UsageError(
+        f"{ast.unparse(node)!r} is not a dim expression",
+        hint="a dim is a number, a name, or an expression of them with + - * // %",
+    )

@@ -203,6 +203,7 @@ def _shape_error(spec: TensorSpec, array: Array, why: str) -> InputError:
     return InputError(
         f"input {spec.name!r}: expected shape {_shape_text(spec.shape)}, got {_shape_text(array.shape)}: {why}",
         code="E_INPUT_SHAPE",
+        hint="pass an array of this shape; a name stands for any extent",
     )
 
 
@@ -251,6 +252,7 @@ def as_array(value: Any, name: str) -> Array:
             raise InputError(
                 f"input {name!r}: expected an array, got a tensor on the meta device, which has no elements",
                 code="E_INPUT_DTYPE",
+                hint="pass a tensor with values",
             )
         value = value.detach().cpu()
         if str(value.dtype) == "torch.bfloat16":  # not known to numpy, and exact in float32
@@ -290,7 +292,11 @@ def _check_limits(array: Any, name: str, least: int, most: int) -> None:
     """Refuses positions outside the table that they pick from."""
     if array.min() < least or array.max() > most:
         wrong = int(array[(array < least) | (array > most)][0])
-        raise InputError(f"input {name!r} picks entries {least} to {most}, got {wrong}", code="E_INPUT_VALUE")
+        raise InputError(
+            f"input {name!r} picks entries {least} to {most}, got {wrong}",
+            code="E_INPUT_VALUE",
+            hint="these are positions in a table of the model: check the encoding of the input",
+        )
 
 
 def _cast(array: Array, dtype: np.dtype[Any], where: str) -> Array:
@@ -438,7 +444,10 @@ class _TableReader:
         notes += [f"seen when the model was fitted, and missing now: {', '.join(missing)}"] if missing else []
         if notes:
             raise InputError(
-                "the column names differ from those the model was fitted with", code="E_INPUT_NAME", notes=tuple(notes)
+                "the column names differ from those the model was fitted with",
+                code="E_INPUT_NAME",
+                notes=tuple(notes),
+                hint=f"the table needs the columns {_listed(expected)}, in this order; a file has their names in its first row",
             )
         raise InputError(
             "the columns are not in the order the model was fitted with",
@@ -494,7 +503,11 @@ class _Coder:
         try:
             codes: list[int | None] = list(map(self._codes.get, values))
         except TypeError as error:
-            raise InputError(f"column {column}: expected plain values: {error}", code="E_INPUT_DTYPE") from error
+            raise InputError(
+                f"column {column}: expected plain values: {error}",
+                code="E_INPUT_DTYPE",
+                hint="pass text, numbers or None in this column",
+            ) from error
         if None in codes:
             codes = [
                 self._other(value, row, column) if code is None else code
@@ -514,6 +527,7 @@ class _Coder:
                 + ("the value is missing" if missing else f"unknown category {value!r}")
                 + f"; the model knows {known}",
                 code="E_INPUT_VALUE",
+                hint="encode, impute or drop such rows; a source that ignores unknown values (handle_unknown='ignore') takes them",
             )
         return code
 
@@ -569,7 +583,11 @@ class _Frame:
                     )
             lengths = {len(column) for column in table.values()}
             if len(lengths) > 1:
-                raise InputError(f"the columns have different lengths: {sorted(lengths)}", code="E_INPUT_SHAPE")
+                raise InputError(
+                    f"the columns have different lengths: {sorted(lengths)}",
+                    code="E_INPUT_SHAPE",
+                    hint="give each column one value for each row",
+                )
             rows = lengths.pop() if lengths else 0
         else:
             rows = len(table)

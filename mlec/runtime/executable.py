@@ -73,7 +73,10 @@ class Executable:
         num_threads: int | None = None,
     ) -> None:
         if program.sequence is None:
-            raise UsageError("this program has no call sequence: it is one for the virtual machine")
+            raise UsageError(
+                "this program has no call sequence: it is one for the virtual machine",
+                hint="run it with mlec.runtime.vm",
+            )
         self.num_threads = checked_num_threads(num_threads)
         arrays = program.constants_in(tensors)
         self.program = program
@@ -208,6 +211,7 @@ class Executable:
             f"the compiled program failed: {error}",
             code="E_RUN",
             notes=(f"in kernel {kernel.symbol}, made of {kernel.op} at {kernel.location}",),
+            hint="load or compile the model again; if it fails again, report it with this text",
         )
 
 
@@ -337,7 +341,8 @@ def _constant(name: str, array: Array, dtype: np.dtype[Any], shape: tuple[int | 
     """The constant in memory that kernels can read."""
     if array.dtype != dtype or array.shape != shape:
         raise UsageError(
-            f"the constant {name} must be {dtype.name} of shape {shape}, got {array.dtype.name} of {array.shape}"
+            f"the constant {name} must be {dtype.name} of shape {shape}, got {array.dtype.name} of {array.shape}",
+            hint="give the constants that the program was compiled with",
         )
     aligned = array.flags.c_contiguous and not array.ctypes.data % ARENA_ALIGNMENT
     return array if aligned else _copy(array, ARENA_ALIGNMENT)
@@ -347,7 +352,9 @@ def _compact(x: Array, dtype: np.dtype[Any]) -> Array:
     """The input in row-major order without gaps."""
     if x.dtype != dtype:
         raise MlecError(
-            f"the compiled program failed: expected an input of {dtype.name}, got {x.dtype.name}", code="E_RUN"
+            f"the compiled program failed: expected an input of {dtype.name}, got {x.dtype.name}",
+            code="E_RUN",
+            hint="call it through CompiledModel.run, which converts inputs",
         )
     return x if x.flags.c_contiguous else x.copy(order="C")
 

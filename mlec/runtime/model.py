@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import os
 import time
 import tracemalloc
@@ -105,8 +106,9 @@ class CompiledModel:
             inputs: a list with one array-like for each input, a mapping from input names, or the one input itself. The one input of an
                 estimator is the table, by name ``X``; a mapping from its feature names to columns is a table too.
             out: a list with one writable numpy array for each result, to write it to: of its shape, and of its dtype or one that holds
-                every value of that (``numpy.can_cast(result, out, "safe")``). Where they have the dtype that kernels compute, lie in
-                one piece and overlap no other, kernels write there directly. After an error their contents are undefined.
+                every value of that (``numpy.can_cast(result, out, "safe")``). They may overlap inputs, but not each other. Where they
+                have the dtype that kernels compute, lie in one piece and overlap no input, kernels write there directly. After an
+                error their contents are undefined.
 
         Returns:
             The results in order: the graph's outputs, or for an estimator what its main methods return (a classifier:
@@ -180,11 +182,19 @@ class CompiledModel:
 
     def __getattr__(self, name: str) -> Callable[[object], Any]:
         # Copying and pickling ask a blank instance, which has neither methods nor a signature.
-        methods: dict[str, _Method] = self.__dict__.get("_methods", {})
-        if name in methods:
-            return functools.partial(self._call_method, methods[name])
         if name.startswith("_") or "signature" not in self.__dict__:
             raise AttributeError(name)
+        return self.source_method(name)
+
+    def source_method(self, name: str) -> Callable[[object], Any]:
+        """The method of the source by its name, which may come from a user; never another one of this class.
+
+        Raises:
+            NoSuchMethodError: the source has no method of that name.
+        """
+        methods = self._methods
+        if name in methods:
+            return functools.partial(self._call_method, methods[name])
         has = f"it has {', '.join(methods)}" if methods else "it has no estimator methods; use run(inputs)"
         raise NoSuchMethodError(
             f"the source of this {self.signature.kind} has no {name}; {has}",
@@ -252,7 +262,7 @@ class CompiledModel:
             UsageError: ``num_runs`` is below 1.
         """
         if num_runs < 1:
-            raise UsageError(f"num_runs must be at least 1, got {num_runs}")
+            raise UsageError(f"num_runs must be at least 1, got {num_runs}", hint="leave it out for 100 runs")
         arrays = self._edge.read(inputs)
         rows = arrays[0].shape[0] if arrays and arrays[0].ndim else 1
         for _ in range(max(3, min(20, num_runs // 10))):
@@ -326,7 +336,10 @@ class CompiledModel:
                 f"save takes the path of a file, got {type(path).__name__}", hint='model.save("model.mle")'
             )
         if self._saver is None:
-            raise UsageError("this model cannot be saved: it was built without a saver")
+            raise UsageError(
+                "this model cannot be saved: it was built without a saver",
+                hint="save the model that mlec.compile returns; of a loaded one copy the file",
+            )
         return self._saver(
             Path(path),
             compression=compression,
@@ -434,7 +447,11 @@ def _label_table(labels: Labels, codes: np.dtype[Any]) -> Array | None:
 
 def _provided(provider: Callable[[], Any] | None, what: str) -> Any:
     if provider is None:
-        raise MlecError(f"this model carries no {what}", code="E_NOT_AVAILABLE")
+        raise MlecError(
+            f"this model carries no {what}",
+            code="E_NOT_AVAILABLE",
+            hint="load the model from its file, or compile it with mlec.compile",
+        )
     return provider()
 
 
@@ -455,6 +472,13 @@ def _check_out(out: Sequence[Array]) -> None:
             raise InputError(
                 f"out[{position}]: expected a writable array, got a read-only one", code="E_INPUT_DTYPE",
                 hint="pass an array of your own, e.g. a copy of it",
+            )  # fmt: skip
+    for (first, one), (second, other) in itertools.combinations(enumerate(out), 2):
+        # Those that own their memory share none, which is seen ten times faster.
+        if one is other or (not (one.flags.owndata and other.flags.owndata) and np.shares_memory(one, other)):
+            raise InputError(
+                f"out[{first}] and out[{second}] overlap: the one would overwrite the other", code="E_INPUT_OVERLAP",
+                hint="pass arrays that share no memory",
             )  # fmt: skip
 
 

@@ -168,4 +168,8 @@ def _text(shapes: Any) -> str:
 
 
 def _failed(why: str) -> MlecError:
-    return MlecError(f"the compiled program failed: {why}", code="E_RUN")
+    return MlecError(
+        f"the compiled program failed: {why}",
+        code="E_RUN",
+        hint="load or compile the model again; if it fails again, report it with this text",
+    )

@@ -196,5 +196,8 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         absent = [name for name in self.constants if name not in tensors]
         if absent:
-            raise UsageError(f"the program needs the constants {', '.join(absent)}, which were not given")
+            raise UsageError(
+                f"the program needs the constants {', '.join(absent)}, which were not given",
+                hint="give every constant that the program names",
+            )
         return tuple(tensors[name] for name in self.constants)

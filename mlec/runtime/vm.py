@@ -94,7 +94,11 @@ class VirtualMachine:
             stays = out is None and bool(inputs) and all(isinstance(array, DeviceArray) for array in inputs)
             outputs = self._left(tensors, taken) if stays else self._fetched(tensors, taken)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise MlecError(f"the compiled program failed: {error}", code="E_RUN") from error
+            raise MlecError(
+                f"the compiled program failed: {error}",
+                code="E_RUN",
+                hint="load or compile the model again; if it fails again, report it with this text",
+            ) from error
         idle.append(call)
         return [lend(tensor, inputs[0].library) for tensor in outputs] if stays else outputs
 

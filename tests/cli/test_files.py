@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mlec.cli.files import read_inputs
-from mlec.errors import InputError, UsageError
+from mlec.errors import FrontendError, InputError, UsageError
+from mlec.frontends.base import LowerOptions
 from mlec.frontends.example_inputs import for_model, nested
+from mlec.frontends.select import load_model_file
 
 
 @pytest.mark.parametrize(
@@ -22,6 +25,7 @@ from mlec.frontends.example_inputs import for_model, nested
         ("1,2\n3,4,5\n", "line 2: expected 2 cells, as in the first row, got 3"),
         ("a,b,\n1,2,\n", "line 1: the last of its 3 columns has no name"),
         ("a\n1\n\n2\n", "line 3: expected 1 cell, as in the header, got 0"),
+        ("a,b,a\n1,2,3\n", "line 1: the column 'a' occurs twice"),
     ],
 )
 def test_a_row_that_does_not_fit_the_header_is_refused(tmp_path: Path, text: str, fact: str) -> None:
@@ -31,6 +35,32 @@ def test_a_row_that_does_not_fit_the_header_is_refused(tmp_path: Path, text: str
         read_inputs(path)
     assert caught.value.code == "E_INPUT_FILE"
     assert caught.value.message.startswith(f"{path}, {fact}")
+
+
+@pytest.mark.parametrize("text", ["a;b\n1;2\n", "a;b\n1,5;2,5\n", "1,5;2\n1,5;2\n", "a\tb\n1\t2\n", "a|b\n1|2\n"])
+def test_other_separators_than_commas_are_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"separated by (semicolons|tabs|bars), expected commas"):
+        read_inputs(path)
+    path.write_text("a;b,c\n1,x;y;z\n")
+    assert read_inputs(path).columns.tolist() == ["a;b", "c"], "as text they mean nothing"
+
+
+def test_nobody_waits_for_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.csv")
+    with pytest.raises(InputError, match="pipe"):
+        read_inputs(tmp_path / "x.csv")
+    with pytest.raises(FrontendError, match="pipe"):
+        load_model_file(tmp_path / "x.csv", LowerOptions())
+
+
+def test_text_of_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes("a,b\n1,2\n".encode("utf-16"))
+    with pytest.raises(InputError, match="utf-8") as caught:
+        read_inputs(path)
+    assert "UTF-8" in str(caught.value.hint)
 
 
 def test_tables_that_are_whole(tmp_path: Path) -> None:

@@ -74,6 +74,16 @@ def test_opt(mlec: Run, tmp_path: Path) -> None:
     assert {p["name"] for p in document["passes"]} >= {"fuse", "dce"}
 
 
+def test_opt_for_a_target(mlec: Run, tmp_path: Path) -> None:
+    file = tmp_path / "g.mlet"
+    file.write_text(GRAPH.partition("\n")[2])
+    default = mlec("opt", file, "--json").document()
+    assert (
+        mlec("opt", file, "--target", "cuda", "--json").document()["passes"][0]["name"] == default["passes"][0]["name"]
+    )
+    mlec("opt", file, "--target", "abacus").error("E_TARGET")
+
+
 def test_opt_reads_compiled_files_and_golden_tests(mlec: Run, iris: Iris) -> None:
     assert "graph @" in mlec("opt", iris.mle, "--passes", "dce").out
     golden = next((ROOT / "tests" / "golden" / "canonicalize").glob("*.mlet"))

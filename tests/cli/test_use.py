@@ -199,3 +199,14 @@ def test_bench(mlec: Run, iris: Iris) -> None:
     assert batch["source"]["num_runs"] >= 3
     assert batch["speedup"] == batch["source"]["min"] / batch["compiled"]["min"]
     assert isinstance(batch["disturbance"], str)
+
+
+@pytest.mark.parametrize("name", ["close", "run", "__init__", "graph", "nope", ""])
+def test_only_methods_of_the_source_can_be_named(mlec: Run, iris: Iris, name: str) -> None:
+    error = mlec("run", iris.mle, iris.csv, "--method", name).error("E_NO_METHOD")
+    assert "it has predict, predict_proba" in error
+
+
+def test_more_rows_than_memory_holds(mlec: Run, iris: Iris) -> None:
+    for rows in ("9999999999", "9" * 30):
+        mlec("bench", iris.mle, "--batch", rows).error("E_NO_MEMORY")

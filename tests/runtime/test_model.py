@@ -174,6 +174,16 @@ def network(*names: str, takes_out: bool = False) -> CompiledModel:
     return CompiledModel(Signature(inputs, (TensorSpec("y", "f32", ("n",)),)), Sums(takes_out))
 
 
+def test_out_may_not_overlap_itself() -> None:
+    model = classifier(Labels((3, 7), "int64"))
+    memory = np.empty(9)
+    labels, apart = memory[:3].view(np.int64), memory[3:].reshape(3, 2)
+    assert model.run([X], out=[labels, apart])[0].tolist() == [7, 3, 3]
+    with pytest.raises(InputError, match="overlap") as caught:
+        model.run([X], out=[labels, memory[2:8].reshape(3, 2)])
+    assert caught.value.code == "E_INPUT_OVERLAP"
+
+
 @pytest.mark.parametrize("takes_out", [False, True])
 def test_only_executables_that_say_so_are_given_out(takes_out: bool) -> None:
     model = network("a", "b", takes_out=takes_out)

@@ -57,11 +57,23 @@ class Metric:
     def __post_init__(self) -> None:
         kinds = ("sqeuclidean", "euclidean", "manhattan", "chebyshev", "minkowski")
         if self.kind not in kinds:
-            raise LoweringError(f"unknown metric {self.kind!r}, expected one of {', '.join(kinds)}", code="E_METRIC")
+            raise LoweringError(
+                f"unknown metric {self.kind!r}, expected one of {', '.join(kinds)}",
+                code="E_METRIC",
+                hint="fit the model with one of these",
+            )
         if self.kind == "minkowski" and not self.p >= 1:
-            raise LoweringError(f"minkowski distance with p = {self.p}, expected p >= 1", code="E_METRIC")
+            raise LoweringError(
+                f"minkowski distance with p = {self.p}, expected p >= 1",
+                code="E_METRIC",
+                hint="fit the model with p of 1 or more",
+            )
         if self.expanded and not self.kind.endswith("euclidean"):
-            raise LoweringError(f"only euclidean distances have an expanded form, got {self.kind}", code="E_METRIC")
+            raise LoweringError(
+                f"only euclidean distances have an expanded form, got {self.kind}",
+                code="E_METRIC",
+                hint="leave expanded out",
+            )
 
     @property
     def canonical(self) -> Metric:

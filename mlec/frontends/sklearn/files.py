@@ -93,7 +93,10 @@ def is_allowed(path: Path, data: bytes, options: LowerOptions) -> bool:
     """
     trust = options.trust_pickle
     if isinstance(trust, str) and trust.lower() != _digest(data):
-        raise UntrustedPickleError(f"{path} is not the file that you trust: it is {_digest(data)}, not {trust}")
+        raise UntrustedPickleError(
+            f"{path} is not the file that you trust: it is {_digest(data)}, not {trust}",
+            hint="if this file is to be trusted too, give its digest",
+        )
     return bool(trust)
 
 

@@ -122,7 +122,11 @@ class TreeEnsemble:
         ]
         for holds, message in facts:
             if not holds:
-                raise LoweringError(f"tree_ensemble: {message}", code="E_TREE_ARRAYS")
+                raise LoweringError(
+                    f"tree_ensemble: {message}",
+                    code="E_TREE_ARRAYS",
+                    hint="let the frontend check what it reads: mlec.frontends.trees collects valid arrays",
+                )
 
 
 def _within(a: Array, low: int, stop: int) -> bool:
@@ -170,7 +174,9 @@ class Layout:
             tree = np.repeat(tree[split], 2)
             if seen > ensemble.nodes:
                 raise LoweringError(
-                    "tree_ensemble: a node is the child of two nodes, or of itself", code="E_TREE_ARRAYS"
+                    "tree_ensemble: a node is the child of two nodes, or of itself",
+                    code="E_TREE_ARRAYS",
+                    hint="let the frontend check what it reads: mlec.frontends.trees collects valid arrays",
                 )
         all_codes, all_trees, all_left = np.concatenate(codes), np.concatenate(trees), np.concatenate(lefts)
         order = np.argsort(all_trees, kind="stable")
