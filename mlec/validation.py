@@ -84,7 +84,14 @@ def validate(
         ToleranceError: for a difference beyond the bound; nothing should be shipped then.
     """
     worst: dict[str, Comparison] = {}
-    for batch in _batches(graph, examples):
+    probes, refused = taken_probes(graph, oracle, _probe_rows(graph))
+    batches = _batches(graph.signature, examples, probes)
+    if not batches and refused is not None:
+        raise UsageError(
+            f"the source takes none of the inputs that were made to compare on: {refused.message}",
+            code="E_SOURCE_FAILS", hint="pass example_inputs (--example) that it takes, or validate=False to compile without comparing",
+        ) from refused  # fmt: skip
+    for batch in batches:
         for comparison in compare(compiled, oracle, batch, tolerance):
             known = worst.get(comparison.method)
             if known is None or (comparison.excess, comparison.rows) > (known.excess, known.rows):
@@ -147,11 +154,16 @@ def _of_source(function: Callable[[Any], Any], argument: Any, method: str) -> An
         raise
     except Exception as error:
         raise UsageError(
-            f"the source model fails on the inputs it is compared on: {method}: {type(error).__name__}: {error}",
+            f"the source model fails on the inputs it is compared on: {method}: {_first_line(error)}",
             code="E_SOURCE_FAILS",
             hint="check that the source is the model that was compiled, and that it takes the examples as they are given; "
             "validate=False compiles without comparing",
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """Of an error of others: libraries add pages of advice."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _form(value: Any) -> object:
@@ -227,13 +239,11 @@ def _tied_rows(scores: list[tuple[Array, Array]], tolerance: Tolerance) -> Array
 # -- inputs ----------------------------------------------------------------------------------------------------------
 
 
-def _batches(graph: Graph, examples: Sequence[Any] | None) -> list[list[Any]]:
-    """The examples, and parts of the examples and probes with 1 and 5 rows; for a fixed batch only what fits it."""
-    signature = graph.signature
+def _batches(signature: Signature, examples: Sequence[Any] | None, probes: list[Any] | None) -> list[list[Any]]:
+    """The examples, and probes: all, and parts with 1 and 5 rows; for a fixed batch only what fits it."""
     batches: list[list[Any]] = []
     if examples is not None:
         batches.append(list(examples))
-    probes = probe_inputs(graph, _probe_rows(graph))
     if probes is not None:
         batches.append(probes)
         symbolic = [str(s.shape[0]) for s in signature.inputs if s.shape and isinstance(s.shape[0], str)]
@@ -249,6 +259,65 @@ def _batches(graph: Graph, examples: Sequence[Any] | None) -> list[list[Any]]:
         if not nesting.is_flat:  # the source takes its arguments as the examples are
             batches[1:] = [nesting.like(examples, batch) for batch in batches[1:]]
     return batches
+
+
+def taken_probes(
+    graph: Graph, oracle: Oracle | None, rows: int = PROBE_ROWS
+) -> tuple[list[Any] | None, UsageError | None]:
+    """Probes that the source takes: numbers made here need not lie where its functions are defined (a logarithm, positions in a text).
+
+    Args:
+        oracle: the source's functions; None takes everything.
+
+    Returns:
+        The probes, of a table without the rows that the source refuses, None where nothing is left or none could be made; and with what
+        the source refused some, if it did.
+    """
+    probes = probe_inputs(graph, rows)
+    if probes is None or oracle is None:
+        return probes, None
+    refused = _refusal(oracle, probes)
+    if refused is None:
+        return probes, None
+    if graph.signature.table is None:
+        return None, refused
+    kept = _taken_rows(lambda index: _refusal(oracle, [_rows_of(probes[0], index)]) is None, len(probes[0]))
+    return [_rows_of(probes[0], kept)] if len(kept) else None, refused
+
+
+def _refusal(oracle: Oracle, inputs: list[Any]) -> UsageError | None:
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        for method, function in oracle.items():
+            try:
+                _of_source(function, inputs if method == "run" else inputs[0], method)
+            except UsageError as error:
+                return error
+    return None
+
+
+def _taken_rows(takes: Callable[[Array], bool], rows: int, patience: int = 600) -> Array:
+    """Rows that are taken together with any others that are taken, found by halving.
+
+    Args:
+        takes: whether these rows are taken.
+        rows: how many there are.
+        patience: calls, after which what is not known to be taken is left out.
+    """
+    kept: list[Array] = []
+    unknown = [np.arange(rows)]
+    while unknown and patience > 0:
+        part = unknown.pop()
+        patience -= 1
+        if takes(part):
+            kept.append(part)
+        elif len(part) > 1:
+            unknown += np.array_split(part, 2)
+    return np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
+
+
+def _rows_of(table: Any, index: Array) -> Any:
+    return table.iloc[index] if hasattr(table, "iloc") else table[index]
 
 
 def spec_is_batched(signature: Signature, index: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import sympy
 import torch
-from torch.utils._sympy.functions import CleanDiv, FloorDiv, Mod, PythonMod
+from torch.utils._sympy.functions import CleanDiv, FloatPow, FloatTrueDiv, FloorDiv, IntTrueDiv, Mod, PythonMod, ToFloat
 
 from mlec.errors import UnsupportedOpError
 from mlec.ir import Dim, DType, GraphBuilder, SymDim, TensorType, Value
@@ -69,12 +69,12 @@ class Dims:
         Raises:
             UnsupportedOpError: for a size that is no polynomial or floor division of symbols.
         """
-        return size if isinstance(size, int) else self._expression(size.node.expr)
+        return size if isinstance(size, int) else self.of_expression(size.node.expr)
 
     def shape(self, sizes: Sequence[Any]) -> tuple[Dim, ...]:
         return tuple(self.of(s) for s in sizes)
 
-    def _expression(self, expression: Any) -> Dim:
+    def of_expression(self, expression: Any) -> Dim:
         if expression.is_Integer:
             return int(expression)
         if expression.is_Symbol:
@@ -85,7 +85,7 @@ class Dims:
                     hint="boolean-mask indexing and nonzero() have no fixed shape; use torch.where or a multiplication by the mask",
                 )  # fmt: skip
             return self._symbols.get(name, SymDim.named(name))
-        args = [self._expression(a) for a in expression.args] if not expression.is_Pow else []
+        args = [self.of_expression(a) for a in expression.args] if not expression.is_Pow else []
         if expression.is_Add:
             total: Dim = 0
             for a in args:
@@ -97,7 +97,7 @@ class Dims:
                 product = product * a
             return product
         if expression.is_Pow and isinstance(expression.exp, sympy.Integer) and expression.exp > 0:
-            base = self._expression(expression.base)
+            base = self.of_expression(expression.base)
             power: Dim = 1
             for _ in range(int(expression.exp)):
                 power = power * base
@@ -110,6 +110,11 @@ class Dims:
             f"a size is {expression}, which is no polynomial of the symbolic sizes", code="E_SYMBOLIC_SIZE",
             hint="fix that size: input_shapes with a number there, or dynamic_batch=False",
         )  # fmt: skip
+
+
+_FRACTIONS: Mapping[Any, str] = {
+    ToFloat: "", sympy.Add: "add", sympy.Mul: "mul", sympy.Pow: "pow", FloatPow: "pow", IntTrueDiv: "div", FloatTrueDiv: "div",
+}  # fmt: skip
 
 
 class Context:
@@ -152,12 +157,29 @@ class Context:
 
     # -- operands ------------------------------------------------------------------------------------------------
 
-    def number(self, number: Dim | Number, dtype: DType) -> Value:
-        """A scalar of a number or of a symbolic size."""
+    def number(self, number: Dim | Number | Value, dtype: DType) -> Value:
+        """A scalar of a number, of a symbolic size, or of what `fraction` made of sizes."""
+        if isinstance(number, Value):
+            return self.cast(number, dtype)
         if not isinstance(number, SymDim):
             return self.b.constant(np.asarray(number).astype(dtype.numpy))
         one = self.b.constant(1, dtype=DType.I64)
         return self.cast(self.b("sum", self.b("broadcast_to", one, shape=(number,)), axes=(0,)), dtype)
+
+    def fraction(self, expression: Any) -> Value:
+        """A float that is computed from symbolic sizes (the expression of a `torch.SymFloat`), as a scalar of float64.
+
+        Raises:
+            UnsupportedOpError: for anything but arithmetic and powers.
+        """
+        op = _FRACTIONS.get(expression.func)
+        if op is None:
+            size = expression if expression.is_Integer or not expression.is_number else float(expression)
+            return self.number(size if isinstance(size, float) else self.dims.of_expression(size), DType.F64)
+        first, *rest = (self.fraction(a) for a in expression.args)
+        for value in rest:
+            first = self.b(op, first, value)
+        return first
 
     def cast(self, x: Value, dtype: DType) -> Value:
         return x if x.type.dtype is dtype else self.b("cast", x, dtype=dtype)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +12,9 @@ from torch.utils import _pytree as pytree
 from mlec.errors import UsageError
 from mlec.frontends.base import LowerOptions
 from mlec.frontends.fx_export import dotted, evaluating, example_tensor, is_array, named_arguments
+from mlec.frontends.fx_places import place_of_error
 from mlec.ir import Location
 
-_TORCH_DIRECTORY = str(Path(torch.__file__).parent)
 _MOST_INPUTS = 8  # beyond, no element types are tried
 
 
@@ -53,10 +51,7 @@ def _failure(module: torch.nn.Module, arguments: Sequence[Any]) -> tuple[Excepti
         try:
             module(*pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, arguments))
         except Exception as error:
-            frames = traceback.extract_tb(error.__traceback__)
-            own = [f for f in frames if not f.filename.startswith((_TORCH_DIRECTORY, str(Path(__file__).parent)))]
-            file, line = (own[-1].filename, own[-1].lineno or 0) if own else ("", 0)
-            return error, Location(file, line, inside[-1] if inside else type(module).__name__)
+            return error, place_of_error(error, inside[-1] if inside else type(module).__name__)
     return None
 
 

@@ -19,10 +19,11 @@ from torch.export import ExportedProgram, default_decompositions
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from mlec.errors import FrontendError, MlecError, UnsupportedModelError, UsageError
+from mlec.errors import FrontendError, MlecError, UnsupportedModelError, UnsupportedOpError, UsageError
 from mlec.frontends import fx_nn, fx_ops, fx_shape  # noqa: F401  (they fill HANDLERS)
 from mlec.frontends.base import InputShapes, LowerOptions
 from mlec.frontends.fx_context import HANDLERS, to_torch
+from mlec.frontends.fx_places import place_of, place_of_error
 from mlec.ir import Dim, SymDim, parse_dim
 
 _LOG = logging.getLogger(__name__)
@@ -354,25 +355,33 @@ class _ForAnySize(TorchFunctionMode):
 
 
 def _bags(ids: torch.Tensor, weight: torch.Tensor, offsets: Any = None, *rest: Any, **settings: Any) -> torch.Tensor:
-    """`torch.nn.functional.embedding_bag`; bags of one length, (n, length), as an embedding and a reduction."""
+    """`torch.nn.functional.embedding_bag` as an embedding and a reduction: of bags in rows, (n, length), or one after another."""
     call = inspect.signature(torch.nn.functional.embedding_bag).bind(ids, weight, offsets, *rest, **settings)
     call.apply_defaults()
     given = call.arguments
     mode, padding, weights = given["mode"], given["padding_idx"], given["per_sample_weights"]
-    if offsets is not None or ids.ndim != 2 or given["max_norm"] is not None:
+    if given["max_norm"] is not None or ids.ndim != (1 if offsets is not None else 2):
         unchanged: torch.Tensor = torch.nn.functional.embedding_bag(*call.args, **call.kwargs)
         return unchanged
     rows = torch.nn.functional.embedding(ids, weight)
-    if padding is None:
-        if mode == "sum":
-            return (rows if weights is None else rows * weights.unsqueeze(-1)).sum(1)
+    if offsets is not None:  # every row for each bag; those of other bags count for nothing
+        bag = (torch.arange(ids.shape[0]) >= offsets[:, None]).sum(0) - 1
+        kept = bag == torch.arange(offsets.shape[0] - given["include_last_offset"])[:, None]
+        if padding is not None:
+            kept = kept & (ids != padding % weight.shape[0])
+        rows = rows.unsqueeze(0)
+    elif padding is not None:
+        kept = ids != padding % weight.shape[0]
+    elif mode == "sum":
+        return (rows if weights is None else rows * weights.unsqueeze(-1)).sum(1)
+    else:
         return rows.mean(1) if mode == "mean" else rows.amax(1)
-    kept = (ids != padding % weight.shape[0]).unsqueeze(-1)
+    mask = kept.unsqueeze(-1)
     if mode == "max":
-        return torch.where(kept.any(1), rows.masked_fill(~kept, -float("inf")).amax(1), 0.0)
-    factor = kept.to(rows.dtype) if weights is None else kept * weights.unsqueeze(-1)
+        return torch.where(mask.any(1), rows.masked_fill(~mask, -float("inf")).amax(1), 0.0)
+    factor = mask.to(rows.dtype) if weights is None else mask * weights.unsqueeze(-1)
     total: torch.Tensor = (rows * factor).sum(1)
-    return total if mode == "sum" else total.div(kept.sum(1).clamp(min=1))
+    return total if mode == "sum" else total.div(mask.sum(1).clamp(min=1))
 
 
 def _run_export(
@@ -407,6 +416,7 @@ def _run_export(
             f"{type(module).__name__} could not be captured by torch.export: {type(error).__name__}: {reason}",
             code="E_EXPORT",
             hint=hint,
+            loc=place_of_error(error, type(module).__name__),
         ) from error
 
 
@@ -540,8 +550,20 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
                 result = result.run_decompositions({**table, **more})
             return result
         except Exception as error:
+            _refuse_complex(program)
             raise FrontendError(
                 f"torch could not decompose the exported program: {type(error).__name__}: {error}",
                 code="E_EXPORT",
                 hint="check that the exported program runs in this version of torch: program.module()(*inputs)",
             ) from error
+
+
+def _refuse_complex(program: ExportedProgram) -> None:
+    """Names the first op that computes with complex numbers: some of these torch cannot decompose."""
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "call_function" and isinstance(value, torch.Tensor) and value.dtype.is_complex:
+            raise UnsupportedOpError(
+                f"{node.target}: complex numbers are not supported", code="E_DTYPE", loc=place_of(node, "Program"),
+                hint="compute with real and imaginary parts, as (a * c - b * d, a * d + b * c)",
+            )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +17,11 @@ from mlec.frontends.base import LowerOptions
 from mlec.frontends.fx_context import HANDLERS, Context, Dims, dtype_of, to_numpy
 from mlec.frontends.fx_examples import example_problem
 from mlec.frontends.fx_export import Exported, dotted, export_model
+from mlec.frontends.fx_places import place_of
 from mlec.ir import UNKNOWN, Graph, GraphBuilder, Location, Proof, TensorType, Value, proves_equal, verify
 from mlec.ir.op import Array
 from mlec.signature import Signature, TensorSpec
 
-_TORCH_DIRECTORY = str(Path(torch.__file__).parent)
-_OWN_DIRECTORY = str(Path(__file__).parent)
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _CHECKS = frozenset(
     f"aten.{name}"
     for name in (
@@ -72,6 +69,12 @@ class _Lowering:
         self.locations: dict[torch.fx.Node, Location] = {}
         self.problems: list[MlecError] = []
         self._weights: dict[tuple[object, ...], Array] = {}
+        self._known: dict[torch.fx.Node, Any] = {}
+        self._weight_names = {
+            spec.arg.name: str(spec.target)
+            for spec in self.program.graph_signature.input_specs
+            if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+        }
 
     def graph(self) -> Graph:
         self._check_state()
@@ -96,7 +99,7 @@ class _Lowering:
             if spec.kind is OutputKind.BUFFER_MUTATION
             else f"{spec.kind.name.lower()} {spec.target!r}"
             for spec in self.program.graph_signature.output_specs
-            if spec.kind is not OutputKind.USER_OUTPUT
+            if spec.kind not in (OutputKind.USER_OUTPUT, OutputKind.TOKEN)
         ]
         if changed:
             raise UnsupportedModelError(
@@ -122,7 +125,7 @@ class _Lowering:
                         f"input {node.name!r}: {error.message}", code=error.code, hint=error.hint
                     ) from None
                 self.values[node] = self.b.input(next(names), kind)
-            elif node.users:
+            elif node.users and spec.kind is not InputKind.TOKEN:
                 self.values[node] = self._weight(node, spec)
 
     def _weight(self, node: torch.fx.Node, spec: Any) -> Any:
@@ -197,6 +200,8 @@ class _Lowering:
         meta = node.meta.get("val")
         if isinstance(meta, (int, torch.SymInt)) and not isinstance(meta, bool):
             self.values[node] = self._attempt(node, location, lambda: self.dims.of(meta))
+        elif isinstance(meta, torch.SymFloat):
+            self.values[node] = self._attempt(node, location, lambda: self.context.fraction(meta.node.expr))
         elif isinstance(meta, (float, bool)):
             self.values[node] = meta
         elif node.target is operator.getitem:
@@ -214,7 +219,8 @@ class _Lowering:
             with self.b.at(location):
                 return action()
         except (UnsupportedOpError, TypeRuleError) as error:
-            message = error.message if str(node.target) in error.message else f"{node.target}: {error.message}"
+            name = _op_name(node)
+            message = error.message if name in error.message else f"{name}: {error.message}"
             code = error.code if isinstance(error, UnsupportedOpError) else None
             self.problems.append(UnsupportedOpError(message, code=code, hint=error.hint, loc=location))
             return FAILED
@@ -239,7 +245,10 @@ class _Lowering:
         metas = node.meta.get("val")
         context.results = tuple(self._type(m) for m in (metas if isinstance(metas, (tuple, list)) else (metas,)))
         if target not in HANDLERS:
-            raise _unknown(target)
+            folded = self._folded(node)
+            if folded is None:
+                raise _unknown(node)
+            return folded
         args = torch.fx.map_arg(node.args, self._argument)
         kwargs = torch.fx.map_arg(node.kwargs, self._argument)
         result = HANDLERS[target](context, *args, **kwargs)
@@ -250,10 +259,41 @@ class _Lowering:
                 self._check_type(target, value.type, stated)
         return result
 
+    def _folded(self, node: torch.fx.Node) -> Any:
+        """The results of an op that takes nothing but weights, which torch computes now; None for any other op."""
+        results = self._stored(node)
+        if results is None:
+            return None
+        tensors = results if isinstance(results, (tuple, list)) else (results,)
+        values = [self.b.constant(to_numpy(t)) if isinstance(t, torch.Tensor) else None for t in tensors]
+        return values if isinstance(results, (tuple, list)) else values[0]
+
+    def _stored(self, node: torch.fx.Node) -> Any:
+        """What a node gives in every call, as torch has it; None if that depends on the inputs."""
+        if node not in self._known:
+            self._known[node] = self._computed(node)
+        return self._known[node]
+
+    def _computed(self, node: torch.fx.Node) -> Any:
+        if node.op == "placeholder":
+            name = self._weight_names.get(node.name)
+            return self.program.state_dict.get(name, self.program.constants.get(name)) if name is not None else None
+        if node.target is operator.getitem:
+            source = self._stored(node.args[0])  # type: ignore[arg-type]
+            return None if source is None else source[node.args[1]]
+        op = node.target
+        if not isinstance(op, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in op.tags:
+            return None
+        inputs = {n: self._stored(n) for n in node.all_input_nodes}
+        if any(value is None for value in inputs.values()):
+            return None
+        with torch.no_grad():
+            return op(*torch.fx.map_arg(node.args, inputs.get), **torch.fx.map_arg(node.kwargs, inputs.get))
+
     def _argument(self, node: torch.fx.Node) -> Any:
-        if node not in self.values or isinstance(node.meta.get("val"), (torch.SymFloat, torch.SymBool)):
+        if node not in self.values or isinstance(node.meta.get("val"), torch.SymBool):
             raise UnsupportedOpError(
-                f"takes {node.name}, a number computed from symbolic sizes that is no whole number",
+                f"takes {node.name}, which depends on the symbolic sizes in a way that has no value here",
                 hint="fix the sizes it is computed from in input_shapes, or dynamic_batch=False",
             )
         return self.values[node]
@@ -276,15 +316,9 @@ class _Lowering:
 
     def _location(self, node: torch.fx.Node) -> Location:
         """The innermost line of the user's own code, and the path of the submodule."""
-        frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-        own = [(file, int(line)) for file, line in frames if not _is_library(file)]
-        paths = [
-            path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if not path.startswith("_empty_")
-        ]
-        scope = re.sub(r"L\['self'\]\.?|L__self___?", "", paths[-1]) if paths else ""
-        if own or scope:
-            file, line = own[-1] if own else ("", 0)
-            return Location(file, line, scope or self.exported.name)
+        place = place_of(node, self.exported.name)
+        if place:
+            return place
         known = (self.locations.get(n, UNKNOWN) for n in node.all_input_nodes)
         return next((place for place in known if place), Location(scope=self.exported.name))
 
@@ -303,7 +337,14 @@ class _Lowering:
             )  # fmt: skip
 
 
-def _unknown(target: str) -> UnsupportedOpError:
+def _op_name(node: torch.fx.Node) -> str:
+    """The op as the model uses it; torch takes some apart into ops of its own (prims)."""
+    target = str(node.target)
+    return str(node.meta.get("original_aten") or target) if target.startswith("prims.") else target
+
+
+def _unknown(node: torch.fx.Node) -> UnsupportedOpError:
+    target = _op_name(node)
     if _RANDOM.match(target):
         return UnsupportedOpError(
             f"{target} is random; a compiled model is a function of its inputs",
@@ -313,11 +354,6 @@ def _unknown(target: str) -> UnsupportedOpError:
         f"the op {target} is not supported",
         hint="write that line with other ops, or leave that part of the model outside",
     )
-
-
-def _is_library(file: str) -> bool:
-    """Frames that are not the user's: torch's own, ours and generated code."""
-    return file.startswith((_TORCH_DIRECTORY, _OWN_DIRECTORY, "<", "torch/")) or "/site-packages/torch/" in file
 
 
 def _spec(name: str, kind: TensorType, limits: tuple[int, int] | None = None) -> TensorSpec:

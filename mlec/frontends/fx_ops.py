@@ -110,6 +110,26 @@ def _arc(c: Context, x: Value) -> Value:
     return c.b("atan2", x, other) if "asin" in c.target else c.b("atan2", other, x)
 
 
+@lowers("asinh.default")
+def _asinh(c: Context, x: Value) -> Value:
+    x = c.cast(x, c.dtype)
+    size = c.b("abs", x)
+    # log1p(a + a^2 / (1 + sqrt(1 + a^2))) is accurate near 0; where the square overflows, log(2 a) is.
+    square = c.b("mul", size, size)
+    near = c.b("add", size, c.b("div", square, c.b("add", c.b("sqrt", c.b("add", square, 1)), 1)))
+    far = c.b("add", c.b("log", size), math.log(2))
+    result = c.b("where", c.b("gt", size, 1e4), far, c.b("log1p", near))
+    return c.b("where", c.b("lt", x, 0), c.b("neg", result), result)
+
+
+@lowers("acosh.default")
+def _acosh(c: Context, x: Value) -> Value:
+    x = c.cast(x, c.dtype)
+    above = c.b("sub", x, 1)
+    near = c.b("log1p", c.b("add", above, c.b("sqrt", c.b("mul", above, c.b("add", x, 1)))))
+    return c.b("where", c.b("gt", x, 1e4), c.b("add", c.b("log", x), math.log(2)), near)
+
+
 @lowers("atanh.default")
 def _atanh(c: Context, x: Value) -> Value:
     x = c.cast(x, c.dtype)
@@ -432,6 +452,33 @@ def _cumsum(c: Context, x: Value, dim: int, dtype: Any = None) -> Value:
     return c.b("cumsum", c.cast(x, c.dtype), axis=dim) if x.type.rank else c.cast(x, c.dtype)
 
 
+@lowers("cumprod.default")
+def _cumprod(c: Context, x: Value, dim: int, dtype: Any = None) -> Value:
+    return _scanned(c, c.cast(x, c.dtype), dim, "mul", 1)
+
+
+@lowers("cummax.default", "cummin.default")
+def _cummax(c: Context, x: Value, dim: int) -> tuple[Value, None]:
+    largest = "cummax" in c.target
+    return _scanned(c, x, dim, "maximum" if largest else "minimum", -math.inf if largest else math.inf), None
+
+
+def _scanned(c: Context, x: Value, dim: int, op: str, neutral: Number) -> Value:
+    """Each element with all before it, in steps that double how many are taken in."""
+    if not x.type.rank:
+        return x
+    if not x.type.dtype.is_float:
+        raise c.unsupported(f"needs floats, got {x.type}", "cast to a float first")
+    axis = dim % x.type.rank
+    extent = c.static(x, axis, "the scanned axis")
+    shift = 1
+    while shift < extent:
+        before = c.full(neutral, (*x.type.shape[:axis], shift, *x.type.shape[axis + 1 :]), x.type.dtype)
+        x = c.b(op, x, c.b("concat", before, c.take(x, axis, 0, extent - shift), axis=axis))
+        shift *= 2
+    return x
+
+
 @lowers("topk.default")
 def _topk(c: Context, x: Value, k: Dim, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Value, ...]:
     if not isinstance(k, int):
@@ -444,6 +491,35 @@ def _sort(c: Context, x: Value, *settings: Any, **named: Any) -> tuple[Value, ..
     names = ("stable", "dim", "descending") if c.target == "aten.sort.stable" else ("dim", "descending")
     given = {**dict(zip(names, settings, strict=False)), **named}
     return c.b.multi("sort", x, axis=given.get("dim", -1), descending=given.get("descending", False))
+
+
+@lowers("median.dim")
+def _median(c: Context, x: Value, dim: int, keepdim: bool = False) -> tuple[Value, Value]:
+    """Of an even number of values the lower one; the first NaN if there is one."""
+    if not x.type.rank:
+        return x, c.number(0, DType.I64)
+    extent = c.static(x, dim, "the axis of the median")
+    found = _ranked(c, x, (extent + 1) // 2, dim)
+    if not x.type.dtype.is_float:
+        return found
+    empty = c.b("isnan", x)
+    first = c.b("argmax", c.cast(empty, DType.U8), axis=dim, keepdims=True)
+    any_empty = c.reshape(c.b("any", empty, axes=(dim,)), c.shape)
+    value = c.b("where", any_empty, c.number(math.nan, x.type.dtype), found[0])
+    return value, c.b("where", any_empty, c.reshape(first, c.shape), found[1])
+
+
+@lowers("kthvalue.default")
+def _kth_value(c: Context, x: Value, k: Dim, dim: int = -1, keepdim: bool = False) -> tuple[Value, Value]:
+    if not isinstance(k, int):
+        raise c.unsupported(f"k must be fixed, but it is {k}")
+    return _ranked(c, x, k, dim) if x.type.rank else (x, c.number(0, DType.I64))
+
+
+def _ranked(c: Context, x: Value, k: int, dim: int) -> tuple[Value, Value]:
+    """The k-th smallest value along an axis, and its position."""
+    values, positions = c.b.multi("sort", x, axis=dim, descending=False)
+    return c.reshape(c.take(values, dim, k - 1, k), c.shape), c.reshape(c.take(positions, dim, k - 1, k), c.shape)
 
 
 # -- matrix products -------------------------------------------------------------------------------------------------
@@ -495,14 +571,21 @@ def _bilinear(c: Context, x: Value, y: Value, weight: Value, bias: Value | None 
 
 @lowers("_cdist_forward.default")
 def _cdist(c: Context, x: Value, y: Value, p: float, compute_mode: int | None = None) -> Value:
-    if x.type.rank != 2 or y.type.rank != 2:
-        raise c.unsupported(
-            f"distances between batches of matrices, {x.type} and {y.type}", "only two matrices are supported"
-        )
-    metric = {1.0: "manhattan", 2.0: "euclidean", math.inf: "chebyshev"}.get(p, "minkowski")
     if p == 0:
         raise c.unsupported("p = 0 (the count of differing features)")
-    return c.b("pairwise_distance", x, y, metric=metric, p=p)
+    if x.type.rank == 2 and y.type.rank == 2:
+        metric = {1.0: "manhattan", 2.0: "euclidean", math.inf: "chebyshev"}.get(p, "minkowski")
+        return c.b("pairwise_distance", x, y, metric=metric, p=p)
+    rows = c.reshape(x, (*x.type.shape[:-1], 1, x.type.shape[-1]))
+    columns = c.reshape(y, (*y.type.shape[:-2], 1, *y.type.shape[-2:]))
+    apart = c.b("abs", c.b("sub", rows, columns))
+    if p == math.inf:
+        return c.b("max", apart, axes=(-1,))
+    if p == 1:
+        return c.b("sum", apart, axes=(-1,))
+    if p == 2:
+        return c.b("sqrt", c.b("sum", c.b("mul", apart, apart), axes=(-1,)))
+    return c.b("pow", c.b("sum", c.b("pow", apart, p), axes=(-1,)), 1 / p)
 
 
 # -- made from nothing -----------------------------------------------------------------------------------------------

@@ -125,12 +125,21 @@ def _stack(c: Context, tensors: Sequence[Value], dim: int = 0) -> Value:
 def _slice_scatter(
     c: Context, x: Value, source: Value, dim: int = 0, start: Dim | None = None, end: Dim | None = None, step: int = 1
 ) -> Value:
-    if step != 1:
-        raise c.unsupported(
-            f"assigning to a slice with step {step}", "build the result with torch.stack or torch.where"
-        )
-    first = _position(start, x.type.shape[dim], 0)
-    return _replaced(c, x, source, dim, first, first + source.type.shape[dim])
+    axis = dim % x.type.rank
+    first = _position(start, x.type.shape[axis], 0)
+    count = source.type.shape[axis]
+    if step == 1 or count == 0:
+        return _replaced(c, x, source, axis, first, first + count)
+    # Where a step lands stands what is assigned, elsewhere what was there.
+    extent = x.type.shape[axis]
+    ahead = c.b("sub", c.b("iota", shape=(extent,), axis=0), c.number(first, DType.I64))
+    written = c.b("logical_and", c.b("ge", ahead, 0), c.b("eq", c.b("mod", ahead, step), 0))
+    source = c.cast(source, x.type.dtype)
+    if not isinstance(count, int):  # it may be 0, and then there is nothing to pick from
+        one = [int(i == axis) for i in range(x.type.rank)]
+        source = c.b("pad", source, before=(0,) * x.type.rank, after=tuple(one), value=0.0, mode="constant")
+    moved = c.b("gather", source, c.b("floordiv", ahead, step), axis=axis)
+    return c.b("where", c.reshape(written, (extent, *[1] * (x.type.rank - axis - 1))), moved, x)
 
 
 @lowers("select_scatter.default")
@@ -177,10 +186,11 @@ def _roll(c: Context, x: Value, shifts: Sequence[Dim], dims: Sequence[int] = ())
     if not dims:
         x, dims = c.reshape(x, (x.type.size,)), [0]
     for shift, dim in zip(shifts, dims, strict=True):
-        extent = c.static(x, dim, "the rolled axis")
-        if not isinstance(shift, int):
-            raise c.unsupported(f"the shift must be fixed, but it is {shift}")
-        if extent and shift % extent:
+        extent = x.type.shape[dim]
+        if not isinstance(extent, int) or not isinstance(shift, int):
+            places = c.b("sub", c.b("iota", shape=(extent,), axis=0), c.number(shift, DType.I64))
+            x = c.b("gather", x, c.b("mod", places, c.number(extent, DType.I64)), axis=dim)
+        elif extent and shift % extent:
             cut = extent - shift % extent
             x = c.b("concat", c.take(x, dim, cut, extent), c.take(x, dim, 0, cut), axis=dim)
     return c.reshape(x, shape)
@@ -244,6 +254,34 @@ def _triangle(c: Context, x: Value, diagonal: int = 0) -> Value:
     return c.b("where", kept, x, c.number(0, x.type.dtype))
 
 
+@lowers("col2im.default")
+def _fold(
+    c: Context, x: Value, output_size: Sequence[int], kernel: Sequence[int], dilation: Sequence[int], padding: Sequence[int],
+    stride: Sequence[int],
+) -> Value:  # fmt: skip
+    """Each element of the image is the sum of the entries that lie over it; which ones these are is known."""
+    height, width = output_size
+    lines = []  # for each axis: where an entry lies, [kernel, positions]
+    for extent, k, d, p, s in zip(output_size, kernel, dilation, padding, stride, strict=True):
+        count = (extent + 2 * p - d * (k - 1) - 1) // s + 1
+        lines.append(np.arange(k)[:, None] * d + np.arange(count) * s - p)
+    rows, columns = lines[0][:, None, :, None], lines[1][None, :, None, :]
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    (entries,) = np.nonzero(inside.ravel())
+    places = np.broadcast_to(rows * width + columns, inside.shape).ravel()[entries]
+    order = np.argsort(places, kind="stable")
+    entries, places = entries[order], places[order]
+    depth = np.arange(len(places)) - np.searchsorted(places, places)
+    over = np.full((int(depth.max(initial=0)) + 1, height * width), inside.size)  # the entry after the last one is 0
+    over[depth, places] = entries
+    batch, channels = c.shape[:-3], c.shape[-3]
+    flat = c.reshape(x, (*batch, channels, inside.size))
+    before = (0,) * flat.type.rank
+    flat = c.b("pad", flat, before=before, after=(*before[:-1], 1), value=0.0, mode="constant")
+    found = c.b("gather", flat, c.b.constant(over), axis=-1)
+    return c.reshape(c.b("sum", found, axes=(-2,)), c.shape)
+
+
 # -- indexing --------------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +313,34 @@ def _gather(c: Context, x: Value, dim: int, index: Value, sparse_grad: bool = Fa
 _MOST_PLACES = 1 << 20
 
 
+@lowers("scatter.reduce", "scatter_reduce.two")
+def _scatter_reduce(
+    c: Context, x: Value, dim: int, index: Value, source: Value, reduce: str, *, include_self: bool = True
+) -> Value:
+    """The entries that go to a place, and what is there, are reduced to one."""
+    kind = {"add": "sum", "multiply": "prod", "amax": "max", "amin": "min"}.get(reduce, reduce)
+    if not x.type.rank or index.type.rank != x.type.rank or not x.type.dtype.is_float:
+        raise c.unsupported("needs floats with axes")
+    axis = dim % x.type.rank
+    for other, extent in enumerate(index.type.shape):
+        if other != axis and extent != x.type.shape[other]:
+            raise c.unsupported(f"the index reaches {extent} of {x.type.shape[other]} entries on axis {other}")
+        source = c.take(source, other, 0, extent)
+    placed = _placed(c, index, axis, x)
+    neutral = c.number({"prod": 1, "max": -math.inf, "min": math.inf}.get(kind, 0), x.type.dtype)
+    spread = c.b("where", placed, c.reshape(source, (*source.type.shape, 1)), neutral)
+    back = _last_to(axis, x.type.rank)
+    moved = c.transpose(c.b("sum" if kind == "mean" else kind, spread, axes=(axis,)), back)
+    written = c.transpose(c.b("any", placed, axes=(axis,)), back)
+    if include_self:
+        op = {"prod": "mul", "max": "maximum", "min": "minimum"}.get(kind, "add")
+        moved = c.b(op, x, moved)
+    if kind == "mean":
+        count = c.transpose(c.b("sum", c.cast(placed, x.type.dtype), axes=(axis,)), back)
+        moved = c.b("div", moved, c.b("add", count, 1) if include_self else c.b("maximum", count, 1))
+    return c.b("where", written, moved, x)
+
+
 @lowers("scatter.src", "scatter.value", "scatter_add.default")
 def _scatter(c: Context, x: Value, dim: int, index: Value, source: Value | Number) -> Value:
     """Which entry of ``source`` comes to stand at each place, if any, is a comparison of all entries with all places."""
@@ -289,8 +355,8 @@ def _scatter(c: Context, x: Value, dim: int, index: Value, source: Value | Numbe
     if not isinstance(source, Value):
         return c.b("where", _entry_at(c, index, axis, x)[0], c.number(source, x.type.dtype), x)
     if "add" in c.target:
-        placed = c.b("one_hot", index, depth=_places(c, index, axis, x), dtype=x.type.dtype)
-        moved = c.b("mul", placed, c.reshape(source, (*source.type.shape, 1)))
+        apart = c.reshape(source, (*source.type.shape, 1))
+        moved = c.b("where", _placed(c, index, axis, x), apart, c.number(0, x.type.dtype))
         return c.b("add", x, c.transpose(c.b("sum", moved, axes=(axis,)), _last_to(axis, x.type.rank)))
     written, entry = _entry_at(c, index, axis, x)
     return c.b("where", written, c.b("take_along_axis", source, entry, axis=axis), x)
@@ -298,19 +364,23 @@ def _scatter(c: Context, x: Value, dim: int, index: Value, source: Value | Numbe
 
 def _entry_at(c: Context, index: Value, axis: int, x: Value) -> tuple[Value, Value]:
     """For each place of ``x`` whether an entry of the index names it, and the last one that does."""
-    placed = c.b("one_hot", index, depth=_places(c, index, axis, x), dtype=DType.I64)
     number = c.b("add", c.b("iota", shape=(index.type.shape[axis],), axis=0, dtype=DType.I64), 1)
     number = c.reshape(number, (index.type.shape[axis], *[1] * (x.type.rank - axis)))
-    last = c.b("max", c.b("mul", placed, number), axes=(axis,))
+    last = c.b("max", c.b("where", _placed(c, index, axis, x), number, c.number(0, DType.I64)), axes=(axis,))
     last = c.transpose(last, _last_to(axis, x.type.rank))
     return c.b("gt", last, 0), c.b("maximum", c.b("sub", last, 1), 0)
 
 
-def _places(c: Context, index: Value, axis: int, x: Value) -> int:
-    places = c.static(x, axis, "the extent that is written to")
-    if places * c.static(index, axis, "the number of entries") > _MOST_PLACES:
-        raise c.unsupported(f"{index.type.shape[axis]} entries for {places} places are too many to compare")
-    return places
+def _placed(c: Context, index: Value, axis: int, x: Value) -> Value:
+    """For each entry of the index and each place along the axis, which comes last, whether the entry names the place."""
+    places, entries = x.type.shape[axis], index.type.shape[axis]
+    if not isinstance(places, int):
+        return c.b(
+            "eq", c.reshape(index, (*index.type.shape, 1)), c.b("iota", shape=(places,), axis=0, dtype=index.type.dtype)
+        )
+    if isinstance(entries, int) and places * entries > _MOST_PLACES:
+        raise c.unsupported(f"{entries} entries for {places} places are too many to compare")
+    return c.b("one_hot", index, depth=places, dtype=DType.BOOL)
 
 
 def _last_to(axis: int, rank: int) -> tuple[int, ...]:
@@ -331,8 +401,7 @@ def _index_put(c: Context, x: Value, indices: Sequence[Value | None], source: Va
     if more or index.type.rank != 1:
         raise c.unsupported("only one index, along one axis, can be written to")
     shape = (*x.type.shape[:at], *index.type.shape, *x.type.shape[at + 1 :])
-    extent = c.static(x, at, "the extent that is written to")
-    index = c.b("where", c.b("lt", index, 0), c.b("add", index, extent), index)
+    index = _from_front(c, c.cast(index, DType.I64), x.type.shape[at])
     spread = c.broadcast(c.reshape(index, (*index.type.shape, *[1] * (x.type.rank - at - 1))), shape)
     source = c.broadcast(source, shape)
     c.target = "aten.scatter_add.default" if accumulate else "aten.scatter.src"
@@ -419,8 +488,19 @@ def _linear_resize(
     for i, size in enumerate(c.shape[2:]):
         extent = c.static(x, 2 + i, "the resized axis")
         if scale_factors and not align_corners and extent * scale_factors[i] != size:
-            raise c.unsupported(
-                f"scale factor {scale_factors[i]} of extent {extent} is no whole number of elements",
-                "pass size=, or recompute_scale_factor=True, to interpolate",
-            )
+            x = _scaled_line(c, x, 2 + i, scale_factors[i])
+    if x.type.shape == c.shape:
+        return x
     return c.b("resize", x, size=c.shape[2:], mode="linear", align_corners=align_corners)
+
+
+def _scaled_line(c: Context, x: Value, axis: int, scale: float) -> Value:
+    """Linear interpolation by a factor that gives no whole number of elements: they keep the distance 1 / scale."""
+    extent = c.static(x, axis, "the resized axis")
+    size = math.floor(extent * scale)
+    at = np.maximum((np.arange(size) + 0.5) / scale - 0.5, 0)
+    low = np.minimum(np.floor(at).astype(np.int64), extent - 1)
+    share = (at - low).reshape(-1, *[1] * (x.type.rank - axis - 1)).astype(x.type.dtype.numpy)
+    below = c.b("gather", x, c.b.constant(low), axis=axis)
+    above = c.b("gather", x, c.b.constant(np.minimum(low + 1, extent - 1)), axis=axis)
+    return c.b("add", c.b("mul", below, c.b.constant(1 - share)), c.b("mul", above, c.b.constant(share)))

@@ -52,6 +52,9 @@ REFUSED: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
     "pool_indices": (lambda x: F.max_pool1d(x[:, None], 2, return_indices=True), "result 1 is used"),
     "bits": (lambda x: x.long() & 3, "bitwise"),
     "integer_power": (lambda x: x.long() ** x.long(), "integer powers"),
+    "inverse": (lambda x: torch.linalg.inv(x @ x.mT), "linalg_inv"),
+    "complex_parts": (lambda x: torch.polar(x.abs(), x).abs(), "aten.polar.default: complex numbers are not supported"),
+    "part_of_an_op": (lambda x: torch.erfc(x), "the op aten.erfc.default"),
     "size_output": (lambda x: (x, x.shape[0]), "is a size"),
 }
 
@@ -63,6 +66,17 @@ def test_refused(name: str) -> None:
         lower(function, X)
     assert message in str(caught.value)
     assert caught.value.hint
+
+
+def test_what_cannot_be_captured_is_told_with_its_line() -> None:
+    class Categories(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.one_hot(x.long())
+
+    with pytest.raises(UnsupportedModelError) as caught:
+        lower(Categories(), X.abs())
+    assert caught.value.code == "E_EXPORT"
+    assert f"test_errors.py:{Categories.forward.__code__.co_firstlineno + 1}" in str(caught.value)
 
 
 def test_state_changes_are_refused() -> None:

@@ -77,7 +77,9 @@ ELEMENTWISE: dict[str, Callable[[torch.Tensor], Any]] = (
         for name in [
             "abs",
             "acos",
+            "acosh",
             "asin",
+            "asinh",
             "atan",
             "atanh",
             "ceil",
@@ -344,6 +346,10 @@ REDUCTIONS: dict[str, Callable[[torch.Tensor], Any]] = {
     "norm1": lambda x: x.norm(p=1, dim=(1, 2)),
     "norm_max": lambda x: torch.linalg.vector_norm(x, math.inf, 1),
     "normalize": lambda x: F.normalize(x, dim=1),
+    "cumprod": lambda x: x.cumprod(2),
+    "cummax": lambda x: (x.cummax(1).values, x.cummin(2).values),
+    "median": lambda x: (x.median(1), x.median(2, keepdim=True)),
+    "kthvalue": lambda x: x.kthvalue(2, 1),
     "softmax": lambda x: x.softmax(1),
     "log_softmax": lambda x: F.log_softmax(x, -1),
     "softmin": lambda x: F.softmin(x, dim=2),
@@ -364,7 +370,19 @@ def test_reductions(name: str) -> None:
     ALL_REDUCTIONS.check(name, rtol=1e-5)
 
 
-MEET_SPECIAL = ["sum", "max_dim", "argmax", "amin", "logsumexp", "sort", "cumsum", "max_all"]
+MEET_SPECIAL = [
+    "median",
+    "cumprod",
+    "cummax",
+    "sum",
+    "max_dim",
+    "argmax",
+    "amin",
+    "logsumexp",
+    "sort",
+    "cumsum",
+    "max_all",
+]
 SPECIAL_ROWS = Together(
     {name: REDUCTIONS[name] for name in MEET_SPECIAL}, special().reshape(3, 2, 7)[:, :, :6].repeat(1, 2, 1)
 )
@@ -428,6 +446,8 @@ SHAPES: dict[str, Callable[[torch.Tensor], Any]] = {
     "narrow": lambda x: x.narrow(2, 1, 3),
     "flip": lambda x: x.flip(1, 2),
     "roll": lambda x: x.roll(2, 1),
+    "roll_batch": lambda x: x.roll(2, 0),
+    "roll_all": lambda x: x.roll(7),
     "roll2": lambda x: x.roll((1, -2), (1, 2)),
     "repeat": lambda x: x.repeat(1, 2, 3),
     "repeat_new": lambda x: x.repeat(2, 1, 1, 2),
@@ -544,6 +564,9 @@ NETWORK_OPS: dict[str, Callable[[torch.Tensor], Any]] = {
     "conv_transpose2d": lambda x: F.conv_transpose2d(x, K[:4], stride=2, padding=1, output_padding=1),
     "conv_transpose1d": lambda x: F.conv_transpose1d(x[:, :, 0], K1[:4, :2], stride=2, groups=2),
     "unfold": lambda x: F.unfold(x, 3, padding=1, stride=2),
+    "fold": lambda x: F.fold(F.unfold(x, 3, padding=1, stride=2), (9, 10), 3, padding=1, stride=2),
+    "fold_apart": lambda x: F.fold(F.unfold(x, (3, 2), stride=(3, 2)), (9, 10), (3, 2), stride=(3, 2)),
+    "fold_dilated": lambda x: F.fold(F.unfold(x, 2, dilation=(2, 3)), (9, 10), 2, dilation=(2, 3)),
     "max_pool": lambda x: F.max_pool2d(x, 2),
     "max_pool_pad": lambda x: F.max_pool2d(x, 3, 2, 1),
     "max_pool_ceil": lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
@@ -587,6 +610,8 @@ NETWORK_OPS: dict[str, Callable[[torch.Tensor], Any]] = {
     "nearest_exact": lambda x: F.interpolate(x, size=(5, 13), mode="nearest-exact"),
     "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
     "bilinear_size": lambda x: F.interpolate(x, size=(5, 13), mode="bilinear"),
+    "bilinear_fraction": lambda x: F.interpolate(x, scale_factor=(1.7, 0.45), mode="bilinear"),
+    "linear_fraction": lambda x: F.interpolate(x[:, :, 0], scale_factor=1.33, mode="linear"),
     "bilinear_corners": lambda x: F.interpolate(x, size=(18, 4), mode="bilinear", align_corners=True),
     "bicubic": lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),
     "linear": lambda x: F.interpolate(x[:, :, 0], size=7, mode="linear"),
@@ -607,6 +632,7 @@ NETWORK_OPS: dict[str, Callable[[torch.Tensor], Any]] = {
     ),
     "attention_grouped": lambda x: F.scaled_dot_product_attention(x, x[:, :2], x[:, :2], enable_gqa=True),
     "attention_flat": lambda x: F.scaled_dot_product_attention(x[:, 0], x[:, 1], x[:, 2]),
+    "distances": lambda x: [torch.cdist(x, x[:, :1] + 1, p) for p in (1.0, 2.0, 3.0, math.inf)],
     "pairwise": lambda x: F.pairwise_distance(x[:, 0, 0], x[:, 1, 0]),
     "grid": lambda x: F.affine_grid(x[:, 0, :2, :3], [x.shape[0], 1, 4, 5]),
 }

@@ -12,7 +12,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 import mlec
-from mlec.errors import UnsupportedOpError
 from tests.frontends.torch.common import FRONTEND, Function, compare, lower
 
 TABLE = torch.randn(6, 3)
@@ -30,6 +29,11 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "inner_axis": lambda x, i: torch.zeros(x.shape[0], 6, 2).scatter(1, i[:, :2, None].expand(-1, -1, 2), x[:, :4].reshape(-1, 2, 2)),
     "added": lambda x, i: x.scatter_add(1, i, x[:, 2:]),
     "in_place": lambda x, i: torch.zeros_like(x).scatter_(1, i, 1.0),
+    "largest": lambda x, i: x.scatter_reduce(1, i, x[:, 2:], "amax"),
+    "mean": lambda x, i: x.scatter_reduce(1, i, x[:, 2:], "mean"),
+    "alone": lambda x, i: x.scatter_reduce(1, i, x[:, 2:], "prod", include_self=False),
+    "reduced": lambda x, i: x.scatter(1, i, x[:, 2:], reduce="add"),
+    "not_a_number": lambda x, i: x.scatter_add(1, i[:, :2], x[:, :2].log()),
     "index_add": lambda x, i: torch.zeros(x.shape[0], 3).index_add(1, torch.tensor([0, 1, 2, 0, 1, 2]), x),
     "mask": lambda x, i: assigned(x, x > 0, 0.5),
     "row_mask": lambda x, i: assigned(x, x[:, 0] > 0, 0.5),
@@ -61,11 +65,29 @@ def test_an_index_beyond_the_places_is_refused_as_by_torch() -> None:
         compiled.run([np.zeros((1, 6)), np.array([[0, 1, 2, 6]])])
 
 
-def test_bags_of_several_lengths_are_refused() -> None:
-    with pytest.raises(UnsupportedOpError, match="embedding_bag"):
-        lower(
-            lambda x: F.embedding_bag(x, TABLE, torch.tensor([0, 2])), torch.tensor([1, 2, 3, 4]), dynamic_batch=False
-        )
+BAGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": lambda i, ends: F.embedding_bag(i, TABLE, ends, mode="sum"),
+    "mean": lambda i, ends: F.embedding_bag(i, TABLE, ends),
+    "max": lambda i, ends: F.embedding_bag(i, TABLE, ends, mode="max"),
+    "padding": lambda i, ends: F.embedding_bag(i, TABLE, ends, padding_idx=1),
+    "weights": lambda i, ends: F.embedding_bag(i, TABLE, ends, mode="sum", per_sample_weights=i * 0.5),
+    "last": lambda i, ends: F.embedding_bag(i, TABLE, ends, include_last_offset=True),
+}
+
+
+@pytest.mark.parametrize("name", BAGS)
+def test_bags_of_several_lengths(name: str) -> None:
+    function = Function(BAGS[name], 2)
+    graph = lower(function, torch.arange(5), torch.tensor([0, 2, 2, 5]), input_shapes=[("m",), ("n",)])
+    for offsets in ([0, 2, 2, 4, 7], [0, 7]):
+        compare(graph, FRONTEND.oracle(function)["run"], [torch.tensor([0, 1, 1, 5, 3, 2, 4]), torch.tensor(offsets)])
+
+
+def test_random_numbers_that_a_model_does_not_take_are_no_failure() -> None:
+    """No length is 0; the examples are compared all the same."""
+    last = Function(lambda x, length: x.gather(1, length[:, None] - 1), 2)
+    compiled = mlec.compile(last, (torch.randn(4, 6), torch.tensor([1, 6, 2, 3])), target="numpy")
+    assert compiled.report.parity["methods"]["run"]["rows"] == 4
 
 
 def test_several_arguments_in_one() -> None:
