@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mlec.backends.tvm.compat import IRModule, Target, dlight, te, tirx
+from mlec.backends.tvm.compat import IRModule, Target, dlight, te
+from mlec.backends.tvm.kernels.vector import int64
 from mlec.backends.tvm.lower_direct import direct_convolution, flipped_weights, transposed_geometry
 from mlec.backends.tvm.lower_fused import lower_decomposed
 from mlec.backends.tvm.lowering import Lowering, Tensor
@@ -38,11 +39,11 @@ def _matmul(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Ten
         x, y = (te.placeholder(_wide(dims, t.shape), t.dtype, label) for t, label in ((a, "a"), (b, "b")))
         shape = _wide(dims, node.output.type.shape)
         acc = "float32" if a.dtype in ("float16", "bfloat16") else a.dtype
-        k = te.reduce_axis((_wide(dims, (0,))[0], _wide(dims, a.shape)[-1]), "k")
+        k = te.reduce_axis((int64(0), _wide(dims, a.shape)[-1]), "k")
 
         def own(t: Tensor, lead: Sequence[Any]) -> list[Any]:
             batch = lead[len(lead) - (len(t.shape) - 2) :] if len(t.shape) > 2 else ()
-            return [_wide(dims, (0,))[0] if d == 1 else i for d, i in zip(t.shape[:-2], batch, strict=True)]
+            return [int64(0) if d == 1 else i for d, i in zip(t.shape[:-2], batch, strict=True)]
 
         def element(*indices: Any) -> Any:
             *lead, i, j = indices
@@ -57,8 +58,8 @@ def _matmul(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Ten
 
 
 def _wide(dims: Dims, shape: Sequence[Dim]) -> list[Any]:
-    """Extents as int64, so that all indices have one type."""
-    return [tirx.const(extent, "int64") if isinstance(extent, int) else extent for extent in dims.shape(shape)]
+    """The extents of a kernel of TE, which takes the type of its indices from them."""
+    return list(map(int64, dims.shape(shape)))
 
 
 def _scheduled(function: Any, name: str) -> Any:

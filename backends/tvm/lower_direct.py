@@ -11,7 +11,7 @@ from mlec.backends.tvm.kernels.conv import pack_transposed
 from mlec.backends.tvm.kernels.epilogue import Buffer, Dim, Expr
 from mlec.backends.tvm.kernels.rnn import GATES, advance
 from mlec.backends.tvm.kernels.tile import if_, product, unflatten
-from mlec.backends.tvm.kernels.vector import CELL_SCOPE, cast_to, const, is_nan, maximum, select, share
+from mlec.backends.tvm.kernels.vector import CELL_SCOPE, cast_to, const, int64, is_nan, maximum, select, share
 from mlec.backends.tvm.lower_fused import lower_body
 from mlec.backends.tvm.lower_tree import constant_ensemble
 from mlec.backends.tvm.lowering import Lowering, Tensor
@@ -159,7 +159,7 @@ def direct_convolution(lowering: Lowering, node: Node, x: Tensor, w: Tensor, geo
                 for i, offset in enumerate(offsets):
                     spread = position[i] * geometry.strides[i] + offset * geometry.dilations[i] - geometry.before[i]
                     if (apart := geometry.input_dilations[i]) > 1:
-                        inside = tirx.And(inside, tirx.EQ(spread % apart, tirx.const(0, "int64")))
+                        inside = tirx.And(inside, tirx.EQ(spread % apart, int64(0)))
                         spread = spread // apart
                     inside = tirx.And(inside, tirx.And(spread >= 0, spread < shape[2 + i]))
                     at.append(spread)

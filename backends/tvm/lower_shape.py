@@ -8,7 +8,7 @@ from typing import Any
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.epilogue import Expr
 from mlec.backends.tvm.kernels.transpose import transpose
-from mlec.backends.tvm.kernels.vector import broadcast, const_like, lanes_of, select, share
+from mlec.backends.tvm.kernels.vector import broadcast, const_like, int64, lanes_of, select, share
 from mlec.backends.tvm.lower_elementwise import RegionKernel, lower_node
 from mlec.backends.tvm.lowering import Lowering, Tensor
 from mlec.backends.tvm.region import Dims, Index, Region
@@ -199,7 +199,7 @@ def _inside(at: Expr, extent: Any, mode: str) -> Expr:
     if mode == "reflect":
         at = tirx.Select(at < 0, -at, at)
         at = tirx.Select(at >= extent, 2 * extent - 2 - at, at)
-    return tirx.max(tirx.min(at, extent - 1), tirx.const(0, "int64"))
+    return tirx.max(tirx.min(at, extent - 1), int64(0))
 
 
 def _python_number(value: float, kind: TensorType) -> bool | int | float:
@@ -229,7 +229,7 @@ def take_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr
 
 def _clamped(region: Region, pick: Expr, extent: Dim) -> Expr:
     wide = region.scalar(pick).astype("int64")
-    return share(tirx.max(tirx.min(wide, region.dims(extent + -1)), tirx.const(0, "int64")))
+    return share(tirx.max(tirx.min(wide, region.dims(extent + -1)), int64(0)))
 
 
 @lowers("one_hot", form="element")

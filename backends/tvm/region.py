@@ -17,7 +17,7 @@ from mlec.backends.tvm import scalar
 from mlec.backends.tvm.compat import T, tirx, tvm
 from mlec.backends.tvm.kernels.elementwise import Lanes, NotContiguousError
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
-from mlec.backends.tvm.kernels.vector import Cell, broadcast, const_like, lanes_of, ramp, share
+from mlec.backends.tvm.kernels.vector import Cell, broadcast, const_like, int64, lanes_of, ramp, share
 from mlec.backends.tvm.registry import find
 from mlec.ir.dim import Dim, Symbol, SymDim, symbols_of
 from mlec.ir.dtype import DType
@@ -71,7 +71,7 @@ class Dims:
                 if isinstance(atom, Symbol):
                     factor = self.symbols.setdefault(atom.name, tirx.Var(atom.name, "int64"))
                 else:
-                    factor = tirx.floordiv(self(atom.numerator), tirx.const(atom.divisor, "int64"))
+                    factor = tirx.floordiv(self(atom.numerator), int64(atom.divisor))
                 product = factor if isinstance(product, int) and product == 1 else factor * product
             total = product if isinstance(total, int) and total == 0 else total + product
         return total
@@ -185,7 +185,7 @@ class Region:
         """An index as a value of the region."""
         stride = self._stride(index)
         name = scalar.TVM_NAMES[dtype]
-        whole = ramp(_expr(index), self.lanes.count) if stride == 1 else _expr(index)
+        whole = ramp(int64(index), self.lanes.count) if stride == 1 else int64(index)
         return share(scalar.cast(whole, name))
 
     def choose(
@@ -227,7 +227,7 @@ class Region:
             self._known.pop()
 
     def _load(self, source: Load, indices: tuple[Index, ...]) -> Expr:
-        position: Any = tirx.const(0, "int64")
+        position: Any = int64(0)
         for index, stride in zip(indices, source.strides, strict=True):
             if not (isinstance(stride, int) and stride == 0):
                 position = position + index * stride
@@ -254,7 +254,3 @@ def _elementwise(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr
     if lanes > 1 and node.op.has(Trait.LIBRARY_CALL) and not (node.inputs[0].type.dtype.is_int):
         raise NotContiguousError
     return share(scalar.apply(node.name, node.attrs, [broadcast(a, lanes) for a in arguments], node.output.type.dtype))
-
-
-def _expr(index: Index) -> Expr:
-    return tirx.const(index, "int64") if isinstance(index, int) else index

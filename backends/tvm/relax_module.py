@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlec.backends.tvm.compat import IRModule, T, prim_func, relax, tirx
+from mlec.backends.tvm.compat import IRModule, T, prim_func, relax
+from mlec.backends.tvm.kernels.vector import int64
 from mlec.backends.tvm.lowering import Lowered, Tensor, ViewStep
 from mlec.backends.tvm.region import Dims
-from mlec.ir.dim import Dim
 
 
 def relax_module(lowered: Lowered) -> IRModule:
@@ -18,7 +18,7 @@ def relax_module(lowered: Lowered) -> IRModule:
     dims = Dims()
 
     def type_of(x: Tensor) -> Any:
-        return relax.TensorType([_extent(dims, d) for d in x.shape], x.dtype)
+        return relax.TensorType([int64(dims(d)) for d in x.shape], x.dtype)
 
     variables: dict[Tensor, Any] = {}
     for i, x in enumerate((*lowered.inputs, *lowered.parameters.values())):
@@ -30,10 +30,10 @@ def relax_module(lowered: Lowered) -> IRModule:
     with builder.function("main", parameters, pure=not lowered.aliases):
         for step in lowered.steps:
             if isinstance(step, ViewStep):
-                shape = relax.ShapeExpr([_extent(dims, d) for d in step.result.shape])
+                shape = relax.ShapeExpr([int64(dims(d)) for d in step.result.shape])
                 variables[step.result] = builder.emit(relax.op.reshape(variables[step.source], shape))
                 continue
-            arguments = [*(variables[x] for x in step.operands), *(_extent(dims, d) for d in step.extents)]
+            arguments = [*(variables[x] for x in step.operands), *(int64(dims(d)) for d in step.extents)]
             types = [type_of(x) for x in step.results]
             result = types[0] if len(types) == 1 else types
             if step.function is not None:
@@ -52,8 +52,3 @@ def _nothing() -> Any:
     with prim_func("nothing") as kernel:
         T.evaluate(0)
     return kernel.func
-
-
-def _extent(dims: Dims, dim: Dim) -> Any:
-    value = dims(dim)
-    return tirx.const(value, "int64") if isinstance(value, int) else value

@@ -21,6 +21,7 @@ from mlec.backends.tvm.kernels.vector import (
     cells_in,
     const,
     dtype_of,
+    int64,
     is_nan,
     lanes_all,
     lanes_of,
@@ -48,7 +49,7 @@ def spread_on_cpu(count: Dim, work: float, body: Callable[[Expr], None]) -> None
 
 def spread_on_gpu(count: Dim, work: float, body: Callable[[Expr], None]) -> None:
     """One thread for each task, in blocks of 256."""
-    wide = tirx.const(count, "int64") if isinstance(count, int) else count
+    wide = int64(count)
     with T.launch_thread("blockIdx.x", ceildiv(wide, 256)) as block, T.launch_thread("threadIdx.x", 256) as thread:
         index = T.bind(tirx.Cast("int64", block) * 256 + tirx.Cast("int64", thread))
         with if_(index < wide), cells_in("local"):
@@ -115,8 +116,8 @@ def reduce_element(op: str, extents: Sequence[Dim], dtype: str, read: Read) -> E
 
 def arg_element(op: str, extent: Dim, dtype: str, read: Read) -> Expr:
     """Position of the first largest (``"argmax"``) or smallest element of a line; the first NaN wins."""
-    best, at = variable(read((_index(0),))), variable(_index(0))
-    with T.serial(_wide(extent)) as i:
+    best, at = variable(read((int64(0),))), variable(int64(0))
+    with T.serial(int64(extent)) as i:
         x, old = share(read((i,))), share(best.value)
         better = share(x > old if op == "argmax" else x < old)
         if _is_float(dtype):
@@ -130,7 +131,7 @@ def arg_element(op: str, extent: Dim, dtype: str, read: Read) -> Expr:
 def scan_line(extent: Dim, dtype: str, read: Read, write: Callable[[Expr, Expr], None]) -> None:
     """Running sum of a line."""
     total = variable(const(0, dtype))
-    with T.serial(_wide(extent)) as i:
+    with T.serial(int64(extent)) as i:
         total.set(total.value + read((i,)))
         write(i, total.value)
 
@@ -156,7 +157,7 @@ def first_elements(
     With ``read_vector`` (consecutive floats from a position on), a group of vectors none of whose elements comes before the
     last one kept costs a comparison for each vector and one branch; in a line of random numbers, few groups hold one that does.
     """
-    kept = variable(_index(0))
+    kept = variable(int64(0))
 
     def insert(i: Expr) -> None:
         x = share(read((i,)))
@@ -166,49 +167,49 @@ def first_elements(
             previous = share(slot.value - 1)
             with T.If(_before(x, share(values(previous)), dtype, descending)):
                 with T.Then():
-                    with if_(slot.value < _wide(count)):
+                    with if_(slot.value < int64(count)):
                         write(slot.value, values(previous), positions(previous))
                     slot.set(previous)
                 with T.Else():
                     moving.set(const(False, "bool"))
-        with if_(slot.value < _wide(count)):
+        with if_(slot.value < int64(count)):
             write(slot.value, x, i)
-        kept.set(tirx.min(kept.value + 1, _wide(count)))
+        kept.set(tirx.min(kept.value + 1, int64(count)))
 
     if read_vector is None:
-        with T.serial(_wide(extent)) as i:
+        with T.serial(int64(extent)) as i:
             insert(i)
         return
-    width = lanes_of(read_vector(_index(0)))
+    width = lanes_of(read_vector(int64(0)))
 
     def wanted(vectors: Sequence[Expr]) -> Expr:
         """Whether an element of the vectors comes before the last one kept, or might: NaN is looked at one by one."""
-        last = share(broadcast(share(values(_wide(count) - 1)), width))
+        last = share(broadcast(share(values(int64(count) - 1)), width))
         masks = [x <= last if descending else x >= last for x in map(share, vectors)]
         return tirx.Not(share(lanes_all(reduce(tirx.And, masks))))
 
     def take(start: Expr, size: int) -> None:
         """Inserts ``size`` elements, whole vectors of them."""
-        with T.If(kept.value < _wide(count)):
-            with T.Then(), T.serial(_index(size)) as j:
+        with T.If(kept.value < int64(count)):
+            with T.Then(), T.serial(int64(size)) as j:
                 insert(start + j)
             with T.Else(), if_(wanted([read_vector(start + v) for v in range(0, size, width)])):
                 if size == width:
-                    with T.serial(_index(size)) as j:
+                    with T.serial(int64(size)) as j:
                         insert(start + j)
                 else:
-                    with T.serial(_index(size // width)) as v:
+                    with T.serial(int64(size // width)) as v:
                         take(share(start + v * width), width)
 
     group = width * GROUP_VECTORS
-    groups = _wide(extent) // group
+    groups = int64(extent) // group
     with T.serial(groups) as g:
         take(share(g * group), group)
-    vectors = (_wide(extent) - groups * group) // width
+    vectors = (int64(extent) - groups * group) // width
     with T.serial(vectors) as v:
         take(share(groups * group + v * width), width)
     done = groups * group + vectors * width
-    with T.serial(_wide(extent) - done) as i:
+    with T.serial(int64(extent) - done) as i:
         insert(done + i)
 
 
@@ -225,12 +226,12 @@ def merge_sort_line(
 
     Runs of 1, 2, 4 ... elements are merged from the result into the spare line, which is then copied back.
     """
-    length = _wide(extent)
+    length = int64(extent)
     spare = T.alloc_buffer((length,), dtype)
     spare_positions = T.alloc_buffer((length,), "int64")
     with T.serial(length) as i:
         write(i, read((i,)), i)
-    run = variable(_index(1))
+    run = variable(int64(1))
     with T.While(run.value < length):
         width = share(run.value)
         with T.serial(ceildiv_by(length, width * 2)) as pair:
@@ -264,7 +265,7 @@ def over(extents: Sequence[Dim], body: Callable[[tuple[Expr, ...]], None]) -> No
         if len(done) == len(extents):
             body(done)
             return
-        with T.serial(_wide(extents[len(done)])) as i:
+        with T.serial(int64(extents[len(done)])) as i:
             nest((*done, i))
 
     nest(())
@@ -298,11 +299,3 @@ def _highest(dtype: str) -> Expr:
 
 def _is_float(dtype: str) -> bool:
     return dtype.startswith(("float", "bfloat"))
-
-
-def _index(value: int) -> Expr:
-    return tirx.const(value, "int64")
-
-
-def _wide(extent: Dim) -> Expr:
-    return _index(extent) if isinstance(extent, int) else extent

@@ -9,8 +9,8 @@ from typing import Any
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.direct import Spread
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
-from mlec.backends.tvm.kernels.tile import parameter
-from mlec.backends.tvm.kernels.vector import broadcast, cast_to, const, ramp, select
+from mlec.backends.tvm.kernels.tile import bits, ceildiv, parameter, product
+from mlec.backends.tvm.kernels.vector import broadcast, cast_to, const, int64, ramp, select
 from mlec.backends.tvm.target import TargetInfo
 
 PARALLEL_WORK = 1 << 13
@@ -101,13 +101,13 @@ def elementwise(
             T.arg(symbol.name, symbol)
         arguments += [parameter(f"y{i}", spec) for i, spec in enumerate(outputs)]
         flat = [
-            T.decl_buffer((_size(spec.shape),), memory_type(spec.dtype), data=buffer.data)
+            T.decl_buffer((product(spec.shape),), memory_type(spec.dtype), data=buffer.data)
             for spec, buffer in zip((*inputs, *outputs), arguments, strict=True)
         ]
         sources, results = tuple(flat[: len(inputs)]), flat[len(inputs) :]
-        bits = max(_bits(spec.dtype) for spec in (*inputs, *outputs))
+        width = max(bits(memory_type(spec.dtype)) for spec in (*inputs, *outputs))
         for piece in pieces:
-            _nest(piece, sources, results[piece.output], outputs[piece.output], target.lanes(bits), work, one_by_one)
+            _nest(piece, sources, results[piece.output], outputs[piece.output], target.lanes(width), work, one_by_one)
     return kernel.func
 
 
@@ -137,9 +137,9 @@ def _nest(
             select(value, const(1, "int8"), const(0, "int8")) if spec.dtype == "bool" else cast_to(spec.dtype, value)
         )
         if piece.offset:
-            place = sum(((o + i) * s for o, i, s in zip(piece.offset, indices, strides, strict=True)), _zero())
+            place = sum(((o + i) * s for o, i, s in zip(piece.offset, indices, strides, strict=True)), int64(0))
         else:
-            place = sum((i * s for i, s in zip(indices, _strides(shape), strict=True)), _zero())
+            place = sum((i * s for i, s in zip(indices, _strides(shape), strict=True)), int64(0))
         T.buffer_store(result, broadcast(value, count), [ramp(place, count)])
 
     def row(position: tuple[Expr, ...], begin: Expr, extent: Dim) -> None:
@@ -147,7 +147,7 @@ def _nest(
         step = lanes if vector else 1
         whole = extent // step
         if not isinstance(whole, int) or whole > 1:
-            with T.serial(_wide(whole)) as turn:
+            with T.serial(int64(whole)) as turn:
                 compute(position, begin + turn * step, step)
         elif whole == 1:
             compute(position, begin, step)
@@ -161,7 +161,7 @@ def _nest(
             with T.serial(extent % step) as turn:
                 compute(position, done + turn, 1)
 
-    total = _size(shape)
+    total = product(shape)
     threshold = max(1, PARALLEL_WORK * (lanes if vector else 1) * 8 // (8 + work))
     if one_by_one is not None:
 
@@ -172,25 +172,25 @@ def _nest(
         one_by_one(total, float(work), element)
     elif not outer:
         _several_threads(
-            _ceil_div(last, CHUNK),
+            ceildiv(last, CHUNK),
             total,
             threshold,
             lambda turn: row((), turn * CHUNK, _min(CHUNK, last - turn * CHUNK, last)),
         )
     else:
-        _several_threads(_size(outer), total, threshold, lambda turn: row(_unravel(turn, outer), _zero(), last))
+        _several_threads(product(outer), total, threshold, lambda turn: row(_unravel(turn, outer), int64(0), last))
 
 
 def _several_threads(turns: Dim, total: Dim, threshold: int, body: Callable[[Expr], None]) -> None:
     """A loop, parallel from ``threshold`` elements on."""
-    turns = _wide(turns)
+    turns = int64(turns)
 
     def loop(kind: Any) -> None:
         with kind(turns) as turn:
             body(turn)
 
     if isinstance(turns, tirx.IntImm) and turns.value == 1:
-        body(_zero())
+        body(int64(0))
     elif isinstance(total, int):
         loop(T.parallel if total >= threshold else T.serial)
     else:
@@ -216,7 +216,7 @@ def _unravel(index: Expr, shape: Sequence[Dim]) -> tuple[Expr, ...]:
     """The index in a box of this shape, from the number of the element."""
     indices: list[Expr] = []
     for extent in reversed(shape[1:]):
-        indices.append(index % extent if not _is_one(extent) else _zero())
+        indices.append(index % extent if not _is_one(extent) else int64(0))
         index = index // extent
     return tuple(reversed([*indices, index]))
 
@@ -230,13 +230,6 @@ def _strides(shape: Sequence[Dim]) -> list[Dim]:
     return strides[::-1]
 
 
-def _size(shape: Sequence[Dim]) -> Dim:
-    size: Dim = 1
-    for extent in shape:
-        size = size * extent
-    return size
-
-
 def _min(bound: int, rest: Dim, whole: Dim) -> Dim:
     """``min(bound, rest)``; the plain number where the whole fits one chunk."""
     if isinstance(whole, int):
@@ -244,24 +237,8 @@ def _min(bound: int, rest: Dim, whole: Dim) -> Dim:
             return whole
         if whole % bound == 0:
             return bound
-    return tirx.min(tirx.const(bound, "int64"), rest)
-
-
-def _ceil_div(a: Dim, b: int) -> Dim:
-    return (a + (b - 1)) // b
+    return tirx.min(int64(bound), rest)
 
 
 def _is_one(extent: Dim) -> bool:
     return isinstance(extent, int) and extent == 1
-
-
-def _zero() -> Expr:
-    return tirx.const(0, "int64")
-
-
-def _wide(extent: Dim) -> Expr:
-    return tirx.const(extent, "int64") if isinstance(extent, int) else extent
-
-
-def _bits(dtype: str) -> int:
-    return 8 if dtype == "bool" else int("".join(c for c in dtype if c.isdigit()))

@@ -21,6 +21,7 @@ from mlec.backends.tvm.kernels.vector import (
     Cell,
     broadcast,
     const,
+    int64,
     is_nan,
     load,
     maximum,
@@ -61,7 +62,7 @@ def over_blocks(n: Dim, block: int, work: int, prepare: Callable[[], Callable[[E
 
     with T.If(n * work < SERIAL_WORK):
         with T.Then():
-            task(tirx.const(0, "int64"), n)
+            task(int64(0), n)
         with T.Else(), T.parallel(ceildiv(n, chunk)) as c:
             task(share(c * chunk), share(tirx.min(n, (c + 1) * chunk)))
 

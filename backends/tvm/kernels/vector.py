@@ -44,6 +44,11 @@ def const(value: Any, dtype: str, lanes: int = 1) -> Expr:
     return broadcast(tirx.const(value.item() if isinstance(value, np.generic) else value, dtype), lanes)
 
 
+def int64(index: Expr) -> Expr:
+    """An index or extent as an expression of 64 bits: an int by itself would become one of 32, and all indices must have one type."""
+    return tirx.const(index, "int64") if isinstance(index, int) else index
+
+
 def const_like(value: Any, x: Expr) -> Expr:
     """``value`` with the dtype and lanes of ``x``."""
     return const(value, dtype_of(x), lanes_of(x))
