@@ -32,7 +32,7 @@ from mlec.runtime import CompiledModel
 from mlec.runtime.device import DEVICES
 from mlec.target import Target
 from mlec.timing import disturbance, interleaved, spread
-from mlec.validation import compare, default_tolerance, probe_inputs
+from mlec.validation import compare, default_tolerance, probe_inputs, taken_probes
 from mlec.validation import validate as validate_model
 
 
@@ -478,8 +478,10 @@ def _run_and_check(
                 name: max(worst, found["methods"].get(name, worst), key=lambda comparison: comparison["excess"])
                 for name, worst in report.parity["methods"].items()
             }
-    inputs = examples or probe_inputs(source.graph)
-    if not inputs or not check:
+    if not check:
+        return
+    inputs = examples or taken_probes(source.graph, oracle)[0]
+    if not inputs:
         return
     apart = isinstance(oracle, SourceProcess)  # through a pipe: its time would say nothing
     report.timing["measured"] = _timing(compiled, list(inputs), None if apart else oracle)

@@ -73,12 +73,12 @@ def _product(dtype: type[np.floating[Any]], n: int = 512) -> float:
     return float(2 * n**3 / _best(lambda: a @ a))
 
 
-def _best(action: Callable[[], object], seconds: float = 0.06) -> float:
-    """The shortest time of one call; repeats for a while, since others may be using the machine."""
+def _best(action: Callable[[], object], seconds: float = 0.06, enough: int = 20, patience: float = 6.0) -> float:
+    """The shortest time of one call; repeats for a while, longer where that was few calls, since others may be using the machine."""
     action()
     times: list[float] = []
-    until = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < until:
+    begin = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - begin < seconds * (patience if len(times) < enough else 1):
         start = time.perf_counter()
         action()
         times.append(time.perf_counter() - start)

@@ -58,9 +58,10 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def disturbance(spreads: Mapping[str, Mapping[str, float]]) -> str:
-    """A sentence on how busy the machine was, by the worst of what was timed; empty when it was quiet."""
+    """A sentence on how busy the machine was while things were timed, each that was disturbed by name; empty when it was quiet."""
     ratios = {name: found["p95"] / found["min"] for name, found in spreads.items() if found["min"] > 0}
-    worst = max(ratios, key=lambda name: ratios[name], default=None)
-    if worst is None or ratios[worst] < BUSY:
+    disturbed = {name: ratio for name, ratio in ratios.items() if ratio >= BUSY}
+    if not disturbed:
         return ""
-    return f"the machine was busy: of the {worst} model's calls p95 is {ratios[worst]:.0f}x the minimum"
+    calls = ", ".join(f"{ratio:.0f}x for the {name} model" for name, ratio in disturbed.items())
+    return f"the machine was busy, times and ratio are not reliable: p95 of the calls is a multiple of their minimum, {calls}"

@@ -78,9 +78,10 @@ def validate(
         tolerance: the bound.
 
     Returns:
-        For the report: the bound, and the worst comparison of each method.
+        For the report: the bound, the worst comparison of each method, and with what the source refused some of the probes.
 
     Raises:
+        UsageError: the source fails on the examples, or, without examples, on all probes.
         ToleranceError: for a difference beyond the bound; nothing should be shipped then.
     """
     worst: dict[str, Comparison] = {}
@@ -107,6 +108,7 @@ def validate(
     return {
         "tolerance": {"rtol": tolerance.rtol, "atol": tolerance.atol},
         "methods": {k: asdict(v) for k, v in worst.items()},
+        "refused": refused.message if refused is not None else "",
     }
 
 

@@ -20,7 +20,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.multioutput import MultiOutputRegressor
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler
+from sklearn.preprocessing import FunctionTransformer, MinMaxScaler
 from xgboost import XGBRegressor
 
 import mlec
@@ -197,3 +197,21 @@ def test_probes_hold_the_codes_of_category_sets_and_infinity() -> None:
     (table,) = probe_inputs(mlec.lower(model)) or [None]
     assert set(range(6)) <= set(table[:, 0])
     assert np.isinf(table[:, 1]).any()
+
+
+def test_probes_that_the_source_refuses_are_left_out() -> None:
+    rng = np.random.default_rng(0)
+    table = rng.uniform(0.1, 4.0, (60, 2))
+    model = make_pipeline(FunctionTransformer(np.log), LinearRegression()).fit(table, table[:, 0])
+    parity = mlec.compile(model, progress=False).report.to_dict()["parity"]
+    assert "NaN" in parity["refused"] or "infinity" in parity["refused"]
+    assert 0 < parity["methods"]["predict"]["rows"] < 200  # about a quarter of the rows is positive in both columns
+
+
+def test_a_source_that_refuses_every_probe_asks_for_examples() -> None:
+    table = np.random.default_rng(0).uniform(1.0, 2.0, (60, 40))  # no probe is positive in all columns
+    model = make_pipeline(FunctionTransformer(np.log), LinearRegression()).fit(table, table[:, 0])
+    with pytest.raises(mlec.MlecError, match="takes none of the inputs") as caught:
+        mlec.compile(model, progress=False)
+    assert "example_inputs" in str(caught.value.hint)
+    assert mlec.compile(model, table, progress=False).report.to_dict()["parity"]["methods"]["predict"]["rows"] == 60

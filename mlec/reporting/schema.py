@@ -134,6 +134,7 @@ class Memory(msgspec.Struct, frozen=True):
     peak_bytes: Count | None = None
 
 
+    refused: str = ""
 class Roofline(msgspec.Struct, frozen=True):
     """The machine: peaks in operations and bytes a second, and the overhead of one kernel call."""
 

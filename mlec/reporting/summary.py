@@ -116,7 +116,7 @@ def _speed(data: ReportData) -> Fact | None:
     ratio = units.times(measured.speedup if faster else 1 / measured.speedup if measured.speedup else float("inf"))
     detail = f"measured {ours}, source {units.seconds(measured.source_ms / 1e3)}, {rows}"
     if measured.disturbance:
-        detail += f"; {measured.disturbance}"
+        return Fact("Speed", f"{ratio} {word}, not reliable", f"{detail}; {measured.disturbance}", faster)
     return Fact("Speed", f"{ratio} {word}", detail, faster)
 
 

@@ -129,7 +129,12 @@ def _parity(data: ReportData) -> list[str]:
         ]
         for name, c in data.parity.comparisons
     ]  # fmt: skip
-    return [f"parity with the source, bound: {data.parity.tolerance}", *_table(rows, numbers=range(1, 7))]
+    left_out = _wrapped(f"left out: rows made for this that the source refuses ({data.parity.refused})", 2)
+    return [
+        f"parity with the source, bound: {data.parity.tolerance}",
+        *_table(rows, numbers=range(1, 7)),
+        *(left_out if data.parity.refused else []),
+    ]
 
 
 def _kernels(data: ReportData) -> list[str]:
