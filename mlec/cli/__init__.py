@@ -61,12 +61,23 @@ def main(args: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s", stream=sys.stderr)
     try:
         code = _run(words)
-        sys.stdout.flush()
-        return code
     except BrokenPipeError:
-        # Who read the output has seen enough (`| head`). Nothing more can be written, not even when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ERROR
+        code = ERROR
+    if sys.stdout is not None:  # as it is where the shell closed it
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            # Nothing more can be written, not even when Python ends. Who reads a pipe has seen enough (`| head`).
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(error, BrokenPipeError):
+                print_error(_of_system(error))
+            code = code or ERROR
+    return code
+
+
+def _of_system(error: OSError) -> MlecError:
+    """What the system refused where nobody expected it, such as writing the output to a full disk."""
+    return MlecError(f"the system refuses: {error}", code="E_SYSTEM", hint="check the disk, and where the output goes")
 
 
 def _run(words: list[str]) -> int:
@@ -95,6 +106,10 @@ def _run(words: list[str]) -> int:
         if debug:
             raise
         error = MlecError(f"there is not enough memory: {full}", code="E_NO_MEMORY", hint="take fewer rows at a time")
+    except OSError as refused:
+        if debug:
+            raise
+        error = _of_system(refused)
     except Exception as defect:
         if debug:
             raise

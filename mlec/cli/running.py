@@ -93,7 +93,7 @@ def _results(model: CompiledModel, values: Any, method: str | None) -> dict[str,
     names = [method] if method is not None else list(signature.run)
     if method is not None:
         found = model.source_method(method)(values)
-        parts = [found if isinstance(found, list) else [found]]
+        parts = [found if isinstance(found, list) else [np.asarray(found)]]  # a transformer may return a DataFrame
     else:
         flat = iter(model.run(values))
         parts = [[next(flat) for _ in range(_count(signature.method(name)))] for name in names]

@@ -356,7 +356,15 @@ def _numbers(array: Array, where: str) -> Array:
                 hint="convert it as for training, e.g. strings by float() or by the encoder used there",
             )
         values.append(value)
-    return np.array(values, dtype=None if values else np.float64).reshape(array.shape)
+    numbers = np.array(values, dtype=None if values else np.float64)
+    if numbers.dtype.kind == "O":  # integers beyond 64 bits
+        try:
+            numbers = numbers.astype(np.float64)
+        except OverflowError as error:
+            raise InputError(
+                f"{where}: {error}", code="E_INPUT_VALUE", hint="pass numbers that a float64 can hold: below 1.8e308"
+            ) from error
+    return numbers.reshape(array.shape)
 
 
 def _is_missing(value: object) -> bool:

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.preprocessing import StandardScaler
 
+from mlec import compile
 from tests.cli.conftest import Iris, Run
 
 
@@ -205,6 +207,22 @@ def test_bench(mlec: Run, iris: Iris) -> None:
 def test_only_methods_of_the_source_can_be_named(mlec: Run, iris: Iris, name: str) -> None:
     error = mlec("run", iris.mle, iris.csv, "--method", name).error("E_NO_METHOD")
     assert "it has predict, predict_proba" in error
+
+
+def test_output_that_cannot_be_written(iris: Iris, environment: dict[str, str]) -> None:
+    command = f"{sys.executable} -m mlec inspect {iris.mle} --graph"
+    for way, code in (("> /dev/full", 1), (">&-", 0)):
+        done = subprocess.run(["bash", "-c", f"{command} {way}"], env=environment, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        assert ("error[E_SYSTEM]: " in done.stderr) == (code == 1)
+
+
+def test_a_transformer_that_returns_a_table(mlec: Run, iris: Iris, tmp_path: Path) -> None:
+    source = StandardScaler().set_output(transform="pandas").fit(iris.table)
+    compile(source).save(tmp_path / "s.mle")
+    document = mlec("run", tmp_path / "s.mle", iris.csv, "--method", "transform", "--json").document()
+    np.testing.assert_allclose(document["outputs"][0]["data"], source.transform(iris.table), rtol=1e-9, atol=1e-12)
 
 
 def test_more_rows_than_memory_holds(mlec: Run, iris: Iris) -> None:

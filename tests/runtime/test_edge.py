@@ -37,6 +37,11 @@ def refused(edge: Edge, inputs: object) -> InputError:
     return caught.value
 
 
+def test_integers_beyond_64_bits() -> None:
+    assert table(dtype="f64").read([[[10**30, 1, 2]]])[0].tolist() == [[1e30, 1.0, 2.0]]
+    assert refused(table(), [[[10**400, 1, 2]]]).code == "E_INPUT_VALUE"
+
+
 class TestNetworks:
     @pytest.mark.parametrize(
         "value",
