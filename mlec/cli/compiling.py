@@ -127,6 +127,7 @@ def _summary(saved: SaveResult, report: OptimizationReport, written: Path | None
         ("wrote", f"{saved.path}  {size_text(saved.size_bytes)} ({parts})"),
         ("report", written or ""),
         ("model", f"{report.model['name']} (from {report.model['source']})"),
+        ("variants", ", ".join(report.model.get("variants", ()))),
         ("graph", _graph_line(report)),
         ("parity", "\n".join(parity_lines(report.parity)) or "not compared with the source"),
         ("speed", _speed_line(report.timing)),

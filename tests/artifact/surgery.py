@@ -82,7 +82,9 @@ def split(data: bytes) -> Parts:
         for i in range(struct.unpack_from("<I", stored["kernels"], 4)[0]):
             kind, target, off, size, *_ = struct.unpack_from(ENTRY, stored["kernels"], 8 + 96 * i)
             kernels.append(Kernel(kind, target, stored["kernels"][off : off + size]))
-    return Parts(json.loads(stored["metadata"]), json.loads(stored["graph"]), bytearray(stored["weights"]), kernels)
+    header = {} if fields[1] == 1 else {"version": fields[1]}
+    metadata, graph = (json.loads(stored[name]) for name in ("metadata", "graph"))
+    return Parts(metadata, graph, bytearray(stored["weights"]), kernels, header=header)
 
 
 def kernel_section(parts: Parts, graph_root: bytes) -> bytes:

@@ -305,11 +305,21 @@ def test_inspect_says_which_one_runs(
     assert "of 2 variants" in capsys.readouterr().out
 
 
+def test_targets_say_which_one_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv(DISABLE, "avx512f")
+    assert main(["targets", "--json"]) == 0
+    here = {row["target"]: row["here"] for row in json.loads(capsys.readouterr().out)["targets"]}
+    assert here["cpu:portable"] == "yes: runs x86-64-v3"
+    assert here["cpu:x86-64-v3"] == "yes"
+    assert here["cpu:aarch64"] == "compile only: this processor is x86_64, not aarch64"
+
+
 def test_compile_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "m.pkl").write_bytes(pickle.dumps(pipeline().model))
     np.save(tmp_path / "x.npy", X)
     words = ["compile", str(tmp_path / "m.pkl"), "--trust-pickle", "--target", "cpu:x86-64-v3,x86-64-v4"]
     assert main(words) == 0
+    assert "cpu:x86-64-v4, cpu:x86-64-v3" in capsys.readouterr().out
     monkeypatch.setenv(DISABLE, "avx512f")
     assert main(["run", str(tmp_path / "m.mle"), str(tmp_path / "x.npy"), "-o", str(tmp_path / "p.npz")]) == 0
     np.testing.assert_allclose(np.load(tmp_path / "p.npz")["predict_proba"], pipeline().wanted(), rtol=1e-9)

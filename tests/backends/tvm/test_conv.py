@@ -172,6 +172,7 @@ def test_transposed(case):
     assert_close(compile_kernel(func)(x, packed, out=want.shape), want, w[:, 0].size)
 
 
+@pytest.mark.skipif(HOST.vector_registers < 32, reason="blocks of 16 channels leave no registers over")
 def test_weights_of_small_images_are_fetched_ahead():
     x, w = normal((2, 128, 5, 6)), normal((512, 128, 3, 3), seed=1)  # 2.4 MB
     target = replace(HOST, l2_bytes=1 << 20)
