@@ -1,0 +1,35 @@
+"""Every error says what to do about it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from mlec import errors
+
+ROOT = Path(__file__).parents[1]
+CLASSES = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, errors.MlecError) and kind.hint is None
+}
+FILES = [path for folder in ("mlec", "passes", "backends") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_error_has_a_hint(path: Path) -> None:
+    without = [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CLASSES
+        and not {"hint", None} & {keyword.arg for keyword in node.keywords}
+    ]  # fmt: skip
+    assert not without, f"{path}: the errors at lines {without} have no hint"
+
+
+def test_the_hint_of_a_class_holds_where_none_is_given() -> None:
+    assert errors.TypeRuleError("x").hint == errors.TypeRuleError.hint
+    assert errors.TypeRuleError("x", hint="y").hint == "y"
+    assert errors.MlecError("x").hint is None
