@@ -333,16 +333,16 @@ def _is_table_literal(inputs: Sequence[Any]) -> bool:
 
 
 def _lower(model: Any, example_inputs: Any, options: LowerOptions) -> _Source:
-    if isinstance(model, Graph):
-        examples = _examples(example_inputs, None)
-        return _Source(model.with_signature(model.signature), None, None, model.name, examples)
-    name = type(model).__name__
+    name = model.name if isinstance(model, Graph) else type(model).__name__
     if isinstance(model, (str, os.PathLike)):
         path = Path(model)
         name = path.stem
         frontend, model = load_model_file(path, options)
     else:
-        frontend = frontend_for(model)
+        frontend = None if isinstance(model, Graph) else frontend_for(model)
+    if frontend is None:
+        examples = _examples(example_inputs, None)
+        return _Source(model.with_signature(model.signature), None, None, name, examples)
     examples = _examples(example_inputs, model)
     graph = frontend.lower(model, replace(options, example_inputs=examples))
     if isinstance(example_inputs, Mapping) and not hasattr(model, "forward"):  # only the graph tells the names

@@ -49,6 +49,9 @@ MODEL_FILES = {
 }
 """The files of models that each of our frontends reads."""
 
+COMPILABLE_FILES = {**MODEL_FILES, "graph": "text that begins with `graph @`, after comments (.mlet)"}
+"""The files that can be compiled, by what they are of."""
+
 RESERVED = ("compression", "sign_key", "encryption_key")
 """Options of ``save`` that are planned, but not offered yet."""
 

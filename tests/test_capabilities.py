@@ -9,7 +9,15 @@ import pytest
 
 import mlec
 from mlec import registry
-from mlec.capabilities import MODEL_FILES, PRECISIONS, RESERVED, TARGETS, check_precision, offered_precisions
+from mlec.capabilities import (
+    COMPILABLE_FILES,
+    MODEL_FILES,
+    PRECISIONS,
+    RESERVED,
+    TARGETS,
+    check_precision,
+    offered_precisions,
+)
 from mlec.errors import FrontendError, UsageError
 
 
@@ -51,4 +59,4 @@ def test_every_frontend_says_which_files_it_reads(tmp_path: Path) -> None:
     (tmp_path / "m.bin").write_bytes(b"nothing that is known")
     with pytest.raises(FrontendError) as caught:
         mlec.compile(tmp_path / "m.bin")
-    assert all(files in str(caught.value.hint) for files in MODEL_FILES.values())
+    assert all(files in str(caught.value.hint) for files in COMPILABLE_FILES.values())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlec.capabilities import MODEL_FILES, PRECISIONS, TARGETS, offered_precisions, refuse_reserved
+from mlec.capabilities import COMPILABLE_FILES, PRECISIONS, TARGETS, offered_precisions, refuse_reserved
 from mlec.cli.output import json_option, print_json, print_pairs, size_text, time_text
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ COMPILE_HELP = f"""Compile MODEL to a .mle file.
 MODEL is a file of one of these kinds; its content decides which. Pickles need --trust-pickle, a state dict needs --model-class.
 
 \b
-{chr(10).join(f"  {name}: {files}" for name, files in MODEL_FILES.items())}
+{chr(10).join(f"  {name}: {files}" for name, files in COMPILABLE_FILES.items())}
 """
 TARGET_HELP = f"{', '.join(form for forms in TARGETS.values() for form in forms)} ...: see `mlec targets`."
 PRECISION_HELP = f"{', '.join(offered_precisions())}; not offered yet: {', '.join(sorted(set(PRECISIONS) - set(offered_precisions())))}."

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from mlec.ir import Graph
     from mlec.pipeline import PassRecord
 
-SEPARATOR = "\n// -----"
 _PASSES = re.compile(r"^// passes: *(\S.*)$", re.M)
 _CONSTANT = re.compile(r"=\s*constant\s*\{\s*value\s*=\s*@([\w.]+)\s*\}\s*:\s*(\w+)\[([\d,\s]*)\]")
 
@@ -93,9 +92,9 @@ def _record(record: PassRecord, kinds: tuple[str, ...]) -> dict[str, Any]:
 
 def _read_graph(path: Path) -> tuple[Graph, str]:
     """The graph, and the whole text it came from."""
-    import mlec.ops  # noqa: F401  (fills the op table)
     from mlec.artifact import Artifact
-    from mlec.errors import IRError, ParseError
+    from mlec.errors import ParseError
+    from mlec.frontends.graph_files import decoded, parse_file
     from mlec.ir import parse_graph
 
     try:
@@ -105,15 +104,8 @@ def _read_graph(path: Path) -> tuple[Graph, str]:
     if data.startswith(b"MLE\0"):
         artifact = Artifact.open(path)
         return parse_graph(artifact.graph, artifact.tensors), artifact.graph
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise ParseError(f"{path} is not text", hint="give a .mlet or .mle file") from error
-    try:
-        return parse_graph(text.partition(SEPARATOR)[0], _random_constants(text)), text
-    except IRError as error:
-        error.loc = error.loc or path
-        raise
+    text = decoded(data, path)
+    return parse_file(text, path, _random_constants(text)), text
 
 
 def _random_constants(text: str) -> dict[str, Any]:

@@ -212,11 +212,19 @@ def _difference(ours: Signature, frontend: Frontend, source: Any, given: tuple[A
 
 def _source(path: Path, trust_pickle: bool, model_class: str | None) -> tuple[Frontend, Any]:
     """The source model, with what reads it."""
+    from mlec.errors import UsageError
     from mlec.frontends.base import LowerOptions
     from mlec.frontends.select import load_model_file
 
     allow_own_modules(trust_pickle, model_class)
-    return load_model_file(path, LowerOptions(trust_pickle=trust_pickle, model_class=model_class))
+    frontend, model = load_model_file(path, LowerOptions(trust_pickle=trust_pickle, model_class=model_class))
+    if frontend is None:
+        raise UsageError(
+            f"{path} is a graph: there is no library that could run it beside the compiled model",
+            code="E_NO_SOURCE",
+            hint="compile it with target numpy, the reference interpreter, and compare what `mlec run` gives",
+        )
+    return frontend, model
 
 
 def _oracle(path: Path, frontend: Frontend, model: Any) -> Oracle:

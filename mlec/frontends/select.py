@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mlec import registry
-from mlec.capabilities import MODEL_FILES
+from mlec.capabilities import COMPILABLE_FILES
 from mlec.errors import FrontendError, MlecError, UnsupportedModelError
 from mlec.frontends.base import Frontend, LowerOptions
+from mlec.frontends.graph_files import decoded, is_graph, parse_file
 
 HEAD_BYTES = 1 << 16
 
@@ -38,11 +39,15 @@ def frontend_for(model: object) -> Frontend:
     )
 
 
-def load_model_file(path: Path, options: LowerOptions) -> tuple[Frontend, Any]:
+def load_model_file(path: Path, options: LowerOptions) -> tuple[Frontend | None, Any]:
     """Reads a model file; its content decides what it is.
+
+    Returns:
+        The model and its frontend; of a graph in text form the `Graph`, which needs none.
 
     Raises:
         FrontendError: for a file that is missing, unreadable, or of no known kind.
+        IRError: for a graph that is not valid, or whose text names arrays.
     """
     if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write to it
         raise FrontendError(
@@ -58,6 +63,8 @@ def load_model_file(path: Path, options: LowerOptions) -> tuple[Frontend, Any]:
     if head[:4] == b"MLE\0":
         hint = "load it with mlec.load, or run it with `mlec run`"
         raise FrontendError(f"{path} is a compiled model already", code="E_MODEL_FILE", hint=hint)
+    if is_graph(head):
+        return None, parse_file(decoded(path.read_bytes(), path), path)
     for frontend in _frontends():
         if frontend.sniff(head, path):
             try:
@@ -77,7 +84,7 @@ def load_model_file(path: Path, options: LowerOptions) -> tuple[Frontend, Any]:
     raise FrontendError(
         f"{path} is not a model file of a known kind",
         code="E_MODEL_FILE",
-        hint="there are: " + "; ".join(f"{name}: {files}" for name, files in MODEL_FILES.items()),
+        hint="there are: " + "; ".join(f"{name}: {files}" for name, files in COMPILABLE_FILES.items()),
     )
 
 

@@ -74,6 +74,15 @@ def test_opt(mlec: Run, tmp_path: Path) -> None:
     assert {p["name"] for p in document["passes"]} >= {"fuse", "dce"}
 
 
+def test_a_graph_is_compiled_but_is_no_source(mlec: Run, tmp_path: Path) -> None:
+    file, compiled = tmp_path / "g.mlet", tmp_path / "g.mle"
+    file.write_text("graph @g(%x: f32[n]) -> (f32[n]) {\n  %y = exp(%x) : f32[n]\n  return %y\n}\n")
+    done = mlec("compile", file, "-o", compiled)
+    assert done.code == 0, done.err
+    assert compiled.exists()
+    mlec("verify", compiled, "--against", file).error("E_NO_SOURCE")
+
+
 def test_opt_for_a_target(mlec: Run, tmp_path: Path) -> None:
     file = tmp_path / "g.mlet"
     file.write_text(GRAPH.partition("\n")[2])
