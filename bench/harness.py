@@ -19,8 +19,11 @@ FEWEST_ROUNDS = 3
 ROUND_SECONDS = 0.02
 BATCH_SECONDS = 10.0
 """Time for all competitors at one batch size, after which no further round is begun (but the fewest)."""
-SETTLE_SECONDS = 0.005
-"""Pause before each turn: thread pools spin for some milliseconds after a call, and would take a core from whoever is next."""
+WARM_SECONDS = 0.002
+"""At the begin of a turn calls do not count (one at least): they wake the threads and fill the caches."""
+SETTLE_SECONDS = 0.004
+MOST_SETTLE_SECONDS = 0.4
+BUSY_SHARE = 0.2
 
 
 @dataclass
@@ -94,7 +97,6 @@ class Timing:
 class _Lane:
     competitor: str
     predict: Predict
-    calls_per_round: int = 1
     seconds: list[float] = field(default_factory=list)
 
 
@@ -126,25 +128,18 @@ def _time_batch(case: Case, batch: int, inputs: list[Any], prepared: dict[str, P
     for name, predict in prepared.items():
         try:
             outputs[name] = _floats(predict(inputs))
-            predict(inputs)
-            start = time.perf_counter()
-            predict(inputs)
-            once = time.perf_counter() - start
         except Exception as error:
             failed.append(Timing(case.name, case.group, batch, threads, name, error=reason_of(error)))
             continue
-        lanes.append(_Lane(name, predict, max(1, min(2000, int(ROUND_SECONDS / max(once, 1e-7))))))
+        lanes.append(_Lane(name, predict))
     end = time.perf_counter() + BATCH_SECONDS
     for turn in range(ROUNDS):
         if turn >= FEWEST_ROUNDS and time.perf_counter() > end:
             break
         for lane in lanes:
-            time.sleep(SETTLE_SECONDS)
-            lane.predict(inputs)
-            for _ in range(lane.calls_per_round):
-                start = time.perf_counter()
-                lane.predict(inputs)
-                lane.seconds.append(time.perf_counter() - start)
+            _settle()
+            _repeat(lane.predict, inputs, WARM_SECONDS)
+            lane.seconds += _repeat(lane.predict, inputs, ROUND_SECONDS)
     reference = outputs.get("source") or next(iter(outputs.values()), [])
     return failed + [
         Timing(
@@ -153,6 +148,34 @@ def _time_batch(case: Case, batch: int, inputs: list[Any], prepared: dict[str, P
         )
         for lane in lanes
     ]  # fmt: skip
+
+
+def _repeat(predict: Predict, inputs: list[Any], seconds: float) -> list[float]:
+    """Calls again and again for so long, once at least.
+
+    Returns:
+        The seconds of each call.
+    """
+    times: list[float] = []
+    begin = start = time.perf_counter()
+    while start - begin < seconds:
+        predict(inputs)
+        now = time.perf_counter()
+        times.append(now - start)
+        start = now
+    return times
+
+
+def _settle() -> None:
+    """Waits until the threads of whoever had the last turn sleep: pools spin for up to tens of milliseconds after a call, on the cores
+    that the next one needs.
+    """
+    end = time.perf_counter() + MOST_SETTLE_SECONDS
+    while time.perf_counter() < end:
+        before = time.process_time()
+        time.sleep(SETTLE_SECONDS)
+        if time.process_time() - before < BUSY_SHARE * SETTLE_SECONDS:
+            return
 
 
 def reason_of(error: Exception) -> str:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 import mlec.ops  # noqa: F401  (fills the op table)
@@ -30,8 +31,10 @@ from mlec.progress import progress_bar
 from mlec.report import OptimizationReport, graph_picture, graph_stats
 from mlec.runtime import CompiledModel
 from mlec.runtime.device import DEVICES
+from mlec.runtime.threads import checked_num_threads
 from mlec.target import Target
 from mlec.timing import disturbance, interleaved, spread
+from mlec.tuning import Tuning
 from mlec.validation import compare, default_tolerance, probe_inputs, taken_probes
 from mlec.validation import validate as validate_model
 
@@ -101,7 +104,9 @@ def compile(
             `PassPipeline`, or a list of passes.
         calibration: example inputs for quantisation.
         tolerance: the bound that validation must hold; the documented parity bound by default.
-        tune: trials of kernel search.
+        tune: for each distinct kernel, how many schedules to measure on this machine beside the cost model's; one that is clearly faster
+            takes its place. Measured at 1 row, 64 and as many as the examples have (without examples at 1, 64 and 1024), less those
+            that take a kernel too long. What was found is remembered, see `mlec.tuning`.
         validate: run source and compiled model on the examples and on probing inputs; a difference beyond the bound is an error.
         progress: None shows a bar on a terminal.
         trust_pickle: allow executing a pickle-based file; ``"sha256:..."`` allows that one file.
@@ -117,6 +122,9 @@ def compile(
     """
     _check_options(precision, calibration, tune, tolerance)
     wanted = Target.parse(target)
+    if tune:
+        for one in wanted.variants:
+            registry.backend_of(one.kind).check_tunable(one)
     options = LowerOptions(None, input_shapes, dynamic_batch, trust_pickle, model_class)
     with progress_bar(progress, "compile") as advance:
         advance("import", 0, 4)
@@ -129,7 +137,7 @@ def compile(
 
         def options_for(graph: Graph) -> CompileOptions:
             advance("generate", 2, 4)
-            return CompileOptions(advance)
+            return CompileOptions(advance, _tuning(tune, graph, examples, num_threads))
 
         variants = _best_first([_build(source.graph, one, pipeline, precision, options_for) for one in wanted.variants])
         first = variants[0]
@@ -303,11 +311,10 @@ def _check_options(precision: str, calibration: Any, tune: int, tolerance: objec
             code="E_NOT_OFFERED",
             hint="leave calibration out",
         )
-    if tune:
+    if isinstance(tune, bool) or not isinstance(tune, int) or tune < 0:
         raise UsageError(
-            "kernel search (tune) is not offered in this version",
-            code="E_NOT_OFFERED",
-            hint="leave tune at 0: kernels come from templates",
+            f"tune takes a whole number of trials for each kernel, got {tune!r}",
+            hint="0 takes the schedules of the cost models; 16 is a good start",
         )
     if tolerance is not None and not isinstance(tolerance, Tolerance):
         raise UsageError(
@@ -374,6 +381,28 @@ def _pipeline(passes: str | PassPipeline | Sequence[Pass], backend: Backend) -> 
             hint='for example passes="O2"',
         )
     return PassPipeline(passes)
+
+
+TUNED_ROWS = (1, 64, 1024)
+"""Rows at which kernels are tuned where no examples tell of others."""
+
+
+def _tuning(trials: int, graph: Graph, examples: tuple[Any, ...] | None, num_threads: int | None) -> Tuning | None:
+    """How much to tune, and at which extents of the graph's symbolic dims: few rows, many, and what the examples have."""
+    if not trials:
+        return None
+    given: dict[str, int] = {}
+    for value, example in zip(graph.inputs, examples or (), strict=False):
+        given |= {str(dim): size for dim, size in zip(value.type.shape, np.shape(example), strict=False)}
+    symbols = sorted(graph.symbols)
+    rows = {str(value.type.shape[0]) for value in graph.inputs if value.type.shape}
+    if all(symbol in given for symbol in symbols):
+        shown = {symbol: given[symbol] for symbol in symbols}
+        extents = [{s: n if s in rows else size for s, size in shown.items()} for n in TUNED_ROWS[:2]] + [shown]
+    else:
+        extents = [dict.fromkeys(symbols, n) for n in TUNED_ROWS]
+    distinct = {tuple(binding.items()): binding for binding in extents}
+    return Tuning(trials, tuple(distinct.values()), checked_num_threads(num_threads))
 
 
 def _build(
@@ -443,6 +472,13 @@ def _fill(report: OptimizationReport, before: Graph, variants: Sequence[_Variant
         "target": {"device": module.program.device, "backend": module.program.backend, **module.program.target},
     }
     report.add_kernels(module.program.kernels, {note.symbol: note for note in module.notes}, machine)
+    report.tuning = [
+        {
+            "symbol": kernel.symbol, "op": kernel.op, "location": kernel.location, "remembered": kernel.remembered,
+            **msgspec.to_builtins(kernel.finding),
+        }
+        for kernel in module.tuned
+    ]  # fmt: skip
     report.graphs = {"before": graph_picture(before), "after": graph_picture(after)}
     report.machine = machine.to_dict()
     report.timing = {

@@ -53,7 +53,7 @@ PRECISION_HELP = f"{', '.join(offered_precisions())}; not offered yet: {', '.joi
     "--passes", default="default", show_default=True, help="O0 .. O3, default, or passes: 'canonicalize,fuse'."
 )
 @click.option(
-    "--tune", type=click.IntRange(min=0), default=0, show_default=True, help="Trials of kernel search for each kernel."
+    "--tune", type=click.IntRange(min=0), default=0, show_default=True, help="Schedules to measure for each kernel."
 )
 @click.option("--compress", type=click.Choice(["zstd"]), help="Compress the file (not offered yet).")
 @click.option("--sign", type=PATH, help="Key to sign the file with (not offered yet).")
