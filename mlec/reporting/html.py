@@ -305,6 +305,9 @@ def _parity(data: ReportData) -> Html | None:
         "part of the bound",
     ]
     rows = [_parity_row(name, found) for name, found in data.parity.comparisons]
+    note = f"The worst comparison of each result, on examples and on rows made to find differences. Bound: {data.parity.tolerance}."
+    if data.parity.refused:
+        note += f" Left out: rows made for this that the source refuses ({data.parity.refused})."
     return _section(
         "parity",
         "Parity with the source",
@@ -331,9 +334,6 @@ def _findings(identifier: str, title: str, entries: Sequence[dict[str, Any]]) ->
     """A table with a column for each key that occurs."""
     if not entries:
         return None
-    note = f"The worst comparison of each result, on examples and on rows made to find differences. Bound: {data.parity.tolerance}."
-    if data.parity.refused:
-        note += f" Left out: rows made for this that the source refuses ({data.parity.refused})."
     titles = list(dict.fromkeys(key for entry in entries for key in entry))
     rows = [[_shown(entry.get(key)) for key in titles] for entry in entries]
     return _section(identifier, title, _rows(titles, rows, "findings"))
