@@ -78,8 +78,8 @@ def _keeps_dtype(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def sigmoid(x: Array) -> Array:
-    z = np.exp(-np.abs(x))
-    return np.asarray(np.where(x >= 0, 1 / (1 + z), z / (1 + z)))
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-x)))
 
 
 def erf(x: Array) -> Array:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlec.signature import FrameSpec
+
+Array = NDArray[Any]
 
 
 def data_frame(spec: FrameSpec, array: Any, table: Any) -> Any:
@@ -24,9 +28,9 @@ def data_frame(spec: FrameSpec, array: Any, table: Any) -> Any:
     if spec.library == "polars":
         import polars
 
-        polars_frame: Any = polars.DataFrame(columns)
         if not isinstance(table, polars.DataFrame):
-            return polars_frame
+            return polars.DataFrame(columns | _as_in_pandas(columns, passed, table))
+        polars_frame: Any = polars.DataFrame(columns)
         types: dict[str, Any] = {name: table[:, place].dtype for name, place in passed.items()}
         return polars_frame.cast({name: dtype for name, dtype in types.items() if dtype.is_numeric()})
     import pandas
@@ -36,9 +40,13 @@ def data_frame(spec: FrameSpec, array: Any, table: Any) -> Any:
     frame = pandas.DataFrame(array, columns=list(spec.columns), index=table.index)
     if len(columns) < len(spec.columns):  # a name that occurs twice
         return frame
-    wanted: dict[str, Any] = {name: column.dtype for name, column in columns.items()}
-    for name, place in passed.items():
-        dtype = table.dtypes[place] if isinstance(place, str) else table.dtypes.iloc[place]
-        if isinstance(dtype, np.dtype) and dtype.kind in "iufb":
-            wanted[name] = dtype
-    return frame.astype(wanted)
+    columns |= _as_in_pandas(columns, passed, table)
+    return frame.astype({name: column.dtype for name, column in columns.items()})
+
+
+def _as_in_pandas(columns: Mapping[str, Array], passed: Mapping[str, str | int], table: Any) -> dict[str, Array]:
+    """The columns that a DataFrame of pandas passed through, in its dtypes; none for another table."""
+    if not hasattr(table, "iloc"):
+        return {}
+    dtypes = {n: table.dtypes[p] if isinstance(p, str) else table.dtypes.iloc[p] for n, p in passed.items()}
+    return {n: columns[n].astype(d) for n, d in dtypes.items() if isinstance(d, np.dtype) and d.kind in "iufb"}
