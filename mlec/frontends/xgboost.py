@@ -329,7 +329,8 @@ class _Model:
         n_outputs = max(_number(params, "num_class", 0), _number(params, "num_target", 1), 1)
         if not (0 <= n_features <= gbdt.MAX_FEATURES and n_outputs <= gbdt.MAX_OUTPUTS):
             raise damaged(f"{n_features} features and {n_outputs} outputs are out of range")
-        base = _as_margin(objective, _base_scores(params.get("base_score"), n_outputs))
+        scores = _base_scores(params.get("base_score"), n_outputs)
+        base = _as_margin(objective, scores)
         names, types = (_feature_texts(learner, key, n_features) for key in ("feature_names", "feature_types"))
         booster = _get(learner, "gradient_booster", dict)
         kind = _get(booster, "name", str)
@@ -346,6 +347,8 @@ class _Model:
                 f"the XGBoost booster {kind!r} is not known", hint="known: gbtree, dart, gblinear"
             )
         model = _get(booster, "model", dict)
+        if not model.get("trees") and _number(params, "boost_from_average", 0):
+            base = scores  # XGBoost estimates the base score in the first round; before that, it takes it for a margin
         codings = _codings(model.get("cats"), n_features)
         if types and names and not codings and "c" in types and _version(document) < CAT_STORED_SINCE:
             raise UnsupportedModelError(

@@ -318,6 +318,12 @@ def test_categories_that_xgboost_stores_damaged_are_refused() -> None:
         FRONTEND.lower(model, LowerOptions())
 
 
+@pytest.mark.parametrize("settings", [{}, {"base_score": 0.3}], ids=str)
+def test_a_booster_before_its_first_round(settings: dict[str, float]) -> None:
+    labels = (Y > 0).astype(int)
+    check(FRONTEND, xgb.train({"objective": "binary:logistic", **settings}, xgb.DMatrix(X, labels), 0), X)
+
+
 def test_accepts_by_class_names_only() -> None:
     class Mine(xgb.XGBClassifier):
         pass
