@@ -4,8 +4,8 @@ How it is laid out:
 
 * `lowering` - an estimator becomes a graph with its signature;
 * `registry` - which function lowers which class; `context` - what those functions work with; `columns` - what flows between steps;
-* one file for each family of estimators: `linear`, `svm`, `neighbors`, `naive_bayes`, `neural`, `trees`, `clusters`,
-  `preprocessing`, `encoders`, `decomposition`, `compose`;
+* one file for each family of estimators: `linear`, `svm`, `kernels`, `neighbors`, `naive_bayes`, `neural`, `trees`, `clusters`,
+  `gaussian`, `preprocessing`, `distributions`, `encoders`, `decomposition`, `compose`;
 * `foreign` - steps of other libraries; `hummingbird` - the estimators that go through it and torch;
 * `files` - reading saved estimators.
 

@@ -16,14 +16,16 @@ from sklearn import (
     pipeline,
     preprocessing,
 )
+from sklearn.base import is_classifier
 from sklearn.model_selection._search_successive_halving import HalvingGridSearchCV, HalvingRandomSearchCV
 
 from mlec.errors import NotFittedModelError
 from mlec.frontends.sklearn.columns import Columns, ComputedColumn, is_sparse, marked
-from mlec.frontends.sklearn.context import Array, Context, Lowered, Output
+from mlec.frontends.sklearn.context import BATCH, Array, Context, Lowered, Output
 from mlec.frontends.sklearn.linear import multilabel, normalised
-from mlec.frontends.sklearn.preprocessing import FUNCTIONS
+from mlec.frontends.sklearn.preprocessing import apply_function
 from mlec.frontends.sklearn.registry import convert, converts, transform
+from mlec.frontends.sklearn.svm import pair_members
 from mlec.frontends.sklearn.trees import chain
 from mlec.ir import Value
 
@@ -51,7 +53,7 @@ def column_transformer(ctx: Context, model: Any, columns: Columns) -> Lowered:
             continue
         made = transform(ctx, transformer, tuple(columns[i] for i in positions), name)
         result += _weighted(ctx, made, weights.get(name))
-    return Lowered("transformer", columns=marked(result, bool(model.sparse_output_)))
+    return Lowered("transformer", columns=marked(result, getattr(model, "sparse_output_", False)))
 
 
 @converts(pipeline.FeatureUnion)
@@ -79,6 +81,28 @@ def search(ctx: Context, model: Any, columns: Columns) -> Lowered:
             f"{type(model).__name__} holds no fitted estimator", hint="search with refit=True", loc=ctx.location
         )
     return convert(ctx, model.best_estimator_, columns, "best_estimator")
+
+
+@converts(model_selection.FixedThresholdClassifier, model_selection.TunedThresholdClassifierCV)
+def threshold_classifier(ctx: Context, model: Any, columns: Columns) -> Lowered:
+    part = convert(ctx, getattr(model, "estimator_", model.estimator), columns, "estimator")
+    tuned = isinstance(model, model_selection.TunedThresholdClassifierCV)
+    label = model._curve_scorer._get_pos_label() if tuned else model.pos_label
+    classes = np.asarray(model.classes_)
+    positive = 1 if label is None else int(np.flatnonzero(classes == label)[0])
+    asked = model._get_response_method()
+    method = next(name for name in ([asked] if isinstance(asked, str) else asked) if name in part.methods)
+    score = part.value(method)
+    if method == "predict_proba":
+        score = ctx.column(score, positive)
+    elif positive == 0:
+        score = ctx.b("neg", score)
+    threshold = model.best_threshold_ if tuned else model.threshold
+    if threshold == "auto":
+        threshold = 0.5 if method == "predict_proba" else 0.0
+    above = ctx.b("ge", score, float(threshold))
+    labels = ctx.b("where", above, ctx.constant(positive), ctx.constant(1 - positive))
+    return Lowered("classifier", {**part.methods, "predict": Output((labels,), (classes,))})
 
 
 @converts(frozen.FrozenEstimator)
@@ -190,9 +214,11 @@ def calibrated_classifier(ctx: Context, model: Any, columns: Columns) -> Lowered
 
 def _calibrated(ctx: Context, member: Any, part: Lowered) -> Value:
     """Probabilities of one calibrated classifier, (n, classes)."""
-    if member.method not in ("sigmoid", "isotonic"):
-        ctx.refuse(f"method={member.method!r} is not supported", "use 'sigmoid' or 'isotonic'")
+    if member.method not in ("sigmoid", "isotonic", "temperature"):
+        ctx.refuse(f"method={member.method!r} is not supported", "use 'sigmoid', 'isotonic' or 'temperature'")
     classes = len(member.classes)
+    if member.method == "temperature":
+        return _tempered(ctx, member, part)
     if hasattr(member.estimator, "decision_function"):
         scores = part.value("decision_function")
         responses = (
@@ -217,6 +243,17 @@ def _calibrated(ctx: Context, member: Any, part: Lowered) -> Value:
     return ctx.b("where", above, ctx.constant(1.0), proba)
 
 
+def _tempered(ctx: Context, member: Any, part: Lowered) -> Value:
+    (calibrator,) = member.calibrators
+    if hasattr(member.estimator, "decision_function"):
+        logits = ctx.cast(part.value("decision_function"), "f64")
+        if logits.type.rank == 1:
+            logits = ctx.as_columns(ctx.b("neg", logits), logits)
+    else:
+        logits = ctx.b("log", ctx.b("add", ctx.cast(part.value("predict_proba"), "f64"), 1e-12))
+    return ctx.b("softmax", ctx.b("mul", logits, float(calibrator.beta_)), axis=1)
+
+
 def _platt(ctx: Context, calibrator: Any, scores: Value) -> Value:
     score = ctx.b("add", ctx.b("mul", scores, float(calibrator.a_)), float(calibrator.b_))
     return ctx.b("sigmoid", ctx.b("neg", score))
@@ -239,18 +276,58 @@ def _isotonic(ctx: Context, calibrator: Any, scores: Value) -> Value:
 # -- several targets or classes --------------------------------------------------------------------------------------
 
 
+def _binary_score(ctx: Context, part: Lowered) -> Value:
+    """How much a classifier of two classes, or a regressor on them, is for the second, (n,)."""
+    if "decision_function" in part.methods:
+        return part.value("decision_function")
+    return part.value("predict") if part.kind == "regressor" else ctx.column(part.value("predict_proba"), 1)
+
+
+def _binary_threshold(estimator: Any) -> float:
+    """The score above which the second class is predicted."""
+    return 0.0 if hasattr(estimator, "decision_function") and is_classifier(estimator) else 0.5
+
+
+@converts(multiclass._ConstantPredictor)
+def constant_predictor(ctx: Context, model: Any, columns: Columns) -> Lowered:
+    """What scikit-learn puts in where a label is the same on all rows."""
+    (label,) = model.y_
+    score = ctx.b("broadcast_to", ctx.constant([float(label)], "label"), shape=(BATCH,))
+    return Lowered(
+        "classifier", {"decision_function": Output((score,)), "predict_proba": Output((ctx.two_columns(score),))}
+    )
+
+
+@converts(multiclass.OneVsOneClassifier)
+def one_versus_one(ctx: Context, model: Any, columns: Columns) -> Lowered:
+    if model.pairwise_indices_ is not None:
+        ctx.refuse("its estimators take kernels, each a part of the columns", "use a named kernel")
+    parts = [convert(ctx, member, columns, f"estimators.{i}") for i, member in enumerate(model.estimators_)]
+    if any(part.kind != "classifier" for part in parts):
+        ctx.refuse("its estimators are no classifiers", "use a classifier")
+    first, second = pair_members(len(model.classes_))
+    wins = ctx.cast(as_matrix(ctx, [part.value("predict") for part in parts]), "f64")
+    difference = ctx.constant(second - first)
+    votes = ctx.b("add", ctx.b("matmul", wins, difference), ctx.constant(first.sum(axis=0)))
+    confidence = ctx.b("matmul", as_matrix(ctx, [_binary_score(ctx, part) for part in parts]), difference)
+    bounded = ctx.b("div", confidence, ctx.b("mul", ctx.b("add", ctx.b("abs", confidence), 1.0), 3.0))
+    scores = ctx.b("add", votes, bounded)
+    if model.n_classes_ > 2:
+        return ctx.classifier(model.classes_, ctx.first_of_largest(scores), decision=scores)
+    decision = ctx.column(scores, 1)
+    labels = ctx.positive(decision, threshold=_binary_threshold(model.estimators_[0]))
+    return ctx.classifier(model.classes_, labels, decision=decision)
+
+
+def as_matrix(ctx: Context, vectors: list[Value]) -> Value:
+    return ctx.as_columns(*(ctx.cast(vector, "f64") for vector in vectors))
+
+
 @converts(multiclass.OneVsRestClassifier)
 def one_versus_rest(ctx: Context, model: Any, columns: Columns) -> Lowered:
     parts = [convert(ctx, member, columns, f"estimators.{i}") for i, member in enumerate(model.estimators_)]
-    scores, threshold = [], 0.5
-    for part in parts:
-        if "decision_function" in part.methods:
-            threshold = 0.0
-            scores.append(part.value("decision_function"))
-        else:
-            scores.append(
-                part.value("predict") if part.kind == "regressor" else ctx.column(part.value("predict_proba"), 1)
-            )
+    scores = [_binary_score(ctx, part) for part in parts]
+    threshold = _binary_threshold(model.estimators_[0])
     together = ctx.as_columns(*scores)
     single = len(parts) == 1
     methods: dict[str, Output] = {}
@@ -297,6 +374,28 @@ def regressor_chain(ctx: Context, model: Any, columns: Columns) -> Lowered:
     return ctx.regressor(ctx.as_columns(*(predictions[list(model.order_).index(j)] for j in range(len(predictions)))))
 
 
+@converts(multioutput.ClassifierChain)
+def classifier_chain(ctx: Context, model: Any, columns: Columns) -> Lowered:
+    outputs: dict[str, list[Value]] = {}
+    for i, member in enumerate(model.estimators_):
+        part = convert(ctx, member, columns, f"estimators.{i}")
+        classes = np.asarray(member.classes_)
+        if len(classes) != 2 or classes.dtype.kind not in "biuf":
+            ctx.refuse("each label must have two values, which are numbers", "encode the labels as 0 and 1")
+        labels = ctx.b("gather", ctx.constant(classes.astype(np.float64), "label"), part.value("predict"), axis=0)
+        given = {"predict": labels}
+        if "predict_proba" in part.methods:
+            given["predict_proba"] = ctx.column(part.value("predict_proba"), 1)
+        if "decision_function" in part.methods:
+            given["decision_function"] = part.value("decision_function")
+        for name, value in given.items():
+            outputs.setdefault(name, []).append(value)
+        columns += (ComputedColumn(ctx.as_columns(ctx.cast(given[model.chain_method_], "f64")), 0),)
+    order = np.argsort(model.order_)
+    methods = {name: Output((as_matrix(ctx, [values[i] for i in order]),)) for name, values in outputs.items()}
+    return Lowered("classifier", methods)
+
+
 @converts(compose.TransformedTargetRegressor)
 def transformed_target(ctx: Context, model: Any, columns: Columns) -> Lowered:
     predicted = convert(ctx, model.regressor_, columns, "regressor").value("predict")
@@ -311,15 +410,15 @@ def _inverse(ctx: Context, model: Any, x: Value) -> Value:
     """``model.inverse_transform(x)``."""
     if isinstance(model, preprocessing.FunctionTransformer):
         function = model.inverse_func
-        op = {**FUNCTIONS, np.square: "mul"}.get(function)
         if function is None:
             return x
-        if op is None or model.inv_kw_args:
+        made = None if model.inv_kw_args else apply_function(ctx, function, ctx.cast(x, "f64"))
+        if made is None:
             ctx.refuse(
                 f"the inverse function {getattr(function, '__qualname__', function)!r} cannot be read",
                 "use a numpy function",
             )
-        return ctx.b(op, x, x) if function is np.square else ctx.b(op, x)
+        return made
     x = ctx.cast(x, "f64")
     if isinstance(model, preprocessing.MinMaxScaler):
         return ctx.b("div", ctx.b("sub", x, ctx.constant(model.min_, "min")), ctx.constant(model.scale_, "scale"))

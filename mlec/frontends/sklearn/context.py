@@ -134,7 +134,7 @@ class Context:
         if key not in self._matrices:
             parts = [self._run(columns[first:last], dtype) for first, last in runs(columns, self.levels)]
             if not parts:
-                self.refuse("it has no input columns")
+                self.refuse("no column is left for it", "select at least one column")
             self._matrices[key] = parts[0] if len(parts) == 1 else self.b("concat", *parts, axis=1)
         return self._matrices[key]
 

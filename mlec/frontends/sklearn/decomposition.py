@@ -50,7 +50,7 @@ def fast_ica(ctx: Context, model: Any, columns: Columns) -> Lowered:
     return ctx.transformed(ctx.affine(x, np.ascontiguousarray(dense(model.components_).T), None))
 
 
-@converts(cross_decomposition.PLSRegression, cross_decomposition.PLSCanonical)
+@converts(cross_decomposition.PLSRegression, cross_decomposition.PLSCanonical, cross_decomposition.CCA)
 def partial_least_squares(ctx: Context, model: Any, columns: Columns) -> Lowered:
     x = ctx.b("sub", ctx.matrix(columns), ctx.constant(model._x_mean, "mean"))
     predicted = ctx.affine(x, np.ascontiguousarray(dense(model.coef_).T), model.intercept_)

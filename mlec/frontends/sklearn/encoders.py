@@ -189,6 +189,21 @@ def _look_up(ctx: Context, model: Any, columns: Columns, tables: Sequence[Array]
     return ctx.transformed(encoded, dtype=_dtype(getattr(model, "dtype", np.float64)))
 
 
+@converts(preprocessing.TargetEncoder)
+def target_encoder(ctx: Context, model: Any, columns: Columns) -> Lowered:
+    """Of a target with several classes, each feature becomes a column for every class."""
+    means = np.atleast_1d(np.asarray(model.target_mean_, np.float64))
+    features = [Feature(values, tuple(range(len(values))), len(values)) for values in model.categories_]
+    tables = [np.append(table, means[i % len(means)]) for i, table in enumerate(model.encodings_)]
+    starts = np.cumsum([0, *map(len, tables[:-1])])
+    codes = encode(ctx, columns, features)
+    if len(means) > 1:
+        repeated = np.repeat(np.arange(len(columns)), len(means))
+        codes = ctx.b("gather", codes, ctx.constant(repeated, "feature"), axis=1)
+    places = ctx.b("add", codes, ctx.constant(starts, "start"))
+    return ctx.transformed(ctx.b("gather", ctx.constant(np.concatenate(tables), "encoding"), places, axis=0))
+
+
 @converts(preprocessing.KBinsDiscretizer)
 def k_bins_discretizer(ctx: Context, model: Any, columns: Columns) -> Lowered:
     inner = [np.asarray(edges[1:-1], np.float64) for edges in model.bin_edges_]

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 from sklearn import decomposition
+from sklearn.preprocessing import normalize
 
 from mlec.errors import MlecError
 from mlec.frontends.base import LowerOptions
 from mlec.frontends.sklearn.columns import Columns
 from mlec.frontends.sklearn.context import Context, Lowered
 from mlec.frontends.sklearn.foreign import inlined
+from mlec.frontends.sklearn.preprocessing import unit_rows
 from mlec.frontends.sklearn.registry import converts
 from mlec.ir import Value
 
@@ -32,15 +34,22 @@ KERNELS = ("linear", "poly", "rbf", "sigmoid", "cosine")
 def kernel_pca(ctx: Context, model: Any, columns: Columns) -> Lowered:
     if model.kernel not in KERNELS:
         ctx.refuse(f"kernel={model.kernel!r} is not supported", f"supported: {', '.join(KERNELS)}")
-    (projected,) = by_hummingbird(ctx, model, columns)
+    x = ctx.matrix(columns)
+    if (
+        model.kernel == "cosine"
+    ):  # the linear kernel of rows of length 1, but for rows of zeros, which Hummingbird divides by 0
+        x, model = unit_rows(ctx, x), copy.copy(model)
+        model.kernel, model.X_fit_ = "linear", normalize(model.X_fit_)
+    (projected,) = by_hummingbird(ctx, model, x)
     return ctx.transformed(projected)
 
 
-def by_hummingbird(ctx: Context, model: Any, columns: Columns) -> list[Value]:
-    """What Hummingbird's module for the estimator computes from the columns."""
-    x = ctx.matrix(columns)
+def by_hummingbird(ctx: Context, model: Any, x: Value) -> list[Value]:
+    """What Hummingbird's module for the estimator computes from x, (n, features)."""
+    width = x.type.shape[1]
+    assert isinstance(width, int)
     try:
-        module = torch_module(model, len(columns))
+        module = torch_module(model, width)
     except ImportError as error:
         ctx.refuse(
             f"it is lowered through Hummingbird, which is not installed: {error}", "pip install mlec[hummingbird]"
@@ -49,7 +58,7 @@ def by_hummingbird(ctx: Context, model: Any, columns: Columns) -> list[Value]:
 
     from mlec.frontends.fx import TorchFrontend
 
-    example = torch.zeros(3, len(columns), dtype=torch.float64)
+    example = torch.zeros(3, width, dtype=torch.float64)
     try:
         graph = TorchFrontend().lower(module, LowerOptions(example_inputs=(example,)))
     except MlecError as error:

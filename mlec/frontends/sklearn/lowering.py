@@ -19,8 +19,11 @@ from mlec.frontends.sklearn import (  # noqa: F401  importing a family fills the
     clusters,
     compose,
     decomposition,
+    distributions,
     encoders,
+    gaussian,
     hummingbird,
+    kernels,
     linear,
     naive_bayes,
     neighbors,
@@ -89,9 +92,11 @@ def _as_the_model_answers(model: Any, signature: Signature, columns: Columns | N
     copied = copy.deepcopy(model)
 
     def answer(name: str, dtype: type) -> Any:
-        with warnings.catch_warnings(), np.errstate(all="ignore"), suppress(Exception):  # a row of zeros may be refused
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            return getattr(copied, name)(_row(table, dtype))
+            for number in (0, 1):
+                with suppress(Exception):  # a row of zeros may be refused
+                    return getattr(copied, name)(_row(table, dtype, number))
         return None
 
     coded = any(feed.codings for feed in table.feeds)
@@ -110,9 +115,9 @@ def _as_the_model_answers(model: Any, signature: Signature, columns: Columns | N
     return msgspec.structs.replace(signature, methods=tuple(methods))
 
 
-def _row(table: TableSpec, dtype: type) -> Any:
-    """One row that the model takes: zeros, and of each column of categories the first."""
-    values: list[Any] = [dtype(0)] * table.n_features
+def _row(table: TableSpec, dtype: type, number: int) -> Any:
+    """One row: the number in all columns, but of each column of categories the first of them."""
+    values: list[Any] = [dtype(number)] * table.n_features
     for feed in table.feeds:
         for column, coding in zip(feed.columns, feed.codings, strict=False):
             values[column] = coding.categories[0] if coding.categories else None
@@ -179,7 +184,10 @@ def count_features(model: Any, options: LowerOptions) -> int:
         width = shape[1] if len(shape) == 2 else None
     if width is None:
         with suppress(TypeRuleError, AttributeError, ValueError, IndexError):
-            convert(Context("guess", 1), first, (TableColumn(0),))  # what is unsupported or not fitted says so itself
+            if first is not None:  # else a pipeline of nothing but "passthrough"
+                convert(
+                    Context("guess", 1), first, (TableColumn(0),)
+                )  # what is unsupported or not fitted says so itself
         raise FrontendError(
             f"{type(model).__name__} does not say how many columns it takes",
             hint="pass example_inputs=X",

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from sklearn import naive_bayes
 
-from mlec.frontends.sklearn.columns import Columns
+from mlec.frontends.sklearn.columns import Columns, TableColumn
 from mlec.frontends.sklearn.context import BATCH, Context, Lowered, Output
+from mlec.frontends.sklearn.encoders import Feature, encode
 from mlec.frontends.sklearn.registry import converts
 from mlec.ir import Value
 
@@ -46,6 +47,22 @@ def complement(ctx: Context, model: Any, columns: Columns) -> Lowered:
     return from_joint(
         ctx, model, ctx.affine(ctx.matrix(columns), np.ascontiguousarray(model.feature_log_prob_.T), prior)
     )
+
+
+@converts(naive_bayes.CategoricalNB)
+def categorical(ctx: Context, model: Any, columns: Columns) -> Lowered:
+    """Categories are whole numbers from 0. Others are an error, as in the source, but NaN where another step computes them."""
+    features, tables = [], []
+    for column, terms in zip(columns, model.feature_log_prob_, strict=True):
+        count = terms.shape[1]
+        unknown = None if isinstance(column, TableColumn) else count
+        features.append(Feature(np.arange(count), tuple(range(count)), unknown))
+        tables.append(np.append(terms.T, np.full((1, len(terms)), np.nan), axis=0))
+    starts = np.cumsum([0, *map(len, tables[:-1])])
+    places = ctx.b("add", encode(ctx, columns, features), ctx.constant(starts, "start"))
+    terms = ctx.b("gather", ctx.constant(np.concatenate(tables), "log_prob"), places, axis=0)
+    joint = ctx.b("add", ctx.b("sum", terms, axes=(1,)), ctx.constant(model.class_log_prior_, "log_prior"))
+    return from_joint(ctx, model, joint)
 
 
 @converts(naive_bayes.BernoulliNB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -60,16 +61,17 @@ def max_abs_scaler(ctx: Context, scaler: Any, columns: Columns) -> Lowered:
 
 @converts(preprocessing.Normalizer)
 def normalizer(ctx: Context, model: Any, columns: Columns) -> Lowered:
-    x = ctx.matrix(columns)
-    if model.norm == "l2":
+    return ctx.transformed(unit_rows(ctx, ctx.matrix(columns), model.norm), sparse=is_sparse(columns))
+
+
+def unit_rows(ctx: Context, x: Value, kind: str = "l2") -> Value:
+    """Rows divided by their norm; as the library, a row without length keeps its values."""
+    if kind == "l2":
         norm = ctx.b("sqrt", ctx.b("sum", ctx.b("mul", x, x), axes=(1,), keepdims=True))
     else:
-        norm = ctx.b("sum" if model.norm == "l1" else "max", ctx.b("abs", x), axes=(1,), keepdims=True)
-    # As the library: a row without length keeps its values.
+        norm = ctx.b("sum" if kind == "l1" else "max", ctx.b("abs", x), axes=(1,), keepdims=True)
     vanishing = ctx.b("lt", norm, 10 * float(np.finfo(np.float64).eps))
-    return ctx.transformed(
-        ctx.b("div", x, ctx.b("where", vanishing, ctx.constant(1.0), norm)), sparse=is_sparse(columns)
-    )
+    return ctx.b("div", x, ctx.b("where", vanishing, ctx.constant(1.0), norm))
 
 
 @converts(preprocessing.Binarizer)
@@ -121,6 +123,26 @@ FUNCTIONS = {
 }  # fmt: skip
 """Numpy functions that FunctionTransformer may hold, and the op for each."""
 
+COMPOSED: dict[Any, Callable[[Context, Value], Value]] = {
+    np.square: lambda ctx, x: ctx.b("mul", x, x),
+    np.reciprocal: lambda ctx, x: ctx.b("div", ctx.constant(1.0), x),
+    np.log2: lambda ctx, x: ctx.b("mul", ctx.b("log", x), float(1 / np.log(2))),
+    np.log10: lambda ctx, x: ctx.b("mul", ctx.b("log", x), float(1 / np.log(10))),
+    np.exp2: lambda ctx, x: ctx.b("pow", ctx.constant(2.0), x),
+    np.cbrt: lambda ctx, x: ctx.b("mul", ctx.b("sign", x), ctx.b("pow", ctx.b("abs", x), ctx.constant(1 / 3))),
+}
+"""Those that are made of several ops, or of one with other operands."""
+
+
+def apply_function(ctx: Context, function: Any, x: Value) -> Value | None:
+    """What a numpy function makes of x; None for a function that is not known."""
+    try:
+        if function in COMPOSED:
+            return COMPOSED[function](ctx, x)
+        return ctx.b(FUNCTIONS[function], x) if function in FUNCTIONS else None
+    except TypeError:  # not hashable
+        return None
+
 
 @converts(preprocessing.FunctionTransformer)
 def function_transformer(ctx: Context, model: Any, columns: Columns) -> Lowered:
@@ -129,18 +151,14 @@ def function_transformer(ctx: Context, model: Any, columns: Columns) -> Lowered:
     if function is None or checks_only:
         ctx.check(columns, nan=not model.validate, infinity=not model.validate)
         return Lowered("transformer", columns=columns)
-    try:
-        op = {**FUNCTIONS, np.square: "mul", np.reciprocal: "div"}.get(function)
-    except TypeError:  # not hashable
-        op = None
-    if op is None or model.kw_args:
+    x = ctx.matrix(columns, check=bool(model.validate))
+    made = None if model.kw_args else apply_function(ctx, function, x)
+    if made is None:
         ctx.refuse(
             f"the function {getattr(function, '__qualname__', function)!r} cannot be read",
-            "use one of numpy's: " + ", ".join(sorted(f.__name__ for f in (*FUNCTIONS, np.square, np.reciprocal))),
+            "use one of numpy's: " + ", ".join(sorted(f.__name__ for f in (*FUNCTIONS, *COMPOSED))),
         )
-    x = ctx.matrix(columns, check=bool(model.validate))
-    operands = {np.square: (x, x), np.reciprocal: (ctx.constant(1.0), x)}.get(function, (x,))
-    return ctx.transformed(ctx.b(op, *operands), like=columns)
+    return ctx.transformed(made, like=columns)
 
 
 @converts(
@@ -149,8 +167,9 @@ def function_transformer(ctx: Context, model: Any, columns: Columns) -> Lowered:
     feature_selection.SelectPercentile, feature_selection.SequentialFeatureSelector, feature_selection.VarianceThreshold,
 )  # fmt: skip
 def feature_selector(ctx: Context, model: Any, columns: Columns) -> Lowered:
-    ctx.check(columns)
-    if not get_tags(model).input_tags.allow_nan:  # also not in the columns that it drops, which must be read for that
+    allow_nan = get_tags(model).input_tags.allow_nan
+    ctx.check(columns, infinity=allow_nan)
+    if not allow_nan:  # also not in the columns that it drops, which must be read for that
         columns = ctx.transformed(ctx.matrix(columns), like=columns).columns or ()
     return Lowered("transformer", columns=tuple(columns[i] for i in model.get_support(indices=True)))
 
@@ -181,8 +200,11 @@ def simple_imputer(ctx: Context, model: Any, columns: Columns) -> Lowered:
     missing = scalar(model.missing_values)
     ctx.check(columns, nan=missing is None)
     fills = [scalar(value) for value in model.statistics_]
-    if model.keep_empty_features and any(fill is None for fill in fills):
-        ctx.refuse("a feature without a fill value is kept")
+    if (model.keep_empty_features or model.strategy == "constant") and None in fills:
+        ctx.refuse(
+            f"strategy={model.strategy!r} with fill_value={model.fill_value!r} fills in nothing for a feature that it keeps",
+            "use a fill_value that is not missing",
+        )
     kept = [i for i, fill in enumerate(fills) if fill is not None]
     # Of what dtype the fill values are says nothing about the table: constants and modes are held as objects.
     strings = model._fit_dtype.kind in "OU" and model.statistics_.dtype.kind in "OU"

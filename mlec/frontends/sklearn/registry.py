@@ -39,14 +39,14 @@ def converts(*classes: type) -> Callable[[_F], _F]:
 
 def supported() -> list[str]:
     """Names of the estimator classes with a converter."""
-    return sorted(cls.__name__ for cls in CONVERTERS)
+    return sorted(cls.__name__ for cls in CONVERTERS if not cls.__name__.startswith("_"))
 
 
 def _alternatives(name: str) -> str:
     near = difflib.get_close_matches(name, supported(), n=5, cutoff=0.5)
     listed = f"supported with a similar name: {', '.join(near)}; " if near else ""
     return (
-        f"{listed}`mlec frontends sklearn` lists all {len(CONVERTERS)}; or leave this step outside the compiled model"
+        f"{listed}`mlec frontends sklearn` lists all {len(supported())}; or leave this step outside the compiled model"
     )
 
 

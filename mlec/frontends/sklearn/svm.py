@@ -87,14 +87,18 @@ def svc(ctx: Context, model: Any, columns: Columns) -> Lowered:
     return ctx.classifier(model.classes_, labels, proba=_platt(ctx, model, raw), decision=decision)
 
 
+def pair_members(classes: int) -> tuple[Array, Array]:
+    """1.0 where a class is the first, and the second, of each pair of classes, (pairs, classes)."""
+    pairs = np.array(list(combinations(range(classes), 2)))
+    return np.eye(classes)[pairs[:, 0]], np.eye(classes)[pairs[:, 1]]
+
+
 def count_votes(ctx: Context, raw: Value, classes: int) -> tuple[Value, Value]:
     """Votes of the pairs by libsvm's rule (a positive value is for the first), and scikit-learn's one-versus-rest scores.
 
     Both (n, classes) of f64.
     """
-    pairs = list(combinations(range(classes), 2))
-    first = np.array([[1.0 if c == i else 0.0 for c in range(classes)] for i, _ in pairs])
-    second = np.array([[1.0 if c == j else 0.0 for c in range(classes)] for _, j in pairs])
+    first, second = pair_members(classes)
 
     def tally(wins: Value) -> Value:
         """``wins``: 1 where the first of a pair wins."""

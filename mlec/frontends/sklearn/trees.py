@@ -6,6 +6,8 @@ thresholds are rounded down to float32, which keeps every decision; histogram bo
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -126,6 +128,15 @@ def _start(ctx: Context, model: Any, x: Value) -> Value:
     least = float(np.finfo(np.float64).eps)
     if "predict_proba" not in first.methods:
         ctx.refuse(f"init={type(model.init_).__name__} has no probabilities that can be compiled")
+    row = np.zeros((1, model.n_features_in_), np.float32)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        rounded = copy.deepcopy(model.init_).predict_proba(row).dtype != np.float64
+    if rounded:  # the logit of a float32 near 1 is as inexact as 1e-2, whatever it was computed from
+        ctx.refuse(
+            f"init={type(model.init_).__name__} computes its probabilities in float32, and their logits are not exact",
+            "use init=None, or trees or forests, whose probabilities are float64",
+        )
     proba = ctx.b("clip", first.value("predict_proba"), lo=least, hi=1 - least)
     if model._loss.is_multiclass:
         logs = ctx.b("log", proba)  # the symmetric logit: log p less the mean of the logs

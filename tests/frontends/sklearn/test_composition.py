@@ -589,3 +589,85 @@ def test_a_damaged_pickle(lab: Any, tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps(svm.SVC().fit(IRIS, KIND))[:-200])
     with pytest.raises(FrontendError, match=r"model\.pkl"):
         lab.frontend.load(path, LowerOptions(trust_pickle=True))
+
+
+# -- thresholds, pairs, chains ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", [None, "no", "yes"])
+@pytest.mark.parametrize("threshold", ["auto", 0.3])
+@pytest.mark.parametrize("member", [linear_model.LogisticRegression(), svm.LinearSVC()], ids=lambda m: type(m).__name__)
+def test_threshold_classifier(lab: Any, label: str | None, threshold: Any, member: Any) -> None:
+    names = np.where(KIND == 1, "yes", "no")
+    model = model_selection.FixedThresholdClassifier(member, threshold=threshold, pos_label=label)
+    if label is None:
+        model.set_params(pos_label=None)
+        names = np.where(KIND == 1, 1, 0)
+    lab.check(model.fit(IRIS, names), IRIS * 1.01)
+
+
+@pytest.mark.parametrize("method", ["auto", "decision_function"])
+def test_tuned_threshold(lab: Any, method: str) -> None:
+    model = model_selection.TunedThresholdClassifierCV(linear_model.LogisticRegression(), response_method=method, cv=2)
+    lab.check(model.fit(IRIS, KIND == 1), IRIS * 1.01)
+
+
+@pytest.mark.parametrize("member", [linear_model.LogisticRegression(), naive_bayes.GaussianNB()], ids=str)
+@pytest.mark.parametrize("kinds", [NAMES, KIND == 1], ids=["3", "2"])
+def test_one_versus_one(lab: Any, member: Any, kinds: np.ndarray) -> None:
+    lab.check(multiclass.OneVsOneClassifier(member).fit(IRIS, kinds), IRIS * 1.01)
+
+
+def test_one_versus_one_by_parts_of_a_kernel_is_refused(lab: Any) -> None:
+    kernel = IRIS @ IRIS.T
+    with pytest.raises(UnsupportedModelError, match="kernels"):
+        lab.lower(multiclass.OneVsOneClassifier(svm.SVC(kernel="precomputed")).fit(kernel, KIND))
+
+
+@pytest.mark.parametrize("constant", [0, 1])
+@pytest.mark.parametrize("first", [False, True])
+def test_one_versus_rest_with_a_label_that_is_always_the_same(lab: Any, constant: int, first: bool) -> None:
+    labels = np.column_stack([KIND == 0, np.full(150, constant), KIND == 2]).astype(int)
+    labels = labels[:, [1, 0, 2]] if first else labels
+    with pytest.warns(UserWarning, match="present in all"):
+        model = multiclass.OneVsRestClassifier(linear_model.LogisticRegression()).fit(IRIS, labels)
+    lab.check(model, IRIS * 1.01)
+
+
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "decision_function"])
+def test_classifier_chain(lab: Any, method: str) -> None:
+    labels = np.column_stack([KIND == 0, KIND == 1, IRIS[:, 0] > 5.8]).astype(int)
+    model = multioutput.ClassifierChain(linear_model.LogisticRegression(), order=[2, 0, 1], chain_method=method)
+    lab.check(model.fit(IRIS, labels), IRIS * 1.01)
+
+
+@pytest.mark.parametrize("kinds", [NAMES, KIND == 1], ids=["3", "2"])
+@pytest.mark.parametrize("member", [svm.LinearSVC(), naive_bayes.GaussianNB()], ids=lambda m: type(m).__name__)
+def test_calibration_by_temperature(lab: Any, kinds: np.ndarray, member: Any) -> None:
+    lab.check(calibration.CalibratedClassifierCV(member, method="temperature", cv=2).fit(IRIS, kinds), IRIS * 1.01)
+
+
+# -- no columns, and columns that only pass --------------------------------------------------------------------------
+
+
+def test_a_column_transformer_that_drops_all(lab: Any) -> None:
+    model = compose.ColumnTransformer([("a", preprocessing.StandardScaler(), [])]).fit(IRIS)
+    with pytest.raises(UnsupportedModelError, match="no column"):
+        lab.lower(model)
+
+
+def test_a_pipeline_that_changes_nothing(lab: Any) -> None:
+    model = pipeline.Pipeline([("a", "passthrough")]).fit(IRIS)
+    lab.check(model, IRIS, example_inputs=(IRIS,))
+    with pytest.raises(FrontendError, match="how many columns"):
+        lab.lower(model)
+
+
+def test_polars_columns_that_a_pandas_table_passes_through(lab: Any) -> None:
+    pl = pytest.importorskip("polars")
+    table = pd.DataFrame(IRIS[:, :2], columns=["a", "b"]).astype({"b": np.float32})
+    model = compose.ColumnTransformer([("s", preprocessing.StandardScaler(), ["a"])], remainder="passthrough")
+    model.set_output(transform="polars").fit(table)
+    got, wanted = lab.compile(model).transform(table), model.transform(table)
+    assert got.dtypes == wanted.dtypes == [pl.Float64, pl.Float32]
+    np.testing.assert_allclose(got.to_numpy(), wanted.to_numpy(), rtol=1e-12)

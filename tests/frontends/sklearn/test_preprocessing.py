@@ -15,6 +15,7 @@ from sklearn import (
     feature_selection,
     impute,
     linear_model,
+    naive_bayes,
     preprocessing,
     random_projection,
 )
@@ -116,7 +117,11 @@ def test_recursive_elimination_predicts_too(lab: Any) -> None:
     lab.check(feature_selection.RFE(linear_model.LogisticRegression(), n_features_to_select=2).fit(IRIS, KIND), IRIS)
 
 
-@pytest.mark.parametrize("model", [cross_decomposition.PLSRegression(2), cross_decomposition.PLSCanonical(1)], ids=str)
+@pytest.mark.parametrize(
+    "model",
+    [cross_decomposition.PLSRegression(2), cross_decomposition.PLSCanonical(1), cross_decomposition.CCA(1)],
+    ids=str,
+)
 def test_partial_least_squares(lab: Any, model: Any) -> None:
     lab.check(model.fit(SIGNED, SIGNED[:, :2] ** 2), SIGNED)
 
@@ -130,6 +135,10 @@ def test_through_hummingbird(lab: Any, kernel: str) -> None:
     compiled = lab.check(model.fit(SIGNED), SIGNED + 0.01, rtol=1e-5)
     assert torch.get_num_threads() == threads
     assert "pipeline.kernelpca: KernelPCA" in {str(node.loc) for node in compiled.executable.graph.nodes}
+
+
+def test_cosines_of_rows_of_zeros(lab: Any) -> None:
+    lab.check(decomposition.KernelPCA(2, kernel="cosine").fit(SIGNED), SIGNED, np.zeros((3, 5)), rtol=1e-5)
 
 
 def test_kernel_that_hummingbird_lacks(lab: Any) -> None:
@@ -347,3 +356,50 @@ def test_unreadable_function(lab: Any) -> None:
             )
         )
     assert "pipeline.functiontransformer" in str(caught.value)
+
+
+def test_selectors_that_take_nan_take_infinity_too(lab: Any) -> None:
+    table = SIGNED.copy()
+    table[::3, 1] = np.inf
+    table[1::3, 2] = np.nan
+    lab.check(feature_selection.VarianceThreshold(0.1).fit(SIGNED), table)
+
+
+@pytest.mark.parametrize("function", [np.log2, np.log10, np.exp2, np.cbrt, np.square, np.reciprocal])
+def test_functions_of_several_ops(lab: Any, function: Any) -> None:
+    lab.check(preprocessing.FunctionTransformer(function).fit(SIGNED), SIGNED, np.abs(SIGNED))
+
+
+def test_imputer_that_fills_in_nothing_is_refused(lab: Any) -> None:
+    model = impute.SimpleImputer(missing_values=-1, strategy="constant", fill_value=np.nan).fit(SIGNED)
+    with pytest.raises(UnsupportedModelError, match="fill_value=nan"):
+        lab.lower(model)
+
+
+COLORS = np.array(["red", "green", "blue", None], object)[RNG.integers(0, 4, (120, 2))]
+
+
+@pytest.mark.parametrize("table", [np.round(GAPPY), COLORS], ids=["numbers", "strings"])
+@pytest.mark.parametrize(
+    "target",
+    [SIGNED[:, 0], SIGNED[:, 0] > 1, np.digitize(SIGNED[:, 0], [-1, 1])],
+    ids=["continuous", "binary", "classes"],
+)
+def test_target_encoder(lab: Any, table: np.ndarray, target: np.ndarray) -> None:
+    other = table.copy()
+    other[::4, 0] = 99 if table.dtype == float else "mauve"
+    lab.check(preprocessing.TargetEncoder(random_state=0).fit(table, target), table, other)
+
+
+def test_target_encoder_behind_another_step(lab: Any) -> None:
+    model = make_pipeline(preprocessing.FunctionTransformer(np.rint), preprocessing.TargetEncoder(random_state=0))
+    lab.check(model.fit(SIGNED, SIGNED[:, 0]), SIGNED, SIGNED * 3)
+
+
+def test_categorical_naive_bayes(lab: Any) -> None:
+    codes = RNG.integers(0, 4, (120, 3))
+    compiled = lab.check(naive_bayes.CategoricalNB().fit(codes, codes[:, 0] > 1), codes, codes.astype(float))
+    with pytest.raises(InputError, match="unknown category"):
+        compiled.predict(codes + 3)
+    encoded = make_pipeline(preprocessing.OrdinalEncoder(), naive_bayes.CategoricalNB())
+    lab.check(encoded.fit(COLORS, codes[:, 0]), COLORS)

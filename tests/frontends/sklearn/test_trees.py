@@ -139,17 +139,21 @@ def test_trees_without_a_split(lab: Any) -> None:
 @pytest.mark.parametrize("loss", ["log_loss", "exponential"])
 @pytest.mark.parametrize(
     "init",
-    [None, "zero", linear_model.LogisticRegression(), naive_bayes.GaussianNB(), dummy.DummyClassifier()],
+    [None, "zero", tree.DecisionTreeClassifier(max_depth=2), dummy.DummyClassifier()],
     ids=str,
 )
 def test_gradient_boosting_from_another_model(lab: Any, loss: str, init: Any) -> None:
     model = ensemble.GradientBoostingClassifier(loss=loss, init=init, n_estimators=5, random_state=0)
-    rtol = (
-        1e-5 if init.__class__.__module__.startswith(("sklearn.linear", "sklearn.naive")) else 1e-11
-    )  # those compute in float32
-    lab.check(model.fit(IRIS, KIND == 1), IRIS * 1.01, rtol=rtol)
+    lab.check(model.fit(IRIS, KIND == 1), IRIS * 1.01)
     if loss == "log_loss":
-        lab.check(model.fit(IRIS, NAMES), IRIS * 1.01, rtol=rtol)
+        lab.check(model.fit(IRIS, NAMES), IRIS * 1.01)
+
+
+@pytest.mark.parametrize("init", [linear_model.LogisticRegression(), naive_bayes.GaussianNB()], ids=str)
+def test_gradient_boosting_from_probabilities_of_float32_is_refused(lab: Any, init: Any) -> None:
+    model = ensemble.GradientBoostingClassifier(init=init, n_estimators=2).fit(IRIS, KIND)
+    with pytest.raises(UnsupportedModelError, match=f"init={type(init).__name__} .*float32"):
+        lab.lower(model)
 
 
 def test_gradient_boosting_regressor_from_another_model(lab: Any) -> None:
