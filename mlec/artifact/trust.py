@@ -120,7 +120,7 @@ def record_built(code_id: str) -> bool:
         compiled again where it is loaded.
     """
     _check_code_id(code_id)
-    state = _state_directory()
+    state = state_directory()
     if state is None:
         return False
     try:
@@ -139,7 +139,7 @@ def record_built(code_id: str) -> bool:
 def is_built_here(code_id: str) -> bool:
     """Whether the ledger proves that this user built the code with this identity."""
     _check_code_id(code_id)
-    state = _state_directory()
+    state = state_directory()
     if state is None:
         return False
     key = _read_private(state / "key")
@@ -159,7 +159,8 @@ def _check_code_id(code_id: str) -> None:
         )
 
 
-def _state_directory() -> Path | None:
+def state_directory() -> Path | None:
+    """Where this user's mlec keeps what it learns: ``$XDG_STATE_HOME/mlec``; None where there is no home."""
     configured = os.environ.get("XDG_STATE_HOME", "")
     base = Path(configured) if os.path.isabs(configured) else Path(os.path.expanduser("~")) / ".local" / "state"
     return base / "mlec" if base.is_absolute() else None
