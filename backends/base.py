@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from mlec.errors import UnsupportedOpError
+from mlec.errors import TargetError, UnsupportedOpError
 from mlec.ir.graph import Graph
 from mlec.ir.op import Array
 from mlec.pipeline import TargetFacts
 from mlec.runtime.program import Program
 from mlec.signature import Signature
 from mlec.target import Target
+from mlec.tuning import TunedKernel, Tuning
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class CompiledModule:
         signature: of the graph.
         notes: one for each kernel.
         seconds: what compiling took.
+        tuned: the kernels that were tuned.
     """
 
     program: Program
@@ -54,6 +56,7 @@ class CompiledModule:
     signature: Signature
     notes: tuple[KernelNote, ...] = ()
     seconds: float = 0.0
+    tuned: tuple[TunedKernel, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,12 @@ class CompileOptions:
     """How to compile.
 
     Attributes:
-        progress: called with a stage ("lower", "build"), what is done and how much there is to do.
+        progress: called with a stage ("lower", "tune", "build"), what is done and how much there is to do.
+        tuning: how to choose the schedules of kernels by measuring; None takes those of the cost models.
     """
 
     progress: Callable[[str, int, int], None] | None = field(default=None, repr=False)
+    tuning: Tuning | None = None
 
     def report(self, stage: str, done: int, total: int) -> None:
         if self.progress is not None:
@@ -100,6 +105,14 @@ class Backend(Protocol):
             TargetError: for a target that it does not serve.
         """
         return TargetFacts(row_programs=False)
+
+    def check_tunable(self, target: Target) -> None:
+        """Whether kernels for a target can be tuned here.
+
+        Raises:
+            TargetError: they can't, as those of most backends.
+        """
+        raise TargetError(f"kernels for {target} can't be tuned", hint="leave tune at 0")
 
     def compile(self, graph: Graph, target: Target, options: CompileOptions | None = None) -> CompiledModule:
         """Compiles a verified graph.

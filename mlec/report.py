@@ -31,6 +31,7 @@ class OptimizationReport:
         timing: predicted and measured seconds.
         memory: bytes.
         kernels: name, op, source location, strategy, width of its floats, flops and bytes of each.
+        tuning: what measuring schedules found, one entry for each distinct kernel that had a choice.
         graphs: the text of the graph before and after, and their nodes and edges for the picture.
         quantization, stability: findings of the passes of those names.
         warnings: what the user should know.
@@ -42,6 +43,7 @@ class OptimizationReport:
     timing: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     kernels: list[dict[str, Any]] = field(default_factory=list)
+    tuning: list[dict[str, Any]] = field(default_factory=list)
     graphs: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     quantization: list[dict[str, Any]] = field(default_factory=list)

@@ -26,6 +26,7 @@ ALLOWED = {
     "mlec.artifact": ("mlec.signature", "mlec.runtime"),
     "mlec.runtime": ("mlec.signature",),
     "mlec.target": ("mlec.registry",),
+    "mlec.tuning": ("mlec.artifact",),
     "mlec.ir": ("mlec.signature", "mlec.registry"),
     "mlec.ops": ("mlec.ir", "mlec.signature"),
     "mlec.registry": ("mlec.capabilities",),
@@ -35,7 +36,7 @@ ALLOWED = {
     "mlec.passes": ("mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature"),
     "mlec.backends": (
         "mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.target", "mlec.runtime", "mlec.registry", "mlec.capabilities",
-        "mlec.processor",
+        "mlec.timing", "mlec.tuning", "mlec.processor",
     ),
     "mlec.frontends": ("mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.registry", "mlec.capabilities"),
 }  # fmt: skip

@@ -24,6 +24,7 @@ from mlec.capabilities import TARGETS
 from mlec.errors import TargetError
 from mlec.ir.graph import Graph
 from mlec.pipeline import TargetFacts
+from mlec.processor import needed_flags, what_is_missing
 from mlec.runtime.program import Program
 from mlec.target import Target
 
@@ -60,6 +61,24 @@ class TVMBackend(Backend):
             return TargetFacts(row_programs=False)
         return TargetFacts(cpu_info(target).vector_bits // 8)
 
+    def check_tunable(self, target: Target) -> None:
+        """Whether the kernels of a target run on the processor of this machine.
+
+        Raises:
+            TargetError: they don't: they can't be measured here.
+        """
+        if target.kind == "cuda":
+            raise TargetError(
+                "tune measures kernels for processors, not for GPUs",
+                hint='leave tune at 0, or compile for target="cpu"',
+            )
+        info = cpu_info(target)
+        if missing := what_is_missing(needed_flags(info.triple, info.features)):
+            raise TargetError(
+                f"tune measures kernels for {target} on this machine: {missing}",
+                hint='leave tune at 0, tune where the model will run, or compile for target="cpu"',
+            )
+
     def compile(self, graph: Graph, target: Target, options: CompileOptions | None = None) -> CompiledModule:
         """Compiles a verified graph.
 
@@ -73,7 +92,9 @@ class TVMBackend(Backend):
         lowered, objects, program = generate(graph, target, options)
         options.report("build", 1, 1)
         seconds = time.perf_counter() - begin
-        return CompiledModule(program, objects, lowered.constants, graph.signature, lowered.notes, seconds)
+        return CompiledModule(
+            program, objects, lowered.constants, graph.signature, lowered.notes, seconds, lowered.tuned
+        )
 
 
 def _for_cpu(graph: Graph, target: Target, options: CompileOptions) -> tuple[Lowered, tuple[bytes, ...], Program]:

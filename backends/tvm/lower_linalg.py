@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from mlec.backends.tvm.kernels.gemm import column_block, gemm, matmul, pack_gemm
+from mlec.backends.tvm.kernels.gemm import GemmSchedule, MatmulSchedule, column_block, gemm, matmul, pack_gemm
 from mlec.backends.tvm.lower_fused import Tail
-from mlec.backends.tvm.lowering import Lowering, Tensor
+from mlec.backends.tvm.lowering import Lowering, Tensor, Version
 from mlec.backends.tvm.region import Dims
 from mlec.backends.tvm.registry import lowers
+from mlec.ir.dim import product, static
 from mlec.ir.graph import Node
 
 
@@ -26,15 +27,21 @@ def lower_matmul(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], t
         if perm == (*range(rank - 2), rank - 1, rank - 2):
             b, flipped = source, True
 
-    def build(name: str, dims: Dims) -> object:
-        *a_lead, m, k = dims.shape(a.shape)
-        *b_lead, rows, columns = dims.shape(b.shape)
-        n = rows if flipped else columns
-        return matmul(a_lead, b_lead, m, n, k, a.dtype, lowering.target, flipped, tail.epilogue(lowering, dims), name)
-
-    operands = (a, b, *tail.operands(lowering))
     strategy = f"matmul{', right operand transposed' if flipped else ''}{tail}"
-    return lowering.kernel(build, operands, [tail.type], node=node, strategy=strategy)[0]
+    operands = (a, b, *tail.operands(lowering))
+
+    def version(schedule: MatmulSchedule) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            *a_lead, m, k = dims.shape(a.shape)
+            *b_lead, rows, columns = dims.shape(b.shape)
+            n, epilogue = rows if flipped else columns, tail.epilogue(lowering, dims)
+            return matmul(a_lead, b_lead, m, n, k, a.dtype, lowering.target, flipped, epilogue, name, schedule)
+
+        return Version(build, operands, strategy)
+
+    columns = b.shape[-2 if flipped else -1]
+    schedules = MatmulSchedule.candidates(a.shape[-2], columns, a.dtype, lowering.target)
+    return lowering.scheduled(schedules, version, [tail.type], node=node)[0]
 
 
 @lowers("matmul_packed", form="anchor")
@@ -44,13 +51,17 @@ def lower_matmul_packed(lowering: Lowering, node: Node, operands: tuple[Tensor, 
 
 
 def _packed_product(lowering: Lowering, node: Node, a: Tensor, w: Tensor, n: int, tail: Tail) -> Tensor:
-    block = int(str(w.shape[2]))
-
-    def build(name: str, dims: Dims) -> object:
-        *lead, k = dims.shape(a.shape)
-        return gemm(lead, n, k, a.dtype, block, lowering.target, tail.epilogue(lowering, dims), name)
+    block = static(w.shape[2])
 
     operands = (a, w, *tail.operands(lowering))
-    return lowering.kernel(build, operands, [tail.type], node=node, strategy=f"gemm, blocks of {block} columns{tail}")[
-        0
-    ]
+
+    def version(schedule: GemmSchedule) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            *lead, k = dims.shape(a.shape)
+            return gemm(lead, n, k, a.dtype, block, lowering.target, tail.epilogue(lowering, dims), name, schedule)
+
+        return Version(build, operands, f"gemm, blocks of {block} columns{tail}")
+
+    k = static(w.shape[1])
+    schedules = GemmSchedule.candidates(product(a.shape[:-1]), n, k, a.dtype, block, lowering.target)
+    return lowering.scheduled(schedules, version, [tail.type], node=node)[0]

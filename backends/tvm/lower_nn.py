@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 import numpy as np
 
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.attention import attention
-from mlec.backends.tvm.kernels.conv import conv, conv2d_nchwc, depthwise_nchwc
+from mlec.backends.tvm.kernels.conv import (
+    ConvSchedule,
+    ConvTile,
+    DepthwiseSchedule,
+    conv,
+    conv2d_nchwc,
+    conv_tiles,
+    depthwise_nchwc,
+)
 from mlec.backends.tvm.kernels.elementwise import NotContiguousError
 from mlec.backends.tvm.kernels.epilogue import Expr
 from mlec.backends.tvm.kernels.norm import group_norm, layer_norm, rms_norm
 from mlec.backends.tvm.kernels.pool import pool
 from mlec.backends.tvm.kernels.rnn import GATES, pack_recurrent, recurrent, recurrent_lanes
+from mlec.backends.tvm.kernels.schedule import alternating
 from mlec.backends.tvm.kernels.softmax import logsumexp, softmax
 from mlec.backends.tvm.kernels.vector import cast_to, const, share
-from mlec.backends.tvm.kernels.winograd import are_summable, conv2d_winograd, pack_winograd, worthwhile
+from mlec.backends.tvm.kernels.winograd import (
+    WinogradSchedule,
+    applicable,
+    are_summable,
+    conv2d_winograd,
+    pack_winograd,
+    worthwhile,
+)
 from mlec.backends.tvm.lower_direct import direct_recurrence, flipped_weights, transposed_geometry
 from mlec.backends.tvm.lower_fused import Tail, lower_decomposed
-from mlec.backends.tvm.lowering import Lowering, Tensor
+from mlec.backends.tvm.lowering import Lowering, Tensor, Version
 from mlec.backends.tvm.region import Dims, Index, Region
 from mlec.backends.tvm.registry import lowers
+from mlec.ir.dim import static_dims
 from mlec.ir.graph import Node
 from mlec.ir.types import TensorType
 from mlec.ops.pool import pool_geometry
@@ -45,58 +63,81 @@ def lower_conv_transpose(lowering: Lowering, node: Node, operands: tuple[Tensor,
 
 
 def _convolution(lowering: Lowering, node: Node, x: Tensor, w: Tensor, tail: Tail, g: Geometry) -> Tensor:
-    def build(name: str, dims: Dims) -> object:
-        weights = [int(str(d)) for d in w.shape]
-        epilogue = tail.epilogue(lowering, dims)
-        shape, groups, target = dims.shape(x.shape), node.attrs["groups"], lowering.target
-        return conv(
-            shape, weights, g.strides, g.pads, g.dilations, groups, x.dtype, target, epilogue, g.input_dilations, name
-        )
-
     operands = (x, w, *tail.operands(lowering))
-    return lowering.kernel(build, operands, [tail.type], node=node, strategy=f"direct convolution{tail}")[0]
+    weights, groups, target = static_dims(w.shape), node.attrs["groups"], lowering.target
+
+    def version(schedule: ConvSchedule) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            shape, epilogue = dims.shape(x.shape), tail.epilogue(lowering, dims)
+            windows = (g.strides, g.pads, g.dilations, groups)
+            return conv(shape, weights, *windows, x.dtype, target, epilogue, g.input_dilations, name, schedule)
+
+        return Version(build, operands, f"direct convolution{tail}")
+
+    rows, columns = (1, *node.output.type.shape[2:])[-2:]
+    schedules = ConvSchedule.candidates(weights[0] // groups, rows, columns, x.dtype, target)
+    return lowering.scheduled(schedules, version, [tail.type], node=node)[0]
+
+
+NEAR = 1.5
+"""Predicted cycles, as a multiple of the least, up to which a tile of a convolution is a candidate."""
 
 
 @lowers("conv2d_nchwc", form="anchor")
 def lower_conv2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
+    """By the definition, or by Winograd's sums, which need weights that are known."""
     x, w = operands
-    g = Geometry.of(node.attrs, 2)
-    weights, extent = [int(str(d)) for d in w.shape], [int(str(d)) for d in node.output.type.shape[2:4]]
-    dense = (*g.strides, *g.dilations) == (1, 1, 1, 1)
-    if dense and are_summable(w.array) and worthwhile(weights, (extent[0], extent[1]), x.dtype, lowering.target):
+    g, weights, target = Geometry.of(node.attrs, 2), static_dims(w.shape), lowering.target
 
-        def build_winograd(name: str, dims: Dims) -> object:
+    def version(schedule: ConvTile | WinogradSchedule) -> Version:
+        return winograd(schedule) if isinstance(schedule, WinogradSchedule) else direct(schedule)
+
+    def direct(tile: ConvTile) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            shape, epilogue = dims.shape(x.shape), tail.epilogue(lowering, dims)
+            return conv2d_nchwc(shape, weights, g.strides, g.pads, g.dilations, x.dtype, target, epilogue, name, tile)
+
+        strategy = f"direct convolution on blocks of {x.shape[4]} and {w.shape[5]} channels{tail}"
+        return Version(build, (x, w, *tail.operands(lowering)), strategy)
+
+    def winograd(schedule: WinogradSchedule) -> Version:
+        def build(name: str, dims: Dims) -> object:
             epilogue = tail.epilogue(lowering, dims)
-            return conv2d_winograd(dims.shape(x.shape), weights, g.pads, lowering.target, epilogue, name)
+            return conv2d_winograd(dims.shape(x.shape), weights, g.pads, target, epilogue, name, schedule)
 
-        operands = (x, lowering.packed(w, "winograd", pack_winograd), *tail.operands(lowering))
+        packed = lowering.packed(w, "winograd", pack_winograd)
         strategy = f"Winograd convolution on blocks of {weights[5]} channels, 16 products in place of 36{tail}"
-        with lowering.variant("winograd"):  # which the weights decide
-            return lowering.kernel(build_winograd, operands, [tail.type], node=node, strategy=strategy)[0]
+        return Version(build, (x, packed, *tail.operands(lowering)), strategy)
 
-    def build(name: str, dims: Dims) -> object:
-        shape, epilogue = dims.shape(x.shape), tail.epilogue(lowering, dims)
-        return conv2d_nchwc(shape, weights, g.strides, g.pads, g.dilations, x.dtype, lowering.target, epilogue, name)
+    def schedules() -> Iterator[ConvTile | WinogradSchedule]:
+        rows, columns = static_dims(node.output.type.shape[2:4])
+        extent = rows, columns
+        tiles = conv_tiles(x.shape, weights, g.strides, g.pads, g.dilations, x.dtype, target)
+        near = takewhile(lambda tile: tile.cycles <= NEAR * tiles[0].cycles, tiles)
+        dense = (*g.strides, *g.dilations) == (1, 1, 1, 1)
+        if not (dense and are_summable(w.array) and applicable(weights, extent, x.dtype, target)):
+            return near
+        sums = WinogradSchedule.candidates(extent, weights, target)
+        return alternating(sums, near) if worthwhile(weights, extent, x.dtype, target) else alternating(near, sums)
 
-    operands = (x, w, *tail.operands(lowering))
-    strategy = f"direct convolution on blocks of {x.shape[4]} and {w.shape[5]} channels{tail}"
-    return lowering.kernel(build, operands, [tail.type], node=node, strategy=strategy)[0]
+    return lowering.scheduled(schedules(), version, [tail.type], node=node)[0]
 
 
 @lowers("depthwise2d_nchwc", form="anchor")
 def lower_depthwise2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     x, w = operands
-    g = Geometry.of(node.attrs, 2)
-
-    def build(name: str, dims: Dims) -> object:
-        weights = [int(str(d)) for d in w.shape]
-        epilogue = tail.epilogue(lowering, dims)
-        shape, target = dims.shape(x.shape), lowering.target
-        return depthwise_nchwc(shape, weights, g.strides, g.pads, g.dilations, x.dtype, target, epilogue, name)
-
+    g, weights, target = Geometry.of(node.attrs, 2), static_dims(w.shape), lowering.target
+    windows = (weights, g.strides, g.pads, g.dilations, x.dtype, target)
     operands = (x, w, *tail.operands(lowering))
-    strategy = f"depthwise convolution on blocks of {x.shape[4]} channels{tail}"
-    return lowering.kernel(build, operands, [tail.type], node=node, strategy=strategy)[0]
+
+    def version(schedule: DepthwiseSchedule) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            return depthwise_nchwc(dims.shape(x.shape), *windows, tail.epilogue(lowering, dims), name, schedule)
+
+        return Version(build, operands, f"depthwise convolution on blocks of {x.shape[4]} channels{tail}")
+
+    schedules = DepthwiseSchedule.candidates(x.shape, *windows)
+    return lowering.scheduled(schedules, version, [tail.type], node=node)[0]
 
 
 # -- pooling ---------------------------------------------------------------------------------------------------------

@@ -15,16 +15,15 @@ from mlec.backends.tvm.kernels.elementwise import Lanes, memory_type
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
 from mlec.backends.tvm.kernels.rows import (
     COMBINE,
-    VECTORS,
     VERTICAL,
-    block_rows,
+    RowSchedule,
     over_blocks,
     read_columns,
     write_columns,
 )
 from mlec.backends.tvm.kernels.tile import bits, parameter, product, unrolled
 from mlec.backends.tvm.kernels.vector import Cell, broadcast, const, load, select, share, store
-from mlec.backends.tvm.lowering import Lowering, Tensor
+from mlec.backends.tvm.lowering import Lowering, Tensor, Version
 from mlec.backends.tvm.region import Dims, Load, Number, Region, Source, is_elementwise
 from mlec.ir.dim import SymDim, static
 from mlec.ir.graph import Node, Value
@@ -97,14 +96,14 @@ class RowProgram:
         operands = tuple(dict.fromkeys(lowering.in_memory(t) for t in read.values() if t.number is None))
         used = (*(t.type for t in operands), *(v.type for inner in self.nodes for v in inner.outputs))
         widest = max((t.dtype.bits for t in used if t.dtype.is_float), default=32)
-        block = block_rows(widest, lowering.target)
+        lanes = lowering.target.lanes(widest)
         producers = {v: inner for inner in self.nodes for v in inner.outputs}
         held = self._held()
         turned = sum(columns_of(t.type) for v, t in read.items() if has_rows(v.type, self.n))
         work = (sum(map(_work_of, self.nodes)) + ELEMENT_WORK * turned) * widest // 32
 
-        def build(name: str, dims: Dims) -> object:
-            rows = dims(self.n)
+        def build(name: str, dims: Dims, schedule: RowSchedule) -> object:
+            rows, block = dims(self.n), schedule.vectors * lanes
             with prim_func(name) as kernel:
                 sources = [parameter(f"x{i}", lowering.spec(t, dims)) for i, t in enumerate(operands)]
                 results = [parameter(f"y{i}", lowering.spec(v.type, dims)) for i, v in enumerate(self.outputs)]
@@ -132,14 +131,20 @@ class RowProgram:
                         v: T.alloc_buffer((columns_of(v.type) * block,), memory_type(Tensor(v.type).dtype))
                         for v in (*by_rows, *held)
                     }
-                    return Block(self, lowering, dims, rows, block, producers, held, fixed, by_rows, scratch, written)
+                    return Block(
+                        self, lowering, dims, rows, block, schedule.vectors, producers, held, fixed, by_rows, scratch, written
+                    )  # fmt: skip
 
-                over_blocks(rows, block, work, prepare)
+                over_blocks(rows, block, schedule.chunk * lanes, work, prepare)
             return kernel.func
 
+        def version(schedule: RowSchedule) -> Version:
+            rows, ops = schedule.vectors * lanes, " ".join(n.name for n in self.nodes)
+            strategy = f"row program, blocks of {rows} rows by columns: {ops}"
+            return Version(lambda name, dims: build(name, dims, schedule), operands, strategy)
+
         types = [v.type for v in self.outputs]
-        strategy = f"row program, blocks of {block} rows by columns: {' '.join(n.name for n in self.nodes)}"
-        return lowering.kernel(build, operands, types, node=node, strategy=strategy)
+        return lowering.scheduled(RowSchedule.candidates(lanes, work), version, types, node=node)
 
     def _held(self) -> tuple[Value, ...]:
         """The values that are computed into scratch memory, in order."""
@@ -160,13 +165,14 @@ class RowProgram:
 
 @dataclass(frozen=True)
 class Block:
-    """Writes the program for one block of rows."""
+    """Writes the program for one block of ``size`` rows, ``vectors`` of the widest elements."""
 
     program: RowProgram
     lowering: Lowering
     dims: Dims
     rows: Expr
     size: int
+    vectors: int
     producers: Mapping[Value, Node]
     held: tuple[Value, ...]
     fixed: Mapping[Value, Source]
@@ -240,7 +246,7 @@ class Block:
         pieces = [x]
         if x in self.producers and x not in self.scratch and self.producers[x].name == "concat":
             pieces = list(self.producers[x].inputs)
-        passes = -(-n * VECTORS // (self.lowering.target.vector_registers - 4))
+        passes = -(-n * self.vectors // (self.lowering.target.vector_registers - 4))
         k, width = columns_of(x.type), static(w.type.shape[-1])
         for part in range(passes):
             columns = range(n * part // passes, n * (part + 1) // passes)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 from mlec.backends.tvm.compat import T
 from mlec.backends.tvm.decompose import decompose
 from mlec.backends.tvm.kernels import direct
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
 from mlec.backends.tvm.kernels.pairwise import Metric, nearest, pack_points, pairwise
 from mlec.backends.tvm.kernels.tile import unflatten
-from mlec.backends.tvm.kernels.tree_ensemble import TreeEnsemble, build, prepare
+from mlec.backends.tvm.kernels.tree_ensemble import TreeEnsemble, TreeSchedule, build, prepare
 from mlec.backends.tvm.kernels.vector import const, share
 from mlec.backends.tvm.lower_fused import Tail, lower_body
-from mlec.backends.tvm.lowering import Lowering, Tensor
+from mlec.backends.tvm.lowering import Lowering, Tensor, Version
 from mlec.backends.tvm.region import Dims
 from mlec.backends.tvm.registry import CUDA, lowers
 from mlec.errors import LoweringError
@@ -26,18 +28,21 @@ def lower_tree_ensemble(lowering: Lowering, node: Node, operands: tuple[Tensor, 
     """The structure is repacked now, for the processor and for the kernel that fits it."""
     x, *structure = operands
     ensemble = constant_ensemble(node, operands)
-    plan = prepare(ensemble, lowering.target)
-    packed = [
-        Tensor(
-            TensorType(array.shape, DType.of(array.dtype)), array, name=f"{structure[0].name}.{plan.strategy}.{name}"
+    preferred = prepare(ensemble, lowering.target)
+
+    def version(schedule: TreeSchedule) -> Version:
+        plan = preferred if schedule == preferred.schedule else prepare(ensemble, lowering.target, *astuple(schedule))
+        name = f"{structure[0].name}.{plan.strategy}"
+        packed = [
+            Tensor(TensorType(array.shape, DType.of(array.dtype)), array, name=f"{name}.{part}")
+            for part, array in plan.packed.items()
+        ]
+        return Version(
+            lambda name, dims: build(plan, dims(x.shape[0]), lowering.target, name), (x, *packed), plan.explain()
         )
-        for name, array in plan.packed.items()
-    ]
 
-    def kernel(name: str, dims: Dims) -> object:
-        return build(plan, dims(x.shape[0]), lowering.target, name)
-
-    return lowering.kernel(kernel, (x, *packed), [node.output.type], node=node, strategy=plan.explain())[0]
+    schedules = TreeSchedule.candidates(preferred, lowering.target)
+    return lowering.scheduled(schedules, version, [node.output.type], node=node, typical=ensemble.typical_rows)[0]
 
 
 def constant_ensemble(node: Node, operands: tuple[Tensor, ...]) -> TreeEnsemble:

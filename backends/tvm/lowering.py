@@ -6,11 +6,13 @@ once or more, or returns a view; they are in the ``lower_*`` modules of this pac
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,12 +24,14 @@ from mlec.backends.tvm.region import Dims
 from mlec.backends.tvm.registry import Device
 from mlec.backends.tvm.scalar import TVM_NAMES
 from mlec.backends.tvm.target import TargetInfo
-from mlec.ir.dim import Dim, SymDim
+from mlec.backends.tvm.tuning import Draft, Subject, Tuner
+from mlec.ir.dim import Dim, SymDim, static_dims
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Graph, Node
 from mlec.ir.op import Array, ConstantRef
 from mlec.ir.types import Location, TensorType
 from mlec.runtime.program import KernelInfo
+from mlec.tuning import TunedKernel
 
 
 @dataclass(eq=False)
@@ -92,6 +96,7 @@ class Lowered:
         steps: the calls of the kernels, and views, in order.
         kernels: one for each call.
         notes: one for each call.
+        tuned: the distinct kernels that were tuned.
     """
 
     inputs: tuple[Tensor, ...]
@@ -100,6 +105,7 @@ class Lowered:
     steps: tuple[CallStep | ViewStep, ...]
     kernels: tuple[KernelInfo, ...]
     notes: tuple[KernelNote, ...]
+    tuned: tuple[TunedKernel, ...] = ()
 
     @property
     def calls(self) -> tuple[CallStep, ...]:
@@ -124,6 +130,23 @@ class Lowered:
 
 BuildKernel = Callable[[str, Dims], Any]
 """``(name, extents) -> PrimFunc``: its parameters are the operands, scalars for some extents, the results."""
+
+S = TypeVar("S", bound=Hashable)
+
+
+@dataclass(frozen=True, eq=False)
+class Version:
+    """A kernel as one schedule makes it.
+
+    Attributes:
+        build: makes it.
+        operands: some constants are packed as the schedule wants them.
+        strategy: what was chosen, for the report.
+    """
+
+    build: BuildKernel
+    operands: tuple[Tensor, ...]
+    strategy: str
 
 
 class Lowering:
@@ -156,6 +179,9 @@ class Lowering:
         self._form: Hashable = ()
         self._made_of_form = 0
         self._symbols: dict[tuple[Hashable, int], str] = {}
+        self._content: Callable[[], str] = str
+        tuning = self._options.tuning
+        self._tuner = None if tuning is None else Tuner(tuning, target, self._options.report)
 
     def run(self) -> Lowered:
         """Lowers every node of the graph.
@@ -171,13 +197,15 @@ class Lowering:
                 continue
             self._place, self._label = node.loc, f"{_kernel_name(node)}_{index}"
             operands = tuple(values[v] for v in node.inputs)
+            self._content = partial(_content, node, operands)
             with self._lowering_of(node_form(node, operands)):
                 results = self.lower(node, operands)
             values.update(zip(node.outputs, results, strict=True))
         outputs = [self.in_memory(values[v]) for v in self.graph.outputs]
         inputs = tuple(values[v] for v in self.graph.inputs)
         steps, kernels, notes = tuple(self._steps), tuple(self._kernels), tuple(self._notes)
-        return Lowered(inputs, tuple(outputs), self._constants, steps, kernels, notes)
+        tuned = () if self._tuner is None else tuple(self._tuner.tuned)
+        return Lowered(inputs, tuple(outputs), self._constants, steps, kernels, notes, tuned)
 
     @property
     def on_gpu(self) -> bool:
@@ -227,8 +255,7 @@ class Lowering:
         self._made_of_form += 1
         function = None
         if first == symbol:
-            with cells_in(self.cell_scope):
-                function = build(symbol, Dims.of([t.type for t in (*memory, *made)], extents))
+            function = self._function(build, symbol, [t.type for t in (*memory, *made)], extents)
         named = tuple(SymDim.named(name) for name in extents)
         self._steps.append(CallStep(symbol, first, function, memory, made, named))
         moved: Dim = 0
@@ -240,6 +267,40 @@ class Lowering:
         note = f"{strategy}, {self._remark}" if self._remark else strategy
         self._notes.append(KernelNote(symbol, node.name, note, max(floats, default=32)))
         return made
+
+    def scheduled(
+        self,
+        schedules: Iterator[S],
+        version: Callable[[S], Version],
+        results: Sequence[TensorType],
+        *,
+        node: Node,
+        typical: Callable[[int], Array] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Adds a call of a kernel that can be made in several ways: in the one that its template prefers, or that is faster here.
+
+        Args:
+            schedules: the ways, see `kernels.schedule`.
+            version: the kernel by one of them. It computes ``results`` whichever it is.
+            typical: rows for the first operand, of a given number, where random numbers would not do for measuring.
+        """
+        place, self._made_of_form = self._made_of_form, self._made_of_form + 1
+
+        def draft(schedule: S, name: str) -> Draft:
+            made = version(schedule)
+            types = [t.type for t in made.operands]
+            function = self._function(made.build, name, [*types, *results])
+            return Draft(function, tuple((t.type, _elements(t)) for t in made.operands), tuple(results))
+
+        if self._tuner is None:
+            chosen = next(schedules)
+        else:
+            key = f"{self._content()} kernel {place}"
+            location = self._place.summary()
+            chosen = self._tuner.choose(Subject(key, schedules, draft, self._label, node.name, location, typical))
+        made = version(chosen)
+        with self._lowering_of((self._form, place, chosen)):
+            return self.kernel(made.build, made.operands, results, node=node, strategy=made.strategy)
 
     def reshape(self, x: Tensor, shape: Sequence[Dim]) -> Tensor:
         """The same elements with another shape; costs nothing."""
@@ -295,6 +356,11 @@ class Lowering:
 
     # -- helpers -------------------------------------------------------------------------------------------------
 
+    def _function(self, build: BuildKernel, name: str, types: Sequence[TensorType], extents: Sequence[str] = ()) -> Any:
+        """The program of a kernel whose buffers have these types."""
+        with cells_in(self.cell_scope):
+            return build(name, Dims.of(types, extents))
+
     def _constant(self, node: Node) -> Tensor:
         value = node.attrs["value"]
         if isinstance(value, ConstantRef):
@@ -344,8 +410,12 @@ def needed_extents(types: Sequence[TensorType], used: frozenset[str]) -> tuple[s
     return tuple(sorted((used | frozenset().union(*(t.symbols for t in types))) - plain))
 
 
-def node_form(node: Node, operands: Sequence[Tensor]) -> Hashable:
-    """All that decides which kernels a node becomes; nodes of equal form share them."""
+def node_form(node: Node, operands: Sequence[Tensor], identity: Callable[[Array], Hashable] = id) -> Hashable:
+    """All that decides which kernels a node becomes; nodes of equal form share them.
+
+    Args:
+        identity: of arrays whose elements decide, too.
+    """
     same: dict[int, int] = {}
     kinds = []
     for i, x in enumerate(operands):
@@ -353,9 +423,21 @@ def node_form(node: Node, operands: Sequence[Tensor]) -> Hashable:
         place = same.setdefault(id(at_hand) if x.array is None else id(x.array), i)
         turned = None if x.transposed is None or x._memory is not None else (str(x.transposed[0].type), x.transposed[1])
         # The kernel for a tree ensemble depends on the trees.
-        content = id(x.array) if node.name == "tree_ensemble" else None
+        content = identity(x.array) if node.name == "tree_ensemble" and x.array is not None else None
         kinds.append((place, x.array is not None, x.number, repr(x.number), turned, content))
     return _node_form(node), tuple(kinds)
+
+
+def _content(node: Node, operands: Sequence[Tensor]) -> str:
+    """The form of a node as a text that is the same in every process."""
+    return repr(node_form(node, operands, lambda a: hashlib.sha256(a.tobytes()).hexdigest()))
+
+
+def _elements(x: Tensor) -> Array | None:
+    """The elements of a tensor, where they are known."""
+    if x.number is not None:
+        return np.full(static_dims(x.shape), x.number, x.type.dtype.numpy)
+    return x.array
 
 
 def _node_form(node: Node) -> Hashable:
@@ -383,4 +465,4 @@ def _kernel_name(node: Node) -> str:
     return re.sub(r"\W", "_", ops if len(ops) <= 48 else f"{ops[:44]}_etc")
 
 
-__all__ = ["CallStep", "Lowered", "Lowering", "Tensor", "ViewStep", "needed_extents"]
+__all__ = ["CallStep", "Lowered", "Lowering", "Tensor", "Version", "ViewStep", "needed_extents"]

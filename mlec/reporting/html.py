@@ -16,7 +16,7 @@ from mlec.reporting.graph_svg import DRAWN_NODES, draw
 from mlec.reporting.markup import Child, Html, element, join
 from mlec.reporting.roofline_svg import limit_of, roofline
 from mlec.reporting.schema import Comparison, Kernel, PassEntry, Picture, Remark, ReportData, Roofline, typed
-from mlec.reporting.summary import by_time, facts, grouped, headline, stats_lines
+from mlec.reporting.summary import by_time, facts, grouped, headline, stats_lines, tuning_gain, tuning_times
 
 SHOWN_GROUPS = 200
 SHOWN_PLACES = 12
@@ -42,6 +42,7 @@ def render_html(report: OptimizationReport) -> str:
         _findings("stability", "Numerical stability", data.stability),
         _passes(data),
         _kernels(data),
+        _tuning(data),
         _parity(data),
         _findings("quantization", "Quantisation", data.quantization),
         _graphs(data),
@@ -228,6 +229,31 @@ def _kernels(data: ReportData) -> Html | None:
         None if plot is None else element("figure", element("div", plot, class_="scroll"), _legend(still)),
         _kernel_table(ranked, data.machine),
         note=f"Predicted for {NOMINAL_EXTENT} rows by the roofline of the machine, slowest first.",
+    )
+
+
+def _tuning(data: ReportData) -> Html | None:
+    if not data.tuning:
+        return None
+    rows: list[list[Child]] = [
+        [
+            element("code", kernel.symbol),
+            element("span", tuning_gain(kernel), class_="chip" if kernel.is_default else "chip good"),
+            kernel.default,
+            "the default" if kernel.is_default else kernel.chosen,
+            "; ".join(tuning_times(kernel)),
+            kernel.origin,
+        ]
+        for kernel in sorted(data.tuning, key=lambda kernel: -kernel.gain)[:SHOWN_KERNELS]
+    ]
+    rest = len(data.tuning) - len(rows)
+    return _section(
+        "tuning",
+        "Tuning",
+        _rows(["kernel", "gain", "default schedule", "chosen schedule", "time of a call", "from"], rows, "findings"),
+        element("p", f"and {units.plural(rest, 'more kernel')}", class_="muted") if rest else None,
+        note="For each distinct kernel, schedules were measured on this machine. Another one than the default is chosen only where it is "
+        "clearly faster.",
     )
 
 

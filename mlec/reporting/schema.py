@@ -7,6 +7,7 @@ defaults and unknown keys are left out, so that reports of other versions can be
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any
 
 import msgspec
@@ -14,10 +15,12 @@ from msgspec import field
 
 from mlec.errors import CorruptedFileError
 from mlec.report import OptimizationReport
+from mlec.reporting import units
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Measure = Annotated[float, msgspec.Meta(ge=0)]
 Peak = Annotated[float, msgspec.Meta(gt=0)]
+Duration = Annotated[float, msgspec.Meta(gt=0, lt=1e9)]
 
 
 class Remark(msgspec.Struct, frozen=True):
@@ -70,6 +73,42 @@ class Kernel(msgspec.Struct, frozen=True):
     predicted_seconds: Measure | None = None
 
 
+class Timings(msgspec.Struct, frozen=True):
+    """Seconds of one call of a kernel as the cost model made it, and as it was chosen, at some extents of the symbolic dims."""
+
+    extents: dict[str, Count] = field(default_factory=dict)
+    default: Duration = 1.0
+    chosen: Duration = 1.0
+
+
+class Tuned(msgspec.Struct, frozen=True):
+    """One distinct kernel that was tuned: two schedules as texts, how many others were measured, and what the measurements say."""
+
+    symbol: str
+    op: str = ""
+    location: str = ""
+    default: str = ""
+    chosen: str = ""
+    trials: Count = 0
+    remembered: bool = False
+    timings: tuple[Timings, ...] = ()
+
+    @property
+    def is_default(self) -> bool:
+        return self.default == self.chosen
+
+    @property
+    def gain(self) -> float:
+        """Time before / time after: the geometric mean over the extents."""
+        logs = [math.log(t.default / t.chosen) for t in self.timings]
+        return math.exp(sum(logs) / len(logs)) if logs else 1.0
+
+    @property
+    def origin(self) -> str:
+        """Where the measurements come from."""
+        return f"{'remembered of' if self.remembered else 'measured in'} {units.plural(self.trials, 'trial')}"
+
+
 class Comparison(msgspec.Struct, frozen=True):
     """Compiled against source for one result; see `mlec.validation.Comparison`."""
 
@@ -95,6 +134,7 @@ class Bound(msgspec.Struct, frozen=True):
 class Parity(msgspec.Struct, frozen=True):
     tolerance: Bound = Bound()
     methods: dict[str, Comparison] = field(default_factory=dict)
+    refused: str = ""
 
     @property
     def comparisons(self) -> list[tuple[str, Comparison]]:
@@ -134,7 +174,6 @@ class Memory(msgspec.Struct, frozen=True):
     peak_bytes: Count | None = None
 
 
-    refused: str = ""
 class Roofline(msgspec.Struct, frozen=True):
     """The machine: peaks in operations and bytes a second, and the overhead of one kernel call."""
 
@@ -181,6 +220,7 @@ class ReportData(msgspec.Struct, frozen=True):
     timing: Timing = Timing()
     memory: Memory = Memory()
     kernels: tuple[Kernel, ...] = ()
+    tuning: tuple[Tuned, ...] = ()
     graphs: Graphs = Graphs()
     machine: Roofline | None = None
     quantization: tuple[dict[str, Any], ...] = ()

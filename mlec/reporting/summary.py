@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mlec.pipeline import NOMINAL_EXTENT
 from mlec.reporting import units
-from mlec.reporting.schema import Kernel, Remark, ReportData, Stats
+from mlec.reporting.schema import Kernel, Remark, ReportData, Stats, Tuned
 
 _VALUE_NAME = re.compile(r"%\w+")
 
@@ -180,3 +180,17 @@ def _compile_time(data: ReportData) -> Fact | None:
     return Fact(
         "Code generation", units.seconds(data.timing.compile_seconds), f"{kernels}; passes took {units.seconds(spent)}"
     )
+
+
+def tuning_gain(kernel: Tuned) -> str:
+    """What another schedule was worth, in few words."""
+    return "default kept" if kernel.is_default else f"{units.times(kernel.gain)} as fast"
+
+
+def tuning_times(kernel: Tuned) -> list[str]:
+    """The times of a call, for each of the extents at which it was measured."""
+    return [
+        f"{units.seconds(t.default)}{'' if kernel.is_default else f' -> {units.seconds(t.chosen)}'}"
+        f"{f' at {at}' if (at := ', '.join(f'{name} = {size}' for name, size in t.extents.items())) else ''}"
+        for t in kernel.timings
+    ]

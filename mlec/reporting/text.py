@@ -10,7 +10,7 @@ from mlec.pipeline import NOMINAL_EXTENT
 from mlec.report import OptimizationReport
 from mlec.reporting import units
 from mlec.reporting.schema import PassEntry, Remark, ReportData, typed
-from mlec.reporting.summary import by_time, facts, grouped, headline, stats_lines
+from mlec.reporting.summary import by_time, facts, grouped, headline, stats_lines, tuning_gain, tuning_times
 
 WIDTH = 100
 SHOWN_REMARKS = 5
@@ -32,6 +32,7 @@ def render_text(report: OptimizationReport) -> str:
         _idle(data),
         _parity(data),
         _kernels(data),
+        _tuning(data),
         _findings("Quantisation", data.quantization),
     ]
     return "\n\n".join("\n".join(lines) for lines in blocks if lines) + "\n"
@@ -158,6 +159,22 @@ def _kernels(data: ReportData) -> list[str]:
         lines.append(
             f"  and {units.plural(len(rest), 'more kernel')}, {units.share(sum(part for _, part in rest))} of the time"
         )
+    return lines
+
+
+def _tuning(data: ReportData) -> list[str]:
+    if not data.tuning:
+        return []
+    better = sum(not kernel.is_default for kernel in data.tuning)
+    lines = [f"tuning: {units.plural(len(data.tuning), 'distinct kernel')} measured, {better:,} with another schedule"]
+    for kernel in sorted(data.tuning, key=lambda kernel: -kernel.gain)[:SHOWN_KERNELS]:
+        lines += _cut(f"  {kernel.symbol}: {tuning_gain(kernel)}, {kernel.origin}")
+        lines += _wrapped(f"default {_line(kernel.default)}", 6)
+        if not kernel.is_default:
+            lines += _wrapped(f"chosen {_line(kernel.chosen)}", 6)
+        lines += _wrapped(_line("; ".join(tuning_times(kernel))), 6)
+    if len(data.tuning) > SHOWN_KERNELS:
+        lines.append(f"  and {units.plural(len(data.tuning) - SHOWN_KERNELS, 'more kernel')}")
     return lines
 
 

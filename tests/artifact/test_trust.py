@@ -179,7 +179,7 @@ def test_where_the_ledger_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for value in ("", "relative/path"):
         monkeypatch.setenv("XDG_STATE_HOME", value)
-        assert trust._state_directory() == tmp_path / "home" / ".local" / "state" / "mlec"
+        assert trust.state_directory() == tmp_path / "home" / ".local" / "state" / "mlec"
     monkeypatch.delenv("XDG_STATE_HOME")
     assert record_built(CODE)
     assert (tmp_path / "home" / ".local" / "state" / "mlec" / "built" / CODE).exists()

@@ -159,7 +159,7 @@ def test_the_reference_as_target(mlec: Run, iris: Iris, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ("--precision", "int8"), ("--precision", "fp16"), ("--tune", "5"), ("--compress", "zstd"), ("--sign", "key"),
+        ("--precision", "int8"), ("--precision", "fp16"), ("--compress", "zstd"), ("--sign", "key"),
         ("--encrypt-key-file", "key"),
     ],
 )  # fmt: skip
@@ -167,6 +167,18 @@ def test_options_for_later_say_so(mlec: Run, iris: Iris, tmp_path: Path, options
     done = mlec("compile", iris.pickle, "--trust-pickle", "-o", tmp_path / "m.mle", *options)
     assert "not offer" in done.error("E_NOT_OFFERED")
     assert listing(tmp_path) == []
+
+
+def test_tuning_is_in_the_report_and_remembered(mlec: Run, iris: Iris, tmp_path: Path) -> None:
+    words = ("compile", iris.pickle, "--trust-pickle", "-o", tmp_path / "m.mle", "--tune", "1", "--json")
+    first, second = (
+        mlec(*words, env={"XDG_STATE_HOME": str(tmp_path / "state")}).document()["report"]["tuning"] for _ in range(2)
+    )
+    assert first
+    assert [entry["remembered"] for entry in (*first, *second)] == [False] * len(first) + [True] * len(first)
+    done = mlec("compile", iris.pickle, "--trust-pickle", "-o", tmp_path / "n.mle", "--tune", "2", "--target", "cuda")
+    assert "leave tune at 0" in done.error("E_TARGET")
+    assert listing(tmp_path) == ["m.mle", "state"]
 
 
 @pytest.mark.parametrize(

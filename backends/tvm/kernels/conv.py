@@ -13,8 +13,8 @@ fifth of the pointwise convolution that follows it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -24,6 +24,7 @@ from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
 from mlec.backends.tvm.kernels.gemm import put
 from mlec.backends.tvm.kernels.padding import Windows
+from mlec.backends.tvm.kernels.schedule import around, variations
 from mlec.backends.tvm.kernels.tile import (
     TASK_WORK,
     RegisterTile,
@@ -70,15 +71,16 @@ def conv2d_nchwc(
     target: TargetInfo,
     epilogue: Epilogue = IDENTITY,
     name: str = "conv2d_nchwc",
+    schedule: ConvTile | None = None,
 ) -> tirx.PrimFunc:
     """``y[n, k/kb, p, q, kb] = epilogue(conv(x[n, c/b, h, w, b], w[k/kb, c/b, r, b, s, kb]))``; only n may be symbolic.
 
     ``pads`` lists top, left, bottom, right. Parameters of the program: x, w, the epilogue's inputs, y; the epilogue's
     indices are those of y (five).
 
-    A tile (see `choose_tile`) is some output positions times some blocks of output channels, its sums in registers. For each
-    input channel and row of taps it loads the weights of the row and every input value that the row of taps meets, once: a
-    value goes into as many sums as taps meet it. A task is an image (or part of its rows, or of its output channels).
+    A tile (by default the first of `conv_tiles`) is some output positions times some blocks of output channels, its sums in
+    registers. For each input channel and row of taps it loads the weights of the row and every input value that the row of taps
+    meets, once: a value goes into as many sums as taps meet it. A task is an image (or part of its rows, or of its output channels).
 
     Small images have more weights than the caches hold (7 x 7 x 512: 9 MB for 0.23 GFLOP), and few tiles to use them for: the
     tiles of some output channels bring the weights of the next ones into L2, each its share, a line or two with each step.
@@ -86,16 +88,15 @@ def conv2d_nchwc(
     n, cb, h, w, b = x_shape
     kb, _, r, _, s, k = w_shape
     (sh, sw), (dh, dw), (top, left, _, _) = strides, dilations, pads
-    p = (h + pads[0] + pads[2] - dh * (r - 1) - 1) // sh + 1
-    q = (w + pads[1] + pads[3] - dw * (s - 1) - 1) // sw + 1
+    p, q = _extent(x_shape, (r, s), strides, pads, dilations)
+    chosen = schedule or conv_tiles(x_shape, w_shape, strides, pads, dilations, dtype, target)[0]
     acc = accumulator_dtype(dtype)
     y_shape = (n, kb, p, q, k)
     padded = any(pads)
-    if (r, s, sh, sw) == (1, 1, 1, 1) and not padded:  # pointwise: one long row
+    if _is_pointwise(w_shape, strides, pads):
         h, w, p, q = 1, h * w, 1, p * q
 
     lanes = target.lanes(bits(acc))
-    chosen = choose_tile(target, -(-k // lanes), kb, cb * b * r, (p, q), s, sw, dw, k * bits(acc) // 8)
     group, pt, qt, taps = chosen.blocks, chosen.rows, chosen.columns, chosen.taps
 
     item = bits(acc) // 8
@@ -211,6 +212,88 @@ def conv2d_nchwc(
     return kernel.func
 
 
+def conv_tiles(
+    x_shape: Sequence[Dim],
+    w_shape: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    dtype: str,
+    target: TargetInfo,
+) -> tuple[ConvTile, ...]:
+    """The tiles that `conv2d_nchwc` may take for these arguments, those of few predicted cycles first."""
+    _, cb, _, _, b = x_shape
+    kb, _, r, _, s, k = w_shape
+    extent = _extent(x_shape, (r, s), strides, pads, dilations)
+    if _is_pointwise(w_shape, strides, pads):
+        extent = (1, extent[0] * extent[1])
+    width = bits(accumulator_dtype(dtype))
+    registers = -(-k // target.lanes(width))
+    return ranked_tiles(target, registers, kb, cb * b * r, extent, s, strides[1], dilations[1], k * width // 8)
+
+
+def _extent(
+    x_shape: Sequence[Dim],
+    window: tuple[int, int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+) -> tuple[int, int]:
+    """Rows and columns of the result of a convolution on channel blocks."""
+    (_, _, h, w, _), (r, s) = x_shape, window
+    p = (h + pads[0] + pads[2] - dilations[0] * (r - 1) - 1) // strides[0] + 1
+    q = (w + pads[1] + pads[3] - dilations[1] * (s - 1) - 1) // strides[1] + 1
+    return p, q
+
+
+def _is_pointwise(w_shape: Sequence[int], strides: Sequence[int], pads: Sequence[int]) -> bool:
+    """Whether the positions of an image are one long row."""
+    return (w_shape[2], w_shape[4], *strides) == (1, 1, 1, 1) and not any(pads)
+
+
+@dataclass(frozen=True)
+class DepthwiseSchedule:
+    """How `depthwise_nchwc` goes over an image of one block of channels.
+
+    Attributes:
+        columns: of a tile.
+        parts: tasks that share the rows.
+    """
+
+    columns: int
+    parts: int
+
+    @staticmethod
+    def candidates(
+        x_shape: Sequence[Dim],
+        w_shape: Sequence[int],
+        strides: Sequence[int],
+        pads: Sequence[int],
+        dilations: Sequence[int],
+        dtype: str,
+        target: TargetInfo,
+    ) -> Iterator[DepthwiseSchedule]:
+        """Tiles of up to 12 columns, of equal width, whose sums and input vectors fit the registers."""
+        b, (_, r, s, _) = x_shape[4], w_shape
+        p, q = _extent(x_shape, (r, s), strides, pads, dilations)
+        registers = ceildiv(b, target.lanes(bits(accumulator_dtype(dtype))))
+        most = max(1, min(12, target.vector_registers * 3 // 4 // registers - s))
+        parts = max(1, min(2 * target.cores, p, r * s * q * b * 2 * p // TASK_WORK))
+        default = DepthwiseSchedule(_even(q, most), parts)
+        widest = min(16, (target.vector_registers - 2) // registers - s)
+        return variations(
+            default,
+            lambda schedule: True,
+            columns=sorted({_even(q, width) for width in range(1, widest + 1)}, key=lambda c: abs(c - default.columns)),
+            parts=around(parts, most=p),
+        )
+
+
+def _even(extent: int, most: int) -> int:
+    """Width of as few tiles as cover an extent, each at most so wide, when they are as equal as can be."""
+    return -(-extent // -(-extent // most))
+
+
 def depthwise_nchwc(
     x_shape: Sequence[Dim],
     w_shape: Sequence[int],
@@ -221,14 +304,15 @@ def depthwise_nchwc(
     target: TargetInfo,
     epilogue: Epilogue = IDENTITY,
     name: str = "depthwise_nchwc",
+    schedule: DepthwiseSchedule | None = None,
 ) -> tirx.PrimFunc:
     """``y[n, c/b, p, q, b] = epilogue(conv(x[n, c/b, h, w, b], w[c/b, r, s, b]))``, each channel by itself; only n may be symbolic.
 
     ``pads`` lists top, left, bottom, right. Parameters of the program: x, w, the epilogue's inputs, y; the epilogue's
     indices are those of y (five).
 
-    A vector is the block. A tile is up to 12 output columns of one row: it loads each input vector of the ``r`` rows that it
-    meets once, for up to ``s`` sums, so that ``r * s`` FMAs per output go with little more than ``r`` loads. There is no
+    A vector is the block. A tile is some output columns of one row, up to 12 by default: it loads each input vector of the ``r``
+    rows that it meets once, for up to ``s`` sums, so that ``r * s`` FMAs per output go with little more than ``r`` loads. There is no
     padded copy, which would cost as much as the sums: columns are known when the program is made, so tiles at the left and
     right edge leave out what lies in the padding, and rows at the top and bottom have a shorter loop over taps. An image is
     read and written once; beyond the caches that is all that counts (8 bytes for 18 operations at 3 x 3).
@@ -236,18 +320,15 @@ def depthwise_nchwc(
     n, cb, h, w, b = x_shape
     _, r, s, _ = w_shape
     (sh, sw), (dh, dw), (top, left, _, _) = strides, dilations, pads
-    p = (h + pads[0] + pads[2] - dh * (r - 1) - 1) // sh + 1
-    q = (w + pads[1] + pads[3] - dw * (s - 1) - 1) // sw + 1
+    p, q = _extent(x_shape, (r, s), strides, pads, dilations)
     acc = accumulator_dtype(dtype)
-    registers = ceildiv(b, target.lanes(bits(acc)))
-    most = max(1, min(12, target.vector_registers * 3 // 4 // registers - s))
-    width = -(-q // -(-q // most))
+    chosen = schedule or next(DepthwiseSchedule.candidates(x_shape, w_shape, strides, pads, dilations, dtype, target))
+    width, parts = chosen.columns, chosen.parts
     inner = [
         j for j in range(0, q - width + 1, width) if j * sw >= left and (j + width - 1) * sw + (s - 1) * dw - left < w
     ]  # tiles that meet no padding: they follow each other
     edges = [j for j in range(0, q, width) if j not in inner]
     row_work = r * s * q * b * 2
-    parts = max(1, min(2 * target.cores, p, row_work * p // TASK_WORK))
     chunk = ceildiv(p, parts)
     parts = ceildiv(p, chunk)
 
@@ -313,14 +394,14 @@ class ConvTile:
         blocks: output channel blocks.
         rows, columns: output positions.
         taps: taps of a row of the kernel that are unrolled: all of them, or one.
-        cycles: predicted for all tiles of one image.
+        cycles: predicted for all tiles of one image; infinite where the tile leaves too few registers.
     """
 
     blocks: int
     rows: int
     columns: int
     taps: int
-    cycles: float
+    cycles: float = field(compare=False, repr=False)
 
 
 def met_values(columns: int, taps: int, stride: int, dilation: int) -> dict[int, list[tuple[int, int]]]:
@@ -332,7 +413,7 @@ def met_values(columns: int, taps: int, stride: int, dilation: int) -> dict[int,
 
 
 @cache
-def choose_tile(
+def ranked_tiles(
     target: TargetInfo,
     registers: int,
     blocks: int,
@@ -342,8 +423,8 @@ def choose_tile(
     stride: int,
     dilation: int,
     vector_bytes: int,
-) -> ConvTile:
-    """The tile with the fewest predicted cycles for an image.
+) -> tuple[ConvTile, ...]:
+    """Tiles of a convolution, those with the fewest predicted cycles for an image first; at least one.
 
     A step (one input channel, one row of taps) of a tile of ``n`` sums does ``n * taps`` FMAs, loads ``blocks * taps`` weight
     vectors and each input value that it meets; two of either go in a cycle, and the ``taps`` FMAs of a sum wait for each other
@@ -357,8 +438,8 @@ def choose_tile(
         vector_bytes: of the weights of one block, one tap and one input channel.
     """
     p, q = extent
-    best: ConvTile | None = None
-    for taps in {1, kernel_columns}:
+    tiles: list[ConvTile] = []
+    for taps in sorted({1, kernel_columns}):
         for count in (1, 2, 4):
             if blocks % count:
                 continue
@@ -379,12 +460,10 @@ def choose_tile(
                             step = max(fmas, loads, 4 * taps, streamed) + 0.15 * (loads + streamed) + 0.5
                             finish = height * width * count * registers * 2 + 20
                             total += times * more * (steps * kernel_columns // taps * step + finish)
-                    total *= blocks // count
-                    if best is None or total < best.cycles:
-                        best = ConvTile(count, rows, columns, taps, total)
-    if best is None:  # not even one position with all taps fits
-        return ConvTile(1, 1, 1, 1, math.inf)
-    return best
+                    tiles.append(ConvTile(count, rows, columns, taps, total * (blocks // count)))
+    if not tiles:  # not even one position with all taps fits
+        return (ConvTile(1, 1, 1, 1, math.inf),)
+    return tuple(sorted(tiles, key=lambda tile: tile.cycles))
 
 
 def pack_transposed(weights: npt.NDArray[np.generic], groups: int) -> npt.NDArray[np.generic]:
@@ -396,6 +475,37 @@ def pack_transposed(weights: npt.NDArray[np.generic], groups: int) -> npt.NDArra
     grouped = weights.reshape(groups, c // groups, per_group, *kernel).swapaxes(1, 2)
     flipped = np.flip(grouped, tuple(range(3, 3 + len(kernel))))
     return np.ascontiguousarray(flipped.reshape(groups * per_group, c // groups, *kernel))
+
+
+@dataclass(frozen=True)
+class ConvSchedule:
+    """The register tile of `conv`.
+
+    Attributes:
+        channels: of the result, which divide those of a group.
+        rows, vectors: output positions; one row at a time where their number is symbolic.
+    """
+
+    channels: int
+    rows: int
+    vectors: int
+
+    @staticmethod
+    def candidates(per_group: int, rows: Dim, columns: Dim, dtype: str, target: TargetInfo) -> Iterator[ConvSchedule]:
+        """For so many output channels of a group, output rows and columns. Two thirds of the registers hold sums, at most all but four."""
+        lanes = target.lanes(bits(accumulator_dtype(dtype)))
+        budget = (target.vector_registers - 4) * 2 // 3
+        vectors = 2 if not isinstance(columns, int) or columns > lanes else 1
+        channels = next(t for t in range(min(8, budget // vectors), 0, -1) if per_group % t == 0)
+        tallest = min(4, rows) if isinstance(rows, int) else 1
+        default = ConvSchedule(channels, max(1, min(tallest, budget // (channels * vectors))), vectors)
+        return variations(
+            default,
+            lambda s: s.channels * s.rows * s.vectors <= target.vector_registers - 4,
+            channels=[t for t in range(min(12, per_group), 0, -1) if per_group % t == 0],
+            rows=range(1, tallest + 1),
+            vectors=range(1, 4) if vectors > 1 else (),
+        )
 
 
 def conv(
@@ -410,6 +520,7 @@ def conv(
     epilogue: Epilogue = IDENTITY,
     input_dilations: Sequence[int] = (),
     name: str = "conv",
+    schedule: ConvSchedule | None = None,
 ) -> tirx.PrimFunc:
     """``y[n, k, *out] = epilogue(conv(x[n, c, *space], w[k, c / groups, *kernel]))`` over one to three spatial axes.
 
@@ -417,7 +528,7 @@ def conv(
     one zeros between the elements of x. The batch and spatial extents may be symbolic. Parameters of the program: x, w,
     the epilogue's inputs, y.
 
-    Vectors run along the last axis; a tile is some output channels of one group times some rows times one or two vectors.
+    Vectors run along the last axis; a tile is some output channels of one group times some rows times a few vectors.
     The scratch holds the padded input of one group, its last axis split by stride (position ``i`` at ``[i % stride, i //
     stride]``) so that every tap is a plain vector load whatever the stride. Depthwise convolutions are the case of one
     channel per group: the tile is then several rows of one channel.
@@ -434,11 +545,8 @@ def conv(
     if isinstance(ow, int):
         lanes = min(lanes, 1 << (ow - 1).bit_length())
     per_group = k // groups
-    budget = (target.vector_registers - 4) * 2 // 3
-    vectors = 2 if not isinstance(ow, int) or ow > lanes else 1
-    kt = next(t for t in range(min(8, budget // vectors), 0, -1) if per_group % t == 0)
-    ht = max(1, min(4, budget // (kt * vectors)))
-    ht = min(ht, oh) if isinstance(oh, int) else 1
+    chosen = schedule or next(ConvSchedule.candidates(per_group, oh, ow, dtype, target))
+    kt, ht, vectors = chosen.channels, chosen.rows, chosen.vectors
 
     static = [extent for extent in (od, oh, ow) if isinstance(extent, int)]
     work = per_group * cg * math.prod(taps) * math.prod(static) * 32 ** (3 - len(static))

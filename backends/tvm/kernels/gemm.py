@@ -7,7 +7,8 @@ order: its value depends neither on the number of threads nor on the other rows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.schedule import around, variations
 from mlec.backends.tvm.kernels.tile import (
     SERIAL_WORK,
     UNROLL,
@@ -57,6 +59,83 @@ def column_block(n: int, dtype: str, target: TargetInfo) -> int:
     return lanes if n <= lanes else 2 * lanes
 
 
+@dataclass(frozen=True)
+class GemmSchedule:
+    """How `gemm` goes over rows and columns.
+
+    Attributes:
+        rows, vectors: of a tile, where there are several rows.
+        stream: vectors of columns of a tile, where there is one row.
+        row_tiles, column_tiles: of a task, where the product is shared out.
+    """
+
+    rows: int
+    vectors: int
+    stream: int
+    row_tiles: int
+    column_tiles: int
+
+    @staticmethod
+    def candidates(m: Dim, n: int, k: int, dtype: str, block: int, target: TargetInfo) -> Iterator[GemmSchedule]:
+        """For ``m`` rows, which may be symbolic. Tiles that leave no register for the operands do not fit."""
+        columns = _Columns.of(n, dtype, block, target)
+        item = bits(dtype) // 8
+        vectors = columns.width(tile_vectors(target))
+        rows = tile_rows(target, vectors)
+        groups = -(-columns.vectors // vectors)
+        row_tiles = max(4, min(64, target.l2_bytes // 4 // max(1, k * item)) // rows)
+        column_tiles = max(
+            1,
+            min(target.l2_bytes // 2 // max(1, k * vectors * columns.lanes * item), -(-groups // (2 * target.cores))),
+        )
+        default = GemmSchedule(rows, vectors, columns.width(8), row_tiles, column_tiles)
+        one, several = isinstance(m, int) and m == 1, isinstance(m, int) and m > 1
+
+        def fits(schedule: GemmSchedule) -> bool:
+            sums = schedule.rows * schedule.vectors
+            return min(8, columns.vectors) <= sums < target.vector_registers - schedule.vectors
+
+        tall = [r for r in range(2, 13) if not isinstance(m, int) or r <= m]
+        return variations(
+            default,
+            fits,
+            vectors=() if one else [columns.width(most) for most in (1, 2, 3, 4, 6)],
+            rows=() if one else sorted(tall, key=lambda r: abs(r - rows)),
+            stream=() if several else [columns.width(most) for most in (4, 12, 16, 2)],
+            row_tiles=() if one else around(row_tiles),
+            column_tiles=() if one else around(column_tiles, most=groups),
+        )
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of packed weights, in vectors.
+
+    Attributes:
+        lanes: of a vector.
+        in_block: vectors of a block.
+        vectors: that hold any of the columns.
+    """
+
+    lanes: int
+    in_block: int
+    vectors: int
+
+    @staticmethod
+    def of(n: int, dtype: str, block: int, target: TargetInfo) -> _Columns:
+        lanes = min(target.lanes(bits(accumulator_dtype(dtype))), block)
+        return _Columns(lanes, block // lanes, max(1, -(-n // lanes)))
+
+    def width(self, most: int) -> int:
+        """Vectors of a tile, at most so many: whole blocks of them, or a fraction of a block."""
+        count = min(most, self.vectors)
+        if count >= self.in_block:
+            return count // self.in_block * self.in_block
+        return (
+            count if count == self.vectors else max(part for part in range(1, count + 1) if self.in_block % part == 0)
+        )
+
+
 def gemm(
     lead: Sequence[Dim],
     n: int,
@@ -66,12 +145,13 @@ def gemm(
     target: TargetInfo,
     epilogue: Epilogue = IDENTITY,
     name: str = "gemm",
+    schedule: GemmSchedule | None = None,
 ) -> tirx.PrimFunc:
     """``c[*lead, n] = epilogue(a[*lead, k] @ w)`` for packed weights ``w[ceil(n / block), k, block]``.
 
     Parameters of the program: a, w, the epilogue's inputs, c. Extents in ``lead`` may be symbolic; their product is the
-    number of rows. ``block`` is a multiple of the vector length or shorter than one vector. A tile takes as many vectors
-    of columns as `tile_vectors` says, from one block or from neighbours; vectors that hold only padding are left out.
+    number of rows. ``block`` is a multiple of the vector length or shorter than one vector. A tile takes vectors of columns
+    from one block or from neighbours; vectors that hold only padding are left out. Without a schedule, the first candidate is taken.
 
     One branch chooses by the number of rows:
 
@@ -86,26 +166,17 @@ def gemm(
       tile starts early enough to be a whole (or half) tile, so this path needs two tile sizes only.
     """
     acc = accumulator_dtype(dtype)
-    lanes = min(target.lanes(bits(acc)), block)
-    in_block, vectors = block // lanes, max(1, -(-n // lanes))
+    columns_of = _Columns.of(n, dtype, block, target)
+    lanes, in_block, vectors = columns_of.lanes, columns_of.in_block, columns_of.vectors
     m = product(lead)
     item = bits(dtype) // 8
     # Work that takes as long as to read a byte of weights: 10 ps from L2, 30 ps from behind it.
     streaming = 1 if n * k * item <= target.l2_bytes else 3
-
-    def tile_width(most: int) -> int:
-        """Vectors of a tile, at most so many: whole blocks of them, or a fraction of a block."""
-        count = min(most, vectors)
-        if count >= in_block:
-            return count // in_block * in_block
-        return count if count == vectors else max(part for part in range(1, count + 1) if in_block % part == 0)
-
-    wide = tile_width(tile_vectors(target))
-    mr = tile_rows(target, wide)
+    schedule = schedule or next(GemmSchedule.candidates(m, n, k, dtype, block, target))
+    wide, mr = schedule.vectors, schedule.rows
+    tile_chunk, group_chunk = schedule.row_tiles, schedule.column_tiles
     tallest = mr if vectors == wide or target.vector_registers < 32 else 8
     groups = -(-vectors // wide)
-    tile_chunk = max(4, min(64, target.l2_bytes // 4 // max(1, k * item)) // mr)
-    group_chunk = max(1, min(target.l2_bytes // 2 // max(1, k * wide * lanes * item), -(-groups // (2 * target.cores))))
 
     with prim_func(name) as kernel:
         a_arg = parameter("a", BufferSpec((*lead, k), dtype))
@@ -150,11 +221,11 @@ def gemm(
                 body(vectors // count * count, vectors % count)
 
         def one_row() -> None:
-            columns(tile_width(8), 1, lambda first, count: tile(1, 0, first, count, 2))
+            columns(schedule.stream, 1, lambda first, count: tile(1, 0, first, count, 2))
 
         def tall(rows: int) -> None:
             """A few more rows than a tile in one narrower tile: weights that come from memory are read once."""
-            columns(tile_width((target.vector_registers - 4) // rows), rows, lambda *where: tile(rows, 0, *where))
+            columns(columns_of.width((target.vector_registers - 4) // rows), rows, lambda *where: tile(rows, 0, *where))
 
         def walk() -> None:
             """Some rows, on one thread unless each is much work."""
@@ -211,6 +282,42 @@ def gemm(
     return kernel.func
 
 
+@dataclass(frozen=True)
+class MatmulSchedule:
+    """How `matmul` goes over one product of the batch.
+
+    Attributes:
+        rows, vectors: of a tile; the panel of the second operand is as wide.
+        row_tiles: of a task.
+    """
+
+    rows: int
+    vectors: int
+    row_tiles: int
+
+    @staticmethod
+    def candidates(m: Dim, n: Dim, dtype: str, target: TargetInfo) -> Iterator[MatmulSchedule]:
+        """For products of ``m x n``, which may be symbolic. Tiles that leave no register for the operands do not fit."""
+        vectors, across = 2, 8
+        if isinstance(n, int):  # as many blocks as the widest tile needs, of equal width
+            across = max(1, -(-n // target.lanes(bits(accumulator_dtype(dtype)))))
+            vectors = -(-across // -(-across // tile_vectors(target)))
+        rows = tile_rows(target, vectors)
+        default = MatmulSchedule(rows, vectors, 256 // rows)
+
+        def fits(schedule: MatmulSchedule) -> bool:
+            sums = schedule.rows * schedule.vectors
+            return min(8, across) <= sums < target.vector_registers - schedule.vectors
+
+        return variations(
+            default,
+            fits,
+            vectors=[v for v in (1, 2, 3, 4, 6) if v <= across],
+            rows=sorted((r for r in range(2, 13) if not isinstance(m, int) or r <= m), key=lambda r: abs(r - rows)),
+            row_tiles=around(default.row_tiles),
+        )
+
+
 def matmul(
     a_lead: Sequence[Dim],
     b_lead: Sequence[Dim],
@@ -222,24 +329,23 @@ def matmul(
     transpose_b: bool = False,
     epilogue: Epilogue = IDENTITY,
     name: str = "matmul",
+    schedule: MatmulSchedule | None = None,
 ) -> tirx.PrimFunc:
     """``c[.., m, n] = epilogue(a[*a_lead, m, k] @ b[*b_lead, k, n])``, leading axes broadcast; any extent may be symbolic.
 
     With ``transpose_b`` the second operand is ``b[*b_lead, n, k]``. Parameters of the program: a, b, the epilogue's inputs, c.
 
-    A task is one product of the batch, up to 256 of its rows and one block of columns: it copies its block of ``b`` into a
-    panel ``[k, block]`` (zeros beyond n), which makes strides, the transposition and the edge somebody else's problem, and
-    walks row tiles over it as `gemm` does. The copy costs 1/128 of the products on a full chunk of rows. A block is as wide as
-    a tile, or two vectors where n is symbolic: fewer columns than that may be all there are.
+    A task is one product of the batch, some tiles of its rows (256 rows by default) and one block of columns: it copies its
+    block of ``b`` into a panel ``[k, block]`` (zeros beyond n), which makes strides, the transposition and the edge somebody
+    else's problem, and walks row tiles over it as `gemm` does. The copy costs 1/128 of the products on a full chunk of rows.
+    A block is as wide as a tile, by default two vectors where n is symbolic: fewer columns than that may be all there are.
+    Without a schedule, the first candidate is taken.
     """
     acc = accumulator_dtype(dtype)
     lanes = target.lanes(bits(acc))
-    vectors = 2
-    if isinstance(n, int):  # as many blocks as the widest tile needs, of equal width
-        across = max(1, -(-n // lanes))
-        vectors = -(-across // -(-across // tile_vectors(target)))
-    block, mr = lanes * vectors, tile_rows(target, vectors)
-    row_chunk = 256 // mr * mr
+    schedule = schedule or next(MatmulSchedule.candidates(m, n, dtype, target))
+    vectors, mr = schedule.vectors, schedule.rows
+    block, row_chunk = lanes * vectors, schedule.row_tiles * mr
     lead = broadcast_lead(a_lead, b_lead)
     with prim_func(name) as kernel:
         a_arg = parameter("a", BufferSpec((*a_lead, m, k), dtype))

@@ -9,11 +9,13 @@ bytes), which costs less than one pass over them from memory would.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, Dim, Expr
 from mlec.backends.tvm.kernels.mathlib import exp, log
+from mlec.backends.tvm.kernels.schedule import around, variations
 from mlec.backends.tvm.kernels.softmax import finite_shift
 from mlec.backends.tvm.kernels.tile import SERIAL_WORK, TASK_WORK, ceildiv
 from mlec.backends.tvm.kernels.transpose import turn
@@ -31,27 +33,42 @@ from mlec.backends.tvm.kernels.vector import (
     share,
     store,
 )
-from mlec.backends.tvm.target import TargetInfo
 
 VECTORS = 2
-"""Vector registers that hold one column of a block: as many independent chains of sums, which are as long as a row."""
+"""Vector registers that hold one column of a block by default: as many independent chains of sums, which are as long as a row."""
 
 CHUNK_ROWS = 1024
-"""Rows of a task at most: scratch memory is taken once for each."""
+"""Rows of a task at most, by default: scratch memory is taken once for each."""
 
 
-def block_rows(bits: int, target: TargetInfo) -> int:
-    """Rows of a block whose widest elements have so many bits."""
-    return VECTORS * target.lanes(bits)
+@dataclass(frozen=True)
+class RowSchedule:
+    """How a row program goes over the rows.
+
+    Attributes:
+        vectors: that hold one column of a block, of the program's widest elements.
+        chunk: rows of a task, in vectors of them.
+    """
+
+    vectors: int
+    chunk: int
+
+    @staticmethod
+    def candidates(lanes: int, work: int) -> Iterator[RowSchedule]:
+        """For vectors of so many rows, and so much work for each row, in the unit of `SERIAL_WORK`."""
+        block = VECTORS * lanes
+        default = RowSchedule(VECTORS, max(1, min(CHUNK_ROWS, TASK_WORK // max(1, work)) // block) * VECTORS)
+        return variations(
+            default, lambda s: s.chunk % s.vectors == 0, vectors=(1, 4), chunk=around(default.chunk, most=64 * VECTORS)
+        )
 
 
-def over_blocks(n: Dim, block: int, work: int, prepare: Callable[[], Callable[[Expr, bool], None]]) -> None:
-    """Run ``prepare()(first row, whole)`` for every block of ``n`` rows.
+def over_blocks(n: Dim, block: int, chunk: int, work: int, prepare: Callable[[], Callable[[Expr, bool], None]]) -> None:
+    """Run ``prepare()(first row, whole)`` for every block of ``n`` rows, ``chunk`` rows of them in a task.
 
     ``work`` is that of one row, in the unit of `SERIAL_WORK`. ``prepare`` is called once for each task, to
     take memory. A block is whole or ends beyond n.
     """
-    chunk = max(1, min(CHUNK_ROWS, TASK_WORK // max(1, work)) // block) * block
 
     def task(begin: Expr, end: Expr) -> None:
         run = prepare()

@@ -18,16 +18,18 @@ measured times as fractions of the direct convolution's, which runs at 0.85 to 1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
-from mlec.backends.tvm.kernels.conv import ConvTile, choose_tile, prefetch
+from mlec.backends.tvm.kernels.conv import ConvTile, prefetch, ranked_tiles
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr
 from mlec.backends.tvm.kernels.gemm import put
+from mlec.backends.tvm.kernels.schedule import around, variations
 from mlec.backends.tvm.kernels.tile import (
     RegisterTile,
     ceildiv,
@@ -83,27 +85,65 @@ def _from_l3(w_shape: Sequence[int], target: TargetInfo) -> bool:
     return _weight_bytes(w_shape) > target.l2_bytes // 2
 
 
-def _product_tile(target: TargetInfo, blocks: int, channels: int, squares: int, lanes: int) -> ConvTile:
-    """The register tile of the products at one of the 16 positions: a pointwise convolution of a row of squares."""
-    return choose_tile(target, 1, blocks, channels, (1, squares), 1, 1, 1, lanes * 4)
+def _product_tiles(target: TargetInfo, blocks: int, channels: int, squares: int, lanes: int) -> tuple[ConvTile, ...]:
+    """Register tiles of the products at one of the 16 positions, the best first: a pointwise convolution of a row of squares."""
+    return ranked_tiles(target, 1, blocks, channels, (1, squares), 1, 1, 1, lanes * 4)
+
+
+@dataclass(frozen=True)
+class WinogradSchedule:
+    """How `conv2d_winograd` goes over an image.
+
+    Attributes:
+        rows: of 2 x 2 squares that are worked on together.
+        blocks, squares: of the register tile of the products: blocks of output channels, and squares.
+    """
+
+    rows: int
+    blocks: int
+    squares: int
+
+    @staticmethod
+    def candidates(extent: tuple[int, int], w_shape: Sequence[int], target: TargetInfo) -> Iterator[WinogradSchedule]:
+        """For an image of so many output rows and columns."""
+        kb, cb, _, b, _, k = w_shape
+        down, across, rows = _blocks(extent, w_shape, target)
+
+        def tiles(rows: int) -> tuple[ConvTile, ...]:
+            return _product_tiles(target, kb, cb * b, rows * across, k)
+
+        first = tiles(rows)[0]
+        return variations(
+            WinogradSchedule(rows, first.blocks, first.columns),
+            lambda s: (s.blocks, s.squares) in {(tile.blocks, tile.columns) for tile in tiles(s.rows)},
+            rows=around(rows, most=down),
+            squares=[tile.columns for tile in tiles(rows)],
+            blocks=[tile.blocks for tile in tiles(rows)],
+        )
+
+
+def applicable(w_shape: Sequence[int], extent: tuple[int, int], dtype: str, target: TargetInfo) -> bool:
+    """Whether `conv2d_winograd` computes this convolution of stride 1: for whole vectors of float32."""
+    _, _, r, b, s, k = w_shape
+    lanes = target.lanes(32)
+    return dtype == "float32" and (r, s) == (3, 3) and b == k == lanes and min(extent) >= 2
 
 
 def worthwhile(w_shape: Sequence[int], extent: tuple[int, int], dtype: str, target: TargetInfo) -> bool:
-    """Whether this is predicted to take less than 0.9 of the direct convolution's time.
+    """Whether this applies, and is predicted to take less than 0.9 of the direct convolution's time.
 
-    It is for vectors of float32 that are whole. Weights from L3 come at some 4 bytes a cycle, beside the sums.
+    Weights from L3 come at some 4 bytes a cycle, beside the sums.
     """
-    kb, cb, r, b, s, k = w_shape
-    lanes = target.lanes(32)
-    if dtype != "float32" or (r, s) != (3, 3) or b != lanes or k != lanes or min(extent) < 2:
+    if not applicable(w_shape, extent, dtype, target):
         return False
+    kb, cb, r, b, s, k = w_shape
     down, across, rows = _blocks(extent, w_shape, target)
-    products = _product_tile(target, kb, cb * b, rows * across, lanes)
+    products = _product_tiles(target, kb, cb * b, rows * across, k)[0]
     tasks = ceildiv(down, rows)
     cycles = tasks * (POSITIONS * products.cycles + rows * across * (cb + kb) * 40)
     if _from_l3(w_shape, target):
         cycles = max(cycles, tasks * _weight_bytes(w_shape) / 4)
-    direct = choose_tile(target, 1, kb, cb * b * r, extent, s, 1, 1, k * 4)
+    direct = ranked_tiles(target, 1, kb, cb * b * r, extent, s, 1, 1, k * 4)[0]
     return bool(cycles < 0.9 * direct.cycles)
 
 
@@ -114,6 +154,7 @@ def conv2d_winograd(
     target: TargetInfo,
     epilogue: Epilogue = IDENTITY,
     name: str = "conv2d_winograd",
+    schedule: WinogradSchedule | None = None,
 ) -> tirx.PrimFunc:
     """``y[n, k/kb, p, q, kb] = epilogue(conv(x[n, c/b, h, w, b], w[k/kb, c/b, 3, b, 3, kb]))`` in float32; only n may be symbolic.
 
@@ -129,10 +170,10 @@ def conv2d_winograd(
     kb, _, _, _, _, k = w_shape
     top, left, bottom, right = pads
     p, q = h + top + bottom - 2, w + left + right - 2
-    down, across, rows = _blocks((p, q), w_shape, target)
+    schedule = schedule or next(WinogradSchedule.candidates((p, q), w_shape, target))
+    rows, group, width = schedule.rows, schedule.blocks, schedule.squares
+    down, across = ceildiv(p, 2), ceildiv(q, 2)
     squares, columns = rows * across, (2 * across + 2) * b
-    tile = _product_tile(target, kb, cb * b, squares, k)
-    group, width = tile.blocks, tile.columns
     tiles = ceildiv(squares, width)
     ahead = ceildiv(group, tiles) if _from_l3(w_shape, target) else 0
     lanes = target.lanes(32)

@@ -2,6 +2,6 @@
 
 from mlec.backends.tvm.kernels.tree_ensemble.ensemble import TreeEnsemble
 from mlec.backends.tvm.kernels.tree_ensemble.kernel import build
-from mlec.backends.tvm.kernels.tree_ensemble.plan import Plan, prepare
+from mlec.backends.tvm.kernels.tree_ensemble.plan import Plan, TreeSchedule, prepare
 
-__all__ = ["Plan", "TreeEnsemble", "build", "prepare"]
+__all__ = ["Plan", "TreeEnsemble", "TreeSchedule", "build", "prepare"]

@@ -95,6 +95,16 @@ class TreeEnsemble:
     def columns(self) -> Columns:
         return Columns.of(self)
 
+    def typical_rows(self, rows: int) -> Array:
+        """[rows, F]: values between the thresholds that their feature is compared with, so that rows go all ways through the trees."""
+        rng = np.random.default_rng(0)
+        made = np.zeros((rows, self.features), self.dtype)
+        for feature in np.unique(self.feature):
+            edges = self.threshold[(self.feature == feature) & np.isfinite(self.threshold)]
+            if edges.size:
+                made[:, feature] = rng.choice(edges, rows)
+        return made
+
     def _check(self) -> None:
         """Refuse what would make a kernel read outside its arrays."""
         n, leaves = self.nodes, self.leaves

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
+from mlec.backends.tvm.kernels.schedule import around
 from mlec.backends.tvm.kernels.tree_ensemble.columns import pack_columns
 from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, TreeEnsemble
 from mlec.backends.tvm.kernels.tree_ensemble.ranked import Ranked
 from mlec.backends.tvm.kernels.tree_ensemble.ranks import Ranks
-from mlec.backends.tvm.kernels.tree_ensemble.sliced import LISTED, Sliced
+from mlec.backends.tvm.kernels.tree_ensemble.sliced import LISTED, VECTORS, Sliced
 from mlec.backends.tvm.kernels.tree_ensemble.walk import LANES, pack_walk
 from mlec.backends.tvm.target import TargetInfo
 
@@ -26,6 +28,38 @@ DISPATCH_NS = 20_000
 
 MAX_BLOCK = 256
 """Rows for which a tree is loaded once by walks."""
+
+
+@dataclass(frozen=True)
+class TreeSchedule:
+    """How an ensemble is evaluated.
+
+    Attributes:
+        strategy: of blocks: ``"walk"`` or ``"sliced"``.
+        ranked: whether the walks of single rows compare ranks.
+        block: rows of a block.
+    """
+
+    strategy: str
+    ranked: bool
+    block: int
+
+    @staticmethod
+    def candidates(plan: Plan, info: TargetInfo) -> Iterator[TreeSchedule]:
+        """The plan's own, then those that its ensemble allows: ranks and networks need few thresholds to a column, networks few leaves."""
+        own = plan.schedule
+        yield own
+        ranks = Ranks.of(plan.ensemble)
+        sliced = Sliced.of(plan.ensemble, ranks, info)
+        blocks = {"walk": _walk_block(plan.ensemble, info)} | ({} if sliced is None else {"sliced": sliced.block})
+        unit = {"walk": LANES, "sliced": 1 if sliced is None else sliced.lanes * VECTORS}
+        walks = (True, False) if Ranked.of(plan.ensemble, ranks) is not None else (False,)
+        usual = [TreeSchedule(strategy, ranked, block) for strategy, block in blocks.items() for ranked in walks]
+        wider = [replace(s, block=block) for s in usual for block in around(s.block) if block % unit[s.strategy] == 0]
+        yield from sorted(
+            {s: None for s in (*usual, *wider) if s != own},
+            key=lambda s: sum(a != b for a, b in zip(astuple(s), astuple(own), strict=True)),
+        )
 
 
 @dataclass(frozen=True)
@@ -60,6 +94,11 @@ class Plan:
         """``"walk"`` or ``"sliced"``."""
         return "walk" if self.sliced is None else "sliced"
 
+    @property
+    def schedule(self) -> TreeSchedule:
+        """What was decided."""
+        return TreeSchedule(self.strategy, self.ranked is not None, self.block)
+
     def explain(self) -> str:
         """What was picked and why, for the report."""
         e = self.ensemble
@@ -86,12 +125,19 @@ class Plan:
         )
 
 
-def prepare(ensemble: TreeEnsemble, info: TargetInfo, strategy: str | None = None, ranked: bool | None = None) -> Plan:
+def prepare(
+    ensemble: TreeEnsemble,
+    info: TargetInfo,
+    strategy: str | None = None,
+    ranked: bool | None = None,
+    block: int | None = None,
+) -> Plan:
     """Choose a strategy for the processor ``info`` and pack the arrays for it. Linear in the number of nodes.
 
     Args:
         strategy: ``"walk"`` or ``"sliced"`` where blocks are not to be evaluated by expected time.
         ranked: the same for single rows: whether walks compare ranks (where there are any).
+        block: rows of a block where caches are not to decide: a multiple of what the strategy takes at a time.
 
     Raises:
         LoweringError: ``E_TREE_ARRAYS`` for arrays that contradict each other.
@@ -107,6 +153,8 @@ def prepare(ensemble: TreeEnsemble, info: TargetInfo, strategy: str | None = Non
     sliced_ns = float("inf") if sliced is None else sliced.row_ns + rank_ns + 1
     if strategy == "walk" or (strategy is None and walk_ns <= sliced_ns):
         sliced = None
+    elif block is not None and sliced is not None:
+        sliced = replace(sliced, sections=block // (sliced.lanes * VECTORS))
     walks = Ranked.of(ensemble, ranks) if ranked is not False else None
     if walks is not None:
         ranked_ns = walks.row_ns + ALONE_RANK_FACTOR * rank_ns + 1
@@ -126,15 +174,19 @@ def prepare(ensemble: TreeEnsemble, info: TargetInfo, strategy: str | None = Non
         if form is not None:
             packed |= form.ranks.pack(ensemble, lanes) | form.pack()
     if sliced is None:
-        row_bytes = (columns + 1) * ensemble.threshold.itemsize
-        block = max(2 * LANES, min(MAX_BLOCK, _power_of_two(info.l2_bytes // 4 // row_bytes)))
-        block_rows, block_ns = LANES, walk_ns
+        block, block_rows, block_ns = block or _walk_block(ensemble, info), LANES, walk_ns
     else:
         block, block_ns = sliced.block, sliced_ns
         block_rows = 1 + int(sliced_ns * sliced.lanes / row_ns)  # what one vector of rows costs, in rows
     packed = {name: np.ascontiguousarray(a) for name, a in packed.items() if a.size}
     parallel = max(block_rows, 2 * LANES, int(DISPATCH_NS / block_ns) + 1)
     return Plan(ensemble, sliced, walks, packed, block, block_rows, parallel, walk_ns, sliced_ns, row_ns)
+
+
+def _walk_block(ensemble: TreeEnsemble, info: TargetInfo) -> int:
+    """Rows whose columns stay in a quarter of the second-level cache."""
+    row_bytes = (ensemble.columns.count + 1) * ensemble.threshold.itemsize
+    return max(2 * LANES, min(MAX_BLOCK, _power_of_two(info.l2_bytes // 4 // row_bytes)))
 
 
 def _power_of_two(n: int) -> int:

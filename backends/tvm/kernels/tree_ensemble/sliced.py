@@ -33,7 +33,7 @@ VECTORS = 2
 """Vectors of rows evaluated together, so that the loads of a split serve both."""
 
 SECTIONS = 4
-"""Sections of `VECTORS` vectors in a block: so often a tree is used when it has been loaded."""
+"""Sections of a block, where the second-level cache has room for their ranks in its half."""
 
 NETWORK_DEPTH = 6
 """Deepest network written out in full: 63 splits, each some 80 bytes of code for two vectors."""
@@ -57,7 +57,7 @@ class Sliced:
         ensemble, ranks: what is evaluated.
         lanes: rows to a vector.
         form: i64[T], `LISTED` or the depth of a complete tree.
-        l2_bytes: of the processor.
+        sections: of `VECTORS` vectors, in a block: so often a tree is used when it has been loaded.
         row_ns: expected time per row, without that of the ranks.
     """
 
@@ -65,7 +65,7 @@ class Sliced:
     ranks: Ranks
     lanes: int
     form: Ints
-    l2_bytes: int
+    sections: int
     row_ns: float
 
     @classmethod
@@ -86,16 +86,14 @@ class Sliced:
         form = np.where((depth <= COMPLETE_DEPTH) & (complete <= listed), depth, LISTED)
         splits_ns = float(np.where(form == LISTED, listed, complete).sum()) * 64 / lanes
         row_ns = splits_ns + 0.2 * max(1, ensemble.width) * ensemble.trees
-        return cls(ensemble, ranks, lanes, form, info.l2_bytes, row_ns)
+        section_bytes = max(1, ensemble.columns.count) * lanes * VECTORS * np.dtype(ranks.dtype).itemsize
+        sections = max(1, min(SECTIONS, info.l2_bytes // 2 // section_bytes))
+        return cls(ensemble, ranks, lanes, form, sections, row_ns)
 
     @property
     def block(self) -> int:
-        """Rows of a block: as many as keep their ranks in half of the second-level cache."""
-        section = self.lanes * VECTORS
-        room = (
-            self.l2_bytes // 2 // (max(1, self.ensemble.columns.count) * section * np.dtype(self.ranks.dtype).itemsize)
-        )
-        return section * max(1, min(SECTIONS, room))
+        """Rows of a block."""
+        return self.lanes * VECTORS * self.sections
 
     def pack(self) -> dict[str, Array]:
         """``form`` i32[T]; ``split_at``, ``leaf_at`` i32[T + 1]: where a tree's splits and leaves begin; ``splits`` i32;

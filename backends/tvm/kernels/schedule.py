@@ -1,0 +1,49 @@
+"""Schedules: what a template may decide without changing what it computes, as records.
+
+A template that leaves something open takes a frozen dataclass of numbers, its *schedule*, whose ``candidates`` lists those that fit the
+shapes and the processor, the one that the cost model prefers first. Compiling takes that one, or, with `mlec.backends.tvm.tuning`, the one
+that measurements prefer. The ``repr`` of a schedule is its name: in the report, and in the files that remember measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, combinations, product, zip_longest
+from typing import Any, TypeVar
+
+S = TypeVar("S")
+
+
+def variations(default: S, fits: Callable[[S], bool], **values: Iterable[Any]) -> Iterator[S]:
+    """The default, then records that differ from it in one field, then those that differ in two, and so on, each once.
+
+    Args:
+        default: a frozen dataclass; comes first whether it fits or not.
+        fits: which of the others are valid.
+        values: of the fields that may differ.
+    """
+    yield default
+    others: dict[str, list[Any]] = {
+        name: [value for value in dict.fromkeys(given) if value != getattr(default, name)]
+        for name, given in values.items()
+    }
+    for count in range(1, len(others) + 1):
+        for names in combinations(others, count):
+            for chosen in product(*(others[name] for name in names)):
+                candidate = replace(default, **dict(zip(names, chosen, strict=True)))  # type: ignore[type-var]
+                if fits(candidate):
+                    yield candidate
+
+
+def alternating(*candidates: Iterable[S]) -> Iterator[S]:
+    """The first of each, then the second of each, and so on."""
+    nothing: Any = object()
+    merged = chain.from_iterable(zip_longest(*candidates, fillvalue=nothing))
+    return (candidate for candidate in merged if candidate is not nothing)
+
+
+def around(value: int, least: int = 1, most: int | None = None) -> Sequence[int]:
+    """A quarter, a half, twice and four times a number, as far as they lie within bounds."""
+    near = (value // 2, value * 2, value // 4, value * 4)
+    return [v for v in dict.fromkeys(near) if v >= least and (most is None or v <= most)]

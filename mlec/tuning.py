@@ -1,0 +1,154 @@
+"""Tuning: which schedules of kernels were tried on this machine, and what is remembered of it.
+
+The search itself belongs to the backend. Here is what it shares with the rest: how much to try and at which extents, the record of one
+kernel for the report, and the memory, a directory ``$XDG_STATE_HOME/mlec/tuned`` with one small file for each kernel. Its name
+is a digest of all that the measurement depends on; the processor and the version of mlec are part of it. A file is written when its kernel
+has been measured, and appears whole, so that work which is interrupted loses one kernel. One that cannot be read, or says anything
+else than is expected, counts as none and is written anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from mlec.artifact.atomic import replace_file
+from mlec.artifact.trust import state_directory
+from mlec.errors import WriteError
+
+logger = logging.getLogger("mlec")
+
+LONGEST = 1 << 16
+"""Bytes of a file of the memory; what is longer is none of ours."""
+
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """One call of a kernel, at some extents of the symbolic dims.
+
+    Attributes:
+        extents: by symbol; empty where all shapes are known.
+        default, chosen: seconds of one call, the least of many.
+    """
+
+    extents: dict[str, int]
+    default: Seconds
+    chosen: Seconds
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What measuring one kernel gave.
+
+    Attributes:
+        default, chosen: the texts of two schedules: of the cost model's, and of the one that is used.
+        trials: schedules that were measured beside the default.
+        timings: of both, one for each set of extents.
+    """
+
+    default: str
+    chosen: str
+    trials: Annotated[int, msgspec.Meta(ge=0)]
+    timings: list[Timing]
+
+
+@dataclass(frozen=True)
+class TunedKernel:
+    """A kernel that was tuned, for the report.
+
+    Attributes:
+        symbol: of the first call that the kernel serves.
+        op: the IR op.
+        location: in the source of the model.
+        finding: what is known of it.
+        remembered: the finding comes from the memory.
+    """
+
+    symbol: str
+    op: str
+    location: str
+    finding: Finding
+    remembered: bool
+
+
+class Memory:
+    """Findings by the text of what they depend on.
+
+    Args:
+        folder: where the files lie; None remembers nothing. By default below the user's state directory.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    @staticmethod
+    def of_user() -> Memory:
+        state = state_directory()
+        return Memory(None if state is None else state / "tuned")
+
+    def recall(self, key: str) -> Finding | None:
+        """What is known under a key; None for nothing, and for a file that is damaged."""
+        if self.folder is None:
+            return None
+        try:
+            with self._path(key).open("rb") as file:
+                return msgspec.json.decode(file.read(LONGEST), type=Finding)
+        except (OSError, msgspec.DecodeError) as error:
+            logger.debug("no measurement of a kernel: %s", error)
+            return None
+
+    def keep(self, key: str, finding: Finding) -> None:
+        """Remembers a finding. That it cannot be written is no error: it will be measured again."""
+        if self.folder is None:
+            return
+        content = msgspec.json.encode(finding)
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            replace_file(self._path(key), len(content), lambda: [content])
+        except (OSError, WriteError) as error:
+            logger.info("the measurement of a kernel cannot be kept: %s", error)
+
+    def _path(self, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What to try.
+
+    Attributes:
+        trials: schedules of each distinct kernel to measure beside the default, at least 1.
+        extents: of the symbolic dims to measure at, one mapping for each measurement.
+        num_threads: of one call.
+        memory: of earlier measurements.
+        seed: decides, with the kernel, which schedules are tried.
+    """
+
+    trials: int
+    extents: tuple[Mapping[str, int], ...] = ({},)
+    num_threads: int = 1
+    memory: Memory = field(default_factory=Memory.of_user)
+    seed: int = 0
+
+
+@cache
+def this_installation() -> str:
+    """The processor as the system names it, how many there are, and the version of mlec."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    told = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "stepping", "CPU part"))]
+    version = sys.modules["mlec"].__version__  # the package that this module is part of is imported by then
+    return f"mlec {version}, {os.cpu_count()} x {platform.machine()} {' '.join(dict.fromkeys(told))}"
