@@ -247,11 +247,15 @@ class OpDef:
             wanted = self.min_operands if self.min_operands == self.max_operands else f"{self.min_operands} or more"
             raise TypeRuleError(f"{self.name} takes {wanted} operands, got {len(operands)}", code="E_ARITY")
         try:
-            result = self.infer(operands, attrs)
+            inferred = self.infer(operands, attrs)
+            results = (inferred,) if isinstance(inferred, TensorType) else tuple(inferred)
+            for result in results:
+                if any(isinstance(extent, int) and extent < 0 for extent in result.shape):
+                    raise TypeRuleError(f"the result would be {result}, of a negative extent", code="E_SHAPE")
         except TypeRuleError as error:
             shown = ", ".join(map(str, operands))
             raise TypeRuleError(f"{self.name}({shown}): {error.message}", code=error.code, hint=error.hint) from None
-        return (result,) if isinstance(result, TensorType) else tuple(result)
+        return results
 
     def evaluate(self, operands: Sequence[Array], attrs: Attrs, binding: Mapping[str, int]) -> tuple[Array, ...]:
         """Runs the reference with every dim in the attributes replaced by its value."""
