@@ -23,7 +23,7 @@ from mlec.errors import FrontendError, MlecError, UnsupportedModelError, Unsuppo
 from mlec.frontends import fx_nn, fx_ops, fx_shape  # noqa: F401  (they fill HANDLERS)
 from mlec.frontends.base import InputShapes, LowerOptions
 from mlec.frontends.fx_context import HANDLERS, to_torch
-from mlec.frontends.fx_places import place_of, place_of_error
+from mlec.frontends.fx_places import place_of, place_of_call, place_of_error
 from mlec.ir import Dim, SymDim, parse_dim
 
 _LOG = logging.getLogger(__name__)
@@ -351,6 +351,11 @@ class _ForAnySize(TorchFunctionMode):
             settings["compute_mode"] = "donot_use_mm_for_euclid_dist"
         if func is torch.nn.functional.embedding_bag:
             return _bags(*args, **settings)
+        if getattr(func, "__name__", "") == "_pack_padded_sequence":
+            raise UnsupportedOpError(
+                "pack_padded_sequence: the sizes of packed sequences depend on values", code="E_DATA_DEPENDENT", loc=place_of_call(),
+                hint="give the recurrent layer the padded sequences, and pick the last output of each by its length with gather",
+            )  # fmt: skip
         return func(*args, **settings)
 
 

@@ -29,7 +29,15 @@ def place_of(node: torch.fx.Node, model: str) -> Location:
 
 def place_of_error(error: Exception, scope: str) -> Location:
     """The innermost line of the user's own code in the traceback of an error."""
-    frames = traceback.extract_tb(error.__traceback__)
+    return _innermost(traceback.extract_tb(error.__traceback__), scope)
+
+
+def place_of_call() -> Location:
+    """The innermost line of the user's own code that is running."""
+    return _innermost(traceback.extract_stack(), "")
+
+
+def _innermost(frames: traceback.StackSummary, scope: str) -> Location:
     own = [(frame.filename, frame.lineno or 0) for frame in frames if not _is_library(frame.filename)]
     file, line = own[-1] if own else ("", 0)
     return Location(file, line, scope)

@@ -290,6 +290,30 @@ def _embedding(c: Context, weight: Value, indices: Value, *settings: Any, **name
     return c.b("gather", weight, indices, axis=0)
 
 
+@lowers("_embedding_bag.default", "_embedding_bag_forward_only.default")
+def _embedding_bag(
+    c: Context, weight: Value, ids: Value, offsets: Value, scale_grad_by_freq: bool = False, mode: int = 0, sparse: bool = False,
+    per_sample_weights: Value | None = None, include_last_offset: bool = False, padding_idx: int = -1,
+) -> tuple[Value | None, ...]:  # fmt: skip
+    """Bags one after another, of an exported program: every row for each bag, where those of other bags count for nothing."""
+    if mode == 2:
+        raise c.unsupported("the maximum of bags in an exported program", "compile the module itself")
+    count, length = c.shape[0], ids.type.shape[0]
+    place = c.b("iota", shape=(1, length), axis=1)
+    begun = c.b("ge", place, c.reshape(c.cast(offsets, DType.I64), (offsets.type.shape[0], 1)))
+    bag = c.b("sub", c.b("sum", c.cast(begun, DType.I64), axes=(0,)), 1)
+    kept = c.b("eq", c.b("iota", shape=(count, 1), axis=0), bag)
+    if padding_idx >= 0:
+        kept = c.b("logical_and", kept, c.b("ne", ids, padding_idx))
+    share = c.cast(kept, c.dtype)
+    if per_sample_weights is not None:
+        share = c.b("mul", share, c.cast(per_sample_weights, c.dtype))
+    total = c.b("matmul", share, c.b("gather", weight, ids, axis=0))
+    if mode == 1:
+        total = c.b("div", total, c.b("maximum", c.b("sum", c.cast(kept, c.dtype), axes=(1,), keepdims=True), 1))
+    return total, None, None, None
+
+
 @lowers("index_select.default")
 def _index_select(c: Context, x: Value, dim: int, index: Value) -> Value:
     if not x.type.rank:
@@ -466,12 +490,20 @@ def _diagonal(c: Context, x: Value, offset: int = 0, dim1: int = 0, dim2: int = 
 def _nearest(c: Context, x: Value, output_size: Any, scale_factors: Sequence[float] | None) -> Value:
     result = x
     for i, size in enumerate(c.shape[2:]):
-        extent = c.static(x, 2 + i, "the resized axis")
+        extent = x.type.shape[2 + i]
         scale = scale_factors[i] if scale_factors else None
+        if not isinstance(extent, int) or not isinstance(size, int):
+            # As torch rounds: in float32, from the sizes or from the factor.
+            pace = c.number(1 / scale, DType.F32) if scale else _ratio(c, extent, size)
+            place = c.b("iota", shape=(size,), axis=0, dtype=DType.F32)
+            place = c.b("add", place, 0.5) if "exact" in c.target else place
+            line = c.cast(c.b("floor", c.b("mul", place, pace)), DType.I64)
+            result = c.b("gather", result, line, axis=2 + i)  # which takes the last entry for one beyond it
+            continue
         # torch itself says which element each position takes; its rounding is not a formula to repeat.
-        line = torch.arange(extent, dtype=torch.float32).reshape(1, 1, -1)
+        numbers = torch.arange(extent, dtype=torch.float32).reshape(1, 1, -1)
         op = torch.ops.aten._upsample_nearest_exact1d if "exact" in c.target else torch.ops.aten.upsample_nearest1d
-        index = to_numpy(op(line, None, [scale]) if scale else op(line, [size], None)).ravel().astype("int64")
+        index = to_numpy(op(numbers, None, [scale]) if scale else op(numbers, [size], None)).ravel().astype("int64")
         floors = [math.floor(j * (extent / len(index))) for j in range(len(index))]
         if index.tolist() == floors:
             target = (*result.type.shape[2 : 2 + i], size, *result.type.shape[3 + i :])
@@ -486,21 +518,33 @@ def _linear_resize(
     c: Context, x: Value, output_size: Any, align_corners: bool, scale_factors: Sequence[float] | None
 ) -> Value:
     for i, size in enumerate(c.shape[2:]):
-        extent = c.static(x, 2 + i, "the resized axis")
-        if scale_factors and not align_corners and extent * scale_factors[i] != size:
-            x = _scaled_line(c, x, 2 + i, scale_factors[i])
+        extent = x.type.shape[2 + i]
+        scale = None if align_corners or not scale_factors else scale_factors[i]
+        if not isinstance(extent, int) or not isinstance(size, int) or (scale and extent * scale != size):
+            x = _interpolated(c, x, 2 + i, size, scale, align_corners)
     if x.type.shape == c.shape:
         return x
     return c.b("resize", x, size=c.shape[2:], mode="linear", align_corners=align_corners)
 
 
-def _scaled_line(c: Context, x: Value, axis: int, scale: float) -> Value:
-    """Linear interpolation by a factor that gives no whole number of elements: they keep the distance 1 / scale."""
-    extent = c.static(x, axis, "the resized axis")
-    size = math.floor(extent * scale)
-    at = np.maximum((np.arange(size) + 0.5) / scale - 0.5, 0)
-    low = np.minimum(np.floor(at).astype(np.int64), extent - 1)
-    share = (at - low).reshape(-1, *[1] * (x.type.rank - axis - 1)).astype(x.type.dtype.numpy)
-    below = c.b("gather", x, c.b.constant(low), axis=axis)
-    above = c.b("gather", x, c.b.constant(np.minimum(low + 1, extent - 1)), axis=axis)
-    return c.b("add", c.b("mul", below, c.b.constant(1 - share)), c.b("mul", above, c.b.constant(share)))
+def _interpolated(c: Context, x: Value, axis: int, size: Dim, scale: float | None, align_corners: bool) -> Value:
+    """Linear interpolation along one axis, of sizes that only the call tells, or by a factor that gives no whole number of elements."""
+    extent = x.type.shape[axis]
+    last = c.number(extent - 1, DType.F32)
+    place = c.b("iota", shape=(size,), axis=0, dtype=DType.F32)
+    if align_corners:
+        steps = c.b("maximum", c.number(size - 1, DType.F32), 1)
+        at = c.b("mul", place, c.b("div", last, steps))
+    else:
+        pace = c.number(1 / scale, DType.F32) if scale else _ratio(c, extent, size)
+        at = c.b("relu", c.b("sub", c.b("mul", c.b("add", place, 0.5), pace), 0.5))
+    low = c.b("minimum", c.b("floor", at), last)
+    share = c.reshape(c.cast(c.b("sub", at, low), x.type.dtype), (size, *[1] * (x.type.rank - axis - 1)))
+    first = c.cast(low, DType.I64)
+    below, above = c.b("gather", x, first, axis=axis), c.b("gather", x, c.b("add", first, 1), axis=axis)
+    rest = c.b("sub", c.number(1, x.type.dtype), share)
+    return c.b("add", c.b("mul", below, rest), c.b("mul", above, share))
+
+
+def _ratio(c: Context, extent: Dim, size: Dim) -> Value:
+    return c.b("div", c.number(extent, DType.F32), c.number(size, DType.F32))

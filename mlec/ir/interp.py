@@ -78,6 +78,8 @@ def bind_symbols(
             if not isinstance(dim, int) and str(dim) in symbols_of(dim):
                 dim = binding.setdefault(str(dim), extent)
             derived.append((label, axis, dim, extent))
+    for _, _, dim, extent in derived:
+        _solve(dim, extent, binding)
     for label, axis, dim, extent in derived:
         if evaluate(dim, binding) != extent:
             wanted = dim if isinstance(dim, int) else f"{dim} = {evaluate(dim, binding)}"
@@ -87,6 +89,19 @@ def bind_symbols(
                 hint="a dim has one value in all inputs",
             )
     return binding
+
+
+def _solve(dim: Dim, extent: int, binding: dict[str, int]) -> None:
+    """Binds the one symbol of ``dim`` that has no value yet, where its extent tells it: 4*n = 8."""
+    unknown = symbols_of(dim) - binding.keys()
+    if len(unknown) != 1:
+        return
+    (name,) = unknown
+    least, next_one = (evaluate(dim, {**binding, name: value}) for value in (0, 1))
+    if next_one != least:
+        value = (extent - least) // (next_one - least)
+        if evaluate(dim, {**binding, name: value}) == extent:
+            binding[name] = value
 
 
 def _shown(kind: TensorType) -> str:

@@ -79,6 +79,22 @@ def test_what_cannot_be_captured_is_told_with_its_line() -> None:
     assert f"test_errors.py:{Categories.forward.__code__.co_firstlineno + 1}" in str(caught.value)
 
 
+def test_packed_sequences_are_refused_with_what_to_do() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.GRU(4, 5, batch_first=True)
+
+        def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            return self.cell(packed)[1][0]
+
+    with pytest.raises(UnsupportedOpError) as caught:
+        lower(Packed(), torch.randn(3, 6, 4), torch.tensor([2, 6, 1]))
+    assert "pick the last output" in (caught.value.hint or "")
+    assert f"test_errors.py:{Packed.forward.__code__.co_firstlineno + 1}" in str(caught.value)
+
+
 def test_state_changes_are_refused() -> None:
     class Counter(nn.Module):
         def __init__(self) -> None:

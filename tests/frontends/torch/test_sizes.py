@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from tests.frontends.torch.common import FRONTEND, compare, lower
@@ -22,6 +23,24 @@ def test_fractions_of_symbolic_sizes() -> None:
     graph = lower(Scaled(), torch.randn(3, 5), input_shapes={"x": ("n", "t")})
     for rows, length in ((1, 1), (2, 9)):
         compare(graph, FRONTEND.oracle(Scaled())["run"], [torch.randn(rows, length)])
+
+
+class Resized(nn.Module):
+    """A picture of any size, halved and brought back."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        small = F.max_pool2d(x, 2)
+        back = tuple(
+            F.interpolate(small, size=x.shape[2:], mode=mode) for mode in ("nearest", "nearest-exact", "bilinear")
+        )
+        twice = F.interpolate(x, scale_factor=2, mode="bilinear"), F.interpolate(x, scale_factor=2)
+        return *back, *twice, F.interpolate(small, size=x.shape[2:], mode="bilinear", align_corners=True)
+
+
+def test_resizing_to_symbolic_sizes() -> None:
+    graph = lower(Resized(), torch.randn(2, 3, 12, 10), input_shapes={"x": ("n", 3, "h", "w")})
+    for height, width in ((4, 7), (9, 13), (30, 23)):
+        compare(graph, FRONTEND.oracle(Resized())["run"], [torch.randn(1, 3, height, width)], rtol=1e-5)
 
 
 class Positions(nn.Module):

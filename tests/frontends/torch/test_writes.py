@@ -83,6 +83,15 @@ def test_bags_of_several_lengths(name: str) -> None:
         compare(graph, FRONTEND.oracle(function)["run"], [torch.tensor([0, 1, 1, 5, 3, 2, 4]), torch.tensor(offsets)])
 
 
+@pytest.mark.parametrize("name", ["sum", "mean", "padding", "weights", "last"])
+def test_bags_of_exported_programs(name: str) -> None:
+    dynamic = {0: torch.export.Dim.DYNAMIC}
+    examples = torch.arange(5), torch.tensor([0, 2, 2, 5])
+    program = torch.export.export(Function(BAGS[name], 2), examples, dynamic_shapes=(dynamic, dynamic))
+    graph, run = lower(program), FRONTEND.oracle(Function(BAGS[name], 2))["run"]
+    compare(graph, run, [torch.tensor([0, 1, 1, 5, 3, 2, 4]), torch.tensor([0, 2, 2, 4, 7])])
+
+
 def test_random_numbers_that_a_model_does_not_take_are_no_failure() -> None:
     """No length is 0; the examples are compared all the same."""
     last = Function(lambda x, length: x.gather(1, length[:, None] - 1), 2)
