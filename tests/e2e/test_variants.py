@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import re
+import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,8 +138,35 @@ def test_every_level_gives_the_results_of_the_source(saved: Saved, level: str, m
         )
 
 
+def disassembled(blob: bytes, folder: Path) -> str:
+    """What binutils or LLVM read in an object file."""
+    found = next(filter(None, map(shutil.which, ("llvm-objdump", "objdump"))), None)
+    if found is None:
+        pytest.skip("no disassembler")
+    (folder / "code.o").write_bytes(blob)
+    return subprocess.run([found, "-d", folder / "code.o"], capture_output=True, text=True, check=True).stdout
+
+
+BEYOND = {
+    "x86-64-v2": r"%[yz]mm|\sv(mov|add|mul|fm|pxor|xorp|gather|broadcast)|%k[1-7]",
+    "x86-64-v3": r"%zmm|%k[1-7]|%[xy]mm(1[6-9]|2\d|3[01])",
+}
+"""What the code of a level must not have: wider registers, those that it lacks, instructions in the later encoding."""
+
+
+def test_no_level_uses_what_it_lacks(saved: Saved, tmp_path: Path) -> None:
+    widest = {"x86-64-v2": "%xmm", "x86-64-v3": "%ymm", "x86-64-v4": "%zmm"}
+    with Artifact.open(saved.path) as artifact:
+        programs = read_model(artifact).programs
+        for blob in artifact.kernels:
+            level = str(programs[blob.target].target["mcpu"])
+            code = disassembled(blob.data, tmp_path)
+            if level in BEYOND:
+                assert not re.search(BEYOND[level], code)
+            assert widest[level] in code or len(blob.data) < 4096
+
+
 def test_each_level_has_kernels_of_its_own_kind(saved: Saved) -> None:
-    """Its own instructions: one level's code neither is another's, nor uses registers that the level lacks."""
     with Artifact.open(saved.path) as artifact:
         model = read_model(artifact)
         assert len({blob.sha256 for blob in artifact.kernels if len(blob.data) > 4096}) == len(PORTABLE)
@@ -269,6 +299,14 @@ def test_objects_for_another_architecture(foreign: Saved) -> None:
         for blob in artifact.kernels:
             assert blob.data[:6] == b"\x7fELF\x02\x01"
             assert int.from_bytes(blob.data[18:20], "little") == 183  # EM_AARCH64
+
+
+def test_code_for_aarch64_uses_neon(foreign: Saved, tmp_path: Path) -> None:
+    with Artifact.open(foreign.path) as artifact:
+        code = disassembled(artifact.kernels[0].data, tmp_path)
+    if "unknown architecture" in code or "ret" not in code:
+        pytest.skip("the disassembler does not know the architecture")
+    assert re.search(r"fmla\S*\s+v\d+\.(4s|2d)", code)
 
 
 def test_a_file_for_another_architecture_is_compiled_again(foreign: Saved, caplog: pytest.LogCaptureFixture) -> None:

@@ -98,9 +98,9 @@ def tile_rows(target: TargetInfo, vectors: int) -> int:
 
     Eight or more independent sums hide the latency of two FMA units; a tile of ``rows x vectors`` loads ``rows + vectors``
     values for ``rows * vectors`` FMAs, two loads beside two FMAs in a cycle. 32 registers: 6 x 4, 8 x 3, 8 x 2 or 12 x 1; 16
-    registers: 6 x 2 or 12 x 1.
+    registers: 6 x 2 or 12 x 1. Without FMA each product takes a register of its own before it is added: 5 x 2.
     """
-    budget = target.vector_registers - 4
+    budget = target.vector_registers - (4 if target.fma else 6)
     return max(1, min(budget // vectors, {1: 12, 2: 8, 3: 8}.get(vectors, 6)))
 
 
