@@ -85,7 +85,10 @@ def validate(
         ToleranceError: for a difference beyond the bound; nothing should be shipped then.
     """
     worst: dict[str, Comparison] = {}
-    probes, refused = taken_probes(graph, oracle, _probe_rows(graph))
+    flat = Nesting(
+        [spec.name for spec in graph.signature.inputs]
+    ).is_flat  # else the source takes them as the examples are, below
+    probes, refused = taken_probes(graph, oracle if flat else None, _probe_rows(graph))
     batches = _batches(graph.signature, examples, probes)
     if not batches and refused is not None:
         raise UsageError(
@@ -93,8 +96,8 @@ def validate(
             code="E_SOURCE_FAILS", hint="pass example_inputs (--example) that it takes, or validate=False to compile without comparing",
         ) from refused  # fmt: skip
     for number, batch in enumerate(batches):
-        if number > (examples is not None) and graph.signature.table is None and _refusal(oracle, batch) is not None:
-            continue  # a part of the probes, whose numbers need not fit fewer rows
+        if number and graph.signature.table is None and _refusal(oracle, batch) is not None:
+            continue  # probes in containers, or a part of probes, whose numbers need not fit fewer rows
         for comparison in compare(compiled, oracle, batch, tolerance):
             known = worst.get(comparison.method)
             if known is None or (comparison.excess, comparison.rows) > (known.excess, known.rows):
@@ -366,8 +369,10 @@ def batch_inputs(graph: Graph, rows: int, seed: int = 0) -> list[Any]:
     batch = next((spec.shape[0] for spec in graph.signature.inputs if spec.shape), 1)
     arrays = tensor_probes(graph.signature, rng, 16, {batch: rows} if isinstance(batch, str) else {})
     if arrays is None or len(arrays[0]) != rows:
+        least, most = graph.signature.symbols.get(str(batch), (0, None))
+        wanted = batch if (least, most) == (0, None) else f"at least {least}" if most is None else f"{least} to {most}"
         raise UsageError(
-            f"this model takes batches of {batch}, not of {rows} rows", code="E_BATCH", hint="time the batch that it was compiled for",
+            f"this model takes batches of {wanted} rows, not of {rows}", code="E_BATCH", hint="time a batch that it was compiled for",
         )  # fmt: skip
     return arrays
 
