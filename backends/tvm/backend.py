@@ -9,13 +9,13 @@ from functools import cache
 from mlec.backends.base import Backend, CompiledModule, CompileOptions
 from mlec.backends.tvm import cuda
 from mlec.backends.tvm.assembly import second_names
-from mlec.backends.tvm.compat import IRModule, llvm, tvm
+from mlec.backends.tvm.compat import llvm, tvm
 from mlec.backends.tvm.device_code import DEFAULT_ARCHS, compile_for_cuda, device_compiler, pack_device_code
 from mlec.backends.tvm.driver import driver
 from mlec.backends.tvm.kernels.tile import PARAMETER_ALIGNMENT
 from mlec.backends.tvm.lowering import Lowered, Lowering
-from mlec.backends.tvm.objects import to_object, to_objects
-from mlec.backends.tvm.pipeline import compile_for_cpu
+from mlec.backends.tvm.objects import to_objects
+from mlec.backends.tvm.pipeline import objects_for_cpu
 from mlec.backends.tvm.registry import lowering_of
 from mlec.backends.tvm.relax_module import relax_module
 from mlec.backends.tvm.sequence import call_sequence
@@ -103,10 +103,7 @@ def _for_cpu(graph: Graph, target: Target, options: CompileOptions) -> tuple[Low
     lowered = Lowering(graph, info, options).run()
     options.report("build", 0, 1)
     sequence = call_sequence(lowered)
-    objects: tuple[bytes, ...] = (driver(sequence.codes, info.triple),)
-    if lowered.functions:
-        kernels = compile_for_cpu(IRModule(lowered.functions), info.tvm_target())
-        objects = (to_object(kernels), *objects)
+    objects = (*objects_for_cpu(lowered.functions, info.tvm_target()), driver(sequence.codes, info.triple))
     program = Program(
         "tvm",
         "cpu",

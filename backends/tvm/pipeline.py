@@ -7,17 +7,41 @@ refuses functions that hold vectors of two lengths.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mlec.backends.tvm.compat import IRModule, Target, relax, tirx, tvm
+from mlec.backends.tvm.objects import to_object
+from mlec.runtime.threads import effective_cpu_count
 
 NAME = "mlec.cpu"
+
+MOST_PARTS = 4
+KERNELS_OF_A_PART = 3
+"""From so many on, a part is worth a module of LLVM's."""
 
 
 def compile_for_cpu(kernels: IRModule, target: Target) -> tvm.runtime.Module:
     """Machine code of kernels for the CPU; functions are called by ``module[name]``."""
-    tirx.compilation_pipeline.register_tir_pipeline(NAME, _kernel_pipeline)
     return tirx.build(kernels, target, pipeline=NAME)
+
+
+def objects_for_cpu(kernels: Mapping[str, Any], target: Target) -> tuple[bytes, ...]:
+    """Object files with the machine code of kernels, made side by side where there are several kernels.
+
+    How they are shared out depends on their number alone, so that every machine makes the same files.
+
+    Args:
+        kernels: functions by symbol.
+        target: of the machine that they run on.
+    """
+    listed = list(kernels.items())
+    count = min(MOST_PARTS, -(-len(listed) // KERNELS_OF_A_PART))
+    modules = [IRModule(dict(listed[first::count])) for first in range(count)]
+    # TVM holds no lock of Python's while it compiles.
+    with ThreadPoolExecutor(min(max(count, 1), effective_cpu_count())) as pool:
+        return tuple(pool.map(lambda module: to_object(compile_for_cpu(module, target)), modules))
 
 
 def _kernel_pipeline() -> tuple[Any, Any, Any]:
@@ -44,6 +68,8 @@ _KERNEL_PASSES = [
     tirx.transform.MakePackedAPI(),
     tirx.transform.BF16StorageLegalize(),
 ]
+
+tirx.compilation_pipeline.register_tir_pipeline(NAME, _kernel_pipeline)
 
 RELAX_PASSES = [
     relax.transform.ToNonDataflow(),
