@@ -248,7 +248,8 @@ class Lowering:
             strategy: what was chosen, for the report.
             extents: names of symbols that no buffer's shape tells.
         """
-        symbol = self._free_name()
+        symbol = self._next_name()
+        self._names.add(symbol)
         memory = tuple(self.in_memory(t) for t in operands)
         made = tuple(Tensor(t) for t in results)
         first = self._symbols.setdefault((self._form, self._made_of_form), symbol)
@@ -297,7 +298,7 @@ class Lowering:
         else:
             key = f"{self._content()} kernel {place}"
             location = self._place.summary()
-            chosen = self._tuner.choose(Subject(key, schedules, draft, self._label, node.name, location, typical))
+            chosen = self._tuner.choose(Subject(key, schedules, draft, self._next_name(), node.name, location, typical))
         made = version(chosen)
         with self._lowering_of((self._form, place, chosen)):
             return self.kernel(made.build, made.operands, results, node=node, strategy=made.strategy)
@@ -395,12 +396,12 @@ class Lowering:
         finally:
             self._form, self._made_of_form = outer
 
-    def _free_name(self) -> str:
+    def _next_name(self) -> str:
+        """Of the kernel that will be added next."""
         name, count = self._label, 1
         while name in self._names:
             count += 1
             name = f"{self._label}_{count}"
-        self._names.add(name)
         return name
 
 

@@ -133,19 +133,18 @@ class Tuner:
 
     def choose(self, subject: Subject[S]) -> S:
         """The schedule to use: the default, unless another one is known to be faster here."""
-        default = next(subject.schedules)
-        others = list(islice(subject.schedules, SPACE))
-        if not others:
-            return default
         extents = "; ".join(str(sorted(binding.items())) for binding in self._tuning.extents)
         threads = f"{self._tuning.num_threads} threads"
         key = "\n".join((this_installation(), repr(self._target), threads, extents, subject.key))
         if key not in self._chosen:
-            self._chosen[key] = self._find(key, subject, default, others)
+            self._chosen[key] = self._find(key, subject)
         chosen: S = self._chosen[key]
         return chosen
 
-    def _find(self, key: str, subject: Subject[S], default: S, others: list[S]) -> S:
+    def _find(self, key: str, subject: Subject[S]) -> S:
+        default, *others = islice(subject.schedules, 1 + SPACE)
+        if not others:
+            return default
         named = {repr(schedule): schedule for schedule in (default, *others)}
         trials = min(self._tuning.trials, len(others))
         finding = self._tuning.memory.recall(key)
