@@ -9,15 +9,9 @@ import numpy as np
 
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.attention import attention
-from mlec.backends.tvm.kernels.conv import (
-    ConvSchedule,
-    ConvTile,
-    DepthwiseSchedule,
-    conv,
-    conv2d_nchwc,
-    conv_tiles,
-    depthwise_nchwc,
-)
+from mlec.backends.tvm.kernels.conv import ConvSchedule, conv
+from mlec.backends.tvm.kernels.conv_blocked import ConvTile, conv2d_nchwc, conv_tiles
+from mlec.backends.tvm.kernels.depthwise import DepthwiseSchedule, depthwise_nchwc
 from mlec.backends.tvm.kernels.elementwise import NotContiguousError
 from mlec.backends.tvm.kernels.epilogue import Expr
 from mlec.backends.tvm.kernels.norm import group_norm, layer_norm, rms_norm
@@ -69,8 +63,7 @@ def _convolution(lowering: Lowering, node: Node, x: Tensor, w: Tensor, tail: Tai
     def version(schedule: ConvSchedule) -> Version:
         def build(name: str, dims: Dims) -> object:
             shape, epilogue = dims.shape(x.shape), tail.epilogue(lowering, dims)
-            windows = (g.strides, g.pads, g.dilations, groups)
-            return conv(shape, weights, *windows, x.dtype, target, epilogue, g.input_dilations, name, schedule)
+            return conv(shape, weights, g, groups, x.dtype, target, epilogue, name, schedule)
 
         return Version(build, operands, f"direct convolution{tail}")
 
@@ -95,7 +88,7 @@ def lower_conv2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, .
     def direct(tile: ConvTile) -> Version:
         def build(name: str, dims: Dims) -> object:
             shape, epilogue = dims.shape(x.shape), tail.epilogue(lowering, dims)
-            return conv2d_nchwc(shape, weights, g.strides, g.pads, g.dilations, x.dtype, target, epilogue, name, tile)
+            return conv2d_nchwc(shape, weights, g, x.dtype, target, epilogue, name, tile)
 
         strategy = f"direct convolution on blocks of {x.shape[4]} and {w.shape[5]} channels{tail}"
         return Version(build, (x, w, *tail.operands(lowering)), strategy)
@@ -112,7 +105,7 @@ def lower_conv2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, .
     def schedules() -> Iterator[ConvTile | WinogradSchedule]:
         rows, columns = static_dims(node.output.type.shape[2:4])
         extent = rows, columns
-        tiles = conv_tiles(x.shape, weights, g.strides, g.pads, g.dilations, x.dtype, target)
+        tiles = conv_tiles(x.shape, weights, g, x.dtype, target)
         near = takewhile(lambda tile: tile.cycles <= NEAR * tiles[0].cycles, tiles)
         dense = (*g.strides, *g.dilations) == (1, 1, 1, 1)
         if not (dense and are_summable(w.array) and applicable(weights, extent, x.dtype, target)):
@@ -127,7 +120,7 @@ def lower_conv2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, .
 def lower_depthwise2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     x, w = operands
     g, weights, target = Geometry.of(node.attrs, 2), static_dims(w.shape), lowering.target
-    windows = (weights, g.strides, g.pads, g.dilations, x.dtype, target)
+    windows = (weights, g, x.dtype, target)
     operands = (x, w, *tail.operands(lowering))
 
     def version(schedule: DepthwiseSchedule) -> Version:
@@ -153,9 +146,7 @@ def lower_pool(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tai
     def build(name: str, dims: Dims) -> object:
         shape, out = dims.shape(x.shape), dims.shape(node.output.type.shape[2 : 2 + rank])
         target, epilogue = lowering.target, tail.epilogue(lowering, dims)
-        return pool(
-            node.name, shape, kernel, g.strides, g.pads, g.dilations, out, counts, x.dtype, target, epilogue, name
-        )
+        return pool(node.name, shape, kernel, g, out, counts, x.dtype, target, epilogue, name)
 
     operands = (x, *tail.operands(lowering))
     return lowering.kernel(build, operands, [tail.type], node=node, strategy=f"windows{tail}")[0]

@@ -9,6 +9,7 @@ from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, Dim, Expr
 from mlec.backends.tvm.kernels.tile import buffer_dtype, copy_run
 from mlec.backends.tvm.kernels.vector import cast_to, const, load, share
+from mlec.ops.windows import Geometry
 
 Triple = tuple[Dim, Dim, Dim]
 
@@ -35,18 +36,15 @@ class Windows:
         cls,
         space: Sequence[Dim],
         kernel: Sequence[int],
-        strides: Sequence[int],
-        pads: Sequence[int],
-        dilations: Sequence[int],
-        input_dilations: Sequence[int] = (),
+        geometry: Geometry,
         out: Sequence[Dim] = (),
     ) -> Windows:
-        """From one entry per axis; ``pads`` lists all befores, then all afters. ``out`` may say more positions than fit."""
+        """From one entry per axis; ``out`` may say more positions than fit."""
         rank = len(space)
         ones = (1,) * (3 - rank)
-        extent, taps, stride = (*ones, *space), (*ones, *kernel), (*ones, *strides)
-        before, after = ((*(0 for _ in ones), *half) for half in (pads[:rank], pads[rank:]))
-        dilation, spread = (*ones, *dilations), (*ones, *(input_dilations or (1,) * rank))
+        extent, taps, stride = (*ones, *space), (*ones, *kernel), (*ones, *geometry.strides)
+        before, after = ((*(0 for _ in ones), *half) for half in (geometry.before, geometry.after))
+        dilation, spread = (*ones, *geometry.dilations), (*ones, *geometry.input_dilations)
         fitting = tuple(
             ((extent[i] - 1) * spread[i] + before[i] + after[i] - dilation[i] * (taps[i] - 1)) // stride[i] + 1
             for i in range(3)

@@ -22,15 +22,14 @@ from mlec.backends.tvm.kernels.tile import (
 )
 from mlec.backends.tvm.kernels.vector import Cell, broadcast, cast_to, lanes_of, load, maximum, ramp, share
 from mlec.backends.tvm.target import TargetInfo
+from mlec.ops.windows import Geometry
 
 
 def pool(
     op: str,
     x_shape: Sequence[Dim],
     kernel: Sequence[int],
-    strides: Sequence[int],
-    pads: Sequence[int],
-    dilations: Sequence[int],
+    geometry: Geometry,
     out: Sequence[Dim],
     count_include_pad: bool,
     dtype: str,
@@ -50,7 +49,7 @@ def pool(
     rank = len(kernel)
     blocked = len(x_shape) == rank + 3
     n, c, *space = x_shape[: rank + 2]
-    windows = Windows.of(space, kernel, strides, pads, dilations, out=out)
+    windows = Windows.of(space, kernel, geometry, out)
     acc = accumulator_dtype(dtype)
     is_max = op == "max_pool"
     neutral = -math.inf if is_max else 0

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
-from mlec.backends.tvm.kernels.conv import ConvTile, prefetch, ranked_tiles
+from mlec.backends.tvm.kernels.conv_blocked import ConvTile, prefetch, ranked_tiles
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr
 from mlec.backends.tvm.kernels.gemm import put
 from mlec.backends.tvm.kernels.schedule import around, variations

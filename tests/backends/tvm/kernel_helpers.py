@@ -5,6 +5,7 @@ import numpy as np
 from mlec.backends.tvm.compat import IRModule, tvm
 from mlec.backends.tvm.pipeline import compile_for_cpu
 from mlec.backends.tvm.target import TargetInfo
+from mlec.ops.windows import Geometry
 
 HOST = TargetInfo.host()
 
@@ -21,3 +22,8 @@ def compile_kernel(func, target=HOST):
         return results if isinstance(out, list) else results[0]
 
     return run
+
+
+def geometry(strides, pads=(), dilations=()):
+    """How windows lie; ``pads`` lists all befores, then all afters."""
+    return Geometry.of({"strides": strides, "pads": pads, "dilations": dilations}, len(strides))

@@ -7,11 +7,15 @@ import pytest
 import torch
 
 from mlec.backends.tvm.compat import tirx
-from mlec.backends.tvm.kernels.conv import conv, conv2d_nchwc, depthwise_nchwc, pack_nchwc, pack_transposed
+from mlec.backends.tvm.kernels.conv import conv, pack_transposed
+from mlec.backends.tvm.kernels.conv_blocked import conv2d_nchwc
+from mlec.backends.tvm.kernels.depthwise import depthwise_nchwc
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
 from mlec.backends.tvm.kernels.vector import select
 from mlec.backends.tvm.target import TargetInfo
-from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
+from mlec.ops.conv import blocked_weights
+from mlec.ops.windows import Geometry
+from tests.backends.tvm.kernel_helpers import HOST, compile_kernel, geometry
 
 BATCHES = (0, 1, 2, 5, 33)
 
@@ -65,9 +69,7 @@ def test_on_channel_blocks(case):
         conv2d_nchwc(
             (n, c // b, h, width, b),
             (k // kb, c // b, kernel[0], b, kernel[1], kb),
-            strides,
-            pads,
-            dilations,
+            geometry(strides, pads, dilations),
             "float32",
             HOST,
         )
@@ -76,7 +78,7 @@ def test_on_channel_blocks(case):
     for batch in BATCHES:
         x = normal((batch, c, h, width))
         want = reference(x, w, strides, pads, dilations)
-        got = run(to_blocks(x, b), pack_nchwc(w, b, kb), out=(batch, k // kb, *want.shape[2:], kb))
+        got = run(to_blocks(x, b), blocked_weights(w, b, kb), out=(batch, k // kb, *want.shape[2:], kb))
         assert_close(from_blocks(got), want, c * kernel[0] * kernel[1])
 
 
@@ -92,11 +94,11 @@ def test_large_image_is_shared_by_threads_and_keeps_its_epilogue(kernel):
     shape = (1, 4, 40, 44, 16)
     epilogue = Epilogue((BufferSpec((4, 16), "float32"), BufferSpec(shape, "float32")), apply)
     func = conv2d_nchwc(
-        (1, 2, 40, 44, 16), (4, 2, kernel, 16, kernel, 16), (1, 1), (pad,) * 4, (1, 1), "float32", HOST, epilogue
+        (1, 2, 40, 44, 16), (4, 2, kernel, 16, kernel, 16), geometry((1, 1), (pad,) * 4), "float32", HOST, epilogue
     )
     residual = normal((1, 64, 40, 44), seed=3)
     got = compile_kernel(func)(
-        to_blocks(x, 16), pack_nchwc(w, 16, 16), bias.reshape(4, 16), to_blocks(residual, 16), out=shape
+        to_blocks(x, 16), blocked_weights(w, 16, 16), bias.reshape(4, 16), to_blocks(residual, 16), out=shape
     )
     want = np.maximum(reference(x, w, (1, 1), (pad,) * 4, (1, 1)) + bias[:, None, None] + residual, 0)
     assert_close(from_blocks(got), want, 32 * kernel**2)
@@ -119,7 +121,7 @@ PLAIN = [
 def test_on_plain_tensors(case, dtype):
     shape, w_shape, strides, pads, dilations, groups = case
     n = tirx.Var("n", "int64")
-    run = compile_kernel(conv((n, *shape), w_shape, strides, pads, dilations, groups, dtype, HOST))
+    run = compile_kernel(conv((n, *shape), w_shape, geometry(strides, pads, dilations), groups, dtype, HOST))
     w = normal(w_shape, dtype, 1)
     for batch in BATCHES:
         x = normal((batch, *shape), dtype)
@@ -130,7 +132,7 @@ def test_on_plain_tensors(case, dtype):
 def test_symbolic_length():
     n, t = tirx.Var("n", "int64"), tirx.Var("t", "int64")
     epilogue = Epilogue((BufferSpec((8,), "float32"),), lambda acc, where, extra: acc + extra[0][where[1]])
-    run = compile_kernel(conv((n, 4, t), (8, 4, 3), (2,), (1, 1), (1,), 1, "float32", HOST, epilogue))
+    run = compile_kernel(conv((n, 4, t), (8, 4, 3), geometry((2,), (1, 1)), 1, "float32", HOST, epilogue))
     w, bias = normal((8, 4, 3), seed=1), normal(8, seed=2)
     for length in (1, 2, 17, 64, 201):
         x = normal((2, 4, length))
@@ -166,9 +168,8 @@ def test_transposed(case):
     packed = pack_transposed(w, groups)
     before = [d * (k - 1) - p for d, k, p in zip(dilation, w_shape[2:], padding, strict=True)]
     after = [b + e for b, e in zip(before, extra, strict=True)]
-    func = conv(
-        shape, packed.shape, (1,) * rank, (*before, *after), dilation, groups, "float32", HOST, input_dilations=stride
-    )
+    equal = Geometry((1,) * rank, tuple(before), tuple(after), dilation, stride)
+    func = conv(shape, packed.shape, equal, groups, "float32", HOST)
     assert_close(compile_kernel(func)(x, packed, out=want.shape), want, w[:, 0].size)
 
 
@@ -176,9 +177,9 @@ def test_transposed(case):
 def test_weights_of_small_images_are_fetched_ahead():
     x, w = normal((2, 128, 5, 6)), normal((512, 128, 3, 3), seed=1)  # 2.4 MB
     target = replace(HOST, l2_bytes=1 << 20)
-    func = conv2d_nchwc((2, 8, 5, 6, 16), (32, 8, 3, 16, 3, 16), (1, 1), (1,) * 4, (1, 1), "float32", target)
+    func = conv2d_nchwc((2, 8, 5, 6, 16), (32, 8, 3, 16, 3, 16), geometry((1, 1), (1,) * 4), "float32", target)
     assert "prefetch" in str(func)
-    got = compile_kernel(func)(to_blocks(x, 16), pack_nchwc(w, 16, 16), out=(2, 32, 5, 6, 16))
+    got = compile_kernel(func)(to_blocks(x, 16), blocked_weights(w, 16, 16), out=(2, 32, 5, 6, 16))
     assert_close(from_blocks(got), reference(x, w, (1, 1), (1,) * 4, (1, 1)), 128 * 9)
 
 
@@ -188,10 +189,12 @@ def test_on_channel_blocks_of_256_bits(case):
     b, kb = 4 if c % 4 == 0 else 1, 8 if k % 8 == 0 else 4
     target = TargetInfo.for_cpu("x86-64-v3")
     w_shape = (k // kb, c // b, kernel[0], b, kernel[1], kb)
-    func = conv2d_nchwc((2, c // b, h, width, b), w_shape, strides, pads, dilations, "float32", target)
+    func = conv2d_nchwc((2, c // b, h, width, b), w_shape, geometry(strides, pads, dilations), "float32", target)
     x, w = normal((2, c, h, width)), normal((k, c, *kernel), seed=1)
     want = reference(x, w, strides, pads, dilations)
-    got = compile_kernel(func, target)(to_blocks(x, b), pack_nchwc(w, b, kb), out=(2, k // kb, *want.shape[2:], kb))
+    got = compile_kernel(func, target)(
+        to_blocks(x, b), blocked_weights(w, b, kb), out=(2, k // kb, *want.shape[2:], kb)
+    )
     assert_close(from_blocks(got), want, c * kernel[0] * kernel[1])
 
 
@@ -213,7 +216,11 @@ def test_depthwise_on_channel_blocks(case, cpu):
     c, h, width, kernel, strides, pads, dilations, b = case
     target = HOST if cpu == "host" else TargetInfo.for_cpu(cpu)
     func = depthwise_nchwc(
-        (tirx.Var("n", "int64"), c // b, h, width, b), (c // b, *kernel, b), strides, pads, dilations, "float32", target
+        (tirx.Var("n", "int64"), c // b, h, width, b),
+        (c // b, *kernel, b),
+        geometry(strides, pads, dilations),
+        "float32",
+        target,
     )
     run = compile_kernel(func, target)
     w = normal((c, 1, *kernel), seed=1)

@@ -7,7 +7,7 @@ import torch
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
 from mlec.backends.tvm.kernels.pool import pool
-from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
+from tests.backends.tvm.kernel_helpers import HOST, compile_kernel, geometry
 
 CASES = [
     # channels and space, kernel, strides, padding, dilations, ceil_mode
@@ -54,8 +54,8 @@ def test_pool(case, count_include_pad, blocked):
     out = reference(sample((1, channels, *space), False)).shape[2:]
     shape = (channels // 2, *space, 2) if blocked else (channels, *space)
     func = pool(
-        "max_pool" if is_max else "avg_pool", (tirx.Var("n", "int64"), *shape), kernel, strides, (*padding, *padding),
-        dilations, out, bool(count_include_pad), "float32", HOST,
+        "max_pool" if is_max else "avg_pool", (tirx.Var("n", "int64"), *shape), kernel,
+        geometry(strides, (*padding, *padding), dilations), out, bool(count_include_pad), "float32", HOST,
     )  # fmt: skip
     run = compile_kernel(func)
     for batch in (0, 1, 5):
@@ -70,7 +70,7 @@ def test_pool(case, count_include_pad, blocked):
 def test_epilogue_and_symbolic_length():
     n, t = tirx.Var("n", "int64"), tirx.Var("t", "int64")
     epilogue = Epilogue((BufferSpec((3,), "float32"),), lambda acc, where, extra: acc * extra[0][where[1]])
-    func = pool("max_pool", (n, 3, t), (2,), (2,), (0, 0), (1,), (t // 2,), False, "float32", HOST, epilogue)
+    func = pool("max_pool", (n, 3, t), (2,), geometry((2,)), (t // 2,), False, "float32", HOST, epilogue)
     run = compile_kernel(func)
     for length in (2, 7, 100):
         x, scale = sample((2, 3, length), False), np.array([1, 2, 3], "float32")

@@ -7,15 +7,17 @@ import pytest
 
 from mlec.backends.tvm.backend import _processors, cpu_info
 from mlec.backends.tvm.compat import IRModule, tirx, tvm
-from mlec.backends.tvm.kernels.conv import conv2d_nchwc, depthwise_nchwc, pack_nchwc
+from mlec.backends.tvm.kernels.conv_blocked import conv2d_nchwc
+from mlec.backends.tvm.kernels.depthwise import depthwise_nchwc
 from mlec.backends.tvm.kernels.gemm import column_block, gemm, matmul, pack_gemm
 from mlec.backends.tvm.kernels.winograd import conv2d_winograd, pack_winograd
 from mlec.backends.tvm.objects import to_object
 from mlec.backends.tvm.pipeline import compile_for_cpu
 from mlec.backends.tvm.target import TargetInfo
+from mlec.ops.conv import blocked_weights
 from mlec.processor import DISABLE, UNCHECKED, X86_FLAGS
 from mlec.target import Target
-from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
+from tests.backends.tvm.kernel_helpers import HOST, compile_kernel, geometry
 
 
 def normal(shape, seed=0):
@@ -65,10 +67,10 @@ def test_kernels_for_smaller_vectors_are_right(mcpu):
     run = compile_kernel(matmul((n,), (n,), 9, 33, 20, "float32", info), info)
     np.testing.assert_allclose(run(a, b, out=(2, 9, 33)), a @ b, rtol=1e-4, atol=1e-4)
     x, kernel = normal((1, 1, 9, 9, 8)), normal((16, 8, 3, 3), 1)
-    func = conv2d_nchwc(x.shape, (2, 1, 3, 8, 3, 8), (1, 1), (1,) * 4, (1, 1), "float32", info)
-    got = compile_kernel(func, info)(x, pack_nchwc(kernel, 8, 8), out=(1, 2, 9, 9, 8))
-    host = conv2d_nchwc(x.shape, (2, 1, 3, 8, 3, 8), (1, 1), (1,) * 4, (1, 1), "float32", HOST)
-    want = compile_kernel(host)(x, pack_nchwc(kernel, 8, 8), out=(1, 2, 9, 9, 8))
+    func = conv2d_nchwc(x.shape, (2, 1, 3, 8, 3, 8), geometry((1, 1), (1,) * 4), "float32", info)
+    got = compile_kernel(func, info)(x, blocked_weights(kernel, 8, 8), out=(1, 2, 9, 9, 8))
+    host = conv2d_nchwc(x.shape, (2, 1, 3, 8, 3, 8), geometry((1, 1), (1,) * 4), "float32", HOST)
+    want = compile_kernel(host)(x, blocked_weights(kernel, 8, 8), out=(1, 2, 9, 9, 8))
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
@@ -85,9 +87,9 @@ def test_results_do_not_depend_on_the_number_of_threads():
     product = compile_kernel(gemm((300,), 500, 400, "float32", 32, HOST))
     x, kernel = normal((3, 4, 30, 30, 16)), normal((4, 4, 3, 16, 3, 16), 1)
     shape, pads = (3, 4, 30, 30, 16), (1,) * 4
-    direct = compile_kernel(conv2d_nchwc(x.shape, kernel.shape, (1, 1), pads, (1, 1), "float32", HOST))
+    direct = compile_kernel(conv2d_nchwc(x.shape, kernel.shape, geometry((1, 1), pads), "float32", HOST))
     winograd = compile_kernel(conv2d_winograd(x.shape, kernel.shape, pads, HOST))
-    depthwise = compile_kernel(depthwise_nchwc(x.shape, (4, 3, 3, 16), (1, 1), pads, (1, 1), "float32", HOST))
+    depthwise = compile_kernel(depthwise_nchwc(x.shape, (4, 3, 3, 16), geometry((1, 1), pads), "float32", HOST))
     results = []
     try:
         for threads in (1, 2):

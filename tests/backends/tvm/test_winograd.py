@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from mlec.backends.tvm.compat import tirx
-from mlec.backends.tvm.kernels.conv import pack_nchwc
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
 from mlec.backends.tvm.kernels.winograd import are_summable, conv2d_winograd, pack_winograd, worthwhile
 from mlec.backends.tvm.target import TargetInfo
+from mlec.ops.conv import blocked_weights
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
 
 CASES = [
@@ -38,7 +38,7 @@ def compiled(c, h, width, k, pads, target, weights, epilogue=None):
     w_shape = (k // b, c // b, 3, b, 3, b)
     options = {} if epilogue is None else {"epilogue": epilogue}
     func = conv2d_winograd((tirx.Var("n", "int64"), c // b, h, width, b), w_shape, pads, target, **options)
-    run, packed = compile_kernel(func, target), pack_nchwc(weights, b, b)
+    run, packed = compile_kernel(func, target), blocked_weights(weights, b, b)
     sums = pack_winograd(packed)
 
     def call(x, *extra):
