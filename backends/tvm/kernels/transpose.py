@@ -31,6 +31,8 @@ def transpose(
     are copied element by element.
     """
     shape, order = merged_axes(x_shape, perm)
+    if len(shape) == 1:  # only axes of extent 1 move: one of them stands for the other side of the squares
+        shape, order = [1, *shape], [1, 0]
     held = memory_type(dtype)
     lanes = min(16, target.lanes(bits(held)))
     y_shape = [shape[p] for p in order]

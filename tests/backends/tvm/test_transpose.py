@@ -10,7 +10,7 @@ from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int8", "bool", "float16"])
-@pytest.mark.parametrize("shape", [(33, 47), (16, 32), (1, 5), (3, 17, 1, 20)])
+@pytest.mark.parametrize("shape", [(33, 47), (16, 32), (1, 5), (1, 70), (3, 17, 1, 20)])
 def test_moves_every_element(dtype, shape):
     perm = tuple(reversed(range(len(shape))))
     x = (np.random.default_rng(0).normal(size=shape) * 50).astype(dtype)
