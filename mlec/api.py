@@ -26,6 +26,7 @@ from mlec.ir import Graph
 from mlec.machine import Machine, this_machine
 from mlec.packing import executable_of, needed_cpu_flags, pack, unpack
 from mlec.pipeline import Pass, PassContext, PassPipeline, PassRecord, Tolerance
+from mlec.probes import probe_inputs
 from mlec.processor import best_of, what_is_missing
 from mlec.progress import progress_bar
 from mlec.report import OptimizationReport, graph_picture, graph_stats
@@ -35,7 +36,7 @@ from mlec.runtime.threads import checked_num_threads
 from mlec.target import Target
 from mlec.timing import disturbance, interleaved, spread
 from mlec.tuning import Tuning
-from mlec.validation import compare, default_tolerance, probe_inputs, taken_probes
+from mlec.validation import compare, default_tolerance, taken_probes
 from mlec.validation import validate as validate_model
 
 

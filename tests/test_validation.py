@@ -26,7 +26,8 @@ from xgboost import XGBRegressor
 import mlec
 from mlec.frontends.base import SourceMethods
 from mlec.frontends.select import frontend_for
-from mlec.validation import ESTIMATOR, TREES, compare, difference, probe_inputs
+from mlec.probes import probe_inputs
+from mlec.validation import ESTIMATOR, TREES, compare, difference
 
 X = np.arange(6.0)[:, None]
 LABELS = np.array([0, 1, 0, 1, 0, 1])

@@ -267,9 +267,9 @@ def bench_command(
         raise click.BadParameter(f"{batches!r} does not read 1,64,4096", param_hint="--batch")
     from mlec.errors import UsageError
     from mlec.frontends.source_process import SourceProcess
+    from mlec.probes import batch_inputs
     from mlec.runtime.measure import BenchmarkResult
     from mlec.timing import disturbance, interleaved, spread
-    from mlec.validation import batch_inputs
 
     results: list[dict[str, Any]] = []
     with _load(model, threads, trust) as compiled:
