@@ -19,6 +19,8 @@ from tests.ops.special_values import special_case
 
 CASES = 2
 FAMILY = 12
+SHOWN = 8
+"""Wrong elements that a message shows."""
 CONSTANT_OPERANDS = {"tree_ensemble": range(1, 12), "matmul_packed": (1,), "conv": (1,), "conv2d_nchwc": (1,)}
 """Operands that are weights in practice; those of a tree ensemble must be."""
 
@@ -62,29 +64,51 @@ def add_case(b: GraphBuilder, name: str, case: Case, dynamic: bool) -> tuple[lis
         return arrays, ()
 
 
-def check(op: str, got: Array, wanted: Array) -> None:
-    assert got.shape == wanted.shape, op
-    assert got.dtype == wanted.dtype, op
-    if wanted.dtype.kind not in "fV":
-        np.testing.assert_array_equal(got, wanted, err_msg=op)
+def check(op: str, got: Array, wanted: Array, case: Case) -> None:
+    """Compares the result of a call with the reference's; the message shows operands and results where they differ."""
+    operands = [np.asarray(a) for a in case.operands]
+    call = f"{op}({', '.join(f'{DType.of(a.dtype)}{list(a.shape)}' for a in operands)}) {dict(case.attrs) or ''}"
+    assert got.shape == wanted.shape, call
+    assert got.dtype == wanted.dtype, call
+    if wanted.dtype.kind in "fV":
+        bound = OPS[op].tolerance * DType.of(wanted.dtype).eps
+        ours, theirs = got.astype(np.float64), wanted.astype(np.float64)
+        finite = np.isfinite(theirs)
+        scale = np.maximum(np.abs(theirs), np.max(np.abs(theirs), initial=0, where=finite) * 0.1)
+        with np.errstate(invalid="ignore"):  # inf - inf, where infinities are equal
+            near = np.abs(ours - theirs) <= bound * np.maximum(scale, 1e-30)
+        right = np.where(finite, near, (ours == theirs) | (np.isnan(ours) & np.isnan(theirs)))
+    else:
+        right = got == wanted
+    wrong = np.flatnonzero(~right)
+    if not wrong.size:
         return
-    eps = DType.of(wanted.dtype).eps
-    wanted, got = wanted.astype(np.float64), got.astype(np.float64)
-    finite = np.isfinite(wanted)
-    np.testing.assert_array_equal(got[~finite], wanted[~finite], err_msg=op)
-    scale = np.maximum(np.abs(wanted), np.max(np.abs(wanted), initial=0, where=finite) * 0.1)
-    error = np.abs(got - wanted)[finite] / np.maximum(scale, 1e-30)[finite]
-    assert error.max(initial=0) <= OPS[op].tolerance * eps, f"{op}: off by {error.max() / eps:.1f} eps"
+    alike = [np.broadcast_to(a, got.shape) for a in operands if is_broadcast(a.shape, got.shape)]
+    shown = [
+        f"  {op}({', '.join(str(a.flat[at]) for a in alike) if len(alike) == len(operands) else '...'}) -> {got.flat[at]}, "
+        f"expected {wanted.flat[at]}"
+        for at in wrong[:SHOWN]
+    ]
+    allowed = f" (allowed: {OPS[op].tolerance:g} eps)" if wanted.dtype.kind in "fV" else ""
+    pytest.fail("\n".join([f"{call}: {wrong.size} of {right.size} elements are wrong{allowed}", *shown]), pytrace=False)
 
 
-def graph_of(names: Sequence[str], dynamic: bool, cases: int = CASES) -> tuple[Graph, list[Array], list[str]]:
-    """A graph that calls each op on samples and special values, its inputs, and the op of each output.
+def is_broadcast(shape: Sequence[int], to: Sequence[int]) -> bool:
+    padded = (1,) * (len(to) - len(shape)) + tuple(shape)
+    return len(padded) == len(to) and all(a in (1, b) for a, b in zip(padded, to, strict=True))
+
+
+def graph_of(
+    names: Sequence[str], dynamic: bool, cases: int = CASES
+) -> tuple[Graph, list[Array], list[tuple[str, Case]]]:
+    """A graph that calls each op on samples and special values, its inputs, and the call behind each output.
 
     Samples depend on an op's name only.
     """
     b = GraphBuilder("cases")
     arrays: list[Array] = []
-    results: list[tuple[str, Value]] = []
+    results: list[Value] = []
+    calls: list[tuple[str, Case]] = []
     for name in names:
         rng = np.random.default_rng(zlib.crc32(name.encode()) + dynamic)
         drawn = [OPS[name].sample(rng) for _ in range(cases)]
@@ -93,11 +117,12 @@ def graph_of(names: Sequence[str], dynamic: bool, cases: int = CASES) -> tuple[G
                 continue
             made = add_case(b, name, case, dynamic)
             arrays += made[0]
-            results += [(name, value) for value in made[1]]
+            results += made[1]
+            calls += [(name, case)] * len(made[1])
     if dynamic:  # some samples have no operand that tells n
         b.input("n", TensorType((SymDim.named("n"),), DType.F32))
         arrays.append(np.zeros(SYMBOLIC_EXTENT, np.float32))
-    return b.finish([value for _, value in results]), arrays, [name for name, _ in results]
+    return b.finish(results), arrays, calls
 
 
 @dataclass(eq=False)
@@ -111,7 +136,7 @@ class OpTests:
 
     run: Callable[[Graph, Sequence[Array]], Sequence[Array]]
     cases: int = CASES
-    _results: dict[tuple[str, bool], list[tuple[Array, Array]]] = field(default_factory=dict)
+    _results: dict[tuple[str, bool], list[tuple[Array, Array, Case]]] = field(default_factory=dict)
     _failed: set[tuple[str, bool]] = field(default_factory=set)
 
     def check(self, name: str, dynamic: bool) -> None:
@@ -127,12 +152,12 @@ class OpTests:
         found = self._results[name, dynamic]
         if not found:
             pytest.skip("no sample with symbolic extents")
-        for got, wanted in found:
-            check(name, got, wanted)
+        for got, wanted, case in found:
+            check(name, got, wanted, case)
 
     def _run(self, names: Sequence[str], dynamic: bool) -> None:
-        graph, arrays, ops = graph_of(names, dynamic, self.cases)
+        graph, arrays, calls = graph_of(names, dynamic, self.cases)
         got, wanted = self.run(graph, arrays), run_graph(graph, arrays)
         self._results.update({(name, dynamic): [] for name in names})
-        for name, pair in zip(ops, zip(got, wanted, strict=True), strict=True):
-            self._results[name, dynamic].append(pair)
+        for (name, case), ours, theirs in zip(calls, got, wanted, strict=True):
+            self._results[name, dynamic].append((ours, theirs, case))
