@@ -110,8 +110,19 @@ def tile_vectors(target: TargetInfo) -> int:
 
 
 def parameter(name: str, spec: BufferSpec) -> Buffer:
-    """Declare the next parameter of the program."""
-    return T.arg(name, T.buffer(spec.shape, spec.dtype, align=PARAMETER_ALIGNMENT))
+    """Declare the next parameter of the program.
+
+    Raises:
+        ValueError: the program has begun: its parameters come before any view, cell, loop or branch.
+    """
+    try:
+        return T.arg(name, T.buffer(spec.shape, spec.dtype, align=PARAMETER_ALIGNMENT))
+    except ValueError as error:
+        if "at the top of a PrimFunc" not in str(error):
+            raise
+        raise ValueError(
+            f"parameter {name!r} is declared too late: first all parameters, then flat_view, Cell, share, loops and branches"
+        ) from error
 
 
 def buffer_dtype(buffer: Buffer) -> str:
