@@ -236,7 +236,7 @@ def _oracle(path: Path, frontend: Frontend, model: Any) -> Oracle:
         raise UsageError(
             f"{path} needs its library to run beside the compiled model",
             code="E_NO_SOURCE",
-            hint=f"pip install {frontend.name}",
+            hint=f"pip install 'mlec[{frontend.name}]'",
         )
     return oracle
 
