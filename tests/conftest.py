@@ -4,4 +4,8 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="write the expected part of tests/golden anew")
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="write the expected part of tests/golden anew, where the results are right",
+    )

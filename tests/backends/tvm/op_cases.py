@@ -67,7 +67,8 @@ def add_case(b: GraphBuilder, name: str, case: Case, dynamic: bool) -> tuple[lis
 def check(op: str, got: Array, wanted: Array, case: Case) -> None:
     """Compares the result of a call with the reference's; the message shows operands and results where they differ."""
     operands = [np.asarray(a) for a in case.operands]
-    call = f"{op}({', '.join(f'{DType.of(a.dtype)}{list(a.shape)}' for a in operands)}) {dict(case.attrs) or ''}"
+    attrs = f" {dict(case.attrs)}" if case.attrs else ""
+    call = f"{op}({', '.join(f'{DType.of(a.dtype)}{list(a.shape)}' for a in operands)}){attrs}"
     assert got.shape == wanted.shape, call
     assert got.dtype == wanted.dtype, call
     if wanted.dtype.kind in "fV":
