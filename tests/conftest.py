@@ -7,5 +7,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden",
         action="store_true",
-        help="write the expected part of tests/golden anew, where the results are right",
+        help="write the expected part of tests/golden anew, if results are right",
     )
