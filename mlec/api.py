@@ -23,6 +23,7 @@ from mlec.frontends.example_inputs import for_model, for_signature
 from mlec.frontends.select import frontend_for, load_model_file
 from mlec.frontends.source_process import SourceProcess
 from mlec.ir import Graph
+from mlec.ir.dtype import DType
 from mlec.machine import Machine, this_machine
 from mlec.packing import executable_of, needed_cpu_flags, pack, unpack
 from mlec.pipeline import Pass, PassContext, PassPipeline, PassRecord, Tolerance
@@ -130,6 +131,7 @@ def compile(
     with progress_bar(progress, "compile") as advance:
         advance("import", 0, 4)
         source = _lower(model, example_inputs, options)
+        _check_doubles(source.graph, precision)
         examples = source.examples
         advance("optimise", 1, 4)
         machine = this_machine()
@@ -325,6 +327,19 @@ def _check_options(precision: str, calibration: Any, tune: int, tolerance: objec
 
 
 def _examples(inputs: Any, model: object) -> tuple[Any, ...] | None:
+def _check_doubles(graph: Graph, precision: str) -> None:
+    """Refuses to promise float64 for a network that computes in less; estimators compute as their source does."""
+    if precision != "fp64" or graph.signature.kind != "network":
+        return
+    kinds = {value.type.dtype for node in graph.nodes for value in node.outputs}
+    if narrow := sorted(str(kind) for kind in kinds & {DType.F32, DType.F16, DType.BF16}):
+        raise UsageError(
+            f"precision='fp64' for a network that computes in {', '.join(narrow)}",
+            code="E_NOT_OFFERED",
+            hint="convert the module before compiling it: module.double()",
+        )
+
+
     """One entry for each input; of a mapping by the names that the model has for them, or else in its order."""
     if inputs is None:
         return None

@@ -176,3 +176,13 @@ def test_positions_outside_an_embedding_are_refused_as_torch_does(tmp_path: Path
         for position in (5, -1):
             with pytest.raises(mlec.InputError, match=rf"picks entries 0 to 4, got {position}"):
                 model.run([np.array([[0, position]])])
+
+
+def test_float64_is_promised_only_where_the_network_computes_in_it() -> None:
+    module = torch.nn.Linear(3, 2).eval()
+    with pytest.raises(mlec.MlecError, match="computes in f32") as caught:
+        mlec.compile(module, torch.zeros(4, 3), precision="fp64", progress=False)
+    assert caught.value.code == "E_NOT_OFFERED"
+    x = torch.randn(4, 3, dtype=torch.float64)
+    compiled = mlec.compile(module.double(), x, precision="fp64", progress=False)
+    np.testing.assert_allclose(compiled.run([x])[0], module(x).detach(), rtol=1e-12, atol=1e-15)
