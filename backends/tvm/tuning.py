@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -24,6 +25,7 @@ from mlec.ir.dim import evaluate
 from mlec.ir.op import Array
 from mlec.ir.types import TensorType
 from mlec.runtime.library import use_threads
+from mlec.runtime.threads import effective_cpu_count
 from mlec.timing import interleaved
 from mlec.tuning import Finding, Timing, TunedKernel, Tuning, this_installation
 
@@ -217,8 +219,7 @@ class KernelBench(Generic[S]):
 
     def __call__(self, schedules: Sequence[S], seconds: float) -> dict[S, list[float]]:
         use_threads(self._threads)
-        for schedule in schedules:
-            self._kernel(schedule)
+        self._make([schedule for schedule in schedules if schedule not in self._kernels])
         if not self.extents:
             self._choose_extents(schedules[0])
         found: dict[S, list[float]] = {schedule: [] for schedule in schedules}
@@ -228,16 +229,20 @@ class KernelBench(Generic[S]):
                 found[schedules[int(i)]].append(min(times))
         return found
 
-    def _kernel(self, schedule: S) -> tuple[Any, Draft]:
-        if schedule not in self._kernels:
-            draft = self._subject.draft(schedule, "tuned")
-            module = compile_for_cpu(IRModule({"tuned": draft.function}), self._target.tvm_target())
-            self._kernels[schedule] = module["tuned"], draft
-            self._made(len(self._kernels))
-        return self._kernels[schedule]
+    def _make(self, schedules: Sequence[S]) -> None:
+        """Makes kernels, side by side: TVM holds no lock of Python's while it compiles."""
+        drafts = [self._subject.draft(schedule, "tuned") for schedule in schedules]
+
+        def compiled(draft: Draft) -> Any:
+            return compile_for_cpu(IRModule({"tuned": draft.function}), self._target.tvm_target())["tuned"]
+
+        with ThreadPoolExecutor(effective_cpu_count()) as pool:
+            for schedule, draft, function in zip(schedules, drafts, pool.map(compiled, drafts), strict=True):
+                self._kernels[schedule] = function, draft
+                self._made(len(self._kernels))
 
     def _choose_extents(self, schedule: S) -> None:
-        draft = self._kernel(schedule)[1]
+        draft = self._kernels[schedule][1]
         types = (*(t for t, _ in draft.operands), *draft.results)
         symbols = frozenset(draft.symbols).union(*(t.symbols for t in types))
         distinct = dict.fromkeys(tuple((s, binding[s]) for s in sorted(symbols)) for binding in self._wanted)
@@ -253,7 +258,7 @@ class KernelBench(Generic[S]):
             self.extents.append(binding)
 
     def _call(self, schedule: S, binding: Mapping[str, int]) -> Callable[[], object]:
-        function, draft = self._kernel(schedule)
+        function, draft = self._kernels[schedule]
         operands = [self._operand(i, *operand, binding) for i, operand in enumerate(draft.operands)]
         results = [self._array(("result", i), t, binding, np.zeros) for i, t in enumerate(draft.results)]
         return partial(function, *operands, *(binding[s] for s in draft.symbols), *results)
