@@ -326,7 +326,6 @@ def _check_options(precision: str, calibration: Any, tune: int, tolerance: objec
         )
 
 
-def _examples(inputs: Any, model: object) -> tuple[Any, ...] | None:
 def _check_doubles(graph: Graph, precision: str) -> None:
     """Refuses to promise float64 for a network that computes in less; estimators compute as their source does."""
     if precision != "fp64" or graph.signature.kind != "network":
@@ -340,6 +339,7 @@ def _check_doubles(graph: Graph, precision: str) -> None:
         )
 
 
+def _examples(inputs: Any, model: object) -> tuple[Any, ...] | None:
     """One entry for each input; of a mapping by the names that the model has for them, or else in its order."""
     if inputs is None:
         return None
