@@ -153,7 +153,7 @@ class Edge:
                 raise InputError(
                     f"{name} must be at least {least}{upper}, got {value}",
                     code="E_INPUT_SHAPE",
-                    hint="the source model computes something else at other sizes; compile it again with examples of that size",
+                    hint="the model was exported or traced for these sizes alone: do that again with bounds or examples for others",
                 )
         return binding
 
@@ -269,6 +269,8 @@ def as_array(value: Any, name: str) -> Array:
         if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray | np.generic):
             return np.from_dlpack(value)
         array = np.asarray(value)
+        if array.dtype.kind in "SU" and isinstance(value, list | tuple):  # numbers among them became text
+            array = np.asarray(value, object)
     except (ValueError, TypeError, BufferError, RuntimeError) as error:
         where = device_of(value)
         away = where is not None and not where.is_host
@@ -317,7 +319,9 @@ def _cast(array: Array, dtype: np.dtype[Any], where: str) -> Array:
             code="E_INPUT_DTYPE",
             hint="pass the real and imaginary parts as the model expects them"
             if kind == "c"
-            else "strings and dates are no numbers: encode them as the model saw them in training",
+            else "numbers held as text are converted by x.astype(float); encode words as the model saw them in training"
+            if kind in "SUT"
+            else "dates are no numbers: encode them as the model saw them in training",
         )
     if dtype.kind in "fV":
         with np.errstate(over="ignore"):  # too large a number becomes infinity, which `numbers` then judges

@@ -123,12 +123,16 @@ class CompiledModel:
 
         Raises:
             InputError: the inputs do not fit the signature, or ``out`` not the results; says what was expected and what came.
+            MlecError: ``E_NO_MEMORY``: there is not enough memory for so many rows.
         """
-        arrays = self._edge.read(inputs)
-        if out is not None:
-            _check_out(out)
-            return self._run_into(arrays, inputs, out)
-        return self._results(self._outputs(arrays), inputs)
+        try:
+            arrays = self._edge.read(inputs)
+            if out is not None:
+                _check_out(out)
+                return self._run_into(arrays, inputs, out)
+            return self._results(self._outputs(arrays), inputs)
+        except MemoryError as error:
+            raise _too_large(error) from error
 
     def _results(self, outputs: Sequence[Array], inputs: object) -> list[Array]:
         """What `run` returns, from the graph's outputs."""
@@ -225,7 +229,10 @@ class CompiledModel:
         return f"<CompiledModel {self.signature.kind} ({inputs})>"
 
     def _call_method(self, method: _Method, X: object) -> Any:
-        return method.framed(self._outputs(self._edge.read(X if isinstance(X, Mapping) else (X,))), X)
+        try:
+            return method.framed(self._outputs(self._edge.read(X if isinstance(X, Mapping) else (X,))), X)
+        except MemoryError as error:
+            raise _too_large(error) from error
 
     def _outputs(self, arrays: list[Array], out: list[Array | None] | None = None) -> Sequence[Array]:
         shapes = tuple([array.shape for array in arrays])
@@ -263,10 +270,10 @@ class CompiledModel:
         """
         if num_runs < 1:
             raise UsageError(f"num_runs must be at least 1, got {num_runs}", hint="leave it out for 100 runs")
-        arrays = self._edge.read(inputs)
-        rows = arrays[0].shape[0] if arrays and arrays[0].ndim else 1
         for _ in range(max(3, min(20, num_runs // 10))):
             self.run(inputs)
+        arrays = self._edge.read(inputs)
+        rows = arrays[0].shape[0] if arrays and arrays[0].ndim else 1
         seconds = []
         for _ in range(num_runs):
             begin = time.perf_counter()
@@ -283,9 +290,12 @@ class CompiledModel:
         time_kernels = getattr(self.executable, "time_kernels", None)
         if time_kernels is None:
             raise UsageError("this backend has no kernels to profile", hint="compile with the tvm backend")
-        arrays = self._edge.read(inputs)
-        binding = self._edge.bind(arrays)
-        times = time_kernels(arrays, num_runs)
+        try:
+            arrays = self._edge.read(inputs)
+            binding = self._edge.bind(arrays)
+            times = time_kernels(arrays, num_runs)
+        except MemoryError as error:
+            raise _too_large(error) from error
         total = self.benchmark(inputs, num_runs).p50 / 1e3
         return Profile.of(times, self.executable.program.kernels, binding, total)  # type: ignore[attr-defined]
 
@@ -453,6 +463,13 @@ def _provided(provider: Callable[[], Any] | None, what: str) -> Any:
             hint="load the model from its file, or compile it with mlec.compile",
         )
     return provider()
+
+
+def _too_large(error: MemoryError) -> MlecError:
+    return MlecError(
+        f"there is not enough memory to run the model on these inputs{f': {error}' if str(error) else ''}",
+        code="E_NO_MEMORY", hint="pass fewer rows at a time",
+    )  # fmt: skip
 
 
 def _check_out(out: Sequence[Array]) -> None:

@@ -42,6 +42,22 @@ def test_integers_beyond_64_bits() -> None:
     assert refused(table(), [[[10**400, 1, 2]]]).code == "E_INPUT_VALUE"
 
 
+def test_a_list_of_mixed_rows_is_as_the_array_of_them() -> None:
+    rows = [[30.5, "bern", 2], [41, "paris", None]]
+    edge = mixed()
+    for given in (rows, [tuple(row) for row in rows], tuple(rows)):
+        numbers, codes = edge.read([given])
+        np.testing.assert_array_equal(numbers, np.array([[30.5, 2], [41, np.nan]], np.float32))
+        assert codes.tolist() == [[0], [1]]
+    assert edge.read([[[1, "bern", 2]]])[0].tolist() == [[1.0, 2.0]], (
+        "no missing value that makes numpy keep the objects"
+    )
+    text = refused(table(), [np.array([["1", "2", "3"]])])
+    assert "got str" in text.message
+    assert "x.astype(float)" in str(text.hint)
+    assert "dates" in str(refused(table(), [np.zeros((1, 3), "M8[s]")]).hint)
+
+
 class TestNetworks:
     @pytest.mark.parametrize(
         "value",

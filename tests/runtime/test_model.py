@@ -237,6 +237,25 @@ def test_providers_are_asked_once_and_late(tmp_path: Path) -> None:
     assert saved[0][1]["metadata"] == {"a": 1}
 
 
+@pytest.mark.parametrize(
+    "use",
+    [lambda m, x: m.run([x]), lambda m, x: m.predict(x), lambda m, x: m.benchmark([x])],
+    ids=["run", "method", "benchmark"],
+)
+def test_too_many_rows_for_the_memory(use: Callable[[CompiledModel, np.ndarray], object]) -> None:
+    class Full:
+        def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+            raise MemoryError("no room for the results")
+
+    whole = classifier(Labels((0, 1), "int64"))
+    model = CompiledModel(whole.signature, Full())
+    with pytest.raises(MlecError, match="no room for the results") as caught:
+        use(model, np.zeros((1, 2)))
+    assert caught.value.code == "E_NO_MEMORY"
+    with pytest.raises(MlecError, match="Unable to allocate"):
+        use(whole, np.broadcast_to(np.zeros((1, 2)), (10**13, 2)))
+
+
 def test_benchmark() -> None:
     result = classifier(YES_NO).benchmark([X], num_runs=20)
     assert result.num_runs == 20
