@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -260,8 +261,20 @@ def typed(report: OptimizationReport) -> ReportData:
     plain = json.loads(report.to_json())
     plain["machine"] = plain["machine"] or None
     try:
-        return msgspec.convert(plain, ReportData)
+        data = msgspec.convert(plain, ReportData)
     except msgspec.ValidationError as error:
         raise CorruptedFileError(
             f"this is not a report: {error}", code="E_REPORT", hint="compile the model again to get a new one"
         ) from error
+    return msgspec.structs.replace(data, passes=_said_once(data.passes))
+
+
+def _said_once(passes: Sequence[PassEntry]) -> tuple[PassEntry, ...]:
+    """The passes; what one of them misses again in a later round is left out there."""
+    said: dict[str, frozenset[Remark]] = {}
+    entries = []
+    for entry in passes:
+        before = said.get(entry.name, frozenset())
+        said[entry.name] = before.union(entry.missed)
+        entries.append(msgspec.structs.replace(entry, missed=tuple(r for r in entry.missed if r not in before)))
+    return tuple(entries)

@@ -36,6 +36,17 @@ def test_each_busy_pass_has_a_block_with_its_remarks(report: OptimizationReport)
     assert "cse" in blocks["passes that had nothing to do"]
 
 
+def test_what_a_later_round_misses_again_is_not_repeated() -> None:
+    same, more = {"message": "too large", "location": "net.py:1"}, {"message": "too small", "location": "net.py:2"}
+    rounds = [{"name": "fold", "missed": missed} for missed in ([same, same], [same], [same, more])]
+    text = OptimizationReport(passes=[*rounds, {"name": "fuse", "missed": [same]}]).to_text()
+    assert [line for line in text.splitlines() if line.startswith("pass ")] == [
+        "pass fold: 0 applied, 2 missed", "pass fold: 0 applied, 1 missed", "pass fuse: 0 applied, 1 missed",
+    ]  # fmt: skip
+    assert text.count("too large") == 2
+    assert text.count("too small") == 1
+
+
 def test_equal_remarks_are_said_once(report: OptimizationReport) -> None:
     many = report_of(perceptron(blocks=30))
     layout = next(block for block in many.to_text().split("\n\n") if block.startswith("pass layout"))
