@@ -21,6 +21,10 @@ from mlec.frontends.torch_archive import check_program_archive, torch_file_kind
 _MODULE_HINT = (
     "run where the module can be imported: in its folder, or with that in PYTHONPATH; names are package.module:Class"
 )
+_MAIN_HINT = (
+    "its class was defined in the script that saved it: define it in a module of its own, in this folder or on PYTHONPATH, and save the "
+    "model again; or save its state_dict() and name the class, model_class='package.module:Class'; or use torch.export.save"
+)
 _NESTED_KEYS = ("state_dict", "model_state_dict", "model")
 
 
@@ -97,7 +101,9 @@ def _load_pickle(path: Path, options: LowerOptions) -> torch.nn.Module:
         raise FrontendError(
             f"{path.name} could not be unpickled: {type(error).__name__}: {error}",
             code="E_FILE",
-            hint="make the modules of its classes importable, with the versions that it was saved with",
+            hint=_MAIN_HINT
+            if "__main__' " in str(error)
+            else "make the modules of its classes importable, with the versions that it was saved with",
         ) from error
     if not isinstance(content, torch.nn.Module):
         raise FrontendError(
