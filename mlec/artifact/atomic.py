@@ -221,6 +221,8 @@ def _remove_if_abandoned(directory: int, entry: str) -> None:
 
 def _explain(path: str | os.PathLike[str], error: OSError | ValueError) -> WriteError:
     number = error.errno if isinstance(error, OSError) else None
+    if number == errno.ENOENT and os.path.isdir(os.path.dirname(os.path.realpath(path))):
+        number = errno.EPERM  # a directory in which the system makes files itself, such as /proc
     reason = error.strerror if isinstance(error, OSError) else str(error)
     code, why, hint = _REASONS.get(number or 0, ("E_WRITE", reason or type(error).__name__, "check the path"))
     return WriteError(f"cannot write {os.fspath(path)}: {why}", code=code, hint=hint)
