@@ -163,6 +163,7 @@ def compile(
                 graphs = [r.before for r in first.records] + [first.graph]
                 _measure_passes(report, graphs, source, examples, first.target, num_threads)
         advance("done", 4, 4)
+        report.timing["stages"] = advance.seconds
     return compiled
 
 

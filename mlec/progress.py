@@ -1,17 +1,32 @@
-"""Progress of long work: a bar on a terminal, nothing elsewhere."""
+"""Progress of long work: a bar on a terminal, nothing elsewhere; and how long each stage took."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
+class Progress:
+    """Called with what is being done, how much of it is done, and how much there is.
 
-def silent(stage: str, done: int, total: int) -> None:
-    """Shows nothing."""
+    Attributes:
+        seconds: by stage, in the order in which they began: how long the work was in it. A stage lasts until another one is named.
+    """
+
+    def __init__(self, show: Callable[[str, int, int], None] | None = None) -> None:
+        self._show = show
+        self._stage, self._since = "", time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if self._stage:
+            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._since
+        self._stage, self._since = stage, now
+        if self._show is not None:
+            self._show(stage, done, total)
 
 
 @contextmanager
@@ -23,7 +38,7 @@ def progress_bar(show: bool | None, title: str) -> Iterator[Progress]:
         title: what is being worked on.
     """
     if not (sys.stderr.isatty() if show is None else show):
-        yield silent
+        yield Progress()
         return
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
@@ -41,4 +56,4 @@ def progress_bar(show: bool | None, title: str) -> Iterator[Progress]:
         def update(stage: str, done: int, total: int) -> None:
             bar.update(task, description=f"{title}: {stage}", completed=done, total=total)
 
-        yield update
+        yield Progress(update)
