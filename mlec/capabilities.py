@@ -37,7 +37,7 @@ MODELS = {
     "torch": "nn.Module, fx.GraphModule, ExportedProgram",
     "xgboost": "Booster, XGBClassifier, XGBRegressor, XGBRanker and their random forests",
     "lightgbm": "Booster, LGBMClassifier, LGBMRegressor, LGBMRanker",
-    "sklearn": "fitted estimators and pipelines: `mlec frontends sklearn` lists their classes",
+    "sklearn": "fitted estimators and pipelines",
 }
 """The models in memory that each of our frontends takes."""
 

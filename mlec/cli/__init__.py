@@ -1,7 +1,7 @@
 """The command line. One file for each group of commands; this one joins them and decides how a command ends.
 
-Exit codes: 0 done; 1 a clear error (message and hint, no traceback); 2 wrong usage; 130 interrupted. Modules of this package import
-nothing heavy: what a command needs is imported when it runs.
+Exit codes: 0 done; 1 a clear error (message and hint, no traceback); 2 wrong usage of arguments
+and options; 130 interrupted. Modules of this package import nothing heavy: what a command needs is imported when it runs.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from mlec.cli.tables import frontends_command, ops_command, passes_command, targ
 from mlec.errors import MlecError, UsageError
 
 ERROR, USAGE, INTERRUPTED = 1, 2, 130
+USAGE_CODES = ("E_USAGE", "E_PIPELINE")
+"""Of errors that say how an option should read; those about models, files and inputs have codes of their own."""
+
 DEFECT_HINT = "this is a defect of mlec: run again with --debug and report what it shows"
 
 
@@ -118,4 +121,4 @@ def _run(words: list[str]) -> int:
         print_json(error.to_dict())
     else:
         print_error(error)
-    return ERROR
+    return USAGE if error.code in USAGE_CODES else ERROR

@@ -12,6 +12,7 @@ import click
 
 from mlec.capabilities import COMPILABLE_FILES, PRECISIONS, TARGETS, offered_precisions, refuse_reserved
 from mlec.cli.output import json_option, print_json, print_pairs, size_text, time_text
+from mlec.reporting.units import plural
 
 if TYPE_CHECKING:
     from mlec.artifact import SaveResult
@@ -104,7 +105,7 @@ def compile_command(
             }
         )  # fmt: skip
     else:
-        print_pairs(_summary(saved, compiled.report, report))
+        print_pairs(_summary(saved, compiled.report, report, _why_not_compared(compiled.report, no_validate)))
 
 
 def _input_shape(text: str) -> tuple[str, tuple[int | str, ...]]:
@@ -121,7 +122,20 @@ def allow_own_modules(trust_pickle: bool, model_class: str | None) -> None:
         sys.path.insert(0, os.getcwd())
 
 
-def _summary(saved: SaveResult, report: OptimizationReport, written: Path | None) -> list[tuple[str, object]]:
+def _why_not_compared(report: OptimizationReport, no_validate: bool) -> str:
+    device = report.model["target"]["device"]
+    if no_validate:
+        return "as --no-validate says"
+    if report.model["source"] == "graph":
+        return "a graph has no library that runs it"
+    if device != "cpu":
+        return f"compiling runs nothing on {device}; where there is one, `mlec verify FILE --against MODEL` compares"
+    return "see the warning"
+
+
+def _summary(
+    saved: SaveResult, report: OptimizationReport, written: Path | None, why_not: str
+) -> list[tuple[str, object]]:
     parts = ", ".join(f"{name} {size_text(size)}" for name, size in saved.sections.items() if size)
     return [
         ("wrote", f"{saved.path}  {size_text(saved.size_bytes)} ({parts})"),
@@ -129,7 +143,8 @@ def _summary(saved: SaveResult, report: OptimizationReport, written: Path | None
         ("model", f"{report.model['name']} (from {report.model['source']})"),
         ("variants", ", ".join(report.model.get("variants", ()))),
         ("graph", _graph_line(report)),
-        ("parity", "\n".join(parity_lines(report.parity)) or "not compared with the source"),
+        ("took", _stages_line(report.timing)),
+        ("parity", "\n".join(parity_lines(report.parity)) or f"not compared with the source: {why_not}"),
         ("speed", _speed_line(report.timing)),
         ("warning", "\n".join(report.warnings)),
     ]
@@ -137,10 +152,12 @@ def _summary(saved: SaveResult, report: OptimizationReport, written: Path | None
 
 def _graph_line(report: OptimizationReport) -> str:
     before, after = report.memory["before"]["nodes"], report.memory["after"]["nodes"]
-    seconds = report.timing["compile_seconds"]
-    return (
-        f"{before} nodes before the passes, {after} after; {len(report.kernels)} kernels, compiled in {seconds:.1f} s"
-    )
+    return f"{plural(before, 'node')} before the passes, {after} after; {plural(len(report.kernels), 'kernel')}"
+
+
+def _stages_line(timing: dict[str, Any]) -> str:
+    parts = [f"{name} {seconds:.1f} s" for name, seconds in timing["stages"].items()]
+    return f"{sum(timing['stages'].values()):.1f} s: {', '.join(parts)}"
 
 
 def parity_lines(parity: dict[str, Any]) -> list[str]:
@@ -149,11 +166,11 @@ def parity_lines(parity: dict[str, Any]) -> list[str]:
     for name, found in parity.get("methods", {}).items():
         tied = f" ({found['ties']} at ties)" if found["ties"] else ""
         if found["label_mismatches"] or found["max_abs_error"] == 0.0:
-            lines.append(f"{name}: {found['label_mismatches']} of {found['rows']} rows differ{tied}")
+            lines.append(f"{name}: {found['label_mismatches']} of {plural(found['rows'], 'row')} differ{tied}")
         else:
             lines.append(
                 f"{name}: largest error {found['max_abs_error']:.2g}, relative {found['max_rel_error']:.2g}, "
-                f"{found['excess']:.2g} of the bound; {found['rows']} rows"
+                f"{found['excess']:.2g} of the bound; {plural(found['rows'], 'row')}"
             )
     return lines
 
@@ -162,7 +179,7 @@ def _speed_line(timing: dict[str, Any]) -> str:
     measured = timing.get("measured")
     if not measured:
         return ""
-    line = f"{time_text(measured['compiled_ms'])} for {measured['rows']} rows"
+    line = f"{time_text(measured['compiled_ms'])} for {plural(measured['rows'], 'row')}"
     if "source_ms" in measured:
         line += f"; the source takes {time_text(measured['source_ms'])}: {measured['speedup']:.1f}x"
     if found := measured.get("spread"):

@@ -12,6 +12,7 @@ import click
 from mlec.cli.compiling import PATH
 from mlec.cli.output import json_option, print_json, print_table, size_text, time_text
 from mlec.errors import MlecError
+from mlec.reporting.units import plural
 
 if TYPE_CHECKING:
     from mlec.demo import Outcome
@@ -30,8 +31,11 @@ def demo_command(output: Path, only: tuple[str, ...], threads: int, as_json: boo
     """Train models on data sets bundled with scikit-learn, compile them, verify them against their source, and time both."""
     # The libraries read it when they are imported; training small models with more threads takes longer, not shorter.
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    from mlec.artifact.atomic import check_replaceable
     from mlec.demo import BATCHES, run_demo
 
+    output.mkdir(parents=True, exist_ok=True)
+    check_replaceable(output / "model.mle")
     outcomes: list[Outcome] = []
     for outcome in run_demo(output, threads, only):
         outcomes.append(outcome)
@@ -39,15 +43,16 @@ def demo_command(output: Path, only: tuple[str, ...], threads: int, as_json: boo
     if as_json:
         print_json({"threads": threads, "folder": output, "models": [asdict(outcome) for outcome in outcomes]})
     else:
-        times = [
-            title for rows in BATCHES for title in (f"{rows} {'row' if rows == 1 else 'rows'}: source", "mlec", "ratio")
-        ]
+        times = [title for rows in BATCHES for title in (f"{plural(rows, 'row')}: source", "mlec", "ratio")]
         columns = ["model", "data", "file", "score", "labels differ", "max error", *times]
         print_table(columns, [_row(outcome) for outcome in outcomes], right=columns[2:])
         click.echo()
+        for outcome in outcomes:
+            if outcome.missing:
+                click.echo(f"{outcome.recipe.name}: {outcome.missing}")
         click.echo(
             f"Score: accuracy, or R2 of a regressor, on rows not trained on. Error: relative to the largest value, on the same rows.\n"
-            f"Times: medians of interleaved calls, {threads} thread{'s' * (threads != 1)} for mlec and for the libraries.\n"
+            f"Times: medians of interleaved calls, {plural(threads, 'thread')} for mlec and for the libraries.\n"
             f"Files and reports (open the .html in a browser): {output}"
         )
     failed = [outcome.recipe.name for outcome in outcomes if outcome.error]
@@ -66,7 +71,7 @@ def _status(outcome: Outcome) -> str:
 def _row(outcome: Outcome) -> list[str]:
     found = outcome.measured
     if found is None:
-        return [outcome.recipe.name, outcome.recipe.data, outcome.missing or "failed"]
+        return [outcome.recipe.name, outcome.recipe.data, "not here" if outcome.missing else "failed"]
     row = [
         outcome.recipe.name, outcome.recipe.data, size_text(found.size_bytes), f"{found.score:.3f}",
         f"{found.label_mismatches} of {found.rows}", f"{found.max_rel_error:.0e}",

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mlec.artifact.atomic import replace_file
 from mlec.cli.output import plain
 from mlec.errors import InputError, UsageError
+from mlec.reporting.units import plural
 
 Array = NDArray[Any]
 
@@ -27,7 +28,8 @@ def read_inputs(path: Path) -> Any:
 
     Returns:
         ``.npy``: the array. ``.npz``: a mapping from names to arrays, or a list where they were saved without names. ``.csv``,
-        ``.parquet``: a DataFrame; a CSV whose first row holds numbers only has no header.
+        ``.parquet``: a DataFrame; a CSV whose first row holds numbers only has no header, and one whose first row holds some is refused
+        where the second has its numbers in the same columns.
 
     Raises:
         InputError: for a file that is missing, of another kind, or not what its ending says.
@@ -60,6 +62,13 @@ def examples(path: Path | None) -> tuple[Any, ...] | dict[str, Any] | None:
 
 
 def _read_numpy(path: Path) -> Any:
+    with path.open("rb") as file:
+        head = file.read(6)
+    if head and not head.startswith((b"\x93NUMPY"[: len(head)], b"PK")):  # numpy takes anything else for a pickle
+        raise InputError(
+            f"{path} is no file of numpy arrays: it starts with {head[:4].hex(' ')}", code="E_INPUT_FILE",
+            hint="save the inputs with numpy.save or numpy.savez",
+        )  # fmt: skip
     try:
         # Pickles inside would be executed.
         loaded = np.load(path, allow_pickle=False)
@@ -76,6 +85,12 @@ def _read_numpy(path: Path) -> Any:
             hint="arrays of Python objects are not read, since they are pickles: save text as .csv or .parquet" if pickled
             else "the file is damaged or cut off: save it again with numpy.save or numpy.savez",
         ) from error  # fmt: skip
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise InputError(
+                f"{path} is an archive of other things than numpy arrays, such as {name!r}", code="E_INPUT_FILE",
+                hint="save the inputs with numpy.savez",
+            )  # fmt: skip
     unnamed = all(name == f"arr_{i}" for i, name in enumerate(arrays))
     return list(arrays.values()) if unnamed else arrays
 
@@ -117,17 +132,29 @@ def _has_no_header(path: Path) -> bool:
         for position, row in enumerate(rows):
             if not position:
                 _check_separator(path, ",".join(first), ",".join(row))
+                _check_header(path, first, row)
             if not row or (len(row) == 1 and row[0].isspace()):
                 blank = blank or start  # at the end of the file it is no row
             elif blank or len(row) != len(first):
                 line, found = (blank, 0) if blank else (start, len(row))
-                wanted = f"{len(first)} cell{'s' * (len(first) != 1)}, as in {'the first row' if no_header else 'the header'}"
+                wanted = f"{plural(len(first), 'cell')}, as in {'the first row' if no_header else 'the header'}"
                 raise InputError(
                     f"{path}, line {line}: expected {wanted}, got {found}", code="E_INPUT_FILE",
                     hint="each row needs one cell for each column, empty where the value is missing; text with commas needs quotes",
                 )  # fmt: skip
             start = rows.line_num + 1
     return no_header
+
+
+def _check_header(path: Path, first: list[str], second: list[str]) -> None:
+    """Refuses a first row that reads like the second: its numbers and words stand in the same columns, so it is no header."""
+    numbers = [_is_number(cell) for cell in first]
+    if any(numbers) and not all(numbers) and numbers == [_is_number(cell) for cell in second]:
+        raise InputError(
+            f"{path}, line 1: expected the names of the columns, got what looks like a row of them: {','.join(first)[:60]}",
+            code="E_INPUT_FILE",
+            hint="put a row of names first; where these are the names, save the table as .parquet",
+        )
 
 
 def _check_separator(path: Path, first: str, second: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlec.cli.output import json_option, print_json, print_pairs, print_table, size_text, visible
+from mlec.reporting.units import plural
 
 if TYPE_CHECKING:
     from mlec.artifact import Artifact, ModelMetadata
@@ -54,8 +55,8 @@ def _facts(artifact: Artifact, trust: str) -> list[tuple[str, object]]:
         *_interface(model.signature),
         ("target", "\n".join(_target(variant.target) for variant in model.programs)),
         ("sections", ", ".join(f"{name} {size_text(size)}" for name, size in sections.items())),
-        ("weights", f"{len(artifact.tensors)} tensors"),
-        ("kernels", f"{len(program.kernels)} in {len(artifact.kernels)} object files{_several(model)}"),
+        ("weights", plural(len(artifact.tensors), "tensor")),
+        ("kernels", f"{len(program.kernels)} in {plural(len(artifact.kernels), 'object file')}{_several(model)}"),
         ("trust", trust),
         ("code id", f"sha256:{artifact.code_id}"),
         ("metadata", "\n".join(f"{key} = {value}" for key, value in model.user.items())),
@@ -72,7 +73,7 @@ def _inputs(signature: Signature) -> str:
     table = signature.table
     if table is None:
         return "\n".join(f"{s.name}: {s.dtype}[{_joined(s.shape)}]" for s in signature.inputs)
-    text = f"a table of {table.n_features} columns"
+    text = f"a table of {plural(table.n_features, 'column')}"
     if table.feature_names is not None:
         shown = ", ".join(table.feature_names[:8])
         text += f": {shown}{', ...' if len(table.feature_names) > 8 else ''}"
@@ -131,7 +132,7 @@ def _print_kernels(artifact: Artifact) -> None:
         (
             KINDS[blob.kind], size_text(len(blob.data)),
             _target(model.targets[blob.target]),
-            blob.sha256,
+            f"{blob.sha256[:16]}...",
         )
         for blob in artifact.kernels
     ]  # fmt: skip

@@ -10,6 +10,7 @@ import click
 import numpy as np
 
 from mlec.cli.output import json_option, print_json
+from mlec.reporting.units import plural
 
 if TYPE_CHECKING:
     from mlec.ir import Graph
@@ -68,13 +69,21 @@ def opt_command(
     after, records = pipeline.run(before, context)
     shown = ("applied", "missed") if remarks == "all" else (remarks,)
     if as_json:
-        print_json({"passes": [_record(record, shown) for record in records], "graph": str(after)})
+        print_json(
+            {"passes": [_record(record, shown) for record in records], "verified": verification, "graph": str(after)}
+        )
         return
     for record in records:
         for remark in record.remarks:
             if remark.kind in shown:
                 place = f"  [{remark.loc}]" if str(remark.loc) else ""
                 click.echo(f"// {record.name}: {remark.kind}: {remark.message}{place}")
+    if verification == "numeric":
+        changed = sum(record.before is not record.after for record in records)
+        click.echo(
+            f"// numeric: {plural(changed, 'pass', 'es')} of {len(records)} changed the graph; each time the reference interpreter "
+            "gave the same results before and after, within the bound that the pass declares"
+        )
     click.echo(str(after))
 
 
@@ -97,6 +106,10 @@ def _read_graph(path: Path) -> tuple[Graph, str]:
     from mlec.frontends.graph_files import decoded, parse_file
     from mlec.ir import parse_graph
 
+    if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write to it
+        raise ParseError(
+            f"{path} is a directory, device or pipe", code="E_OPEN", hint="give the path of a .mlet or .mle file"
+        )
     try:
         data = path.read_bytes()
     except OSError as error:

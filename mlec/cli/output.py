@@ -5,52 +5,39 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
 
 from mlec.errors import MlecError
 
-PADDED = 40
-"""Width up to which a column is padded where the output is no terminal: one long cell does not widen every line."""
+WIDTH = 120
+"""Columns of a table where the output is no terminal."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
-    """A table; the columns named in ``right`` are aligned to the right, and the cells that a row lacks are empty.
+    """A table as wide as the terminal, or else `WIDTH`: cells are wrapped, nothing is cut.
 
-    Where stdout is no terminal, nothing is wrapped or cut.
+    The columns named in ``right`` are aligned to the right, and the cells that a row lacks are empty.
     """
-    shown = [[visible(str(cell)) for cell in row] + [""] * (len(columns) - len(row)) for row in rows]
-    if not sys.stdout.isatty():
-        for line in _plain_table(columns, shown, right):
-            click.echo(line)
-        return
-    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left")
-    for row in shown:
-        table.add_row(*row)
-    Console(highlight=False, emoji=False, markup=False).print(table)
-
-
-def _plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> Iterator[str]:
-    """The lines of a table whose columns are two spaces apart; the last one is not padded."""
-    lines = [list(columns), *([cell.replace("\n", " ") for cell in row] for row in rows)]
-    widths = [min(max(map(len, cells)), PADDED) for cells in zip(*lines, strict=True)]
-    for line in lines:
-        padded = (
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for cell, width, column in zip(line, widths, columns, strict=True)
-        )  # fmt: skip
-        yield "  ".join(padded).rstrip()
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(visible(str(cell)) for cell in row))
+    width = shutil.get_terminal_size((WIDTH, 24)).columns
+    console = Console(width=width, highlight=False, emoji=False, markup=False)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
 
 
 def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,16 @@ import click
 import numpy as np
 
 from mlec.cli.compiling import PATH, allow_own_modules, parity_lines
-from mlec.cli.output import json_option, print_json, print_pairs, print_table, time_text
+from mlec.cli.output import json_option, print_json, print_pairs, print_table, size_text, time_text
+from mlec.reporting.units import plural
 
 if TYPE_CHECKING:
     from mlec.frontends.base import Frontend, Oracle
     from mlec.runtime import CompiledModel
     from mlec.signature import Signature
+
+CHECKED_BYTES = 2_000_000_000
+"""Of a larger file, the weights are checked on request only: reading them can take a minute."""
 
 trust_option = click.option(
     "--trust", metavar="sha256:...", help="Run the machine code with this identity although it was not built here."
@@ -113,7 +118,7 @@ def _count(method: Any) -> int:
 @click.argument("model", type=PATH)
 @against_option
 @click.option("--inputs", type=PATH, help="Compare on these inputs too (.npy .npz .csv .parquet); needs --against.")
-@click.option("--full", is_flag=True, help="Check every byte of the weights as well.")
+@click.option("--full", is_flag=True, help=f"Check the weights of a file above {size_text(CHECKED_BYTES)} as well.")
 @trust_pickle_option
 @model_class_option
 @trust_option
@@ -135,13 +140,15 @@ def verify_command(
     from mlec.reporting.schema import typed
 
     given = examples(inputs)
-    with Artifact.open(model, verify="full" if full else "fast") as artifact:
+    checked = full or not model.is_file() or model.stat().st_size <= CHECKED_BYTES
+    with Artifact.open(model, verify="full" if checked else "fast") as artifact:
         decision = decide(artifact, "auto" if trust is None else TrustDigest(trust))
         facts = {
             "path": artifact.path,
             "integrity": "every byte checked"
-            if full
-            else "header, metadata, graph and kernels checked (weights: --full)",
+            if checked
+            else "header, metadata, graph and kernels checked; WEIGHTS NOT CHECKED: --full checks them",
+            "weights_checked": checked,
             "signature": "none",
             "code": decision.reason,
             "code_id": f"sha256:{artifact.code_id}",
@@ -196,9 +203,9 @@ def _difference(ours: Signature, frontend: Frontend, source: Any, given: tuple[A
     except MlecError:
         return ""
     if theirs.table is None:
-        return f"it takes tensors, the compiled model a table of {ours.table.n_features} features"
+        return f"it takes tensors, the compiled model a table of {plural(ours.table.n_features, 'feature')}"
     for what, one, other in (
-        ("takes {} features", theirs.table.n_features, ours.table.n_features),
+        ("takes {}", plural(theirs.table.n_features, "feature"), plural(ours.table.n_features, "feature")),
         ("takes the columns {}", theirs.table.feature_names, ours.table.feature_names),
         ("has the methods {}", tuple(m.name for m in theirs.methods), tuple(m.name for m in ours.methods)),
     ):
@@ -245,12 +252,23 @@ SHOWN = ("min", "p50", "p95")
 """Of the times of one call; the ratio of two models is that of their minima."""
 
 
+def _a_number(context: click.Context, option: click.Parameter, value: float) -> float:
+    if math.isnan(value):  # which every range contains
+        raise click.BadParameter("nan is no number.", context, option)
+    return value
+
+
 @click.command("bench")
 @click.argument("model", type=PATH)
 @click.option("--batch", "batches", default="1,64,4096", show_default=True, metavar="N,N", help="Numbers of rows.")
 @against_option
 @click.option(
-    "--seconds", type=click.FloatRange(min=0.01), default=1.0, show_default=True, help="Time to spend on each batch."
+    "--seconds",
+    type=click.FloatRange(0.01, 3600),
+    callback=_a_number,
+    default=1.0,
+    show_default=True,
+    help="Time to spend on each batch.",
 )
 @threads_option
 @trust_pickle_option
@@ -295,14 +313,14 @@ def bench_command(
     if as_json:
         print_json({"model": model, "against": against, "threads": num_threads, "batches": results})
         return
-    threads_text = "" if num_threads is None else f" {num_threads} thread{'s' * (num_threads != 1)},"
+    threads_text = "" if num_threads is None else f" {plural(num_threads, 'thread')},"
     click.echo(f"{model},{threads_text} one call:")
     columns = ["rows", *SHOWN, "rows/s"]
     columns += [*(f"source {name}" for name in SHOWN), "speedup"] if oracle is not None else []
     print_table(columns, [_bench_row(result) for result in results], right=columns)
     for result in results:
         if result["disturbance"]:
-            click.echo(f"{result['rows']} rows: {result['disturbance']}")
+            click.echo(f"{plural(result['rows'], 'row')}: {result['disturbance']}")
 
 
 def _actions(compiled: CompiledModel, oracle: Oracle | None, inputs: list[Any]) -> dict[str, Callable[[], object]]:

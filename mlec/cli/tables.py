@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.util
 import inspect
 from collections.abc import Callable
@@ -52,9 +53,13 @@ def _first_line(kind: type) -> str:
 
 
 @click.command("ops")
+@click.argument("op", required=False)
 @json_option
-def ops_command(as_json: bool) -> None:
-    """List the ops of the IR, and how each is compiled for each kind of target: by what, in which file."""
+def ops_command(op: str | None, as_json: bool) -> None:
+    """List the ops of the IR, and how each is compiled for each kind of target.
+
+    With OP, for example matmul: that one alone, with its operands and attributes, and the files that compile it.
+    """
     import mlec.ops  # noqa: F401  (fills the op table)
     from mlec import registry
     from mlec.errors import MlecError
@@ -73,37 +78,68 @@ def ops_command(as_json: bool) -> None:
     backends = {name: registry.load("backends", name)() for name in registry.target_forms()}
     serving = [(name, kind) for kind, found in registry.target_kinds().items() for name in found]
     ops: list[dict[str, Any]] = []
-    for op in OPS.values():
+    for record in OPS.values():
         how = {
-            name: {k: attempt(partial(backends[name].how, op.name, k)) or "" for n, k in serving if n == name}
+            name: {k: attempt(partial(backends[name].how, record.name, k)) or "" for n, k in serving if n == name}
             for name in backends
         }
         ops.append(
             {
-                "name": op.name,
-                "operands": [o.name + ("?" if o.optional else "*" if o.variadic else "") for o in op.operands],
-                "attributes": [a.name for a in op.attrs],
+                "name": record.name,
+                "operands": [o.name + ("?" if o.optional else "*" if o.variadic else "") for o in record.operands],
+                "attributes": [a.name for a in record.attrs],
                 "backends": {name: {"supported": all(texts.values()), "how": texts} for name, texts in how.items()},
-                "summary": op.doc,
+                "summary": record.doc,
             }
         )
+    columns = [kind if kind == name else f"{name}: {kind}" for name, kind in serving]
+    if op is not None:
+        _one_op(op, ops, dict(zip(columns, serving, strict=True)), as_json)
+        return
     if as_json:
         print_json({"ops": ops, "left_out": list(failed)})
         return
     rows = [
-        (
-            f"{op['name']}({', '.join(op['operands'])})" + (f" {{{', '.join(op['attributes'])}}}" if op["attributes"] else ""),
-            *(op["backends"][name]["how"][kind] or "no" for name, kind in serving),
-            op["summary"],
-        )
-        for op in ops
-    ]  # fmt: skip
-    columns = [kind if kind == name else f"{name}: {kind}" for name, kind in serving]
+        (found["name"], *(_short(found["backends"][name]["how"][kind]) for name, kind in serving), found["summary"])
+        for found in ops
+    ]
     print_table(("op", *columns, "meaning"), rows)
+    click.echo("\n`mlec ops NAME` shows one op in full")
     for column, (name, kind) in zip(columns, serving, strict=True):
-        click.echo(f"{column}: {sum(bool(op['backends'][name]['how'][kind]) for op in ops)} of {len(ops)} ops")
+        click.echo(f"{column}: {sum(bool(found['backends'][name]['how'][kind]) for found in ops)} of {len(ops)} ops")
     for message in failed:
         click.echo(f"left out: {message}")
+
+
+def _short(how: str) -> str:
+    """How an op is compiled, without the file that does it."""
+    return how.partition(",")[0] or "no"
+
+
+def _one_op(name: str, ops: list[dict[str, Any]], columns: dict[str, tuple[str, str]], as_json: bool) -> None:
+    """One op in full.
+
+    Args:
+        columns: by title, a backend and a kind of target that it compiles for.
+    """
+    from mlec.errors import UsageError
+
+    found = next((op for op in ops if op["name"] == name), None)
+    if found is None:
+        near = difflib.get_close_matches(name, [op["name"] for op in ops])
+        raise UsageError(
+            f"there is no op {name!r}", hint=f"there are: {', '.join(near)}" if near else "`mlec ops` lists them"
+        )
+    if as_json:
+        print_json(found)
+        return
+    print_pairs(
+        [
+            ("op", name), ("meaning", found["summary"]), ("operands", ", ".join(found["operands"])),
+            ("attributes", ", ".join(found["attributes"])),
+            *((title, found["backends"][name]["how"][kind] or "no") for title, (name, kind) in columns.items()),
+        ]
+    )  # fmt: skip
 
 
 @click.command("targets")
@@ -213,6 +249,7 @@ def frontends_command(frontend: str | None, as_json: bool) -> None:
         ("frontend", "installed", "models", "files"),
         [(r["name"], "yes" if r["installed"] else "no", r["summary"], r["files"]) for r in rows],
     )
+    click.echo("\n`mlec frontends NAME` lists the classes of models that one knows")
 
 
 def _one_frontend(name: str, rows: list[dict[str, Any]], as_json: bool) -> None:

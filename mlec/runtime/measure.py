@@ -141,13 +141,13 @@ class Profile:
         rows = [["op", "kernel", "calls", "ms", "share", "GFLOP/s", "source"]]
         rows += [
             [
-                entry.kernel.op,
-                entry.kernel.symbol,
+                _shortened(entry.kernel.op, 20),
+                _shortened(entry.kernel.symbol, 36),
                 str(entry.calls),
                 f"{entry.ms:.4f}",
                 f"{entry.share:.1%}",
                 "" if entry.gflops is None else f"{entry.gflops:.1f}",
-                entry.kernel.location,
+                _shortened(entry.kernel.location, 36),
             ]
             for entry in self.kernels
         ]
@@ -160,6 +160,10 @@ def _gflops(kernel: KernelInfo, binding: Mapping[str, int], calls: int, seconds:
     except UsageError:  # an expression that is more than a dim
         return None
     return flops * calls / seconds / 1e9 if flops and seconds else None
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

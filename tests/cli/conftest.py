@@ -30,8 +30,8 @@ class Done:
         return json.loads(self.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
     def error(self, code: str) -> str:
-        """The message of a clear error with this code."""
-        assert self.code == 1, (self.out, self.err)
+        """The message of a clear error with this code; wrong usage exits 2."""
+        assert self.code == (2 if code in ("E_USAGE", "E_PIPELINE") else 1), (self.out, self.err)
         assert f"error[{code}]:" in self.err, self.err
         assert "hint: " in self.err
         assert "Traceback" not in self.err

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import pty
+import re
 import resource
 import shutil
 import signal
@@ -31,6 +33,10 @@ def test_the_summary_and_the_files(iris: Iris) -> None:
     assert str(iris.mle) in iris.compiled.out
     assert "predict_proba: largest error" in iris.compiled.out
     assert "iris.html" in iris.compiled.out
+    assert re.search(
+        r"^took       [\d.]+ s: import [\d.]+ s, .*build [\d.]+ s, validate [\d.]+ s$", iris.compiled.out, re.M
+    )
+    assert "1 kernel\n" in iris.compiled.out
     assert iris.compiled.err == "", "no progress bar where there is no terminal"
     assert "</html>" in (iris.mle.parent / "iris.html").read_text()
 
@@ -215,16 +221,30 @@ def test_missing_directory_is_found_before_the_work(mlec: Run, tmp_path: Path) -
     assert ".html" in done.error("E_USAGE")
 
 
-def test_read_only_directory(mlec: Run, tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        folder = Path("/proc")  # root may write to any ordinary directory
-    else:
-        folder = tmp_path
-        folder.chmod(0o555)
-    done = mlec("compile", "absent.pkl", "-o", folder / "m.mle")
-    assert done.code == 1
-    assert "error[E_WRITE" in done.err
-    assert "hint: " in done.err
+def without_privilege() -> None:
+    """Takes from root the right to write where the mode of a directory forbids it."""
+    drop_from_bounding_set, override = 24, 1
+    if os.geteuid() == 0 and ctypes.CDLL(None, use_errno=True).prctl(drop_from_bounding_set, override, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "PR_CAPBSET_DROP")
+
+
+def test_read_only_directory(mlec: Run, iris: Iris, tmp_path: Path) -> None:
+    folder = tmp_path / "read-only"
+    folder.mkdir()
+    folder.chmod(0o555)
+    for words in (
+        ("compile", "absent.pkl", "-o", folder / "m.mle"), ("compile", "absent.pkl", "-o", "m.mle", "--report", folder / "r.html"),
+        ("run", iris.mle, iris.csv, "-o", folder / "p.csv"), ("report", iris.mle, "-o", folder / "r.html"),
+        ("demo", "-o", folder),
+    ):  # fmt: skip
+        assert str(folder) in mlec(*words, preexec_fn=without_privilege).error("E_WRITE_PERMISSION")
+    assert listing(folder) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no directory in which the system makes the files")
+def test_a_directory_that_takes_no_files(mlec: Run) -> None:
+    mlec("compile", "absent.pkl", "-o", "/proc/m.mle").error("E_WRITE_PERMISSION")
+    mlec("compile", "absent.pkl", "-o", "/proc/no/m.mle").error("E_WRITE_NO_DIRECTORY")
 
 
 def limited(size: int) -> Callable[[], None]:
@@ -324,6 +344,25 @@ def test_what_is_no_model(mlec: Run, iris: Iris, tmp_path: Path) -> None:
     assert "not a model file" in fails(mlec, tmp_path / "text.txt", "E_MODEL_FILE")
     fails(mlec, tmp_path / "empty.pkl", "E_MODEL_FILE")
     assert "mlec run" in fails(mlec, tmp_path / "renamed.onnx", "E_MODEL_FILE")
+
+
+def test_a_module_whose_class_was_defined_in_a_script(mlec: Run, tmp_path: Path) -> None:
+    script = f"{NETWORK}\nif __name__ == '__main__':\n    torch.save(Net(), 'net.pt')\n"
+    (tmp_path / "own_script.py").write_text(script)
+    subprocess.run([sys.executable, "own_script.py"], cwd=tmp_path, check=True)
+    error = mlec("compile", "net.pt", "--trust-pickle", cwd=tmp_path).error("E_FILE")
+    for way in ("in a module of its own", "PYTHONPATH", "--model-class", "torch.export.save"):
+        assert way in error
+
+
+def test_why_nothing_was_compared(mlec: Run, iris: Iris, tmp_path: Path) -> None:
+    out = ("-o", tmp_path / "m.mle")
+    (tmp_path / "g.mlet").write_text("graph @g(%x: f32[n]) -> (f32[n]) {\n  %y = exp(%x) : f32[n]\n  return %y\n}\n")
+    for words, why in (
+        ((iris.pickle, "--trust-pickle", "--no-validate"), "as --no-validate says"),
+        ((tmp_path / "g.mlet",), "a graph has no library"),
+    ):
+        assert f"not compared with the source: {why}" in mlec("compile", *words, "--target", "numpy", *out).out
 
 
 def test_what_cannot_be_compiled(mlec: Run, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,18 @@ def test_other_separators_than_commas_are_named(tmp_path: Path, text: str) -> No
     assert read_inputs(path).columns.tolist() == ["a;b", "c"], "as text they mean nothing"
 
 
+def test_a_first_row_that_is_no_header(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("3,male,22.5\n1,female,38\n")
+    with pytest.raises(InputError, match=r"line 1: expected the names of the columns, .*: 3,male,22\.5"):
+        read_inputs(path)
+    path.write_text("sex,2019,2020\nmale,1,2\n")
+    with pytest.raises(InputError, match="parquet"):
+        read_inputs(path)
+    path.write_text("age,2019,2020\n30,1,2\n")
+    assert read_inputs(path).columns.tolist() == ["age", "2019", "2020"], "no number in the first column: a header"
+
+
 def test_nobody_waits_for_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.csv")
     with pytest.raises(InputError, match="pipe"):
@@ -86,6 +99,13 @@ def test_hints_of_arrays_that_cannot_be_read(tmp_path: Path) -> None:
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match="since they are pickles"):
         read_inputs(path)
+    path.write_bytes(b"\x7fELF\2\1\1" + bytes(100))
+    with pytest.raises(InputError, match="it starts with 7f 45 4c 46"):
+        read_inputs(path)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("notes.txt", "no array")
+    with pytest.raises(InputError, match=r"other things than numpy arrays, such as 'notes\.txt'"):
+        read_inputs(tmp_path / "x.npz")
 
 
 def test_names_of_examples_tell_the_arguments(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_opt(mlec: Run, tmp_path: Path) -> None:
     done = mlec("opt", file, "--remarks", "all", "--verify", "numeric")
     assert done.code == 0, done.err
     assert "// canonicalize: applied: " in done.out
+    assert "// numeric: 1 pass of 2 changed the graph" in done.out
     assert "add(" not in done.out[done.out.index("graph @") :]
     file.write_text(done.out)
     again = mlec("opt", file, "--passes", "canonicalize,dce")
@@ -106,9 +107,10 @@ def test_opt_errors(mlec: Run, tmp_path: Path) -> None:
     assert done.code == 1
     assert "line 5" in done.err
     file.write_text(GRAPH)
-    done = mlec("opt", file, "--passes", "fuze")
-    assert done.code == 1
-    assert "fuse" in done.err, "names what there is"
+    assert "fuse" in mlec("opt", file, "--passes", "fuze").error("E_USAGE"), "names what there is"
+    mlec("opt", file, "--passes", "fuse{").error("E_PIPELINE")
+    os.mkfifo(tmp_path / "pipe.mlet")
+    assert "pipe" in mlec("opt", tmp_path / "pipe.mlet").error("E_OPEN")
     mlec("opt", tmp_path / "absent.mlet").error("E_OPEN")
 
 
@@ -135,19 +137,26 @@ def test_the_classes_of_a_frontend(mlec: Run) -> None:
     from mlec.frontends.sklearn import SklearnFrontend
 
     classes = SklearnFrontend().supported()
-    assert mlec("frontends", "sklearn").out.splitlines()[-len(classes) :] == classes
+    text = mlec("frontends", "sklearn").out
+    assert text.splitlines()[-len(classes) :] == classes
+    assert "mlec frontends" not in text, "no advice to do what was just done"
     assert mlec("frontends", "sklearn", "--json").document()["supported"] == classes
     assert "sklearn" in mlec("frontends", "skl").error("E_USAGE")
 
 
-def test_tables_in_a_pipe_are_narrow(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_fit_and_lose_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from mlec.cli.output import print_table
 
-    print_table(("a", "n", "b"), [("x", 1, "y"), ("l" * 100, 12, "z" * 50)], right=("n",))
-    head, first, second = capsys.readouterr().out.splitlines()
-    assert head == f"{'a':<40}   n  b"
-    assert first == f"{'x':<40}   1  y"
-    assert second == f"{'l' * 100}  12  {'z' * 50}"
+    words = " ".join(f"word{i}" for i in range(60))
+    for width in (60, 120):
+        monkeypatch.setenv("COLUMNS", str(width))
+        print_table(("a", "n", "b"), [("x", 1, "y"), ("two", 12, words)], right=("n",))
+        head, first, *rest = capsys.readouterr().out.splitlines()
+        assert head.split() == ["a", "n", "b"]
+        assert first.split() == ["x", "1", "y"]
+        assert first.index("1") == head.index("n"), "numbers end below their title"
+        assert all(len(line) <= width for line in rest)
+        assert " ".join(" ".join(rest).split()[2:]) == words
 
 
 def test_ops_shows_what_each_backend_compiles(mlec: Run) -> None:
@@ -159,8 +168,16 @@ def test_ops_shows_what_each_backend_compiles(mlec: Run) -> None:
         "cpu": "template with epilogue, backends/tvm/lower_linalg.py", "cuda": "template, backends/tvm/cuda.py",
     }  # fmt: skip
     text = mlec("ops").out
-    assert "tree_ensemble(" in text
+    assert max(map(len, text.splitlines())) <= 120
     assert f"numpy: {len(by_name)} of {len(by_name)} ops" in text
+
+
+def test_one_op_in_full(mlec: Run) -> None:
+    text = mlec("ops", "matmul").out
+    assert "operands   a, b" in text
+    assert "backends/tvm/lower_linalg.py" in text
+    assert mlec("ops", "matmul", "--json").document()["operands"] == ["a", "b"]
+    assert "matmul" in mlec("ops", "matmull").error("E_USAGE")
 
 
 def test_table_help_and_errors_agree(mlec: Run, iris: Iris) -> None:

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.preprocessing import StandardScaler
 
-from mlec import compile
+from mlec import compile, lower
 from tests.cli.conftest import Iris, Run
 
 
@@ -133,6 +134,11 @@ def test_a_foreign_or_damaged_file(mlec: Run, iris: Iris, tmp_path: Path) -> Non
     done = mlec("verify", tmp_path / "damaged.mle", "--full")
     assert done.code == 1
     assert "intact" in done.err
+    weights = mlec("inspect", iris.mle, "--json").document()["sections"]["weights"]
+    damaged = bytearray(iris.mle.read_bytes())
+    damaged[weights["offset"] + 2] ^= 1
+    (tmp_path / "damaged.mle").write_bytes(damaged)
+    assert "weights" in mlec("verify", tmp_path / "damaged.mle").error("E_CRC_WEIGHTS"), "without --full"
     assert "pickle" in mlec("run", iris.pickle, iris.csv).err
 
 
@@ -147,6 +153,19 @@ def test_verify(mlec: Run, iris: Iris) -> None:
     ).document()
     assert against["signature"] == "none"
     assert against["parity"]["methods"]["predict"]["label_mismatches"] == 0
+
+
+def test_verify_says_what_it_did_not_check(
+    iris: Iris, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlec.cli import main, running
+
+    for limit, words, checked in ((10**9, (), True), (1, (), False), (1, ("--full",), True)):
+        monkeypatch.setattr(running, "CHECKED_BYTES", limit)
+        assert main(["verify", str(iris.mle), "--json", *words]) == 0
+        assert json.loads(capsys.readouterr().out)["weights_checked"] is checked
+        assert main(["verify", str(iris.mle), *words]) == 0
+        assert ("WEIGHTS NOT CHECKED: --full checks them" in capsys.readouterr().out) is not checked
 
 
 def test_verify_against_another_model(mlec: Run, iris: Iris, tmp_path: Path) -> None:
@@ -223,6 +242,53 @@ def test_a_transformer_that_returns_a_table(mlec: Run, iris: Iris, tmp_path: Pat
     compile(source).save(tmp_path / "s.mle")
     document = mlec("run", tmp_path / "s.mle", iris.csv, "--method", "transform", "--json").document()
     np.testing.assert_allclose(document["outputs"][0]["data"], source.transform(iris.table), rtol=1e-9, atol=1e-12)
+
+
+def test_bench_says_which_batches_there_are(mlec: Run, tmp_path: Path) -> None:
+    file = tmp_path / "g.mlet"
+    file.write_text("graph @g(%x: f32[n, 2]) -> (f32[n, 2]) {\n  %y = exp(%x) : f32[n, 2]\n  return %y\n}\n")
+    graph = lower(str(file))
+    bounded = msgspec.structs.replace(graph.signature, symbols={"n": (0, 4096)})
+    compile(graph.with_signature(bounded), target="numpy").save(tmp_path / "g.mle")
+    error = mlec("bench", tmp_path / "g.mle", "--batch", "4097").error("E_BATCH")
+    assert "batches of 0 to 4096 rows, not of 4097" in error
+    np.save(tmp_path / "x.npy", np.zeros((4097, 2), np.float32))
+    error = mlec("run", tmp_path / "g.mle", tmp_path / "x.npy").error("E_INPUT_SHAPE")
+    assert "at least 0 and at most 4096, got 4097" in error
+    assert "bounds" in error
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "0"])
+def test_bench_for_a_time_that_is_none(mlec: Run, iris: Iris, seconds: str) -> None:
+    done = mlec("bench", iris.mle, "--seconds", seconds, "--json")
+    assert (done.code, done.document()["code"]) == (2, "E_USAGE")
+    assert "--seconds" in done.document()["message"]
+
+
+@pytest.mark.parametrize("content", [b"\x7fELF\2\1\1", b"\x08\x07\x12\x07pytorch", b"PK\3\4", b"MLE\0\2\0\0\0", b""])
+def test_foreign_files_are_refused_by_every_command(
+    iris: Iris, tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlec.cli import main
+
+    file, directory = tmp_path / "x.mle", tmp_path / "d.mle"
+    file.write_bytes(content + bytes(200) if content else b"")
+    directory.mkdir()
+    for path in map(str, (file, directory)):
+        against = (str(iris.mle), "--trust-pickle", "--against", path)
+        for words in (
+            ("verify", path), ("bench", path), ("report", path), ("opt", path), ("inspect", path), ("run", path, str(iris.csv)),
+            ("verify", *against), ("bench", *against, "--batch", "1"), ("run", str(iris.mle), path),
+            ("compile", str(iris.pickle), "--trust-pickle", "--example", path, "-o", str(tmp_path / "o.mle")),
+            ("verify", str(iris.mle), "--trust-pickle", "--against", str(iris.pickle), "--inputs", path),
+        ):  # fmt: skip
+            assert main([*words, "--json"]) == 1, words
+            printed = capsys.readouterr()
+            error = json.loads(printed.out)
+            assert error["code"] not in ("E_DEFECT", "E_SYSTEM"), error
+            assert error["hint"], error
+            assert path in f"{error['message']} {error['location']}"
+            assert printed.err == ""
 
 
 def test_more_rows_than_memory_holds(mlec: Run, iris: Iris) -> None:
