@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr
-from mlec.backends.tvm.kernels.gemm import put
 from mlec.backends.tvm.kernels.padding import Windows
+from mlec.backends.tvm.kernels.result import Result
 from mlec.backends.tvm.kernels.schedule import variations
 from mlec.backends.tvm.kernels.tile import (
     TASK_WORK,
@@ -23,7 +23,6 @@ from mlec.backends.tvm.kernels.tile import (
     accumulator_dtype,
     bits,
     ceildiv,
-    epilogue_parameters,
     flat_view,
     parallel_if_large,
     parameter,
@@ -121,11 +120,10 @@ def conv(
     with prim_func(name) as kernel:
         x_arg = parameter("x", BufferSpec(x_shape, dtype))
         w_arg = parameter("w", BufferSpec(w_shape, dtype))
-        extra = epilogue_parameters(epilogue)
-        y_arg = parameter("y", BufferSpec(y_shape, epilogue.out_dtype or dtype))
+        result = Result.parameter("y", y_shape, dtype, epilogue)
         x = flat_view(x_arg, (n, c, *windows.extent), dtype)
         weights = flat_view(w_arg, (k, cg, kd, kh, kw), dtype)
-        y = flat_view(y_arg, (n, k, od, oh, ow), epilogue.out_dtype or dtype)
+        y = result.viewed((n, k, od, oh, ow))
 
         def task(index: Expr) -> None:
             image, g, k_part = unflatten(index, (n, groups, k_parts))
@@ -153,7 +151,7 @@ def conv(
                         at = (image, channel + j, z, row + i)
                         where = (image, channel + j, *at[5 - rank :])
                         values = [sums.value(j, i * vectors + v) for v in range(vectors)]
-                        put(y, at, where, column, ow, values, epilogue, extra)
+                        y.put(at, where, column, ow, values)
 
             with T.serial(tirx.min(k_chunk, per_group // kt - k_part * k_chunk)) as kk:
                 channel = share(g * per_group + (k_part * k_chunk + kk) * kt)

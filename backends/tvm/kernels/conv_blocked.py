@@ -13,24 +13,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
-from mlec.backends.tvm.kernels.gemm import put
+from mlec.backends.tvm.kernels.padding import copy_padded_row
+from mlec.backends.tvm.kernels.result import Result
 from mlec.backends.tvm.kernels.tile import (
-    TASK_WORK,
     RegisterTile,
     accumulator_dtype,
     bits,
     ceildiv,
-    copy_run,
-    epilogue_parameters,
+    chunks,
     flat_view,
     if_,
     parallel_if_large,
     parameter,
     product,
+    tasks_worth,
     unflatten,
 )
 from mlec.backends.tvm.kernels.vector import broadcast, cast_to, load, share
@@ -70,129 +70,224 @@ def conv2d_nchwc(
     """
     n, cb, h, w, b = x_shape
     kb, _, r, _, s, k = w_shape
-    (sh, sw), (dh, dw), (top, left) = geometry.strides, geometry.dilations, geometry.before
     p, q = out_extent(x_shape, (r, s), geometry)
-    chosen = schedule or conv_tiles(x_shape, w_shape, geometry, dtype, target)[0]
-    acc = accumulator_dtype(dtype)
     y_shape = (n, kb, p, q, k)
-    padded = any(geometry.pads)
+    tile = schedule or conv_tiles(x_shape, w_shape, geometry, dtype, target)[0]
     if _is_pointwise(w_shape, geometry):
         h, w, p, q = 1, h * w, 1, p * q
-
-    lanes = target.lanes(bits(acc))
-    group, pt, qt, taps = chosen.blocks, chosen.rows, chosen.columns, chosen.taps
-
-    item = bits(acc) // 8
-    group_size = group * cb * r * b * s * k
-    tiles, ahead = ceildiv(p, pt) * ceildiv(q, qt), 0
-    if taps == s and tiles <= 8 and math.prod(w_shape) * item > target.l2_bytes // 4:
-        ahead = ceildiv(group * s * k * item, LINE * tiles)
-    work = k * kb * p * q * cb * b * r * s
-    columns = (q - 1) * sw + (s - 1) * dw + 1
-    parts = max(1, min(2 * target.cores, work // TASK_WORK))
-    split_channels = kb * k * r * s > h * w
-    k_parts = min(parts, kb // group) if split_channels else 1
-    p_parts = 1 if split_channels else min(parts, ceildiv(p, pt))
-    if padded:
-        p_parts = max(p_parts, min(ceildiv(p, pt), cb * b * h * columns * item * 2 // target.l2_bytes))
-    p_chunk, k_chunk = ceildiv(ceildiv(p, pt), p_parts) * pt, ceildiv(kb // group, k_parts)
-    p_parts, k_parts = ceildiv(p, p_chunk), ceildiv(kb // group, k_chunk)
-    rows = (p_chunk - 1) * sh + (r - 1) * dh + 1
-
     with prim_func(name) as kernel:
-        x_arg = parameter("x", BufferSpec(x_shape, dtype))
+        x = parameter("x", BufferSpec(x_shape, dtype))
         weights = parameter("w", BufferSpec(w_shape, dtype))
-        extra = epilogue_parameters(epilogue)
-        y_arg = parameter("y", BufferSpec(y_shape, epilogue.out_dtype or dtype))
-        x = flat_view(x_arg, (n, cb, h, w * b), dtype)
-        y = flat_view(y_arg, (n, kb, p, q, k), epilogue.out_dtype or dtype)
-        stream = flat_view(weights, (math.prod(w_shape),), dtype)
-
-        def task(index: Expr) -> None:
-            image, k_part, p_part = unflatten(index, (n, k_parts, p_parts))
-            first_row = share(p_part * p_chunk)
-            count = share(tirx.min(p_chunk, p - first_row))
-            if padded:
-                source = T.alloc_buffer((cb, rows, columns * b), acc)
-                pad(source, image, first_row, count)
-            else:
-                source = x
-
-            def value(channel_block: Expr, row: Expr, column: Expr, channel: Expr) -> Expr:
-                """Input at a row counted from the task's first, or from the image's if there is no scratch."""
-                if padded:
-                    return source[channel_block, row, column * b + channel]
-                return cast_to(acc, x[image, channel_block, first_row * sh + row, column * b + channel])
-
-            def tile(k_group: Expr, row: Expr, tile_rows: int, column: Expr, tile_columns: int) -> None:
-                places = [(i, j) for i in range(tile_rows) for j in range(tile_columns)]
-                sums = RegisterTile(len(places), group, k, acc)
-                with T.grid(cb, r, s // taps, b) as (ci, ri, si, c):
-                    if ahead:
-                        number = row // pt * ceildiv(q, qt) + column // qt
-                        step = ((number * cb + ci) * r + ri) * b + c
-                        place = (k_group + 1) * group_size + step * (ahead * LINE // item)
-                        for line in range(ahead):
-                            prefetch(stream, place + line * (LINE // item))
-                    vectors = [
-                        [share(cast_to(acc, load(weights, [k_group * group + g, ci, ri, c, si + t, 0], k))) for g in range(group)]
-                        for t in range(taps)
-                    ]  # fmt: skip
-                    for i in range(tile_rows):  # row by row: LLVM keeps this order, and spills in most others
-                        for offset, meets in met_values(tile_columns, taps, sw, dw).items():
-                            at = (row + i) * sh + ri * dh, column * sw + si * dw + offset
-                            factor = share(broadcast(value(ci, *at, c), k))
-                            for j, t in meets:
-                                sums.add(i * tile_columns + j, factor, vectors[t])
-                for place, (i, j) in enumerate(places):
-                    at = (first_row + row + i, column + j)
-                    for g in range(group):
-                        block = k_group * group + g
-                        where = unflatten(at[0] * q + at[1], y_shape[2:4]) if p != y_shape[2] else at
-                        put(
-                            y,
-                            (image, block, *at),
-                            (image, block, *where),
-                            0,
-                            k,
-                            [sums.value(place, g)],
-                            epilogue,
-                            extra,
-                        )
-
-            def all_columns(k_group: Expr, row: Expr, tile_rows: int) -> None:
-                if q >= qt:
-                    with T.serial(q // qt) as j:
-                        tile(k_group, row, tile_rows, j * qt, qt)
-                if q % qt:
-                    tile(k_group, row, tile_rows, q // qt * qt, q % qt)
-
-            with T.serial(tirx.min(k_chunk, kb // group - k_part * k_chunk)) as kk:
-                k_group = share(k_part * k_chunk + kk)
-                with T.serial(count // pt) as i:
-                    all_columns(k_group, i * pt, pt)
-                if p % pt:
-                    with if_(count % pt > 0):
-                        all_columns(k_group, count // pt * pt, p % pt)
-
-        def pad(scratch: Buffer, image: Expr, first_row: Expr, count: Expr) -> None:
-            before = min(left, columns)
-            inside = min(w, columns - before) * b
-            with T.serial(cb) as ci, T.serial((count - 1) * sh + (r - 1) * dh + 1) as row:
-                source_row = share(first_row * sh + row - top)
-                with T.If(tirx.And(source_row >= 0, source_row < h)):
-                    with T.Then():
-                        copy_run(scratch, (ci, row), 0, before * b, lanes)
-                        copy_run(
-                            scratch, (ci, row), before * b, inside, lanes,
-                            lambda offset, width: load(x, [image, ci, source_row, offset], width),
-                        )  # fmt: skip
-                        copy_run(scratch, (ci, row), before * b + inside, (columns - before) * b - inside, lanes)
-                    with T.Else():
-                        copy_run(scratch, (ci, row), 0, columns * b, lanes)
-
-        parallel_if_large(product((n, k_parts, p_parts)), work // (k_parts * p_parts), task, k_parts * p_parts)
+        y = Result.parameter("y", y_shape, dtype, epilogue)
+        program = _Convolution(
+            flat_view(x, (n, cb, h, w * b), dtype),
+            y.viewed((n, kb, p, q, k)),
+            weights,
+            flat_view(weights, (math.prod(w_shape),), dtype),
+            (n, cb, h, w, b),
+            w_shape,
+            (p, q),
+            y_shape[2:4],
+            geometry,
+            tile,
+            accumulator_dtype(dtype),
+            target,
+        )
+        parts, tasks = program.group_parts * program.row_parts, (n, program.group_parts, program.row_parts)
+        parallel_if_large(product(tasks), program.work // parts, program.task, parts)
     return kernel.func
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a task computes: ``count`` output rows of an image from ``first`` on.
+
+    ``padded`` is its copy of the input, ``[cb, input rows, input columns * b]`` with padding; None where there is none, and the
+    task reads the image.
+    """
+
+    image: Expr
+    first: Expr
+    count: Expr
+    padded: Buffer | None
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """The parts of the program, see `conv2d_nchwc`.
+
+    Attributes:
+        x, y: ``[n, cb, h, w * b]`` and ``[n, kb, p, q, k]``.
+        weights, stream: ``[kb, cb, r, b, s, k]``, and the same as one axis.
+        x_shape, w_shape, extent: n, cb, h, w, b; kb, cb, r, b, s, k; p and q. The positions of a pointwise convolution are one row.
+        shown: rows and columns of the result as the epilogue knows them.
+        acc: dtype of the sums.
+    """
+
+    x: Buffer
+    y: Result
+    weights: Buffer
+    stream: Buffer
+    x_shape: Sequence[Dim]
+    w_shape: Sequence[int]
+    extent: tuple[int, int]
+    shown: tuple[int, int]
+    geometry: Geometry
+    chosen: ConvTile
+    acc: str
+    target: TargetInfo
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds of an image."""
+        return math.prod(self.extent) * math.prod(self.w_shape)
+
+    @property
+    def padded(self) -> bool:
+        return any(self.geometry.pads)
+
+    @property
+    def columns(self) -> int:
+        """Input columns, with padding, that an output row meets."""
+        return (self.extent[1] - 1) * self.geometry.strides[1] + (self.w_shape[4] - 1) * self.geometry.dilations[1] + 1
+
+    def input_rows(self, count: Dim) -> Dim:
+        """Input rows, with padding, that so many output rows meet."""
+        return (count - 1) * self.geometry.strides[0] + (self.w_shape[2] - 1) * self.geometry.dilations[0] + 1
+
+    @cached_property
+    def _shares(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Groups of channel blocks of a task and how many parts that makes of them, and the same for rows of tiles.
+
+        Where the weights are larger than the image, tasks share its output channels, so that each weight is read by one;
+        otherwise its rows. The padded copy of a task takes half of L2 at most: a later group of channels finds it there.
+        """
+        _, cb, h, w, b = self.x_shape
+        kb, _, r, _, s, k = self.w_shape
+        groups, tiles, parts = (
+            kb // self.chosen.blocks,
+            ceildiv(self.extent[0], self.chosen.rows),
+            tasks_worth(self.work, self.target),
+        )
+        group_parts, row_parts = (min(parts, groups), 1) if kb * k * r * s > h * w else (1, min(parts, tiles))
+        if self.padded:
+            copied = cb * b * h * self.columns * bits(self.acc) // 8
+            row_parts = max(row_parts, min(tiles, copied * 2 // self.target.l2_bytes))
+        return chunks(groups, group_parts), chunks(tiles, row_parts)
+
+    @property
+    def group_parts(self) -> int:
+        return self._shares[0][1]
+
+    @property
+    def row_parts(self) -> int:
+        return self._shares[1][1]
+
+    @cached_property
+    def lines_ahead(self) -> int:
+        """Lines of the next weights that each step of a tile asks for, those of one step over the tiles that share it."""
+        (p, q), (_, _, _, _, s, k), tile, item = self.extent, self.w_shape, self.chosen, bits(self.acc) // 8
+        tiles = ceildiv(p, tile.rows) * ceildiv(q, tile.columns)
+        if tile.taps == s and tiles <= 8 and math.prod(self.w_shape) * item > self.target.l2_bytes // 4:
+            return int(ceildiv(tile.blocks * s * k * item, LINE * tiles))
+        return 0
+
+    def task(self, index: Expr) -> None:
+        """Some output rows of an image, for some groups of output channel blocks."""
+        n, cb, _, _, b = self.x_shape
+        (groups, group_parts), (tiles, row_parts) = self._shares
+        (p, _), height, all_groups = self.extent, self.chosen.rows, self.w_shape[0] // self.chosen.blocks
+        image, group_part, row_part = unflatten(index, (n, group_parts, row_parts))
+        first = share(row_part * (tiles * height))
+        count = share(tirx.min(tiles * height, p - first))
+        copy = (cb, self.input_rows(tiles * height), self.columns * b)
+        rows = _Rows(image, first, count, T.alloc_buffer(copy, self.acc) if self.padded else None)
+        if self.padded:
+            self.pad(rows)
+        with T.serial(tirx.min(groups, all_groups - group_part * groups)) as i:
+            group = share(group_part * groups + i)
+            with T.serial(count // height) as j:
+                self.row_of_tiles(rows, group, j * height, height)
+            if p % height:
+                with if_(count % height > 0):
+                    self.row_of_tiles(rows, group, count // height * height, p % height)
+
+    def pad(self, rows: _Rows) -> None:
+        """Copies the input that the rows meet."""
+        _, cb, h, w, b = self.x_shape
+        top, left = self.geometry.before
+        before = min(left, self.columns)
+        inside = min(w, self.columns - before)
+        with T.serial(cb) as ci, T.serial(self.input_rows(rows.count)) as row:
+            source = share(rows.first * self.geometry.strides[0] + row - top)
+            run = (self.x, [rows.image, ci, source], before * b, inside * b)
+            copy_padded_row(rows.padded, (ci, row), self.columns * b, run, h, self.target.lanes(bits(self.acc)))
+
+    def row_of_tiles(self, rows: _Rows, group: Expr, row: Expr, height: int) -> None:
+        """All columns of ``height`` rows; ``row`` counts from the task's first."""
+        q, width = self.extent[1], self.chosen.columns
+        if q >= width:
+            with T.serial(q // width) as j:
+                self.tile(rows, group, (row, j * width), (height, width))
+        if q % width:
+            self.tile(rows, group, (row, q // width * width), (height, q % width))
+
+    def tile(self, rows: _Rows, group: Expr, corner: tuple[Expr, Expr], size: tuple[int, int]) -> None:
+        """Sums of ``size`` output positions for one group of channel blocks.
+
+        A step takes ``blocks * taps`` weight vectors and, for each row, the input values that they meet: 14 x 1 positions with
+        one block and 3 taps load 3 vectors and 16 values for 42 FMAs.
+        """
+        (_, cb, r, b, s, k), acc, blocks, taps = self.w_shape, self.acc, self.chosen.blocks, self.chosen.taps
+        (sh, sw), (dh, dw) = self.geometry.strides, self.geometry.dilations
+        (row, column), (height, width) = corner, size
+        sums = RegisterTile(height * width, blocks, k, acc)
+        with T.grid(cb, r, s // taps, b) as (ci, ri, si, c):
+            self.fetch_ahead(group, corner, (ci, ri, c))
+            vectors = [
+                [share(cast_to(acc, load(self.weights, [group * blocks + g, ci, ri, c, si + t, 0], k))) for g in range(blocks)]
+                for t in range(taps)
+            ]  # fmt: skip
+            for i in range(height):  # row by row: LLVM keeps this order, and spills in most others
+                for offset, meets in met_values(width, taps, sw, dw).items():
+                    at = (row + i) * sh + ri * dh, column * sw + si * dw + offset
+                    factor = share(broadcast(self.value(rows, ci, *at, c), k))
+                    for j, t in meets:
+                        sums.add(i * width + j, factor, vectors[t])
+        self.finish(rows, group, corner, size, sums)
+
+    def value(self, rows: _Rows, block: Expr, row: Expr, column: Expr, channel: Expr) -> Expr:
+        """One input; its row counts from the first that the task meets."""
+        place = column * self.x_shape[4] + channel
+        if rows.padded is not None:
+            return rows.padded[block, row, place]
+        return cast_to(self.acc, self.x[rows.image, block, rows.first * self.geometry.strides[0] + row, place])
+
+    def fetch_ahead(self, group: Expr, corner: tuple[Expr, Expr], step: tuple[Expr, Expr, Expr]) -> None:
+        """Asks for the lines of the next group's weights that are this tile's share in a step (input block, row of taps, channel)."""
+        (_, cb, r, b, s, k), lines = self.w_shape, self.lines_ahead
+        (row, column), (ci, ri, c), line = corner, step, LINE // (bits(self.acc) // 8)
+        if lines:
+            tile = (
+                row // self.chosen.rows * ceildiv(self.extent[1], self.chosen.columns) + column // self.chosen.columns
+            )
+            number = ((tile * cb + ci) * r + ri) * b + c
+            place = (group + 1) * (self.chosen.blocks * cb * r * b * s * k) + number * (lines * line)
+            for i in range(lines):
+                prefetch(self.stream, place + i * line)
+
+    def finish(
+        self, rows: _Rows, group: Expr, corner: tuple[Expr, Expr], size: tuple[int, int], sums: RegisterTile
+    ) -> None:
+        """Stores the sums of a tile."""
+        k, blocks, (p, q) = self.w_shape[5], self.chosen.blocks, self.extent
+        for place in range(size[0] * size[1]):
+            i, j = divmod(place, size[1])
+            at = (rows.first + corner[0] + i, corner[1] + j)
+            for g in range(blocks):
+                block = group * blocks + g
+                where = at if p == self.shown[0] else unflatten(at[0] * q + at[1], self.shown)
+                self.y.put((rows.image, block, *at), (rows.image, block, *where), 0, k, [sums.value(place, g)])
 
 
 def conv_tiles(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.conv_blocked import met_values, out_extent
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr
-from mlec.backends.tvm.kernels.gemm import put
+from mlec.backends.tvm.kernels.result import Result
 from mlec.backends.tvm.kernels.schedule import around, variations
 from mlec.backends.tvm.kernels.tile import (
     TASK_WORK,
@@ -19,7 +19,6 @@ from mlec.backends.tvm.kernels.tile import (
     accumulator_dtype,
     bits,
     ceildiv,
-    epilogue_parameters,
     flat_view,
     parallel_if_large,
     parameter,
@@ -110,8 +109,7 @@ def depthwise_nchwc(
     with prim_func(name) as kernel:
         x_arg = parameter("x", BufferSpec(x_shape, dtype))
         weights = parameter("w", BufferSpec(w_shape, dtype))
-        extra = epilogue_parameters(epilogue)
-        y = parameter("y", BufferSpec((n, cb, p, q, b), epilogue.out_dtype or dtype))
+        y = Result.parameter("y", (n, cb, p, q, b), dtype, epilogue)
         x = flat_view(x_arg, (n, cb, h, w * b), dtype)
 
         def task(index: Expr) -> None:
@@ -140,7 +138,7 @@ def depthwise_nchwc(
                         row_of_taps(sums, row, ri, column, columns)
                 for j in range(columns):
                     at = (image, block, row, column + j)
-                    put(y, at, at, 0, b, [sums.value(j, 0)], epilogue, extra)
+                    y.put(at, at, 0, b, [sums.value(j, 0)])
 
             def all_columns(row: Expr, whole: bool) -> None:
                 if inner:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.result import Result
 from mlec.backends.tvm.kernels.schedule import around, variations
 from mlec.backends.tvm.kernels.tile import (
     SERIAL_WORK,
@@ -23,10 +24,7 @@ from mlec.backends.tvm.kernels.tile import (
     RegisterTile,
     accumulator_dtype,
     bits,
-    buffer_dtype,
     ceildiv,
-    epilogue_parameters,
-    first_lanes,
     flat_view,
     if_,
     multiply_adds,
@@ -40,7 +38,7 @@ from mlec.backends.tvm.kernels.tile import (
     unrolled,
 )
 from mlec.backends.tvm.kernels.transpose import turn
-from mlec.backends.tvm.kernels.vector import cast_to, const, dtype_of, lanes_of, load, ramp, share, store
+from mlec.backends.tvm.kernels.vector import cast_to, const, load, share, store
 from mlec.backends.tvm.target import TargetInfo
 
 
@@ -181,10 +179,8 @@ def gemm(
     with prim_func(name) as kernel:
         a_arg = parameter("a", BufferSpec((*lead, k), dtype))
         w = parameter("w", BufferSpec((-(-n // block), k, block), dtype))
-        extra = epilogue_parameters(epilogue)
-        out_dtype = epilogue.out_dtype or dtype
-        c_arg = parameter("c", BufferSpec((*lead, n), out_dtype))
-        a, c = flat_view(a_arg, (m, k), dtype), flat_view(c_arg, (m, n), out_dtype)
+        result = Result.parameter("c", (*lead, n), dtype, epilogue)
+        a, c = flat_view(a_arg, (m, k), dtype), result.viewed((m, n))
 
         def weights(first: Expr, v: int, count: int, kk: Expr) -> Expr:
             """Vector ``first + v`` of a row of weights; ``first`` is a number or a multiple of ``count``."""
@@ -211,7 +207,7 @@ def gemm(
             for i in range(rows):
                 where = unflatten(row + i, lead) if epilogue.inputs else (row + i,)
                 values = [sums.value(i, v) for v in range(count)]
-                put(c, (row + i,), where, first * lanes, count * lanes if whole else n, values, epilogue, extra)
+                c.put((row + i,), where, first * lanes, count * lanes if whole else n, values)
 
         def columns(count: int, rows: int, body: Callable[[Expr, int], None]) -> None:
             """``body(first vector, vectors)`` for all columns, so many vectors at a time, for about so many rows."""
@@ -350,13 +346,11 @@ def matmul(
     with prim_func(name) as kernel:
         a_arg = parameter("a", BufferSpec((*a_lead, m, k), dtype))
         b_arg = parameter("b", BufferSpec((*b_lead, *((n, k) if transpose_b else (k, n))), dtype))
-        extra = epilogue_parameters(epilogue)
-        out_dtype = epilogue.out_dtype or dtype
-        c_arg = parameter("c", BufferSpec((*lead, m, n), out_dtype))
+        result = Result.parameter("c", (*lead, m, n), dtype, epilogue)
         # All matrices of a batch below each other: indices stay short, which TVM's simplifier is grateful for.
         a = flat_view(a_arg, (product(a_lead) * m, k), dtype)
         b = flat_view(b_arg, (product(b_lead) * (n if transpose_b else k), k if transpose_b else n), dtype)
-        c = flat_view(c_arg, (product(lead) * m, n), out_dtype)
+        c = result.viewed((product(lead) * m, n))
         row_chunks, blocks = ceildiv(m, row_chunk), ceildiv(n, block)
 
         def task(index: Expr) -> None:
@@ -382,7 +376,7 @@ def matmul(
                 )
                 for i in range(size):
                     values = [sums.value(i, v) for v in range(vectors)]
-                    put(c, (c_row + row + i,), (*where, first + row + i), column, n, values, epilogue, extra)
+                    c.put((c_row + row + i,), (*where, first + row + i), column, n, values)
 
             with T.serial(rows // mr) as i:
                 tile(mr, i * mr)
@@ -446,47 +440,3 @@ def operand_indices(where: Sequence[Expr], lead: Sequence[Dim], own: Sequence[Di
     """Indices into an operand whose leading axes broadcast to ``lead``."""
     own_where = where[len(lead) - len(own) :] if own else ()
     return tuple(0 if isinstance(extent, int) and extent == 1 else i for i, extent in zip(own_where, own, strict=True))
-
-
-def put(
-    c: Buffer,
-    prefix: tuple[Expr, ...],
-    where: tuple[Expr, ...],
-    column: Expr,
-    n: Dim,
-    values: Sequence[Expr],
-    epilogue: Epilogue,
-    extra: tuple[Buffer, ...],
-) -> None:
-    """Finish a block of sums and store what lies below ``n`` at ``c[*prefix, column:]``.
-
-    ``column`` is a multiple of the block, ``where`` are the logical indices before the last. The part of the last block
-    that exists is static where n is: whole vectors, then one short one.
-    """
-    lanes, out_dtype = lanes_of(values[0]), buffer_dtype(c)
-    block = lanes * len(values)
-
-    def write(value: Expr, at: Expr) -> None:
-        finished = epilogue.apply(value, (*where, ramp(at, lanes_of(value))), extra)
-        store(c, cast_to(out_dtype, finished), [*prefix, at])
-
-    def write_columns(columns: int) -> None:
-        for v in range(-(-columns // lanes)):
-            width = min(lanes, columns - v * lanes)
-            write(values[v] if width == lanes else first_lanes(values[v], width), column + v * lanes)
-
-    if isinstance(n, int) and (n % block == 0 or isinstance(column, int)):
-        write_columns(block if n % block == 0 else min(block, n - column))
-        return
-    with T.If(column + block <= n):
-        with T.Then():
-            write_columns(block)
-        with T.Else():
-            if isinstance(n, int):
-                write_columns(n % block)
-            else:
-                spill = T.alloc_buffer((block,), dtype_of(values[0]))
-                for v, value in enumerate(values):
-                    store(spill, value, [v * lanes])
-                with T.serial(n - column) as i:
-                    write(spill[i], column + i)

@@ -13,6 +13,27 @@ from mlec.ops.windows import Geometry
 
 Triple = tuple[Dim, Dim, Dim]
 
+Run = tuple[Buffer, Sequence[Expr], int, int]
+"""Part of a row of an image: the image, the indices of the row, how much padding stands before it, and how many elements to copy."""
+
+
+def copy_padded(scratch: Buffer, to: Sequence[Expr], width: int, run: Run, lanes: int, padding: float = 0) -> None:
+    """Fill ``scratch[*to, :width]``: padding, the run, padding."""
+    x, origin, before, count = run
+    copy_run(scratch, to, 0, before, lanes, None, padding)
+    copy_run(scratch, to, before, count, lanes, lambda offset, n: load(x, [*origin, offset], n))
+    copy_run(scratch, to, before + count, width - before - count, lanes, None, padding)
+
+
+def copy_padded_row(scratch: Buffer, to: Sequence[Expr], width: int, run: Run, height: int, lanes: int) -> None:
+    """The same with zeros, for the row ``run[1][-1]`` of an image of so many: zeros only if it lies above or below the image."""
+    row = run[1][-1]
+    with T.If(tirx.And(row >= 0, row < height)):
+        with T.Then():
+            copy_padded(scratch, to, width, run, lanes)
+        with T.Else():
+            copy_run(scratch, to, 0, width, lanes)
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -83,9 +104,8 @@ class Windows:
             contiguous = phases == 1 == spread[2] and before[2] >= 0
             if contiguous and isinstance(extent[2], int) and isinstance(width, int | tirx.IntImm):
                 count = min(extent[2], int(width) - before[2])
-                copy_run(scratch, [*to, 0], 0, before[2], lanes, None, padding)
-                copy_run(scratch, [*to, 0], before[2], count, lanes, lambda o, n: load(x, [*origin, o], n))
-                copy_run(scratch, [*to, 0], before[2] + count, int(width) - before[2] - count, lanes, None, padding)
+                image = (x, origin, before[2], count)
+                copy_padded(scratch, [*to, 0], int(width), image, lanes, padding)
                 return
             with T.serial(phases) as phase, T.serial(width) as i:
                 at = share(i * phases + phase - before[2])

@@ -21,14 +21,14 @@ import numpy.typing as npt
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.direct import first_elements
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
-from mlec.backends.tvm.kernels.gemm import column_block, pack_gemm, put
+from mlec.backends.tvm.kernels.gemm import column_block, pack_gemm
 from mlec.backends.tvm.kernels.mathlib import exp, log
+from mlec.backends.tvm.kernels.result import Result
 from mlec.backends.tvm.kernels.tile import (
     RegisterTile,
     bits,
     buffer_dtype,
     ceildiv,
-    epilogue_parameters,
     if_,
     parallel_if_large,
     parameter,
@@ -144,13 +144,12 @@ def pairwise(
     with prim_func(name) as kernel:
         x = parameter("x", BufferSpec((n, d), dtype))
         y = parameter("y", BufferSpec((blocks, d, block), dtype))
-        extra = epilogue_parameters(epilogue)
-        out = parameter("out", BufferSpec((n, m), epilogue.out_dtype or dtype))
+        out = Result.parameter("out", (n, m), dtype, epilogue)
 
         def tile(rows: int, row: Expr, b: Expr) -> None:
             """``rows`` rows times one block of points."""
             for i, values in enumerate(_distances(x, y, d, vectors, lanes, metric, rows, row, b)):
-                put(out, (row + i,), (row + i,), b * block, m, values, epilogue, extra)
+                out.put((row + i,), (row + i,), b * block, m, values)
 
         work = 2 * mr * m * d
         parallel_if_large(n // mr, work, lambda t: _each(blocks, lambda b: tile(mr, t * mr, b)))

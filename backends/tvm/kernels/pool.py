@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr
-from mlec.backends.tvm.kernels.gemm import put
 from mlec.backends.tvm.kernels.padding import Windows
+from mlec.backends.tvm.kernels.result import Result
 from mlec.backends.tvm.kernels.tile import (
     accumulator_dtype,
     bits,
     ceildiv,
-    epilogue_parameters,
     flat_view,
     parallel_if_large,
     parameter,
@@ -59,11 +58,9 @@ def pool(
 
     with prim_func(name) as program:
         x_arg = parameter("x", BufferSpec(x_shape, dtype))
-        extra = epilogue_parameters(epilogue)
-        out_dtype = epilogue.out_dtype or dtype
-        y_arg = parameter("y", BufferSpec(y_shape, out_dtype))
+        result = Result.parameter("y", y_shape, dtype, epilogue)
         x = flat_view(x_arg, (product((n, c)), *windows.extent, *tail), dtype)
-        y = flat_view(y_arg, (product((n, c)), *windows.out, *tail), out_dtype)
+        y = result.viewed((product((n, c)), *windows.out, *tail))
 
         def combine(total: Cell, value: Expr) -> None:
             value = share(cast_to(acc, value))
@@ -104,7 +101,7 @@ def pool(
                     at = [s + t * d for s, t, d in zip(starts, (i, j, k), windows.dilation, strict=True)]
                     combine(total, load(x, [plane, *at, 0], lanes))
                 value = finished(total, where)
-                put(y, (plane, *where), logical(plane, where), 0, lanes, [value], epilogue, extra)
+                y.put((plane, *where), logical(plane, where), 0, lanes, [value])
 
         def on_rows(plane: Expr) -> None:
             scratch = T.alloc_buffer(windows.scratch_shape(lanes), acc)
@@ -118,7 +115,7 @@ def pool(
                     combine(total, load(scratch, [depth, line, *windows.tap_column(k, column)], lanes))
                 value = finished(total, (z, row, ramp(column, lanes)))
                 where = logical(plane, (z, row, column))[:-1]
-                put(y, (plane, z, row), where, column, windows.out[2], [value], epilogue, extra)
+                y.put((plane, z, row), where, column, windows.out[2], [value])
 
         static = [extent for extent in windows.out if isinstance(extent, int)]
         work = math.prod(static) * math.prod(kernel) // (1 if blocked else lanes) * 8

@@ -179,6 +179,17 @@ def ceildiv(a: Dim, b: int) -> Dim:
     return (a + (b - 1)) // b
 
 
+def tasks_worth(work: int, target: TargetInfo) -> int:
+    """Tasks that so much work (see `SERIAL_WORK`) is worth, at most two for each thread."""
+    return max(1, min(2 * target.cores, work // TASK_WORK))
+
+
+def chunks(extent: int, parts: int) -> tuple[int, int]:
+    """An extent in at most so many chunks of equal size (the last may be shorter): their size, and how many there are."""
+    size = ceildiv(extent, parts)
+    return size, ceildiv(extent, size)
+
+
 def parallel_if_large(count: Dim, work: float, body: Callable[[Expr], None], multiple: int = 1) -> None:
     """Run ``body(i)`` for each i below ``count``, on all threads if there is enough to do.
 

@@ -28,13 +28,12 @@ import numpy.typing as npt
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.conv_blocked import ConvTile, prefetch, ranked_tiles
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr
-from mlec.backends.tvm.kernels.gemm import put
+from mlec.backends.tvm.kernels.result import Result
 from mlec.backends.tvm.kernels.schedule import around, variations
 from mlec.backends.tvm.kernels.tile import (
     RegisterTile,
     ceildiv,
     copy_run,
-    epilogue_parameters,
     flat_view,
     if_,
     parallel_if_large,
@@ -182,8 +181,7 @@ def conv2d_winograd(
     with prim_func(name) as kernel:
         x_arg = parameter("x", BufferSpec(x_shape, "float32"))
         u = parameter("u", BufferSpec((kb, POSITIONS, cb, b, k), "float32"))
-        extra = epilogue_parameters(epilogue)
-        y = parameter("y", BufferSpec((n, kb, p, q, k), epilogue.out_dtype or "float32"))
+        y = Result.parameter("y", (n, kb, p, q, k), "float32", epilogue)
         x = flat_view(x_arg, (n, cb, h, w * b), "float32")
         stream = flat_view(u, (kb * POSITIONS * cb * b * k,), "float32")
 
@@ -257,7 +255,7 @@ def conv2d_winograd(
                     if held > extent
                 ]
                 with if_(tirx.all(*over)) if over else nullcontext():
-                    put(y, at, at, 0, k, [value], epilogue, extra)
+                    y.put(at, at, 0, k, [value])
 
             def by_definition(block: Expr) -> None:
                 with T.grid(2 * rows, 2 * across) as (i, j):
