@@ -553,7 +553,7 @@ def _timing(compiled: CompiledModel, inputs: list[Any], oracle: Oracle | None) -
             oracle[name](argument)
 
     def ours() -> None:
-        compiled.run(argument)
+        compiled.run(inputs)
 
     actions = {"compiled": ours} | (
         {"source": source} if oracle is not None and all(n in oracle for n in names) else {}

@@ -47,6 +47,16 @@ def test_the_error_says_what_to_give(call: Callable[[], object], code: str, word
     assert words in str(caught.value)
 
 
+def test_examples_in_a_list_of_rows() -> None:
+    from sklearn.linear_model import Ridge
+
+    rows = [[0.0, 1.0], [1.0, 3.0], [2.0, 2.0]]
+    source = Ridge().fit(rows, [0.0, 1.0, 2.0])
+    compiled = mlec.compile(source, rows)
+    assert compiled.report.timing["measured"]["rows"] == 3
+    assert compiled.predict(rows) == pytest.approx(source.predict(rows))
+
+
 def test_a_class_that_cannot_be_imported(tmp_path: Any) -> None:
     with pytest.raises(MlecError, match="PYTHONPATH"):
         _absent_class(tmp_path)
