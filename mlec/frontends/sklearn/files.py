@@ -148,5 +148,8 @@ def _load_skops(path: Path, data: bytes, options: LowerOptions) -> Any:
 def _unreadable(path: Path, error: Exception) -> FrontendError:
     return FrontendError(
         f"{path}: the model could not be read: {type(error).__name__}: {error}",
-        hint="load it with the library versions that it was saved with",
+        hint="a class of it was defined in the script that saved it: define it in a module of its own, in this folder or on PYTHONPATH, "
+        "and save the model again"
+        if "__main__' " in str(error)
+        else "load it with the library versions that it was saved with",
     )
