@@ -3,7 +3,7 @@
 Every error that mlec raises on purpose is an `MlecError`: it has a stable ``code`` for programs, a ``message`` that
 states the fact (what was expected, what came), a ``hint`` that says what to do, and a ``loc`` that says where. Code and hint of a
 class hold for those of its errors that are raised without one.
-The command line prints it without a traceback and exits 1, after wrong usage (``E_USAGE``, ``E_PIPELINE``) 2.
+The command line prints it without a traceback and exits 1, after wrong usage of its options 2.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The command line. One file for each group of commands; this one joins them and decides how a command ends.
 
-Exit codes: 0 done; 1 a clear error (message and hint, no traceback); 2 wrong usage of arguments
-and options; 130 interrupted. Modules of this package import nothing heavy: what a command needs is imported when it runs.
+Exit codes: 0 done; 1 a clear error (message and hint, no traceback); 2 wrong usage of arguments and options; 130 interrupted. Modules
+of this package import nothing heavy: what a command needs is imported when it runs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mlec.cli.tables import frontends_command, ops_command, passes_command, targ
 from mlec.errors import MlecError, UsageError
 
 ERROR, USAGE, INTERRUPTED = 1, 2, 130
-USAGE_CODES = ("E_USAGE", "E_PIPELINE")
+USAGE_CODES = ("E_USAGE", "E_PIPELINE", "E_USAGE_TRUST")
 """Of errors that say how an option should read; those about models, files and inputs have codes of their own."""
 
 DEFECT_HINT = "this is a defect of mlec: run again with --debug and report what it shows"

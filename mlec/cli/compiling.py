@@ -32,10 +32,23 @@ TARGET_HELP = f"{', '.join(form for forms in TARGETS.values() for form in forms)
 PRECISION_HELP = f"{', '.join(offered_precisions())}; not offered yet: {', '.join(sorted(set(PRECISIONS) - set(offered_precisions())))}."
 
 
+def check_target(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Refuses, as wrong usage, a target that does not read; whether this machine can compile for it is another question."""
+    from mlec.errors import TargetError, UsageError
+    from mlec.target import Target
+
+    try:
+        if value is not None:
+            Target.parse(value)
+    except TargetError as error:
+        raise UsageError(error.message, hint=error.hint) from error
+    return value
+
+
 @click.command("compile", help=COMPILE_HELP)
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=PATH, help="The .mle file to write. [default: MODEL's name with .mle]")
-@click.option("--target", default="cpu", show_default=True, help=TARGET_HELP)
+@click.option("--target", default="cpu", show_default=True, callback=check_target, help=TARGET_HELP)
 @click.option("--precision", default="fp32", show_default=True, help=PRECISION_HELP)
 @click.option(
     "--input-shape",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from mlec.cli.compiling import check_target
 from mlec.cli.output import json_option, print_json
 from mlec.reporting.units import plural
 
@@ -28,6 +29,7 @@ _CONSTANT = re.compile(r"=\s*constant\s*\{\s*value\s*=\s*@([\w.]+)\s*\}\s*:\s*(\
 )
 @click.option(
     "--target",
+    callback=check_target,
     help="Optimise for this target: what passes may know of it, and its backend's own default. [default: an ordinary CPU, O2]",
 )
 @click.option(

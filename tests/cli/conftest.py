@@ -31,7 +31,7 @@ class Done:
 
     def error(self, code: str) -> str:
         """The message of a clear error with this code; wrong usage exits 2."""
-        assert self.code == (2 if code in ("E_USAGE", "E_PIPELINE") else 1), (self.out, self.err)
+        assert self.code == (2 if code in ("E_USAGE", "E_USAGE_TRUST", "E_PIPELINE") else 1), (self.out, self.err)
         assert f"error[{code}]:" in self.err, self.err
         assert "hint: " in self.err
         assert "Traceback" not in self.err

@@ -116,6 +116,20 @@ def test_a_state_dict_with_its_class_and_examples(mlec: Run, tmp_path: Path) -> 
     assert "speedup" in done.out
 
 
+ESTIMATOR = """
+import pickle
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+
+class Same(TransformerMixin, BaseEstimator):
+    def fit(self, X, y=None):
+        return self
+
+    def transform(self, X):
+        return X
+"""
+
 NESTED = """
 import torch
 
@@ -347,12 +361,14 @@ def test_what_is_no_model(mlec: Run, iris: Iris, tmp_path: Path) -> None:
 
 
 def test_a_module_whose_class_was_defined_in_a_script(mlec: Run, tmp_path: Path) -> None:
-    script = f"{NETWORK}\nif __name__ == '__main__':\n    torch.save(Net(), 'net.pt')\n"
+    script = f"{NETWORK}\n{ESTIMATOR}\nif __name__ == '__main__':\n    torch.save(Net(), 'net.pt')\n"
+    script += "    pickle.dump(make_pipeline(Same(), Ridge()).fit([[0.0], [1.0]], [0.0, 1.0]), open('own.pkl', 'wb'))\n"
     (tmp_path / "own_script.py").write_text(script)
     subprocess.run([sys.executable, "own_script.py"], cwd=tmp_path, check=True)
     error = mlec("compile", "net.pt", "--trust-pickle", cwd=tmp_path).error("E_FILE")
     for way in ("in a module of its own", "PYTHONPATH", "--model-class", "torch.export.save"):
         assert way in error
+    assert "in a module of its own" in mlec("compile", "own.pkl", "--trust-pickle", cwd=tmp_path).error("E_FRONTEND")
 
 
 def test_why_nothing_was_compared(mlec: Run, iris: Iris, tmp_path: Path) -> None:

@@ -205,6 +205,7 @@ def test_kernels_of_others_do_not_run_unasked(mlec: Run, iris: Iris, tmp_path: P
     assert done.code == 0, done.err
     assert "instead" not in done.err
     mlec("run", iris.mle, iris.csv, "--trust", f"sha256:{'0' * 64}", env=elsewhere).error("E_TRUST_DIGEST")
+    mlec("run", iris.mle, iris.csv, "--trust", "abc").error("E_USAGE_TRUST")
 
 
 def test_bench(mlec: Run, iris: Iris) -> None:

@@ -14,6 +14,8 @@ import pytest
 
 from mlec.errors import InputError, MlecError, UsageError
 from mlec.runtime import CompiledModel, Executable
+from mlec.runtime.measure import Profile
+from mlec.runtime.program import KernelInfo
 from mlec.signature import ColumnFeed, Labels, MethodSpec, Signature, TableSpec, TensorSpec
 
 X = np.array([[0.0, 3.0], [5.0, 1.0], [2.0, 2.0]])
@@ -281,6 +283,13 @@ def test_peak_memory_without_kernels_is_what_numpy_allocates() -> None:
 def real(make_executable: Callable[..., Executable]) -> CompiledModel:
     outputs = (TensorSpec("h", "f32", ("n", 4)), TensorSpec("y", "f32", ("n", 4)))
     return CompiledModel(Signature((TensorSpec("x", "f32", ("n", 8)),), outputs), make_executable())
+
+
+def test_a_profile_fits_the_screen() -> None:
+    kernel = KernelInfo(symbol="s" * 200, op="o" * 200, location="l" * 200)
+    profile = Profile.of({kernel.symbol: (1, 1.0)}, [kernel], {}, 2.0)
+    assert max(map(len, str(profile).splitlines())) <= 130
+    assert profile.to_dict()["kernels"][0]["location"] == kernel.location
 
 
 def test_profile(real: CompiledModel) -> None:
