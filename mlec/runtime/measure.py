@@ -142,12 +142,12 @@ class Profile:
         rows += [
             [
                 _shortened(entry.kernel.op, 20),
-                _shortened(entry.kernel.symbol, 36),
+                _shortened(entry.kernel.symbol, 32),
                 str(entry.calls),
                 f"{entry.ms:.4f}",
                 f"{entry.share:.1%}",
                 "" if entry.gflops is None else f"{entry.gflops:.1f}",
-                _shortened(entry.kernel.location, 36),
+                _shortened(entry.kernel.location, 32),
             ]
             for entry in self.kernels
         ]

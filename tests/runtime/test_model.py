@@ -288,7 +288,7 @@ def real(make_executable: Callable[..., Executable]) -> CompiledModel:
 def test_a_profile_fits_the_screen() -> None:
     kernel = KernelInfo(symbol="s" * 200, op="o" * 200, location="l" * 200)
     profile = Profile.of({kernel.symbol: (1, 1.0)}, [kernel], {}, 2.0)
-    assert max(map(len, str(profile).splitlines())) <= 130
+    assert max(map(len, str(profile).splitlines())) <= 125
     assert profile.to_dict()["kernels"][0]["location"] == kernel.location
 
 
