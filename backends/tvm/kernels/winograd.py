@@ -27,13 +27,13 @@ import numpy.typing as npt
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.conv_blocked import ConvTile, prefetch, ranked_tiles
-from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.padding import copy_padded_row
 from mlec.backends.tvm.kernels.result import Result
 from mlec.backends.tvm.kernels.schedule import around, variations
 from mlec.backends.tvm.kernels.tile import (
     RegisterTile,
     ceildiv,
-    copy_run,
     flat_view,
     if_,
     parallel_if_large,
@@ -170,124 +170,189 @@ def conv2d_winograd(
     top, left, bottom, right = pads
     p, q = h + top + bottom - 2, w + left + right - 2
     schedule = schedule or next(WinogradSchedule.candidates((p, q), w_shape, target))
-    rows, group, width = schedule.rows, schedule.blocks, schedule.squares
-    down, across = ceildiv(p, 2), ceildiv(q, 2)
-    squares, columns = rows * across, (2 * across + 2) * b
-    tiles = ceildiv(squares, width)
-    ahead = ceildiv(group, tiles) if _from_l3(w_shape, target) else 0
-    lanes = target.lanes(32)
-    tasks = ceildiv(down, rows)
-
     with prim_func(name) as kernel:
-        x_arg = parameter("x", BufferSpec(x_shape, "float32"))
+        x = parameter("x", BufferSpec(x_shape, "float32"))
         u = parameter("u", BufferSpec((kb, POSITIONS, cb, b, k), "float32"))
         y = Result.parameter("y", (n, kb, p, q, k), "float32", epilogue)
-        x = flat_view(x_arg, (n, cb, h, w * b), "float32")
+        x = flat_view(x, (n, cb, h, w * b), "float32")
         stream = flat_view(u, (kb * POSITIONS * cb * b * k,), "float32")
-
-        def task(index: Expr) -> None:
-            image, part = unflatten(index, (n, tasks))
-            first = share(part * (2 * rows))
-            padded = T.alloc_buffer((cb, 2 * rows + 2, columns), "float32")
-            # One square more than there are, lest the 16 positions lie a power of two apart and share their places in L1.
-            sums = T.alloc_buffer((POSITIONS, cb, (squares + 1) * b), "float32")
-            products = T.alloc_buffer((POSITIONS, group, (squares + 1) * k), "float32")
-
-            def pad() -> None:
-                before = min(left * b, columns)
-                inside = min(w * b, columns - before)
-                with T.grid(cb, 2 * rows + 2) as (ci, row):
-                    at = share(first + row - top)
-                    with T.If(tirx.And(at >= 0, at < h)):
-                        with T.Then():
-                            copy_run(padded, (ci, row), 0, before, lanes)
-                            copy_run(
-                                padded,
-                                (ci, row),
-                                before,
-                                inside,
-                                lanes,
-                                lambda o, width: load(x, [image, ci, at, o], width),
-                            )
-                            copy_run(padded, (ci, row), before + inside, columns - before - inside, lanes)
-                        with T.Else():
-                            copy_run(padded, (ci, row), 0, columns, lanes)
-
-            def sum_inputs() -> None:
-                with T.grid(cb, rows, across) as (ci, i, j):
-                    d = [[share(load(padded, [ci, 2 * i + r, (2 * j + s) * b], b)) for s in range(4)] for r in range(4)]
-                    half = [_input_sums([d[r][s] for r in range(4)]) for s in range(4)]
-                    for r in range(4):
-                        for s, value in enumerate(_input_sums([half[s][r] for s in range(4)])):
-                            store(sums, value, [4 * r + s, ci, (i * across + j) * b])
-
-            def multiply(k_group: Expr, position: Expr, number: Expr, count: int) -> None:
-                """Some squares at one position; the tiles together fetch the weights of the next position, each those of some blocks."""
-                totals, square = RegisterTile(count, group, k, "float32"), number * width
-                after = k_group * POSITIONS + position + 1
-                with T.grid(cb, b) as (ci, c):
-                    for i in range(ahead):
-                        block = after // POSITIONS * group + (number * ahead + i) % group
-                        prefetch(stream, ((block * POSITIONS + after % POSITIONS) * cb + ci) * (b * k) + c * k)
-                    totals.multiply_add(
-                        [sums[position, ci, (square + t) * b + c] for t in range(count)],
-                        [load(u, [k_group * group + g, position, ci, c, 0], k) for g in range(group)],
-                    )
-                for t in range(count):
-                    for g in range(group):
-                        store(products, totals.value(t, g), [position, g, (square + t) * k])
-
-            def finish(block: Expr, g: Expr, i: Expr, j: Expr, largest: Cell) -> None:
-                m = [share(load(products, [at, g, (i * across + j) * k], k)) for at in range(POSITIONS)]
-                half = [_output_sums(m[s:POSITIONS:4]) for s in range(4)]
-                for r in range(2):
-                    for s, value in enumerate(_output_sums([half[c][r] for c in range(4)])):
-                        magnitude = share(bits_as("int32", value) & const(0x7FFFFFFF, "int32", k))
-                        largest.set(tirx.max(largest.value, magnitude))
-                        write(block, i * 2 + r, j * 2 + s, value)
-
-            def write(block: Expr, row: Expr, column: Expr, value: Expr) -> None:
-                """Unless the square hangs over the edge there."""
-                at = (image, block, first + row, column)
-                over = [
-                    i < extent
-                    for i, extent, held in ((at[2], p, tasks * 2 * rows), (at[3], q, 2 * across))
-                    if held > extent
-                ]
-                with if_(tirx.all(*over)) if over else nullcontext():
-                    y.put(at, at, 0, k, [value])
-
-            def by_definition(block: Expr) -> None:
-                with T.grid(2 * rows, 2 * across) as (i, j):
-                    total = Cell("float32", k, 0)
-                    with T.grid(cb, b) as (ci, c):
-                        at = [share(load(u, [block, position, ci, c, 0], k)) for position in range(POSITIONS)]
-                        half = [_weights_of_sums(at[s:POSITIONS:4]) for s in range(4)]
-                        for r in range(3):
-                            for s, weight in enumerate(_weights_of_sums([half[column][r] for column in range(4)])):
-                                factor = tirx.Broadcast(padded[ci, i + r, (j + s) * b + c], k)
-                                total.set(total.value + factor * weight)
-                    write(block, i, j, total.value)
-
-            pad()
-            sum_inputs()
-            with T.serial(kb // group) as k_group:
-                with T.serial(POSITIONS) as position:
-                    if squares >= width:
-                        with T.serial(squares // width) as t:
-                            multiply(k_group, position, t, width)
-                    if squares % width:
-                        multiply(k_group, position, squares // width, squares % width)
-                with T.serial(group) as g:
-                    block = share(k_group * group + g)
-                    largest = Cell("int32", k, 0)
-                    with T.grid(rows, across) as (i, j):
-                        finish(block, g, i, j, largest)
-                    with if_(reduce_lanes(largest.value, tirx.max) >= INFINITY):
-                        by_definition(block)
-
-        parallel_if_large(product((n, tasks)), POSITIONS * squares * cb * b * kb * k, task, tasks)
+        program = _Winograd(x, u, stream, y, x_shape, w_shape, (p, q), (top, left), schedule, target)
+        parallel_if_large(product((n, program.tasks)), program.work, program.task, program.tasks)
     return kernel.func
+
+
+@dataclass(frozen=True)
+class _Squares:
+    """What a task works on: the 2 x 2 squares of an image from output row ``first`` on.
+
+    Attributes:
+        padded: the input that they meet, ``[cb, input rows, input columns * b]``.
+        sums: of inputs, ``[16, cb, squares * b]``: 98 KB for 64 channels and 24 squares, which stay in L2.
+        products: ``[16, blocks, squares * k]``, of one group of output channel blocks.
+    """
+
+    image: Expr
+    first: Expr
+    padded: Buffer
+    sums: Buffer
+    products: Buffer
+
+
+@dataclass(frozen=True)
+class _Winograd:
+    """The parts of the program, see `conv2d_winograd`.
+
+    Attributes:
+        x, y: ``[n, cb, h, w * b]`` and ``[n, kb, p, q, k]``.
+        u, stream: ``[kb, 16, cb, b, k]``, and the same as one axis.
+        x_shape, w_shape, extent, corner: n, cb, h, w, b; kb, cb, 3, b, 3, k; p and q; padding at the top and left.
+    """
+
+    x: Buffer
+    u: Buffer
+    stream: Buffer
+    y: Result
+    x_shape: Sequence[Dim]
+    w_shape: Sequence[int]
+    extent: tuple[int, int]
+    corner: tuple[int, int]
+    schedule: WinogradSchedule
+    target: TargetInfo
+
+    @property
+    def across(self) -> int:
+        """Squares in a row."""
+        return -(-self.extent[1] // 2)
+
+    @property
+    def squares(self) -> int:
+        """Squares of a task."""
+        return self.schedule.rows * self.across
+
+    @property
+    def tasks(self) -> int:
+        """Tasks of an image."""
+        return -(-self.extent[0] // (2 * self.schedule.rows))
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds of a task."""
+        kb, cb, _, b, _, k = self.w_shape
+        return POSITIONS * self.squares * cb * b * kb * k
+
+    @property
+    def blocks_ahead(self) -> int:
+        """Blocks of the next position's weights that each register tile fetches: all of them over the tiles of a position."""
+        if not _from_l3(self.w_shape, self.target):
+            return 0
+        return -(-self.schedule.blocks // -(-self.squares // self.schedule.squares))
+
+    def task(self, index: Expr) -> None:
+        """Some rows of squares of one image."""
+        (n, cb, _, _, b), (kb, *_, k) = self.x_shape, self.w_shape
+        rows, blocks, squares = self.schedule.rows, self.schedule.blocks, self.squares
+        image, part = unflatten(index, (n, self.tasks))
+        first = share(part * (2 * rows))
+        padded = T.alloc_buffer((cb, 2 * rows + 2, (2 * self.across + 2) * b), "float32")
+        # One square more than there are, lest the 16 positions lie a power of two apart and share their places in L1.
+        sums = T.alloc_buffer((POSITIONS, cb, (squares + 1) * b), "float32")
+        products = T.alloc_buffer((POSITIONS, blocks, (squares + 1) * k), "float32")
+        work = _Squares(image, first, padded, sums, products)
+        self.pad(work)
+        self.sum_inputs(work)
+        with T.serial(kb // blocks) as group:
+            self.multiply(work, group)
+            with T.serial(blocks) as g:
+                block = share(group * blocks + g)
+                largest = Cell("int32", k, 0)
+                with T.grid(rows, self.across) as (i, j):
+                    self.sum_products(work, block, g, i, j, largest)
+                with if_(reduce_lanes(largest.value, tirx.max) >= INFINITY):
+                    self.by_definition(work, block)
+
+    def pad(self, work: _Squares) -> None:
+        """Copies the input that the squares meet: two rows and columns more than their outputs."""
+        (_, cb, h, w, b), (top, left) = self.x_shape, self.corner
+        width = (2 * self.across + 2) * b
+        before = min(left * b, width)
+        inside = min(w * b, width - before)
+        with T.grid(cb, 2 * self.schedule.rows + 2) as (ci, row):
+            at = share(work.first + row - top)
+            run = (self.x, [work.image, ci, at], before, inside)
+            copy_padded_row(work.padded, (ci, row), width, run, h, self.target.lanes(32))
+
+    def sum_inputs(self, work: _Squares) -> None:
+        """The 16 sums of the 4 x 4 inputs of each square: 32 additions of vectors for 16 loads and stores."""
+        cb, b = self.x_shape[1], self.x_shape[4]
+        with T.grid(cb, self.schedule.rows, self.across) as (ci, i, j):
+            d = [[share(load(work.padded, [ci, 2 * i + r, (2 * j + s) * b], b)) for s in range(4)] for r in range(4)]
+            half = [_input_sums([d[r][s] for r in range(4)]) for s in range(4)]
+            for r in range(4):
+                for s, value in enumerate(_input_sums([half[s][r] for s in range(4)])):
+                    store(work.sums, value, [4 * r + s, ci, (i * self.across + j) * b])
+
+    def multiply(self, work: _Squares, group: Expr) -> None:
+        """The products of a group of output channel blocks at all positions."""
+        width = self.schedule.squares
+        with T.serial(POSITIONS) as position:
+            if self.squares >= width:
+                with T.serial(self.squares // width) as tile:
+                    self.tile(work, group, position, tile, width)
+            if self.squares % width:
+                self.tile(work, group, position, self.squares // width, self.squares % width)
+
+    def tile(self, work: _Squares, group: Expr, position: Expr, number: Expr, count: int) -> None:
+        """The products of ``count`` squares at one position, the register tile of that number.
+
+        The tiles together fetch the weights of the next position, each those of some blocks.
+        """
+        (_, cb, _, b, _, k), blocks = self.w_shape, self.schedule.blocks
+        totals, square = RegisterTile(count, blocks, k, "float32"), number * self.schedule.squares
+        after = group * POSITIONS + position + 1
+        with T.grid(cb, b) as (ci, c):
+            for i in range(self.blocks_ahead):
+                block = after // POSITIONS * blocks + (number * self.blocks_ahead + i) % blocks
+                prefetch(self.stream, ((block * POSITIONS + after % POSITIONS) * cb + ci) * (b * k) + c * k)
+            totals.multiply_add(
+                [work.sums[position, ci, (square + t) * b + c] for t in range(count)],
+                [load(self.u, [group * blocks + g, position, ci, c, 0], k) for g in range(blocks)],
+            )
+        for t in range(count):
+            for g in range(blocks):
+                store(work.products, totals.value(t, g), [position, g, (square + t) * k])
+
+    def sum_products(self, work: _Squares, block: Expr, g: Expr, i: Expr, j: Expr, largest: Cell) -> None:
+        """The 2 x 2 outputs of the square at ``i, j``; ``largest`` takes in their magnitudes, as bits."""
+        k = self.w_shape[5]
+        m = [share(load(work.products, [at, g, (i * self.across + j) * k], k)) for at in range(POSITIONS)]
+        half = [_output_sums(m[s:POSITIONS:4]) for s in range(4)]
+        for r in range(2):
+            for s, value in enumerate(_output_sums([half[c][r] for c in range(4)])):
+                magnitude = share(bits_as("int32", value) & const(0x7FFFFFFF, "int32", k))
+                largest.set(tirx.max(largest.value, magnitude))
+                self.write(work, block, i * 2 + r, j * 2 + s, value)
+
+    def by_definition(self, work: _Squares, block: Expr) -> None:
+        """The outputs of one block of channels with nine products each; the weights are taken back out of their sums."""
+        _, cb, _, b, _, k = self.w_shape
+        with T.grid(2 * self.schedule.rows, 2 * self.across) as (i, j):
+            total = Cell("float32", k, 0)
+            with T.grid(cb, b) as (ci, c):
+                at = [share(load(self.u, [block, position, ci, c, 0], k)) for position in range(POSITIONS)]
+                half = [_weights_of_sums(at[s:POSITIONS:4]) for s in range(4)]
+                for r in range(3):
+                    for s, weight in enumerate(_weights_of_sums([half[column][r] for column in range(4)])):
+                        factor = tirx.Broadcast(work.padded[ci, i + r, (j + s) * b + c], k)
+                        total.set(total.value + factor * weight)
+            self.write(work, block, i, j, total.value)
+
+    def write(self, work: _Squares, block: Expr, row: Expr, column: Expr, value: Expr) -> None:
+        """Stores an output, the row being counted from the task's first, unless the square hangs over the edge there."""
+        at = (work.image, block, work.first + row, column)
+        held = (self.tasks * 2 * self.schedule.rows, 2 * self.across)
+        over = [i < extent for i, extent, most in zip(at[2:], self.extent, held, strict=True) if most > extent]
+        with if_(tirx.all(*over)) if over else nullcontext():
+            self.y.put(at, at, 0, self.w_shape[5], [value])
 
 
 def _input_sums(d: Sequence[Expr]) -> list[Expr]:
