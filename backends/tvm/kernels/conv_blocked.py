@@ -74,7 +74,8 @@ def conv2d_nchwc(
     y_shape = (n, kb, p, q, k)
     tile = schedule or conv_tiles(x_shape, w_shape, geometry, dtype, target)[0]
     if _is_pointwise(w_shape, geometry):
-        h, w, p, q = 1, h * w, 1, p * q
+        h = p = _rows_of_positions(p * q, w_shape, tile.columns, target)
+        w = q = math.prod(y_shape[2:4]) // p
     with prim_func(name) as kernel:
         x = parameter("x", BufferSpec(x_shape, dtype))
         weights = parameter("w", BufferSpec(w_shape, dtype))
@@ -119,7 +120,8 @@ class _Convolution:
     Attributes:
         x, y: ``[n, cb, h, w * b]`` and ``[n, kb, p, q, k]``.
         weights, stream: ``[kb, cb, r, b, s, k]``, and the same as one axis.
-        x_shape, w_shape, extent: n, cb, h, w, b; kb, cb, r, b, s, k; p and q. The positions of a pointwise convolution are one row.
+        x_shape, w_shape, extent: n, cb, h, w, b; kb, cb, r, b, s, k; p and q. The positions of a pointwise convolution are one row, or
+            as many as tasks share.
         shown: rows and columns of the result as the epilogue knows them.
         acc: dtype of the sums.
     """
@@ -163,13 +165,15 @@ class _Convolution:
         otherwise its rows. The padded copy of a task takes half of L2 at most: a later group of channels finds it there.
         """
         _, cb, h, w, b = self.x_shape
-        kb, _, r, _, s, k = self.w_shape
+        kb = self.w_shape[0]
         groups, tiles, parts = (
             kb // self.chosen.blocks,
             ceildiv(self.extent[0], self.chosen.rows),
             tasks_worth(self.work, self.target),
         )
-        group_parts, row_parts = (min(parts, groups), 1) if kb * k * r * s > h * w else (1, min(parts, tiles))
+        group_parts, row_parts = (
+            (min(parts, groups), 1) if _shares_channels(self.w_shape, h * w) else (1, min(parts, tiles))
+        )
         if self.padded:
             copied = cb * b * h * self.columns * bits(self.acc) // 8
             row_parts = max(row_parts, min(tiles, copied * 2 // self.target.l2_bytes))
@@ -316,8 +320,26 @@ def out_extent(x_shape: Sequence[Dim], window: tuple[int, int], geometry: Geomet
     return p, q
 
 
+def _shares_channels(w_shape: Sequence[int], positions: int) -> bool:
+    """Whether the weights of an input channel are more than its values."""
+    kb, _, r, _, s, k = w_shape
+    return kb * k * r * s > positions
+
+
+def _rows_of_positions(positions: int, w_shape: Sequence[int], columns: int, target: TargetInfo) -> int:
+    """How many rows of equal length the positions of a pointwise convolution are: one, so that there is but one last tile; where tasks
+    share the rows, as many as there are tasks or a few more, each of four tiles of ``columns`` at least.
+    """
+    if _shares_channels(w_shape, positions):
+        return 1
+    wanted = tasks_worth(positions * math.prod(w_shape), target)
+    most = max(1, positions // (4 * columns))
+    divisors = [rows for rows in range(1, most + 1) if positions % rows == 0]
+    return next((rows for rows in divisors if rows >= wanted), divisors[-1])
+
+
 def _is_pointwise(w_shape: Sequence[int], geometry: Geometry) -> bool:
-    """Whether the positions of an image are one long row."""
+    """Whether each output position takes one input position, the same one: how they lie in rows does not matter."""
     return (w_shape[2], w_shape[4], *geometry.strides) == (1, 1, 1, 1) and not any(geometry.pads)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.conv import conv, pack_transposed
-from mlec.backends.tvm.kernels.conv_blocked import conv2d_nchwc
+from mlec.backends.tvm.kernels.conv_blocked import _rows_of_positions, conv2d_nchwc
 from mlec.backends.tvm.kernels.depthwise import depthwise_nchwc
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
 from mlec.backends.tvm.kernels.vector import select
@@ -230,3 +230,12 @@ def test_depthwise_on_channel_blocks(case, cpu):
         want = reference(x, w, strides, pads, dilations, c)
         got = run(to_blocks(x, b), packed, out=(batch, c // b, *want.shape[2:], b))
         assert_close(from_blocks(got), want, kernel[0] * kernel[1])
+
+
+def test_the_positions_of_a_pointwise_convolution_are_shared_by_threads_in_rows_of_equal_length():
+    two = replace(HOST, cores=2)
+    narrow = (1, 6, 1, 16, 1, 16)  # 96 channels to 16: nothing to share but positions
+    assert _rows_of_positions(112 * 112, narrow, 12, two) == 4
+    assert _rows_of_positions(7 * 35, narrow, 12, two) == 1  # too little work
+    assert _rows_of_positions(12547, narrow, 12, two) == 1  # a prime number
+    assert _rows_of_positions(49, (60, 20, 1, 16, 1, 16), 12, two) == 1  # the weights are larger: tasks share channels
