@@ -19,8 +19,9 @@ FEWEST_ROUNDS = 3
 ROUND_SECONDS = 0.02
 BATCH_SECONDS = 10.0
 """Time for all competitors at one batch size, after which no further round is begun (but the fewest)."""
-WARM_SECONDS = 0.002
-"""At the begin of a turn calls do not count (one at least): they wake the threads and fill the caches."""
+WARM_SECONDS = 0.02
+"""At the begin of a turn calls do not count (one at least): they fill the caches, wake the threads, and last until the system has spread
+those over the processors."""
 SETTLE_SECONDS = 0.004
 MOST_SETTLE_SECONDS = 0.4
 BUSY_SHARE = 0.2
