@@ -87,6 +87,13 @@ class Windows:
         ]
         return (self.reach(0, self.out[0]), self.reach(1, self.out[1]), self.stride[2], columns)
 
+    def tap_row(self, depth: Expr, plane_tap: Expr, row: Expr, row_tap: Expr) -> list[Expr]:
+        """The first two indices into the copy for a tap at a position: a plane and a row."""
+        return [
+            depth * self.stride[0] + plane_tap * self.dilation[0],
+            row * self.stride[1] + row_tap * self.dilation[1],
+        ]
+
     def tap_column(self, tap: Expr, position: Expr) -> list[Expr]:
         """The last two indices into the copy for a tap at a column position."""
         offset = tap * self.dilation[2]
