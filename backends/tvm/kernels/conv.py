@@ -13,20 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
-from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
 from mlec.backends.tvm.kernels.padding import Windows
 from mlec.backends.tvm.kernels.result import Result
 from mlec.backends.tvm.kernels.schedule import variations
 from mlec.backends.tvm.kernels.tile import (
-    TASK_WORK,
     RegisterTile,
     accumulator_dtype,
     bits,
     ceildiv,
+    chunks,
     flat_view,
     parallel_if_large,
     parameter,
     product,
+    tasks_worth,
     unflatten,
 )
 from mlec.backends.tvm.kernels.vector import cast_to, load, share
@@ -99,71 +100,117 @@ def conv(
     n, c, *space = x_shape
     k, cg, *taps = w_shape
     windows = Windows.of(space, taps, geometry)
-    rank, (od, oh, ow), (_, sh, _), (_, dh, _) = windows.rank, windows.out, windows.stride, windows.dilation
-    kd, kh, kw = windows.kernel
-    y_shape = (n, k, *windows.out[3 - rank :])
-
+    y_shape = (n, k, *windows.out[3 - windows.rank :])
+    _, oh, ow = windows.out
+    chosen = schedule or next(ConvSchedule.candidates(k // groups, oh, ow, dtype, target))
     acc = accumulator_dtype(dtype)
     lanes = target.lanes(bits(acc))
     if isinstance(ow, int):
         lanes = min(lanes, 1 << (ow - 1).bit_length())
-    per_group = k // groups
-    chosen = schedule or next(ConvSchedule.candidates(per_group, oh, ow, dtype, target))
-    kt, ht, vectors = chosen.channels, chosen.rows, chosen.vectors
-
-    static = [extent for extent in (od, oh, ow) if isinstance(extent, int)]
-    work = per_group * cg * math.prod(taps) * math.prod(static) * 32 ** (3 - len(static))
-    parts = max(1, min(2 * target.cores, work // TASK_WORK))
-    k_parts = min(parts, per_group // kt)
-    k_chunk = ceildiv(per_group // kt, k_parts)
-    k_parts = ceildiv(per_group // kt, k_chunk)
     with prim_func(name) as kernel:
-        x_arg = parameter("x", BufferSpec(x_shape, dtype))
-        w_arg = parameter("w", BufferSpec(w_shape, dtype))
-        result = Result.parameter("y", y_shape, dtype, epilogue)
-        x = flat_view(x_arg, (n, c, *windows.extent), dtype)
-        weights = flat_view(w_arg, (k, cg, kd, kh, kw), dtype)
-        y = result.viewed((n, k, od, oh, ow))
-
-        def task(index: Expr) -> None:
-            image, g, k_part = unflatten(index, (n, groups, k_parts))
-            scratch = T.alloc_buffer((cg, *windows.scratch_shape(lanes * vectors)), acc)
-            with T.serial(cg) as ci:
-                windows.fill(scratch, [ci], x, [image, g * cg + ci], lanes, 0)
-
-            def tile(channel: Expr, z: Expr, row: Expr, rows: int, column: Expr) -> None:
-                sums = RegisterTile(kt, rows * vectors, lanes, acc)
-                with T.grid(cg, kd, kh, kw) as (ci, di, ri, si):
-                    sums.multiply_add(
-                        [cast_to(acc, weights[channel + j, ci, di, ri, si]) for j in range(kt)],
-                        [
-                            load(
-                                scratch,
-                                [ci, *tap_row(z, di, row + i, ri), *windows.tap_column(si, column + v * lanes)],
-                                lanes,
-                            )
-                            for i in range(rows)
-                            for v in range(vectors)
-                        ],
-                    )
-                for j in range(kt):
-                    for i in range(rows):
-                        at = (image, channel + j, z, row + i)
-                        where = (image, channel + j, *at[5 - rank :])
-                        values = [sums.value(j, i * vectors + v) for v in range(vectors)]
-                        y.put(at, where, column, ow, values)
-
-            with T.serial(tirx.min(k_chunk, per_group // kt - k_part * k_chunk)) as kk:
-                channel = share(g * per_group + (k_part * k_chunk + kk) * kt)
-                with T.serial(od) as z:
-                    with T.serial(oh // ht) as i, T.serial(ceildiv(ow, lanes * vectors)) as j:
-                        tile(channel, z, i * ht, ht, j * (lanes * vectors))
-                    if not isinstance(oh, int) or oh % ht:
-                        with T.serial(oh % ht) as i, T.serial(ceildiv(ow, lanes * vectors)) as j:
-                            tile(channel, z, oh // ht * ht + i, 1, j * (lanes * vectors))
-
-        def tap_row(z: Expr, di: Expr, row: Expr, ri: Expr) -> list[Expr]:
-            return [z * windows.stride[0] + di * windows.dilation[0], row * sh + ri * dh]
-
-        parallel_if_large(product((n, groups, k_parts)), work // k_parts, task, groups * k_parts)
+        x = parameter("x", BufferSpec(x_shape, dtype))
+        weights = parameter("w", BufferSpec(w_shape, dtype))
+        y = Result.parameter("y", y_shape, dtype, epilogue)
+        x = flat_view(x, (n, c, *windows.extent), dtype)
+        weights = flat_view(weights, (k, cg, *windows.kernel), dtype)
+        y = y.viewed((n, k, *windows.out))
+        program = _Convolution(x, weights, y, (n, k, cg), groups, windows, chosen, acc, lanes, target)
+        parts = program.channel_parts
+        parallel_if_large(product((n, groups, parts)), program.work // parts, program.task, groups * parts)
     return kernel.func
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """The parts of the program, see `conv`.
+
+    Attributes:
+        x, weights, y: ``[n, c, depth, rows, columns]``, ``[k, cg, *kernel]`` and ``[n, k, depth, rows, columns]``.
+        extents: n, k, and cg: input channels of a group.
+        acc: dtype of the sums.
+        lanes: of a vector; fewer than the machine has where a row of the result is shorter.
+    """
+
+    x: Buffer
+    weights: Buffer
+    y: Result
+    extents: tuple[Dim, int, int]
+    groups: int
+    windows: Windows
+    chosen: ConvSchedule
+    acc: str
+    lanes: int
+    target: TargetInfo
+
+    @property
+    def width(self) -> int:
+        """Columns of a tile."""
+        return self.lanes * self.chosen.vectors
+
+    @property
+    def per_group(self) -> int:
+        """Output channels of a group."""
+        return self.extents[1] // self.groups
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds of one group of an image; an extent that is not known counts as 32."""
+        positions = math.prod(extent if isinstance(extent, int) else 32 for extent in self.windows.out)
+        return self.per_group * self.extents[2] * math.prod(self.windows.kernel) * positions
+
+    @property
+    def shares(self) -> tuple[int, int]:
+        """Tiles of output channels of a task, and in how many parts that divides a group."""
+        tiles = self.per_group // self.chosen.channels
+        return chunks(tiles, min(tasks_worth(self.work, self.target), tiles))
+
+    @property
+    def channel_parts(self) -> int:
+        return self.shares[1]
+
+    def task(self, index: Expr) -> None:
+        """Some output channels of one group of an image."""
+        (n, _, cg), (share_of_tiles, parts), kt = self.extents, self.shares, self.chosen.channels
+        image, group, part = unflatten(index, (n, self.groups, parts))
+        scratch = T.alloc_buffer((cg, *self.windows.scratch_shape(self.width)), self.acc)
+        with T.serial(cg) as ci:
+            self.windows.fill(scratch, [ci], self.x, [image, group * cg + ci], self.lanes, 0)
+        with T.serial(tirx.min(share_of_tiles, self.per_group // kt - part * share_of_tiles)) as i:
+            channel = share(group * self.per_group + (part * share_of_tiles + i) * kt)
+            self.channels(scratch, image, channel)
+
+    def channels(self, scratch: Buffer, image: Expr, channel: Expr) -> None:
+        """All positions of the output channels of a tile: whole tiles of rows, then the last rows one by one."""
+        (od, oh, ow), height, width = self.windows.out, self.chosen.rows, self.width
+        with T.serial(od) as z:
+            with T.serial(oh // height) as i, T.serial(ceildiv(ow, width)) as j:
+                self.tile(scratch, image, channel, (z, i * height, j * width), height)
+            if not isinstance(oh, int) or oh % height:
+                with T.serial(oh % height) as i, T.serial(ceildiv(ow, width)) as j:
+                    self.tile(scratch, image, channel, (z, oh // height * height + i, j * width), 1)
+
+    def tile(self, scratch: Buffer, image: Expr, channel: Expr, corner: tuple[Expr, Expr, Expr], height: int) -> None:
+        """The sums of some channels at ``height`` rows times some vectors of columns, from a position on.
+
+        A step is one tap of one input channel: a weight for each channel, a vector for each row and vector of columns.
+        """
+        windows, acc, lanes = self.windows, self.acc, self.lanes
+        kt, vectors = self.chosen.channels, self.chosen.vectors
+        z, row, column = corner
+        sums = RegisterTile(kt, height * vectors, lanes, acc)
+        with T.grid(self.extents[2], *windows.kernel) as (ci, di, ri, si):
+            places = [
+                [ci, *windows.tap_row(z, di, row + i, ri), *windows.tap_column(si, column + v * lanes)]
+                for i in range(height)
+                for v in range(vectors)
+            ]
+            sums.multiply_add(
+                [cast_to(acc, self.weights[channel + j, ci, di, ri, si]) for j in range(kt)],
+                [load(scratch, place, lanes) for place in places],
+            )
+        for j in range(kt):
+            for i in range(height):
+                at = (image, channel + j, z, row + i)
+                where = (image, channel + j, *at[5 - windows.rank :])
+                values = [sums.value(j, i * vectors + v) for v in range(vectors)]
+                self.y.put(at, where, column, windows.out[2], values)
