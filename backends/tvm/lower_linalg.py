@@ -58,7 +58,9 @@ def _packed_product(lowering: Lowering, node: Node, a: Tensor, w: Tensor, n: int
     def version(schedule: GemmSchedule) -> Version:
         def build(name: str, dims: Dims) -> object:
             *lead, k = dims.shape(a.shape)
-            return gemm(lead, n, k, a.dtype, block, lowering.target, tail.epilogue(lowering, dims), name, schedule)
+            return gemm(
+                lead, n, k, a.dtype, block, lowering.target, tail.epilogue(lowering, dims), name, schedule, lowering.weights_nbytes
+            )  # fmt: skip
 
         return Version(build, operands, f"gemm, blocks of {block} columns{tail}")
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -182,6 +182,11 @@ class Lowering:
         self._content: Callable[[], str] = str
         tuning = self._options.tuning
         self._tuner = None if tuning is None else Tuner(tuning, target, self._options.report)
+
+    @cached_property
+    def weights_nbytes(self) -> int:
+        """Bytes of the graph's constants."""
+        return sum(array.nbytes for array in self.graph.constants.values())
 
     def run(self) -> Lowered:
         """Lowers every node of the graph.

@@ -144,12 +144,14 @@ def gemm(
     epilogue: Epilogue = IDENTITY,
     name: str = "gemm",
     schedule: GemmSchedule | None = None,
+    program_weights: int = 0,
 ) -> tirx.PrimFunc:
     """``c[*lead, n] = epilogue(a[*lead, k] @ w)`` for packed weights ``w[ceil(n / block), k, block]``.
 
     Parameters of the program: a, w, the epilogue's inputs, c. Extents in ``lead`` may be symbolic; their product is the
     number of rows. ``block`` is a multiple of the vector length or shorter than one vector. A tile takes vectors of columns
     from one block or from neighbours; vectors that hold only padding are left out. Without a schedule, the first candidate is taken.
+    ``program_weights`` are the bytes of all weights that the program reads in turn: these are in L2 at the next call if all of them fit.
 
     One branch chooses by the number of rows:
 
@@ -169,7 +171,7 @@ def gemm(
     m = product(lead)
     item = bits(dtype) // 8
     # Work that takes as long as to read a byte of weights: 10 ps from L2, 30 ps from behind it.
-    streaming = 1 if n * k * item <= target.l2_bytes else 3
+    streaming = 1 if max(n * k * item, program_weights) <= target.l2_bytes else 3
     schedule = schedule or next(GemmSchedule.candidates(m, n, k, dtype, block, target))
     wide, mr = schedule.vectors, schedule.rows
     tile_chunk, group_chunk = schedule.row_tiles, schedule.column_tiles

@@ -1,5 +1,7 @@
 """Matrix products against numpy: shapes that do not divide the tiles, every dtype, epilogues, special values."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -149,3 +151,12 @@ def test_integer_product():
     a, b = np.arange(35, dtype=np.int64).reshape(5, 7), np.arange(21, dtype=np.int64).reshape(7, 3) - 10
     got = compile_kernel(matmul((), (), 5, 3, 7, "int64", HOST))(a, b, out=(5, 3), dtype="int64")
     np.testing.assert_array_equal(got, a @ b)
+
+
+def test_one_row_is_shared_by_threads_where_all_weights_of_a_program_exceed_l2():
+    def shared(program_weights):
+        func = gemm((1,), 512, 784, "float32", 64, replace(HOST, l2_bytes=2 << 20), program_weights=program_weights)
+        return "T.parallel" in func.script()
+
+    assert not shared(1 << 20)
+    assert shared(3 << 20)
