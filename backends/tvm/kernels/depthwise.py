@@ -7,22 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.conv_blocked import met_values, out_extent
-from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
 from mlec.backends.tvm.kernels.result import Result
 from mlec.backends.tvm.kernels.schedule import around, variations
 from mlec.backends.tvm.kernels.tile import (
-    TASK_WORK,
     RegisterTile,
     accumulator_dtype,
     bits,
     ceildiv,
+    chunks,
     flat_view,
     parallel_if_large,
     parameter,
     product,
+    tasks_worth,
     unflatten,
 )
 from mlec.backends.tvm.kernels.vector import cast_to, load, share
@@ -55,7 +57,7 @@ class DepthwiseSchedule:
         p, q = out_extent(x_shape, (r, s), geometry)
         registers = ceildiv(b, target.lanes(bits(accumulator_dtype(dtype))))
         most = max(1, min(12, target.vector_registers * 3 // 4 // registers - s))
-        parts = max(1, min(2 * target.cores, p, r * s * q * b * 2 * p // TASK_WORK))
+        parts = max(1, min(p, tasks_worth(r * s * q * b * 2 * p, target)))
         default = DepthwiseSchedule(_even(q, most), parts)
         widest = min(16, (target.vector_registers - 2) // registers - s)
         return variations(
@@ -93,67 +95,115 @@ def depthwise_nchwc(
     """
     n, cb, h, w, b = x_shape
     _, r, s, _ = w_shape
-    (sh, sw), (dh, dw), (top, left) = geometry.strides, geometry.dilations, geometry.before
     p, q = out_extent(x_shape, (r, s), geometry)
-    acc = accumulator_dtype(dtype)
     chosen = schedule or next(DepthwiseSchedule.candidates(x_shape, w_shape, geometry, dtype, target))
-    width, parts = chosen.columns, chosen.parts
-    inner = [
-        j for j in range(0, q - width + 1, width) if j * sw >= left and (j + width - 1) * sw + (s - 1) * dw - left < w
-    ]  # tiles that meet no padding: they follow each other
-    edges = [j for j in range(0, q, width) if j not in inner]
-    row_work = r * s * q * b * 2
-    chunk = ceildiv(p, parts)
-    parts = ceildiv(p, chunk)
-
     with prim_func(name) as kernel:
-        x_arg = parameter("x", BufferSpec(x_shape, dtype))
+        x = parameter("x", BufferSpec(x_shape, dtype))
         weights = parameter("w", BufferSpec(w_shape, dtype))
         y = Result.parameter("y", (n, cb, p, q, b), dtype, epilogue)
-        x = flat_view(x_arg, (n, cb, h, w * b), dtype)
-
-        def task(index: Expr) -> None:
-            image, block, part = unflatten(index, (n, cb, parts))
-            first = share(part * chunk)
-
-            def row_of_taps(sums: RegisterTile, row: Expr, ri: Expr, column: Expr, columns: int) -> None:
-                taps = [share(cast_to(acc, load(weights, [block, ri, t, 0], b))) for t in range(s)]
-                for offset, meets in met_values(columns, s, sw, dw).items():
-                    at = column * sw + (offset - left)
-                    if isinstance(at, int) and not 0 <= at < w:
-                        continue
-                    value = share(cast_to(acc, load(x, [image, block, row * sh + ri * dh - top, at * b], b)))
-                    for j, t in meets:
-                        sums.add(j, value, [taps[t]])
-
-            def tile(row: Expr, column: Expr, columns: int, whole: bool) -> None:
-                sums = RegisterTile(columns, 1, b, acc)
-                if whole:
-                    for ri in range(r):
-                        row_of_taps(sums, row, ri, column, columns)
-                else:
-                    begin = share((tirx.max(0, top - row * sh) + (dh - 1)) // dh)
-                    end = share(tirx.min(r, (tirx.max(0, h + top - row * sh) + (dh - 1)) // dh))
-                    with T.serial(begin, end) as ri:
-                        row_of_taps(sums, row, ri, column, columns)
-                for j in range(columns):
-                    at = (image, block, row, column + j)
-                    y.put(at, at, 0, b, [sums.value(j, 0)])
-
-            def all_columns(row: Expr, whole: bool) -> None:
-                if inner:
-                    with T.serial(len(inner)) as i:
-                        tile(row, inner[0] + i * width, width, whole)
-                for column in edges:
-                    tile(row, column, min(width, q - column), whole)
-
-            with T.serial(tirx.min(chunk, p - first)) as i:
-                row = share(first + i)
-                with T.If(tirx.And(row * sh >= top, row * sh + (r - 1) * dh < h + top)):
-                    with T.Then():
-                        all_columns(row, True)
-                    with T.Else():
-                        all_columns(row, False)
-
-        parallel_if_large(product((n, cb, parts)), row_work * chunk, task, cb * parts)
+        x = flat_view(x, (n, cb, h, w * b), dtype)
+        rows, parts = chunks(p, chosen.parts)
+        program = _Depthwise(
+            x, weights, y, x_shape, (r, s), (p, q), geometry, chosen.columns, rows, parts, accumulator_dtype(dtype)
+        )
+        parallel_if_large(product((n, cb, parts)), r * s * q * b * 2 * rows, program.task, cb * parts)
     return kernel.func
+
+
+@dataclass(frozen=True)
+class _Depthwise:
+    """The parts of the program, see `depthwise_nchwc`.
+
+    Attributes:
+        x, weights, y: ``[n, cb, h, w * b]``, ``[cb, r, s, b]`` and ``[n, cb, p, q, b]``.
+        x_shape, kernel, extent: n, cb, h, w, b; r and s; p and q.
+        width: columns of a tile.
+        rows, parts: of a task, and how many tasks share the rows.
+        acc: dtype of the sums.
+    """
+
+    x: Buffer
+    weights: Buffer
+    y: Result
+    x_shape: Sequence[Dim]
+    kernel: tuple[int, int]
+    extent: tuple[int, int]
+    geometry: Geometry
+    width: int
+    rows: int
+    parts: int
+    acc: str
+
+    @cached_property
+    def columns(self) -> tuple[list[int], list[int]]:
+        """Where tiles begin: those that meet no padding, which follow each other, and the others."""
+        (sw, dw, left), w, (q, width) = self._along(1), self.x_shape[3], (self.extent[1], self.width)
+
+        def is_inner(j: int) -> bool:
+            return j + width <= q and j * sw >= left and (j + width - 1) * sw + (self.kernel[1] - 1) * dw - left < w
+
+        begins = range(0, q, width)
+        return [j for j in begins if is_inner(j)], [j for j in begins if not is_inner(j)]
+
+    def _along(self, axis: int) -> tuple[int, int, int]:
+        """Stride, dilation and padding before, along rows (0) or columns (1)."""
+        geometry = self.geometry
+        return geometry.strides[axis], geometry.dilations[axis], geometry.before[axis]
+
+    def task(self, index: Expr) -> None:
+        """Some rows of a block of channels of an image."""
+        n, cb, h, _, _ = self.x_shape
+        (sh, dh, top), r = self._along(0), self.kernel[0]
+        image, block, part = unflatten(index, (n, cb, self.parts))
+        first = share(part * self.rows)
+        with T.serial(tirx.min(self.rows, self.extent[0] - first)) as i:
+            row = share(first + i)
+            with T.If(tirx.And(row * sh >= top, row * sh + (r - 1) * dh < h + top)):
+                with T.Then():
+                    self.row_of_tiles((image, block, row), True)
+                with T.Else():
+                    self.row_of_tiles((image, block, row), False)
+
+    def row_of_tiles(self, at: tuple[Expr, Expr, Expr], whole: bool) -> None:
+        """All columns of a row ``at`` image, block, row; ``whole``: no tap of it meets padding above or below."""
+        inner, edges = self.columns
+        if inner:
+            with T.serial(len(inner)) as i:
+                self.tile(at, inner[0] + i * self.width, self.width, whole)
+        for column in edges:
+            self.tile(at, column, min(self.width, self.extent[1] - column), whole)
+
+    def tile(self, at: tuple[Expr, Expr, Expr], column: Expr, columns: int, whole: bool) -> None:
+        """The sums of some columns of a row."""
+        (sh, dh, top), (r, _), h, b = self._along(0), self.kernel, self.x_shape[2], self.x_shape[4]
+        sums = RegisterTile(columns, 1, b, self.acc)
+        if whole:
+            for ri in range(r):
+                self.row_of_taps(sums, at, ri, column, columns)
+        else:
+            start = at[2] * sh
+            begin = share((tirx.max(0, top - start) + (dh - 1)) // dh)
+            end = share(tirx.min(r, (tirx.max(0, h + top - start) + (dh - 1)) // dh))
+            with T.serial(begin, end) as ri:
+                self.row_of_taps(sums, at, ri, column, columns)
+        for j in range(columns):
+            where = (*at, column + j)
+            self.y.put(where, where, 0, b, [sums.value(j, 0)])
+
+    def row_of_taps(
+        self, sums: RegisterTile, at: tuple[Expr, Expr, Expr], ri: Expr, column: Expr, columns: int
+    ) -> None:
+        """One row of taps: 3 weight vectors and 14 inputs for the 36 FMAs of a tile of 12 columns at 3 x 3 and stride 1.
+
+        ``column`` is a number where the tile lies at an edge: inputs that lie in the padding are then left out.
+        """
+        (_, _, _, w, b), s, acc = self.x_shape, self.kernel[1], self.acc
+        (sh, dh, top), (sw, dw, left), (image, block, row) = self._along(0), self._along(1), at
+        taps = [share(cast_to(acc, load(self.weights, [block, ri, t, 0], b))) for t in range(s)]
+        for offset, meets in met_values(columns, s, sw, dw).items():
+            source = column * sw + (offset - left)
+            if isinstance(source, int) and not 0 <= source < w:
+                continue
+            value = share(cast_to(acc, load(self.x, [image, block, row * sh + ri * dh - top, source * b], b)))
+            for j, t in meets:
+                sums.add(j, value, [taps[t]])
