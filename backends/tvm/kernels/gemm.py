@@ -165,119 +165,174 @@ def gemm(
       6 x 4 tile needs 256 bytes of it in 12 cycles, a third of what L2 gives. The chunk's rows stay in L2 as well. The last
       tile starts early enough to be a whole (or half) tile, so this path needs two tile sizes only.
     """
-    acc = accumulator_dtype(dtype)
-    columns_of = _Columns.of(n, dtype, block, target)
-    lanes, in_block, vectors = columns_of.lanes, columns_of.in_block, columns_of.vectors
     m = product(lead)
-    item = bits(dtype) // 8
-    # Work that takes as long as to read a byte of weights: 10 ps from L2, 30 ps from behind it.
-    streaming = 1 if max(n * k * item, program_weights) <= target.l2_bytes else 3
     schedule = schedule or next(GemmSchedule.candidates(m, n, k, dtype, block, target))
-    wide, mr = schedule.vectors, schedule.rows
-    tile_chunk, group_chunk = schedule.row_tiles, schedule.column_tiles
-    tallest = mr if vectors == wide or target.vector_registers < 32 else 8
-    groups = -(-vectors // wide)
-
     with prim_func(name) as kernel:
-        a_arg = parameter("a", BufferSpec((*lead, k), dtype))
+        a = parameter("a", BufferSpec((*lead, k), dtype))
         w = parameter("w", BufferSpec((-(-n // block), k, block), dtype))
-        result = Result.parameter("c", (*lead, n), dtype, epilogue)
-        a, c = flat_view(a_arg, (m, k), dtype), result.viewed((m, n))
+        c = Result.parameter("c", (*lead, n), dtype, epilogue)
+        a, c = flat_view(a, (m, k), dtype), c.viewed((m, n))
+        columns = _Columns.of(n, dtype, block, target)
+        in_turn = max(n * k * (bits(dtype) // 8), program_weights)
+        _Gemm(a, w, c, lead, (m, n, k), columns, in_turn, schedule, dtype, target).all_rows()
+    return kernel.func
 
-        def weights(first: Expr, v: int, count: int, kk: Expr) -> Expr:
-            """Vector ``first + v`` of a row of weights; ``first`` is a number or a multiple of ``count``."""
-            if isinstance(first, int):
-                at, offset = divmod(first + v, in_block)
-            elif count % in_block == 0:
-                at, offset = first // in_block + v // in_block, v % in_block
-            else:
-                at, offset = first // in_block, first % in_block + v
-            return cast_to(acc, load(w, [at, kk, offset * lanes], lanes))
 
-        def tile(rows: int, row: Expr, first: Expr, count: int, unroll: int = 1) -> None:
-            """``rows`` rows times ``count`` vectors of columns."""
-            sums = RegisterTile(rows, count, lanes, acc)
-            unrolled(
-                k,
-                unroll,
-                lambda kk: sums.multiply_add(
-                    [cast_to(acc, a[row + i, kk]) for i in range(rows)],
-                    [weights(first, v, count, kk) for v in range(count)],
-                ),
-            )
-            whole = not isinstance(first, int) and vectors // count * count * lanes <= n
-            for i in range(rows):
-                where = unflatten(row + i, lead) if epilogue.inputs else (row + i,)
-                values = [sums.value(i, v) for v in range(count)]
-                c.put((row + i,), where, first * lanes, count * lanes if whole else n, values)
+@dataclass(frozen=True)
+class _Gemm:
+    """The parts of the program, see `gemm`.
 
-        def columns(count: int, rows: int, body: Callable[[Expr, int], None]) -> None:
-            """``body(first vector, vectors)`` for all columns, so many vectors at a time, for about so many rows."""
-            work = max(multiply_adds(rows * k * count * lanes, dtype, target), streaming * k * count * lanes * item)
-            parallel_if_large(vectors // count, work, lambda g: body(g * count, count))
-            if vectors % count:
-                body(vectors // count * count, vectors % count)
+    Attributes:
+        a, w, c: ``[m, k]``, ``[blocks, k, block]`` and ``[m, n]``.
+        lead, extents: the leading axes as the epilogue knows them; m (their product), n, k.
+        in_turn: bytes of weights that are read between two reads of the same one, in successive calls.
+    """
 
-        def one_row() -> None:
-            columns(schedule.stream, 1, lambda first, count: tile(1, 0, first, count, 2))
+    a: Buffer
+    w: Buffer
+    c: Result
+    lead: Sequence[Dim]
+    extents: tuple[Dim, int, int]
+    columns: _Columns
+    in_turn: int
+    schedule: GemmSchedule
+    dtype: str
+    target: TargetInfo
 
-        def tall(rows: int) -> None:
-            """A few more rows than a tile in one narrower tile: weights that come from memory are read once."""
-            columns(columns_of.width((target.vector_registers - 4) // rows), rows, lambda *where: tile(rows, 0, *where))
+    @property
+    def acc(self) -> str:
+        return accumulator_dtype(self.dtype)
 
-        def walk() -> None:
-            """Some rows, on one thread unless each is much work."""
+    @property
+    def groups(self) -> int:
+        """Tiles across the columns."""
+        return -(-self.columns.vectors // self.schedule.vectors)
 
-            def all_rows(first: Expr, count: int) -> None:
-                if most >= mr and not (isinstance(m, int) and m < mr):
-                    with T.serial(m // mr) as i:
-                        tile(mr, i * mr, first, count, UNROLL)
-                for r in range(1, mr):
-                    if not isinstance(m, int):
-                        with if_(m % mr == r):
-                            tile(r, m - r, first, count)
-                    elif m % mr == r:
-                        tile(r, m - r, first, count)
+    @property
+    def tallest(self) -> int:
+        """Rows of the tallest tile there is: where one tile has all columns, or few registers, none is taller than the schedule's."""
+        one = self.columns.vectors == self.schedule.vectors
+        return self.schedule.rows if one or self.target.vector_registers < 32 else 8
 
-            columns(wide, max(2, mr // 2), all_rows)
+    @property
+    def most_for_one(self) -> int:
+        """Rows that one thread computes alone, or with the columns spread over the threads."""
+        _, _, k = self.extents
+        row = multiply_adds(self.columns.vectors * self.columns.lanes * k, self.dtype, self.target)
+        return max(SERIAL_WORK // (row + 1), self.schedule.rows - 1)
 
-        def share_out() -> None:
-            """At least one tile of rows, in chunks of tiles and columns for all threads."""
-            tiles = ceildiv(m, mr)
-            row_chunks, group_chunks = ceildiv(tiles, tile_chunk), -(-groups // group_chunk)
-            half = max(1, mr // 2)
-
-            with T.parallel(row_chunks * group_chunks) as index:
-                chunk, first_group = index // group_chunks, index % group_chunks * group_chunk
-                begin, end = tiles * chunk // row_chunks, tiles * (chunk + 1) // row_chunks
-
-                def rows(first: Expr, count: int) -> None:
-                    with T.serial(end - begin) as i:
-                        row = (begin + i) * mr
-                        with T.If(m - row > half):
-                            with T.Then():
-                                tile(mr, tirx.min(row, m - mr), first, count, UNROLL)
-                            with T.Else():
-                                tile(half, m - half, first, count)
-
-                with T.serial(tirx.max(0, tirx.min(group_chunk, vectors // wide - first_group))) as g:
-                    rows((first_group + g) * wide, wide)
-                if vectors % wide:
-                    with if_(first_group + group_chunk >= groups):
-                        rows(vectors // wide * wide, vectors % wide)
-
-        most = max(SERIAL_WORK // (multiply_adds(vectors * lanes * k, dtype, target) + 1), mr - 1)
+    def all_rows(self) -> None:
+        """The whole program: a choice by the number of rows."""
+        (m, n, _), rows, tallest, most = self.extents, self.schedule.rows, self.tallest, self.most_for_one
         if n == 0:
             T.evaluate(0)
-        elif isinstance(m, int):
-            (one_row if m == 1 else partial(tall, m) if mr < m <= tallest else walk if m <= most else share_out)()
+        elif not isinstance(m, int):
+            tall = [(m == r, partial(self.tall, r)) for r in range(rows + 1, tallest + 1)]
+            otherwise([(m == 1, self.one_row), *tall, (m <= most, self.walk)], self.share_out)
+        elif m == 1:
+            self.one_row()
+        elif rows < m <= tallest:
+            self.tall(m)
+        elif m <= most:
+            self.walk()
         else:
-            choices: list[tuple[Expr, Callable[[], None]]] = [
-                (m == 1, one_row),
-                *((m == r, partial(tall, r)) for r in range(mr + 1, tallest + 1)),
-            ]
-            otherwise([*choices, (m <= most, walk)], share_out)
-    return kernel.func
+            self.share_out()
+
+    def one_row(self) -> None:
+        """Weights in the order of memory, each read once for one FMA."""
+        self.across(self.schedule.stream, 1, lambda first, count: self.tile(1, 0, first, count, 2))
+
+    def tall(self, rows: int) -> None:
+        """A few more rows than a tile in one narrower tile: weights that come from memory are read once."""
+        width = self.columns.width((self.target.vector_registers - 4) // rows)
+        self.across(width, rows, lambda first, count: self.tile(rows, 0, first, count))
+
+    def walk(self) -> None:
+        """Some rows, on one thread unless each is much work: every row tile on a panel of weights before the next panel."""
+        m, mr = self.extents[0], self.schedule.rows
+
+        def rows(first: Expr, count: int) -> None:
+            if self.most_for_one >= mr and not (isinstance(m, int) and m < mr):
+                with T.serial(m // mr) as i:
+                    self.tile(mr, i * mr, first, count, UNROLL)
+            for r in range(1, mr):
+                if not isinstance(m, int):
+                    with if_(m % mr == r):
+                        self.tile(r, m - r, first, count)
+                elif m % mr == r:
+                    self.tile(r, m - r, first, count)
+
+        self.across(self.schedule.vectors, max(2, mr // 2), rows)
+
+    def share_out(self) -> None:
+        """At least one tile of rows, in chunks of tiles and columns for all threads."""
+        (m, _, _), (vectors, wide) = self.extents, (self.columns.vectors, self.schedule.vectors)
+        tiles = ceildiv(m, self.schedule.rows)
+        row_chunks, some = ceildiv(tiles, self.schedule.row_tiles), self.schedule.column_tiles
+        group_chunks = -(-self.groups // some)
+        with T.parallel(row_chunks * group_chunks) as index:
+            chunk, first_group = index // group_chunks, index % group_chunks * some
+            begin, end = tiles * chunk // row_chunks, tiles * (chunk + 1) // row_chunks
+            with T.serial(tirx.max(0, tirx.min(some, vectors // wide - first_group))) as g:
+                self.row_tiles(begin, end, (first_group + g) * wide, wide)
+            if vectors % wide:
+                with if_(first_group + some >= self.groups):
+                    self.row_tiles(begin, end, vectors // wide * wide, vectors % wide)
+
+    def row_tiles(self, begin: Expr, end: Expr, first: Expr, count: int) -> None:
+        """Some row tiles times one tile's columns. The last begins early enough to be whole, or half a tile if that holds its rows."""
+        m, mr = self.extents[0], self.schedule.rows
+        half = max(1, mr // 2)
+        with T.serial(end - begin) as i:
+            row = (begin + i) * mr
+            with T.If(m - row > half):
+                with T.Then():
+                    self.tile(mr, tirx.min(row, m - mr), first, count, UNROLL)
+                with T.Else():
+                    self.tile(half, m - half, first, count)
+
+    def across(self, count: int, rows: int, body: Callable[[Expr, int], None]) -> None:
+        """``body(first vector, vectors)`` for all columns, ``count`` vectors at a time, for about so many rows.
+
+        The work of a step is that of its FMAs or of reading its weights, whichever is more: a byte takes 10 ps from L2, 30 ps from
+        behind it, where they come from if more than L2 holds are read in turn.
+        """
+        (_, _, k), lanes, vectors = self.extents, self.columns.lanes, self.columns.vectors
+        per_byte = 1 if self.in_turn <= self.target.l2_bytes else 3
+        weights = k * count * lanes
+        work = max(multiply_adds(rows * weights, self.dtype, self.target), per_byte * weights * (bits(self.dtype) // 8))
+        parallel_if_large(vectors // count, work, lambda g: body(g * count, count))
+        if vectors % count:
+            body(vectors // count * count, vectors % count)
+
+    def tile(self, rows: int, row: Expr, first: Expr, count: int, unroll: int = 1) -> None:
+        """``rows`` rows times ``count`` vectors of columns: a step over k loads so many values and vectors for ``rows * count`` FMAs."""
+        (_, n, k), lanes = self.extents, self.columns.lanes
+        sums = RegisterTile(rows, count, lanes, self.acc)
+        unrolled(
+            k,
+            unroll,
+            lambda kk: sums.multiply_add(
+                [cast_to(self.acc, self.a[row + i, kk]) for i in range(rows)],
+                [self.weights(first, v, count, kk) for v in range(count)],
+            ),
+        )
+        whole = not isinstance(first, int) and self.columns.vectors // count * count * lanes <= n
+        for i in range(rows):
+            where = unflatten(row + i, self.lead) if self.c.epilogue.inputs else (row + i,)
+            values = [sums.value(i, v) for v in range(count)]
+            self.c.put((row + i,), where, first * lanes, count * lanes if whole else n, values)
+
+    def weights(self, first: Expr, v: int, count: int, kk: Expr) -> Expr:
+        """Vector ``first + v`` of a row of weights; ``first`` is a number or a multiple of ``count``."""
+        in_block, lanes = self.columns.in_block, self.columns.lanes
+        if isinstance(first, int):
+            at, offset = divmod(first + v, in_block)
+        elif count % in_block == 0:
+            at, offset = first // in_block + v // in_block, v % in_block
+        else:
+            at, offset = first // in_block, first % in_block + v
+        return cast_to(self.acc, load(self.w, [at, kk, offset * lanes], lanes))
 
 
 @dataclass(frozen=True)
