@@ -7,6 +7,7 @@ order: its value depends neither on the number of threads nor on the other rows 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -394,88 +395,149 @@ def matmul(
     A block is as wide as a tile, by default two vectors where n is symbolic: fewer columns than that may be all there are.
     Without a schedule, the first candidate is taken.
     """
-    acc = accumulator_dtype(dtype)
-    lanes = target.lanes(bits(acc))
-    schedule = schedule or next(MatmulSchedule.candidates(m, n, dtype, target))
-    vectors, mr = schedule.vectors, schedule.rows
-    block, row_chunk = lanes * vectors, schedule.row_tiles * mr
     lead = broadcast_lead(a_lead, b_lead)
+    schedule = schedule or next(MatmulSchedule.candidates(m, n, dtype, target))
     with prim_func(name) as kernel:
-        a_arg = parameter("a", BufferSpec((*a_lead, m, k), dtype))
-        b_arg = parameter("b", BufferSpec((*b_lead, *((n, k) if transpose_b else (k, n))), dtype))
-        result = Result.parameter("c", (*lead, m, n), dtype, epilogue)
+        a = parameter("a", BufferSpec((*a_lead, m, k), dtype))
+        b = parameter("b", BufferSpec((*b_lead, *((n, k) if transpose_b else (k, n))), dtype))
+        c = Result.parameter("c", (*lead, m, n), dtype, epilogue)
         # All matrices of a batch below each other: indices stay short, which TVM's simplifier is grateful for.
-        a = flat_view(a_arg, (product(a_lead) * m, k), dtype)
-        b = flat_view(b_arg, (product(b_lead) * (n if transpose_b else k), k if transpose_b else n), dtype)
-        c = result.viewed((product(lead) * m, n))
-        row_chunks, blocks = ceildiv(m, row_chunk), ceildiv(n, block)
-
-        def task(index: Expr) -> None:
-            *where, chunk, j = unflatten(index, (*lead, row_chunks, blocks))
-            first = share(chunk * row_chunk)
-            rows = share(tirx.min(row_chunk, m - first))
-            a_row = share(flatten(operand_indices(where, lead, a_lead), a_lead) * m + first)
-            c_row = share(flatten(where, lead) * m + first)
-            b_row = share(flatten(operand_indices(where, lead, b_lead), b_lead) * (n if transpose_b else k))
-            column = share(j * block)
-            panel = T.alloc_buffer((k, block), acc)
-            fill_panel(panel, b_row, column)
-
-            def tile(size: int, row: Expr) -> None:
-                sums = RegisterTile(size, vectors, lanes, acc)
-                unrolled(
-                    k,
-                    UNROLL if size == mr else 1,
-                    lambda kk: sums.multiply_add(
-                        [cast_to(acc, a[a_row + row + i, kk]) for i in range(size)],
-                        [load(panel, [kk, v * lanes], lanes) for v in range(vectors)],
-                    ),
-                )
-                for i in range(size):
-                    values = [sums.value(i, v) for v in range(vectors)]
-                    c.put((c_row + row + i,), (*where, first + row + i), column, n, values)
-
-            with T.serial(rows // mr) as i:
-                tile(mr, i * mr)
-            rest, size = share(rows // mr * mr), 1 << ((mr - 1).bit_length() - 1) if mr > 1 else 0
-            while size:  # the last rows in tiles of 4, 2 and 1
-                left = rows - rest
-                with if_(left % (2 * size) >= size):
-                    tile(size, share(rest + left // (2 * size) * (2 * size)))
-                size //= 2
-
-        def fill_panel(panel: Buffer, b_row: Expr, column: Expr) -> None:
-            zero = const(0, acc)
-            if transpose_b:
-                turned = k // lanes * lanes  # in squares, where the block is whole
-                with T.If(column + block <= n):
-                    with T.Then(), T.serial(vectors) as v, T.serial(k // lanes) as kk:
-                        row = b_row + column + v * lanes
-                        lines = [share(cast_to(acc, load(b, [row + j, kk * lanes], lanes))) for j in range(lanes)]
-                        for i, line in enumerate(turn(lines)):
-                            store(panel, line, [kk * lanes + i, v * lanes])
-                    with T.Else(), T.serial(block) as col, T.serial(turned) as kk:
-                        value = tirx.if_then_else(column + col < n, cast_to(acc, b[b_row + column + col, kk]), zero)
-                        T.buffer_store(panel, value, [kk, col])
-                with T.serial(block) as col, T.serial(k - turned) as kk:
-                    value = tirx.if_then_else(
-                        column + col < n, cast_to(acc, b[b_row + column + col, turned + kk]), zero
-                    )
-                    T.buffer_store(panel, value, [turned + kk, col])
-                return
-            with T.If(column + block <= n):
-                with T.Then(), T.serial(k) as kk:
-                    for v in range(vectors):
-                        store(panel, cast_to(acc, load(b, [b_row + kk, column + v * lanes], lanes)), [kk, v * lanes])
-                with T.Else(), T.serial(k) as kk, T.serial(block) as col:
-                    value = tirx.if_then_else(column + col < n, cast_to(acc, b[b_row + kk, column + col]), zero)
-                    T.buffer_store(panel, value, [kk, col])
-
-        work = product(
-            [extent for extent in (k, block, min(m, row_chunk) if isinstance(m, int) else 1) if isinstance(extent, int)]
-        )
-        parallel_if_large(product((*lead, row_chunks, blocks)), multiply_adds(work, dtype, target), task)
+        a = flat_view(a, (product(a_lead) * m, k), dtype)
+        b = flat_view(b, (product(b_lead) * (n if transpose_b else k), k if transpose_b else n), dtype)
+        c = c.viewed((product(lead) * m, n))
+        acc = accumulator_dtype(dtype)
+        lanes = target.lanes(bits(acc))
+        program = _Matmul(a, b, c, (lead, a_lead, b_lead), (m, n, k), transpose_b, schedule, acc, lanes)
+        sizes = (k, program.block, min(m, program.row_chunk) if isinstance(m, int) else 1)
+        work = multiply_adds(math.prod(size for size in sizes if isinstance(size, int)), dtype, target)
+        parallel_if_large(product(program.tasks), work, program.task)
     return kernel.func
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What a task computes: ``rows`` rows of one product of the batch, and one block of columns.
+
+    Attributes:
+        where, first, column: indices of the product along the leading axes; its first row and column.
+        a_row, c_row: the first row among those of all products of a batch.
+        panel: the block of the second operand, ``[k, block]``, zeros beyond n.
+    """
+
+    where: Sequence[Expr]
+    first: Expr
+    column: Expr
+    rows: Expr
+    a_row: Expr
+    c_row: Expr
+    panel: Buffer
+
+
+@dataclass(frozen=True)
+class _Matmul:
+    """The parts of the program, see `matmul`.
+
+    Attributes:
+        a, b, c: ``[batch * m, k]``, ``[batch * k, n]`` (transposed ``[batch * n, k]``) and ``[batch * m, n]``.
+        leads: the leading axes of c, a and b.
+        extents: m, n, k.
+        acc, lanes: dtype of the sums, and how many are a vector.
+    """
+
+    a: Buffer
+    b: Buffer
+    c: Result
+    leads: tuple[Sequence[Dim], Sequence[Dim], Sequence[Dim]]
+    extents: tuple[Dim, Dim, Dim]
+    transposed: bool
+    schedule: MatmulSchedule
+    acc: str
+    lanes: int
+
+    @property
+    def block(self) -> int:
+        """Columns of a panel."""
+        return self.lanes * self.schedule.vectors
+
+    @property
+    def row_chunk(self) -> int:
+        """Rows of a task."""
+        return self.schedule.row_tiles * self.schedule.rows
+
+    @property
+    def tasks(self) -> tuple[Dim, ...]:
+        m, n, _ = self.extents
+        return (*self.leads[0], ceildiv(m, self.row_chunk), ceildiv(n, self.block))
+
+    def task(self, index: Expr) -> None:
+        """Some rows of one product of the batch, and one block of columns."""
+        (lead, a_lead, b_lead), (m, n, k), mr = self.leads, self.extents, self.schedule.rows
+        *where, chunk, j = unflatten(index, self.tasks)
+        first = share(chunk * self.row_chunk)
+        rows = share(tirx.min(self.row_chunk, m - first))
+        a_row = share(flatten(operand_indices(where, lead, a_lead), a_lead) * m + first)
+        c_row = share(flatten(where, lead) * m + first)
+        b_row = share(flatten(operand_indices(where, lead, b_lead), b_lead) * (n if self.transposed else k))
+        column = share(j * self.block)
+        panel = T.alloc_buffer((k, self.block), self.acc)
+        (self.fill_turned if self.transposed else self.fill)(panel, b_row, column)
+        block = _Block(where, first, column, rows, a_row, c_row, panel)
+        with T.serial(rows // mr) as i:
+            self.tile(block, mr, i * mr)
+        rest, size = share(rows // mr * mr), 1 << ((mr - 1).bit_length() - 1) if mr > 1 else 0
+        while size:  # the last rows in tiles of 4, 2 and 1
+            left = rows - rest
+            with if_(left % (2 * size) >= size):
+                self.tile(block, size, share(rest + left // (2 * size) * (2 * size)))
+            size //= 2
+
+    def tile(self, block: _Block, size: int, row: Expr) -> None:
+        """``size`` rows times the panel: a step over k loads so many values and ``vectors`` vectors for their product of FMAs."""
+        vectors, k = self.schedule.vectors, self.extents[2]
+        sums = RegisterTile(size, vectors, self.lanes, self.acc)
+        unrolled(
+            k,
+            UNROLL if size == self.schedule.rows else 1,
+            lambda kk: sums.multiply_add(
+                [cast_to(self.acc, self.a[block.a_row + row + i, kk]) for i in range(size)],
+                [load(block.panel, [kk, v * self.lanes], self.lanes) for v in range(vectors)],
+            ),
+        )
+        for i in range(size):
+            values = [sums.value(i, v) for v in range(vectors)]
+            where = (*block.where, block.first + row + i)
+            self.c.put((block.c_row + row + i,), where, block.column, self.extents[1], values)
+
+    def fill(self, panel: Buffer, b_row: Expr, column: Expr) -> None:
+        """Copies a block of ``b``, in vectors where all its columns are there."""
+        (_, n, k), lanes = self.extents, self.lanes
+        with T.If(column + self.block <= n):
+            with T.Then(), T.serial(k) as kk:
+                for v in range(self.schedule.vectors):
+                    line = load(self.b, [b_row + kk, column + v * lanes], lanes)
+                    store(panel, cast_to(self.acc, line), [kk, v * lanes])
+            with T.Else(), T.serial(k) as kk, T.serial(self.block) as j:
+                self.copy(panel, kk, j, column, (b_row + kk, column + j))
+
+    def fill_turned(self, panel: Buffer, b_row: Expr, column: Expr) -> None:
+        """Copies a block of transposed ``b``: squares of vectors, turned in registers, where the block is whole; the rest one by one."""
+        (_, n, k), lanes = self.extents, self.lanes
+        turned = k // lanes * lanes
+        with T.If(column + self.block <= n):
+            with T.Then(), T.serial(self.schedule.vectors) as v, T.serial(k // lanes) as kk:
+                row = b_row + column + v * lanes
+                lines = [share(cast_to(self.acc, load(self.b, [row + j, kk * lanes], lanes))) for j in range(lanes)]
+                for i, line in enumerate(turn(lines)):
+                    store(panel, line, [kk * lanes + i, v * lanes])
+            with T.Else(), T.serial(self.block) as j, T.serial(turned) as kk:
+                self.copy(panel, kk, j, column, (b_row + column + j, kk))
+        with T.serial(self.block) as j, T.serial(k - turned) as kk:
+            self.copy(panel, turned + kk, j, column, (b_row + column + j, turned + kk))
+
+    def copy(self, panel: Buffer, kk: Expr, j: Expr, column: Expr, at: tuple[Expr, Expr]) -> None:
+        """One element of the panel, from ``at`` in ``b`` unless its column is beyond n."""
+        value = tirx.if_then_else(column + j < self.extents[1], cast_to(self.acc, self.b[at]), const(0, self.acc))
+        T.buffer_store(panel, value, [kk, j])
 
 
 def flatten(indices: Sequence[Expr], shape: Sequence[Dim]) -> Expr:
