@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import itertools
+import operator
 import os
 import time
 import tracemalloc
@@ -128,7 +129,6 @@ class CompiledModel:
         try:
             arrays = self._edge.read(inputs)
             if out is not None:
-                _check_out(out)
                 return self._run_into(arrays, inputs, out)
             return self._results(self._outputs(arrays), inputs)
         except MemoryError as error:
@@ -146,11 +146,20 @@ class CompiledModel:
 
     def _run_into(self, arrays: list[Array], inputs: object, out: Sequence[Array]) -> list[Array]:
         """`run` into the caller's arrays: kernels write there themselves where nothing is left to do with a result."""
+        if not isinstance(out, list | tuple):
+            raise InputError(
+                f"out: expected a list of numpy arrays, got {type(out).__name__}", code="E_INPUT_DTYPE",
+                hint="pass a list with one array for each result, e.g. out=[y]",
+            )  # fmt: skip
         wanted: list[Array | None] = [None] * len(self.signature.outputs)
         for target, (position, labels) in zip(out, self._picks or (), strict=False):
             if labels is None and isinstance(target, np.ndarray):
                 wanted[position] = target
-        return _write(self._results(self._outputs(arrays, wanted), inputs), out)
+        results = self._results(self._outputs(arrays, wanted), inputs)
+        if len(results) == len(out) and all(map(operator.is_, results, out)):
+            return list(out)  # what kernels wrote to is an array that fits and shares no memory with another one
+        _check_out(out)
+        return _write(results, out)
 
     def __call__(self, *inputs: object, **named: object) -> list[Array]:
         """`run` with the inputs by position, by keyword, or the first by position and others by keyword; one mapping holds inputs by name.
@@ -474,11 +483,6 @@ def _too_large(error: MemoryError) -> MlecError:
 
 def _check_out(out: Sequence[Array]) -> None:
     """Refuses what results cannot be written to, whatever they are."""
-    if not isinstance(out, list | tuple):
-        raise InputError(
-            f"out: expected a list of numpy arrays, got {type(out).__name__}", code="E_INPUT_DTYPE",
-            hint="pass a list with one array for each result, e.g. out=[y]",
-        )  # fmt: skip
     for position, target in enumerate(out):
         if not isinstance(target, np.ndarray):
             raise InputError(
