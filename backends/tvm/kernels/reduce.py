@@ -8,12 +8,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
-from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr, Prologue
+from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr, Prologue
+from mlec.backends.tvm.kernels.result import Result
 from mlec.backends.tvm.kernels.tile import (
     Fold,
     accumulator_dtype,
     bits,
-    epilogue_parameters,
+    buffer_dtype,
     flat_view,
     parallel_if_large,
     parameter,
@@ -85,71 +86,107 @@ def reduce(
     If the last axis is reduced, each result is one `Fold` along memory. If it is kept, vectors run along it and every lane
     is a result of its own, summed in the order of memory.
     """
-    rule = REDUCTIONS[op]
     acc = "int8" if dtype == "bool" else accumulator_dtype(dtype)
     dims = _collapse(x_shape, axes, merge=prologue is None)
     y_shape = reduced_shape(x_shape, axes, keepdims)
-    inner_kept = not dims[-1][1]
-    inner = dims[-1][0]
-    kept = [extent for extent, reduced in dims[: len(dims) - inner_kept] if not reduced]
-    summed = [extent for extent, reduced in dims if reduced]
-    lanes = target.lanes(bits(acc))
-    count = product(summed)
-
     with prim_func(name) as kernel:
         specs = prologue.inputs if prologue else (BufferSpec(x_shape, dtype),)
         sources = tuple(parameter(f"x{i}", spec) for i, spec in enumerate(specs))
-        extra = epilogue_parameters(epilogue)
-        out_dtype = epilogue.out_dtype or dtype
-        y_arg = parameter("y", BufferSpec(y_shape, out_dtype))
-        # Booleans are bytes in memory; a vector of them is loaded as such.
-        held = "int8" if dtype == "bool" else dtype
-        x = None if prologue else flat_view(sources[0], [extent for extent, _ in dims], held)
-
-        def read(where: list[Expr], width: int) -> Expr:
-            if prologue:
-                return cast_to(acc, prologue.value(tuple(where), width, sources))
-            return cast_to(acc, load(x, where, width))
-
-        y = flat_view(y_arg, (product(kept), inner) if inner_kept else (product(kept), 1), out_dtype)
-
-        def at(kept_where: Sequence[Expr], summed_where: Sequence[Expr]) -> list[Expr]:
-            """Indices into x, less the last."""
-            kept_left, summed_left = list(kept_where), list(summed_where)
-            return [summed_left.pop(0) if reduced else kept_left.pop(0) for _, reduced in dims[:-1]]
-
-        def finish(row: Expr, column: Expr, value: Expr) -> None:
-            if op == "mean":
-                value = share(value / cast_to(acc, count if not isinstance(count, int) else const(count, acc)))
-            where: tuple[Expr, ...] = ()
-            if epilogue.inputs:
-                first = unflatten(row * inner + column if inner_kept else row, y_shape)
-                where = (*first[:-1], ramp(first[-1], lanes_of(value))) if first else ()
-            store(y, cast_to(out_dtype, epilogue.apply(value, where, extra)), [row, column])
-
-        def along_memory(row: Expr) -> None:
-            where = unflatten(row, kept)
-            fold = Fold(lanes, acc, rule.identity(acc), rule.combine)
-            with _loops(summed[:-1]) as outer:
-                fold.over(inner, lambda start, width: read([*at(where, outer), start], width))
-            finish(row, 0, fold.result())
-
-        def across_memory(row: Expr) -> None:
-            where = unflatten(row, kept)
-
-            def column(start: Expr, width: int) -> None:
-                cell = Cell(acc, width, rule.identity(acc))
-                with _loops(summed) as outer:
-                    value = share(read([*at(where, outer), start], width))
-                    cell.set(rule.combine(cell.value, value))
-                finish(row, start, cell.value)
-
-            vector_loop(inner, lanes, column)
-
-        static = [extent for extent in (*summed, inner if inner_kept else 1) if isinstance(extent, int)]
-        work = math.prod(static) * bits(acc) // 16
-        parallel_if_large(product(kept), work, across_memory if inner_kept else along_memory)
+        y = Result.parameter("y", y_shape, dtype, epilogue)
+        if prologue is None:
+            # Booleans are bytes in memory; a vector of them is loaded as such.
+            sources = (flat_view(sources[0], [extent for extent, _ in dims], "int8" if dtype == "bool" else dtype),)
+        rows = product([extent for extent, reduced in dims[:-1] if not reduced])
+        y = y.viewed((rows, 1 if dims[-1][1] else dims[-1][0]))
+        operand = prologue or Prologue((), lambda where, width, views: load(views[0], list(where), width))
+        program = _Reduce(sources, operand, y, dims, y_shape, op, acc, target.lanes(bits(acc)))
+        task = program.across_memory if program.inner_kept else program.along_memory
+        parallel_if_large(rows, program.work, task)
     return kernel.func
+
+
+@dataclass(frozen=True)
+class _Reduce:
+    """The parts of the program, see `reduce`. A task is one row: a single result, or those along the last axis if that is kept.
+
+    Attributes:
+        sources, operand: what x is read from, and how.
+        y: ``[rows, columns]``; of one column if the last axis is reduced.
+        dims: the axes of x, and which are reduced.
+        y_shape: the result's as the epilogue knows it.
+    """
+
+    sources: tuple[Buffer, ...]
+    operand: Prologue
+    y: Result
+    dims: Sequence[tuple[Dim, bool]]
+    y_shape: Sequence[Dim]
+    op: str
+    acc: str
+    lanes: int
+
+    @property
+    def inner(self) -> Dim:
+        """Extent of the last axis."""
+        return self.dims[-1][0]
+
+    @property
+    def inner_kept(self) -> bool:
+        return not self.dims[-1][1]
+
+    @property
+    def kept(self) -> list[Dim]:
+        """Extents of the axes that are kept, less the last axis."""
+        return [extent for extent, reduced in self.dims[:-1] if not reduced]
+
+    @property
+    def reduced(self) -> list[Dim]:
+        return [extent for extent, reduced in self.dims if reduced]
+
+    @property
+    def work(self) -> int:
+        """Of a row, in the unit of `SERIAL_WORK`: an element counts as two multiply-adds, being read for just one step."""
+        row = [*self.reduced, self.inner] if self.inner_kept else self.reduced
+        return math.prod(extent for extent in row if isinstance(extent, int)) * bits(self.acc) // 16
+
+    def along_memory(self, row: Expr) -> None:
+        """One result: its terms are neighbours."""
+        rule, where = REDUCTIONS[self.op], unflatten(row, self.kept)
+        fold = Fold(self.lanes, self.acc, rule.identity(self.acc), rule.combine)
+        with _loops(self.reduced[:-1]) as outer:
+            fold.over(self.inner, lambda start, width: self.read(where, outer, start, width))
+        self.finish(row, 0, fold.result())
+
+    def across_memory(self, row: Expr) -> None:
+        """Results along the last axis, each in a lane."""
+        rule, where = REDUCTIONS[self.op], unflatten(row, self.kept)
+
+        def column(start: Expr, width: int) -> None:
+            cell = Cell(self.acc, width, rule.identity(self.acc))
+            with _loops(self.reduced) as outer:
+                value = share(self.read(where, outer, start, width))
+                cell.set(rule.combine(cell.value, value))
+            self.finish(row, start, cell.value)
+
+        vector_loop(self.inner, self.lanes, column)
+
+    def read(self, kept: Sequence[Expr], reduced: Sequence[Expr], start: Expr, width: int) -> Expr:
+        """Consecutive elements of x, from indices along the axes of either kind and ``start`` along the last."""
+        kept_left, reduced_left = iter(kept), iter(reduced)
+        at = [next(reduced_left if gone else kept_left) for _, gone in self.dims[:-1]]
+        return cast_to(self.acc, self.operand.value((*at, start), width, self.sources))
+
+    def finish(self, row: Expr, column: Expr, value: Expr) -> None:
+        """Stores results; the epilogue is given their indices if it reads anything."""
+        if self.op == "mean":
+            count = product(self.reduced)
+            value = share(value / cast_to(self.acc, const(count, self.acc) if isinstance(count, int) else count))
+        where: tuple[Expr, ...] = ()
+        if self.y.epilogue.inputs:
+            first = unflatten(row * self.inner + column if self.inner_kept else row, self.y_shape)
+            where = (*first[:-1], ramp(first[-1], lanes_of(value))) if first else ()
+        finished = self.y.epilogue.apply(value, where, self.y.extra)
+        store(self.y.buffer, cast_to(buffer_dtype(self.y.buffer), finished), [row, column])
 
 
 def arg_reduce(
