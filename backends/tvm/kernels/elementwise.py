@@ -9,16 +9,13 @@ from typing import Any
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.direct import Spread
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
-from mlec.backends.tvm.kernels.tile import bits, ceildiv, parameter, product
+from mlec.backends.tvm.kernels.tile import SERIAL_WORK, bits, ceildiv, parameter, product
 from mlec.backends.tvm.kernels.vector import broadcast, cast_to, const, int64, ramp, select
 from mlec.backends.tvm.target import TargetInfo
 
-PARALLEL_WORK = 1 << 13
-"""Vectors (or single elements, where there is no vector form) of a cheap expression from which waking other threads pays.
-
-One thread takes 15 to 20 us for them. Whoever wakes a thread waits for it: a few microseconds where it still spins, some ten where
-it sleeps, and a slice of the scheduler's time where another program has its core.
-"""
+CHEAP = 256
+"""Work (see `SERIAL_WORK`) of one vector of a cheap expression, or of one element where there is no vector form: 2.5 ns, for loads and
+the store rather than for arithmetic. Eight operations more are as much again."""
 
 CHUNK = 1 << 13
 """Elements that one turn of the parallel loop over a flat result computes."""
@@ -162,7 +159,7 @@ def _nest(
                 compute(position, done + turn, 1)
 
     total = product(shape)
-    threshold = max(1, PARALLEL_WORK * (lanes if vector else 1) * 8 // (8 + work))
+    threshold = max(1, SERIAL_WORK // CHEAP * (lanes if vector else 1) * 8 // (8 + work))
     if one_by_one is not None:
 
         def element(number: Expr) -> None:

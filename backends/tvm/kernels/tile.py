@@ -14,8 +14,11 @@ from mlec.backends.tvm.target import TargetInfo
 SERIAL_WORK = 1 << 21
 """Work below which waking other threads costs more than it gains: 20 us of one core.
 
-The unit is a multiply-add of float32 in vectors of 512 bits, or what takes as long, 10 ps: `multiply_adds` counts those of
-other types and vectors.
+Whoever wakes a thread waits for it: a few microseconds where it still spins, some ten where it sleeps, and a slice of the scheduler's
+time where another program has its core.
+
+The unit is a multiply-add of float32 in vectors of 512 bits, or what takes as long, 10 ps. `multiply_adds` counts those of other types
+and vectors, `elementwise.CHEAP` is what a vector of an expression over elements takes. All templates decide by this one number.
 """
 
 TASK_WORK = SERIAL_WORK // 4
