@@ -26,6 +26,7 @@ from mlec.backends.tvm.kernels.vector import (
     Cell,
     cast_to,
     const,
+    const_like,
     is_nan,
     lanes_of,
     load,
@@ -180,7 +181,10 @@ class _Reduce:
         """Stores results; the epilogue is given their indices if it reads anything."""
         if self.op == "mean":
             count = product(self.reduced)
-            value = share(value / cast_to(self.acc, const(count, self.acc) if isinstance(count, int) else count))
+            if isinstance(count, int):  # TVM does not build a division by a constant 0
+                value = share(value / const(count, self.acc)) if count else const_like(math.nan, value)
+            else:
+                value = share(value / cast_to(self.acc, count))
         where: tuple[Expr, ...] = ()
         if self.y.epilogue.inputs:
             first = unflatten(row * self.inner + column if self.inner_kept else row, self.y_shape)

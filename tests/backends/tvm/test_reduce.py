@@ -48,6 +48,9 @@ CASES = [
     ("mean", (50,), (1,), False, "float16"),
     ("any", (5,), (1,), False, "bool"),
     ("all", (33, 4), (1,), True, "bool"),
+    ("mean", (0,), (1,), False, "float32"),
+    ("mean", (0, 20), (1,), True, "float64"),
+    ("prod", (0,), (1,), False, "int32"),
 ]
 
 
