@@ -96,6 +96,16 @@ def broadcast_shapes(*shapes: Shape) -> Shape:
     return tuple(result)
 
 
+def require_elements(t: TensorType, axes: Sequence[int]) -> None:
+    """Refuse axes of extent 0, for an op that chooses an element of each. What a symbolic extent turns out to be, it does not know.
+
+    Raises:
+        TypeRuleError: one of the axes has extent 0.
+    """
+    for axis in normal_axes(axes, t.rank):
+        require(t.shape[axis] != 0, f"axis {axis} of {t} has no element to choose from", "E_SHAPE")
+
+
 def reduced_shape(t: TensorType, axes: Sequence[int], keepdims: bool) -> Shape:
     found = normal_axes(axes, t.rank)
     if keepdims:

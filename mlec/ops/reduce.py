@@ -21,6 +21,7 @@ from mlec.ops.common import (
     pick_dtype,
     reduced_shape,
     require,
+    require_elements,
 )
 
 
@@ -28,11 +29,17 @@ def _reads_all(inputs: Sequence[TensorType], results: Sequence[TensorType], attr
     return Cost(inputs[0].size, moved_bytes(inputs, results))
 
 
-def _type(kinds: str, result: DType | None = None) -> Callable[[Sequence[TensorType], Attrs], TensorType]:
+def _type(
+    kinds: str, result: DType | None = None, of_none: bool = True
+) -> Callable[[Sequence[TensorType], Attrs], TensorType]:
+    """``of_none``: whether no elements have a result, as those of a sum have 0."""
+
     def infer(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
         (x,) = types
         kind = "f" if x.dtype.is_float else "i" if x.dtype.is_int else "b"
         require(kind in kinds, f"does not take {x.dtype}", "E_DTYPE")
+        if not of_none:
+            require_elements(x, attrs["axes"])
         return TensorType(reduced_shape(x, attrs["axes"], attrs["keepdims"]), result or x.dtype)
 
     return infer
@@ -52,24 +59,24 @@ def _sample(rng: np.random.Generator) -> Case:
 
 
 def _logsumexp(x: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
-    top = np.max(x, axis=axis, keepdims=True)
+    top = np.max(x, axis=axis, keepdims=True, initial=-np.inf)
     finite = np.where(np.isfinite(top), top, 0)
     result = np.log(np.sum(np.exp(x - finite), axis=axis, keepdims=True)) + finite
     return np.asarray(result if keepdims else np.squeeze(result, axis=axis))
 
 
 _ATTRS = (ints_attr("axes"), bool_attr("keepdims"))
-for _name, _function, _kinds, _doc in (
-    ("sum", np.sum, "fi", "sum over axes"),
-    ("mean", np.mean, "f", "mean over axes"),
-    ("prod", np.prod, "fi", "product over axes"),
-    ("max", np.max, "fi", "largest over axes; NaN if there is one"),
-    ("min", np.min, "fi", "smallest over axes; NaN if there is one"),
-    ("logsumexp", _logsumexp, "f", "log of the sum of exp over axes, without overflow"),
+for _name, _function, _rule, _doc in (
+    ("sum", np.sum, _type("fi"), "sum over axes"),
+    ("mean", np.mean, _type("f"), "mean over axes"),
+    ("prod", np.prod, _type("fi"), "product over axes"),
+    ("max", np.max, _type("fi", of_none=False), "largest over axes; NaN if there is one"),
+    ("min", np.min, _type("fi", of_none=False), "smallest over axes; NaN if there is one"),
+    ("logsumexp", _logsumexp, _type("f"), "log of the sum of exp over axes, without overflow"),
 ):
     register(
         OpDef(
-            _name, operands("x"), _ATTRS, _type(_kinds), _over_axes(_function), _sample, _reads_all, Trait.REDUCTION, 64.0, _doc
+            _name, operands("x"), _ATTRS, _rule, _over_axes(_function), _sample, _reads_all, Trait.REDUCTION, 64.0, _doc
         )
     )  # fmt: skip
 
@@ -89,6 +96,7 @@ for _name, _test, _doc in (("any", np.any, "or over axes"), ("all", np.all, "and
 
 def _arg_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     require(not types[0].dtype.is_bool, f"needs numbers, got {types[0]}", "E_DTYPE")
+    require_elements(types[0], (attrs["axis"],))
     return TensorType(reduced_shape(types[0], (attrs["axis"],), attrs["keepdims"]), DType.I64)
 
 

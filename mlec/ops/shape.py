@@ -23,6 +23,7 @@ from mlec.ops.common import (
     operands,
     pick_dtype,
     require,
+    require_elements,
     same_dim,
     same_dtype,
 )
@@ -246,6 +247,8 @@ def _gather_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     x, indices = types
     axis = normal_axis(attrs["axis"], x.rank)
     require(indices.dtype.is_int, f"indices must be integers, got {indices}", "E_DTYPE")
+    if 0 not in indices.shape:
+        require_elements(x, (axis,))
     return TensorType((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]), x.dtype)
 
 
@@ -274,6 +277,8 @@ def _along_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     for i in range(x.rank):
         if i != axis:
             same_dim(x.shape[i], indices.shape[i], f"axis {i}")
+    if 0 not in indices.shape:
+        require_elements(x, (axis,))
     return TensorType(indices.shape, x.dtype)
 
 
