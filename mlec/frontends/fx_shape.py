@@ -130,10 +130,11 @@ def _slice_scatter(
     count = source.type.shape[axis]
     if step == 1 or count == 0:
         return _replaced(c, x, source, axis, first, first + count)
-    # Where a step lands stands what is assigned, elsewhere what was there.
+    # Where a step lands, before the end, stands what is assigned, elsewhere what was there.
     extent = x.type.shape[axis]
     ahead = c.b("sub", c.b("iota", shape=(extent,), axis=0), c.number(first, DType.I64))
-    written = c.b("logical_and", c.b("ge", ahead, 0), c.b("eq", c.b("mod", ahead, step), 0))
+    inside = c.b("logical_and", c.b("ge", ahead, 0), c.b("lt", ahead, c.number(count * step, DType.I64)))
+    written = c.b("logical_and", inside, c.b("eq", c.b("mod", ahead, step), 0))
     source = c.cast(source, x.type.dtype)
     if not isinstance(count, int):  # it may be 0, and then there is nothing to pick from
         one = [int(i == axis) for i in range(x.type.rank)]

@@ -17,7 +17,7 @@ from tests.frontends.torch.common import FRONTEND, Function, compare, lower
 TABLE = torch.randn(6, 3)
 
 
-def assigned(x: Tensor, place: Any, value: float) -> Tensor:
+def assigned(x: Tensor, place: Any, value: float | Tensor) -> Tensor:
     y = x.clone()
     y[place] = value
     return y
@@ -38,6 +38,8 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mask": lambda x, i: assigned(x, x > 0, 0.5),
     "row_mask": lambda x, i: assigned(x, x[:, 0] > 0, 0.5),
     "columns": lambda x, i: assigned(x, (slice(None), torch.tensor([1, -1])), 7.0),
+    "every_second": lambda x, i: assigned(x, (slice(None), slice(None, None, 2)), 7.0),
+    "steps_to_an_end": lambda x, i: assigned(x, (slice(None), slice(-5, 4, 2)), x[:, 4:]),
     "bag_mean": lambda x, i: F.embedding_bag(i, TABLE),
     "bag_max": lambda x, i: F.embedding_bag(i, TABLE, mode="max"),
     "bag_weights": lambda x, i: F.embedding_bag(i, TABLE, mode="sum", per_sample_weights=x[:, :4]),
