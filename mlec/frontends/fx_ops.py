@@ -112,22 +112,29 @@ def _arc(c: Context, x: Value) -> Value:
 
 @lowers("asinh.default")
 def _asinh(c: Context, x: Value) -> Value:
-    x = c.cast(x, c.dtype)
+    x = c.cast(x, _wide(c))
     size = c.b("abs", x)
     # log1p(a + a^2 / (1 + sqrt(1 + a^2))) is accurate near 0; where the square overflows, log(2 a) is.
     square = c.b("mul", size, size)
     near = c.b("add", size, c.b("div", square, c.b("add", c.b("sqrt", c.b("add", square, 1)), 1)))
     far = c.b("add", c.b("log", size), math.log(2))
     result = c.b("where", c.b("gt", size, 1e4), far, c.b("log1p", near))
-    return c.b("where", c.b("lt", x, 0), c.b("neg", result), result)
+    return c.cast(c.b("where", c.b("lt", x, 0), c.b("neg", result), result), c.dtype)
 
 
 @lowers("acosh.default")
 def _acosh(c: Context, x: Value) -> Value:
-    x = c.cast(x, c.dtype)
+    x = c.cast(x, _wide(c))
     above = c.b("sub", x, 1)
     near = c.b("log1p", c.b("add", above, c.b("sqrt", c.b("mul", above, c.b("add", x, 1)))))
-    return c.b("where", c.b("gt", x, 1e4), c.b("add", c.b("log", x), math.log(2)), near)
+    result = c.b("where", c.b("gt", x, 1e4), c.b("add", c.b("log", x), math.log(2)), near)
+    # Far below 1, where there is none, rounding would leave a logarithm of 0 or more.
+    return c.cast(c.b("where", c.b("lt", x, 1), c.number(math.nan, x.type.dtype), result), c.dtype)
+
+
+def _wide(c: Context) -> DType:
+    """What torch computes in: a square of half precision would overflow."""
+    return DType.F32 if c.dtype in (DType.F16, DType.BF16) else c.dtype
 
 
 @lowers("atanh.default")

@@ -209,8 +209,8 @@ ELEMENTWISE: dict[str, Callable[[torch.Tensor], Any]] = (
         "times_batch": lambda x: x * x.shape[0],
     }
 )
-DOUBLE = ["sinh", "cosh", "asin", "atanh", "softplus", "elu", "log2", "pow_real", "mish", "div_floor"]
-HALF = ["relu", "sigmoid", "add_int", "hardswish", "softplus", "clamp"]
+DOUBLE = ["sinh", "cosh", "asin", "asinh", "acosh", "atanh", "softplus", "elu", "log2", "pow_real", "mish", "div_floor"]
+HALF = ["relu", "sigmoid", "add_int", "hardswish", "softplus", "clamp", "asinh", "acosh"]
 GELU = ("gelu", "gelu_tanh")
 
 
