@@ -2,9 +2,9 @@
 
 The search itself belongs to the backend. Here is what it shares with the rest: how much to try and at which extents, the record of one
 kernel for the report, and the memory, a directory ``$XDG_STATE_HOME/mlec/tuned`` with one small file for each kernel. Its name
-is a digest of all that the measurement depends on; the processor and the version of mlec are part of it. A file is written when its kernel
-has been measured, and appears whole, so that work which is interrupted loses one kernel. One that cannot be read, or says anything
-else than is expected, counts as none and is written anew.
+is a digest of all that the measurement depends on; the processor and the versions of mlec and of its compiler are part of it. A file is
+written when its kernel has been measured, and appears whole, so that work which is interrupted loses one kernel. One that cannot be
+read, or says anything else than is expected, counts as none and is written anew.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Memory:
         try:
             with self._path(key).open("rb") as file:
                 return msgspec.json.decode(file.read(LONGEST), type=Finding)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             logger.debug("no measurement of a kernel: %s", error)
             return None
 

@@ -137,7 +137,8 @@ class Tuner:
         """The schedule to use: the default, unless another one is known to be faster here."""
         extents = "; ".join(str(sorted(binding.items())) for binding in self._tuning.extents)
         threads = f"{self._tuning.num_threads} threads"
-        key = "\n".join((this_installation(), repr(self._target), threads, extents, subject.key))
+        made_by = f"{this_installation()}, tvm {tvm.__version__}"
+        key = "\n".join((made_by, repr(self._target), threads, extents, subject.key))
         if key not in self._chosen:
             self._chosen[key] = self._find(key, subject)
         chosen: S = self._chosen[key]

@@ -287,11 +287,13 @@ def test_the_same_schedules_are_tried_each_time() -> None:
         b"",
         b"{",
         b"\xff\xfe",
+        b'{"default": "\xff"}',
+        b'{"more": ' + b"[" * 10_000,
         b"[]",
         b'{"default": "\'d\'", "chosen": "\'a\'", "trials": -1, "timings": []}',
         b" " * 100_000,
     ],
-    ids=["empty", "cut off", "no text", "another thing", "out of range", "too long"],
+    ids=["empty", "cut off", "no text", "no text in JSON", "too deep", "another thing", "out of range", "too long"],
 )
 def test_a_damaged_file_is_written_anew(state: Path, content: bytes) -> None:
     tuner(Stopwatch(FAST_H)).choose(subject())
