@@ -80,22 +80,13 @@ def conv2d_nchwc(
         x = parameter("x", BufferSpec(x_shape, dtype))
         weights = parameter("w", BufferSpec(w_shape, dtype))
         y = Result.parameter("y", y_shape, dtype, epilogue)
-        program = _Convolution(
-            flat_view(x, (n, cb, h, w * b), dtype),
-            y.viewed((n, kb, p, q, k)),
-            weights,
-            flat_view(weights, (math.prod(w_shape),), dtype),
-            (n, cb, h, w, b),
-            w_shape,
-            (p, q),
-            y_shape[2:4],
-            geometry,
-            tile,
-            accumulator_dtype(dtype),
-            target,
-        )
-        parts, tasks = program.group_parts * program.row_parts, (n, program.group_parts, program.row_parts)
-        parallel_if_large(product(tasks), program.work // parts, program.task, parts)
+        x, y = flat_view(x, (n, cb, h, w * b), dtype), y.viewed((n, kb, p, q, k))
+        stream = flat_view(weights, (math.prod(w_shape),), dtype)
+        shapes, acc = ((n, cb, h, w, b), w_shape, (p, q), y_shape[2:4]), accumulator_dtype(dtype)
+        program = _Convolution(x, y, weights, stream, *shapes, geometry, tile, acc, target)
+        (_, group_parts), (_, row_parts) = program.shares
+        parts = group_parts * row_parts
+        parallel_if_large(product((n, group_parts, row_parts)), program.work // parts, program.task, parts)
     return kernel.func
 
 
@@ -158,34 +149,20 @@ class _Convolution:
         return (count - 1) * self.geometry.strides[0] + (self.w_shape[2] - 1) * self.geometry.dilations[0] + 1
 
     @cached_property
-    def _shares(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def shares(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Groups of channel blocks of a task and how many parts that makes of them, and the same for rows of tiles.
 
         Where the weights are larger than the image, tasks share its output channels, so that each weight is read by one;
         otherwise its rows. The padded copy of a task takes half of L2 at most: a later group of channels finds it there.
         """
         _, cb, h, w, b = self.x_shape
-        kb = self.w_shape[0]
-        groups, tiles, parts = (
-            kb // self.chosen.blocks,
-            ceildiv(self.extent[0], self.chosen.rows),
-            tasks_worth(self.work, self.target),
-        )
-        group_parts, row_parts = (
-            (min(parts, groups), 1) if _shares_channels(self.w_shape, h * w) else (1, min(parts, tiles))
-        )
+        groups, tiles = self.w_shape[0] // self.chosen.blocks, ceildiv(self.extent[0], self.chosen.rows)
+        parts, by_channel = tasks_worth(self.work, self.target), _shares_channels(self.w_shape, h * w)
+        group_parts, row_parts = (min(parts, groups), 1) if by_channel else (1, min(parts, tiles))
         if self.padded:
             copied = cb * b * h * self.columns * bits(self.acc) // 8
             row_parts = max(row_parts, min(tiles, copied * 2 // self.target.l2_bytes))
         return chunks(groups, group_parts), chunks(tiles, row_parts)
-
-    @property
-    def group_parts(self) -> int:
-        return self._shares[0][1]
-
-    @property
-    def row_parts(self) -> int:
-        return self._shares[1][1]
 
     @cached_property
     def lines_ahead(self) -> int:
@@ -199,7 +176,7 @@ class _Convolution:
     def task(self, index: Expr) -> None:
         """Some output rows of an image, for some groups of output channel blocks."""
         n, cb, _, _, b = self.x_shape
-        (groups, group_parts), (tiles, row_parts) = self._shares
+        (groups, group_parts), (tiles, row_parts) = self.shares
         (p, _), height, all_groups = self.extent, self.chosen.rows, self.w_shape[0] // self.chosen.blocks
         image, group_part, row_part = unflatten(index, (n, group_parts, row_parts))
         first = share(row_part * (tiles * height))
