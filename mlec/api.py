@@ -418,6 +418,11 @@ def _tuning(trials: int, graph: Graph, examples: tuple[Any, ...] | None, num_thr
         extents = [{s: n if s in rows else size for s, size in shown.items()} for n in TUNED_ROWS[:2]] + [shown]
     else:
         extents = [dict.fromkeys(symbols, n) for n in TUNED_ROWS]
+    limits = graph.signature.symbols
+    for binding in extents:
+        for symbol, (least, most) in limits.items():
+            if symbol in binding:
+                binding[symbol] = max(least, binding[symbol] if most is None else min(binding[symbol], most))
     distinct = {tuple(binding.items()): binding for binding in extents}
     return Tuning(trials, tuple(distinct.values()), checked_num_threads(num_threads))
 

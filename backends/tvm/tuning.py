@@ -177,9 +177,11 @@ def sample(others: Sequence[S], count: int, random: Random) -> list[S]:
 def race(default: S, rivals: Sequence[S], bench: Bench[S]) -> tuple[S, list[tuple[float, float]]]:
     """The fastest schedule, and for each of the extents the least seconds of the default and of that one.
 
-    The default wins ties: see the module for what the others must show.
+    The default wins ties, and where there are no extents: see the module for what the others must show.
     """
     screened = bench([default, *rivals], SCREENING)
+    if not bench.extents:
+        return default, []
     merits = {rival: _ratio(screened[default], screened[rival]) for rival in rivals}
     finalists = sorted((rival for rival in rivals if merits[rival] < 1 - MARGIN), key=lambda rival: merits[rival])
     for rival in finalists[:FINALISTS]:
@@ -204,7 +206,8 @@ def _ratio(old: Sequence[float], new: Sequence[float]) -> float:
 class KernelBench(Generic[S]):
     """A `Bench` that makes kernels and calls them, on arrays that all of them share.
 
-    Of the extents that the tuning names those are used that the kernel depends on and that are not too large; the smallest always is.
+    Of the extents that the tuning names those are used that the kernel depends on, that leave no axis empty, and that are not too large;
+    the smallest of these always is.
 
     Args:
         made: called with the number of kernels made so far.
@@ -249,6 +252,8 @@ class KernelBench(Generic[S]):
         distinct = dict.fromkeys(tuple((s, binding[s]) for s in sorted(symbols)) for binding in self._wanted)
         by_size = {}
         for binding in map(dict, distinct):
+            if any(evaluate(d, binding) < 1 for t in types for d in t.shape):
+                continue  # a call computes nothing, or there is none: an axis less some
             by_size[sum(evaluate(t.nbytes, binding) for t in types), tuple(binding.items())] = binding
         for (size, _), binding in sorted(by_size.items()):
             if self.extents and size > LARGEST_CALL:

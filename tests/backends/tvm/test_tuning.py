@@ -196,6 +196,10 @@ def test_the_second_best_wins_where_the_best_was_lucky() -> None:
     assert race("d", ["a", "b"], bench)[0] == "b"
 
 
+def test_the_default_stays_where_there_is_nothing_to_measure() -> None:
+    assert race("d", "ab", Stopwatch({"d": [], "a": [], "b": []})) == ("d", [])
+
+
 def test_half_of_a_sample_comes_first_and_the_seed_decides_the_rest() -> None:
     others = list(range(100))
     found = sample(others, 8, Random(1))
@@ -370,6 +374,20 @@ def test_a_model_with_chosen_schedules(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert again.tuning == [{**entry, "remembered": True}]
     assert "remembered" in again.to_text()
     assert mlec.compile(network, (x,)).report.tuning == []
+
+
+def test_sizes_that_a_kernel_cannot_have_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Behind(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(8, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x[3:])
+
+    monkeypatch.setattr(tuning, "KernelBench", LastWins)
+    (entry,) = mlec.compile(Behind().eval(), (torch.randn(20, 8),), tune=1).report.tuning
+    assert [t["extents"]["n"] for t in entry["timings"]] == [20, 64]
 
 
 def test_a_real_measurement() -> None:
