@@ -104,6 +104,9 @@ UNCHECKED = (
 )  # fmt: skip
 """Extensions of x86 that Linux does not list, so that nobody could tell whether a processor has them: no code uses them."""
 
+_BASE: Mapping[str, tuple[str, ...]] = {"aarch64": ("fp", "asimd")}
+"""Of the extensions above, what every processor of an architecture has that runs Linux: nothing else is certain where none are listed."""
+
 _OTHER_NAMES = {"arm64": "aarch64", "AMD64": "x86_64"}
 
 
@@ -113,8 +116,8 @@ def host_flags() -> frozenset[str]:
     Raises:
         UsageError: `DISABLE` names something that is no instruction set.
     """
-    machine = platform.machine()
-    present = {_OTHER_NAMES.get(machine, machine), *_listed_flags()}
+    machine = _OTHER_NAMES.get(platform.machine(), platform.machine())
+    present = {machine, *_BASE.get(machine, ()), *_listed_flags()}
     disabled = {name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
     known = present | {flag for table in FLAGS.values() for flag in table.values()}
     if unknown := sorted(disabled - known):

@@ -52,6 +52,13 @@ def test_architectures_have_one_name(monkeypatch: pytest.MonkeyPatch, machine: s
     assert architecture in host_flags()
 
 
+@pytest.mark.parametrize(("machine", "certain"), [("x86_64", set()), ("arm64", {"fp", "asimd"})])
+def test_where_the_system_lists_nothing(monkeypatch: pytest.MonkeyPatch, machine: str, certain: set[str]) -> None:
+    monkeypatch.setattr("mlec.processor._listed_flags", list)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert host_flags() - {"x86_64", "aarch64"} == certain
+
+
 def test_what_code_needs() -> None:
     assert needed_flags("x86_64-linux-gnu", ["avx2", "fast-gather", "bmi"]) == {"x86_64", "avx2", "bmi1"}
     assert needed_flags("aarch64-linux-gnu", ["neon", "lse", "avx2"]) == {"aarch64", "asimd", "atomics"}

@@ -71,7 +71,7 @@ class TargetInfo:
     def _host(cls, flags: frozenset[str]) -> TargetInfo:
         triple, mcpu = host_triple(), str(llvm.llvm_get_system_cpu())
         named = _features(triple, mcpu, ())
-        known = FLAGS.get(architecture_of(triple), {}) if len(flags) > 1 else {}  # else LLVM's list is believed
+        known = FLAGS.get(architecture_of(triple), {})
         hidden = [f"-{name}" for name, flag in known.items() if name in named and flag not in flags]
         added = [f"+{name}" for name, flag in known.items() if name not in named and flag in flags]
         info = cls.for_cpu(mcpu, triple, (*added, *hidden))  # what is hidden takes along what needs it

@@ -15,7 +15,7 @@ from mlec.backends.tvm.objects import to_object
 from mlec.backends.tvm.pipeline import compile_for_cpu
 from mlec.backends.tvm.target import TargetInfo
 from mlec.ops.conv import blocked_weights
-from mlec.processor import DISABLE, UNCHECKED, X86_FLAGS
+from mlec.processor import DISABLE, UNCHECKED, X86_FLAGS, needed_flags, what_is_missing
 from mlec.target import Target
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel, geometry
 
@@ -49,6 +49,13 @@ def test_host():
     assert HOST.cores >= 1
     assert HOST.l1_bytes < HOST.l2_bytes
     assert HOST.mcpu in str(HOST.tvm_target())
+
+
+def test_code_made_here_runs_here_where_the_system_lists_nothing(monkeypatch):
+    monkeypatch.setattr("mlec.processor._listed_flags", list)
+    info = TargetInfo.host()
+    assert what_is_missing(needed_flags(info.triple, info.features)) == ""
+    assert info.mcpu == HOST.mcpu
 
 
 @pytest.mark.parametrize("mcpu", ["haswell", "nehalem"])
