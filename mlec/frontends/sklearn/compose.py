@@ -85,13 +85,18 @@ def search(ctx: Context, model: Any, columns: Columns) -> Lowered:
 
 @converts(model_selection.FixedThresholdClassifier, model_selection.TunedThresholdClassifierCV)
 def threshold_classifier(ctx: Context, model: Any, columns: Columns) -> Lowered:
-    part = convert(ctx, getattr(model, "estimator_", model.estimator), columns, "estimator")
+    estimator = getattr(model, "estimator_", model.estimator)
+    part = convert(ctx, estimator, columns, "estimator")
     tuned = isinstance(model, model_selection.TunedThresholdClassifierCV)
     label = model._curve_scorer._get_pos_label() if tuned else model.pos_label
     classes = np.asarray(model.classes_)
+    if label is not None and label not in classes:
+        ctx.refuse(f"pos_label={label!r} is none of its labels", f"use one of {', '.join(map(repr, classes.tolist()))}")
     positive = 1 if label is None else int(np.flatnonzero(classes == label)[0])
     asked = model._get_response_method()
-    method = next(name for name in ([asked] if isinstance(asked, str) else asked) if name in part.methods)
+    method = next(name for name in ([asked] if isinstance(asked, str) else asked) if hasattr(estimator, name))
+    if method not in part.methods:
+        ctx.refuse(f"{type(estimator).__name__}.{method} is not supported", "use another response_method")
     score = part.value(method)
     if method == "predict_proba":
         score = ctx.column(score, positive)

@@ -51,7 +51,9 @@ def complement(ctx: Context, model: Any, columns: Columns) -> Lowered:
 
 @converts(naive_bayes.CategoricalNB)
 def categorical(ctx: Context, model: Any, columns: Columns) -> Lowered:
-    """Categories are whole numbers from 0. Others are an error, as in the source, but NaN where another step computes them."""
+    """Categories are whole numbers from 0. Others are an error, as in the source, but NaN where another step computes them. The source
+    cuts fractions off; here they are an error, too.
+    """
     features, tables = [], []
     for column, terms in zip(columns, model.feature_log_prob_, strict=True):
         count = terms.shape[1]

@@ -606,6 +606,12 @@ def test_threshold_classifier(lab: Any, label: str | None, threshold: Any, membe
     lab.check(model.fit(IRIS, names), IRIS * 1.01)
 
 
+def test_a_threshold_for_no_label_is_refused(lab: Any) -> None:
+    model = model_selection.FixedThresholdClassifier(linear_model.LogisticRegression(), pos_label="maybe")
+    with pytest.raises(UnsupportedModelError, match="'maybe' is none of its labels"):
+        lab.lower(model.fit(IRIS, np.where(KIND == 1, "yes", "no")))
+
+
 @pytest.mark.parametrize("method", ["auto", "decision_function"])
 def test_tuned_threshold(lab: Any, method: str) -> None:
     model = model_selection.TunedThresholdClassifierCV(linear_model.LogisticRegression(), response_method=method, cv=2)
