@@ -136,7 +136,10 @@ def unpack(path: Path, *, num_threads: int | None, trust: str | TrustDigest, dev
         logger.info("%s: runs the kernels for %s", path, processor_name(program.target) or runs_on)
     else:
         target = _target_here(program)
-        backend = _compiler_here(target, path, reason)
+        foreign = chosen is not None and bool(artifact.kernels)
+        backend = _compiler_here(
+            target, path, reason, _TRUST if foreign else "compile the model again for this processor"
+        )
         logger.warning("%s: %s; the graph is compiled on this machine instead", path, reason)
         graph = _graph(artifact, signature)
         module = backend.compile(graph, target, CompileOptions())
@@ -181,15 +184,22 @@ def _target_here(program: Program) -> Target:
     return Target(kind) if kind in registry.target_kinds() else Target()
 
 
-def _compiler_here(target: Target, path: Path, reason: str) -> Backend:
-    """The backend that compiles a file's graph here, because of ``reason``."""
+_TRUST = "if you trust the file, name its code: trust=TrustDigest('sha256:...'), as `mlec inspect` shows it"
+
+
+def _compiler_here(target: Target, path: Path, reason: str, instead: str) -> Backend:
+    """The backend that compiles a file's graph here, because of ``reason``.
+
+    Raises:
+        RuntimeUnavailableError: ``E_NO_VARIANT``: it is not installed; the hint says what to do ``instead`` of installing it.
+    """
     try:
         backend: Backend = registry.backend_of(target.kind)
     except (MlecError, ImportError, OSError, RuntimeError) as error:
         raise RuntimeUnavailableError(
             f"{path} cannot run here: {reason}; and its graph cannot be compiled here: {error}",
             code="E_NO_VARIANT",
-            hint="install the compiler (pip install apache-tvm), or compile the model again for this processor",
+            hint=f"install the compiler (pip install apache-tvm); or {instead}",
         ) from error
     return backend
 

@@ -258,7 +258,12 @@ def test_a_feature_that_no_processor_has_is_never_run(
     with pytest.raises(RuntimeUnavailableError, match=r"lacks avx4096.*needs the package 'tvm'") as caught:
         mlec.load(path)
     assert caught.value.code == "E_NO_VARIANT"
-    assert caught.value.hint
+    assert str(caught.value.hint).endswith("compile the model again for this processor")
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
+    with pytest.raises(RuntimeUnavailableError, match="not built by this user") as caught:
+        mlec.load(small.path)
+    assert "TrustDigest" in str(caught.value.hint)
 
 
 def test_compiled_for_more_than_this_processor_has(monkeypatch: pytest.MonkeyPatch) -> None:
