@@ -12,7 +12,8 @@ class Progress:
     """Called with what is being done, how much of it is done, and how much there is.
 
     Attributes:
-        seconds: by stage, in the order in which they began: how long the work was in it. A stage lasts until another one is named.
+        seconds: by the first word of a stage, in the order in which they began: how long the work was in it. A stage lasts until
+            another one is named.
     """
 
     def __init__(self, show: Callable[[str, int, int], None] | None = None) -> None:
@@ -24,7 +25,7 @@ class Progress:
         now = time.perf_counter()
         if self._stage:
             self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._since
-        self._stage, self._since = stage, now
+        self._stage, self._since = stage.partition(" ")[0], now
         if self._show is not None:
             self._show(stage, done, total)
 
