@@ -301,7 +301,8 @@ class Lowering:
         if self._tuner is None:
             chosen = next(schedules)
         else:
-            key = f"{self._content()} kernel {place}"
+            weights = "beyond L2" if self.weights_nbytes > self.target.l2_bytes else "in L2"
+            key = f"{self._content()} kernel {place}, all weights {weights}"
             location = self._place.summary()
             chosen = self._tuner.choose(Subject(key, schedules, draft, self._next_name(), node.name, location, typical))
         made = version(chosen)

@@ -21,6 +21,7 @@ import mlec
 from mlec import processor
 from mlec.backends.tvm import tuning
 from mlec.backends.tvm.kernels.schedule import alternating, around, variations
+from mlec.backends.tvm.lowering import Lowering
 from mlec.backends.tvm.target import TargetInfo
 from mlec.backends.tvm.tuning import KernelBench, Subject, Tuner, race, sample
 from mlec.tuning import Memory, Tuning
@@ -374,6 +375,17 @@ def test_a_model_with_chosen_schedules(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert again.tuning == [{**entry, "remembered": True}]
     assert "remembered" in again.to_text()
     assert mlec.compile(network, (x,)).report.tuning == []
+
+
+def test_a_kernel_of_a_program_with_more_weights_is_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether all weights of the program are in L2 at the next call decides how a product of one row is shared out."""
+    monkeypatch.setattr(tuning, "KernelBench", LastWins)
+    layer, x = torch.nn.Linear(40, 40).eval(), (torch.randn(2, 40),)
+    mlec.compile(layer, x, tune=1)
+    (same,) = mlec.compile(layer, x, tune=1).report.tuning
+    monkeypatch.setattr(Lowering, "weights_nbytes", 1 << 40)
+    (other,) = mlec.compile(layer, x, tune=1).report.tuning
+    assert (same["remembered"], other["remembered"]) == (True, False)
 
 
 def test_sizes_that_a_kernel_cannot_have_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
