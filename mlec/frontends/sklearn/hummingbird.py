@@ -35,9 +35,7 @@ def kernel_pca(ctx: Context, model: Any, columns: Columns) -> Lowered:
     if model.kernel not in KERNELS:
         ctx.refuse(f"kernel={model.kernel!r} is not supported", f"supported: {', '.join(KERNELS)}")
     x = ctx.matrix(columns)
-    if (
-        model.kernel == "cosine"
-    ):  # the linear kernel of rows of length 1, but for rows of zeros, which Hummingbird divides by 0
+    if model.kernel == "cosine":  # the linear kernel of rows of length 1; Hummingbird would divide rows of zeros by 0
         x, model = unit_rows(ctx, x), copy.copy(model)
         model.kernel, model.X_fit_ = "linear", normalize(model.X_fit_)
     (projected,) = by_hummingbird(ctx, model, x)

@@ -185,9 +185,8 @@ def count_features(model: Any, options: LowerOptions) -> int:
     if width is None:
         with suppress(TypeRuleError, AttributeError, ValueError, IndexError):
             if first is not None:  # else a pipeline of nothing but "passthrough"
-                convert(
-                    Context("guess", 1), first, (TableColumn(0),)
-                )  # what is unsupported or not fitted says so itself
+                # What is unsupported or not fitted says so itself.
+                convert(Context("guess", 1), first, (TableColumn(0),))
         raise FrontendError(
             f"{type(model).__name__} does not say how many columns it takes",
             hint="pass example_inputs=X",
