@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlec.backends.tvm.lowering import Lowered, Tensor, ViewStep
+from mlec.errors import LoweringError
 from mlec.ir.dim import Dim
 from mlec.runtime.program import Buffer, Call, CallSequence
 
 
 def call_sequence(lowered: Lowered) -> CallSequence:
-    """The steps as plain data; buffers are numbered in the order of their definition."""
+    """The steps as plain data; buffers are numbered in the order of their definition.
+
+    Raises:
+        LoweringError: a symbol stands in no input by itself: the runtime evaluates dims, it solves no equations.
+    """
+    told = {str(dim) for x in lowered.inputs for dim in x.shape}
+    if untold := sorted(frozenset().union(*(x.type.symbols for x in lowered.inputs)) - told):
+        raise LoweringError(
+            f"no input has an axis of extent {untold[0]}, only expressions with it",
+            code="E_SHAPE",
+            hint="name that extent by itself, or give the graph another input that has it",
+        )
     buffers: list[Buffer] = []
     numbers: dict[Tensor, int] = {}
 

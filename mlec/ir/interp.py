@@ -81,12 +81,13 @@ def bind_symbols(
     for _, _, dim, extent in derived:
         _solve(dim, extent, binding)
     for label, axis, dim, extent in derived:
-        if evaluate(dim, binding) != extent:
-            wanted = dim if isinstance(dim, int) else f"{dim} = {evaluate(dim, binding)}"
+        found = evaluate(dim, binding) if symbols_of(dim) <= binding.keys() else None
+        if found != extent:
+            wanted = dim if isinstance(dim, int) or found is None else f"{dim} = {found}"
             raise InputError(
                 f"input {label}, axis {axis}: expected {wanted}, got {extent}",
                 code="E_INPUT_SHAPE",
-                hint="a dim has one value in all inputs",
+                hint="a dim has one value in all inputs, which their extents tell",
             )
     return binding
 
@@ -100,7 +101,7 @@ def _solve(dim: Dim, extent: int, binding: dict[str, int]) -> None:
     least, next_one = (evaluate(dim, {**binding, name: value}) for value in (0, 1))
     if next_one != least:
         value = (extent - least) // (next_one - least)
-        if evaluate(dim, {**binding, name: value}) == extent:
+        if value >= 0 and evaluate(dim, {**binding, name: value}) == extent:
             binding[name] = value
 
 

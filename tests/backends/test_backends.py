@@ -198,3 +198,11 @@ def test_kernels_for_another_processor_are_not_run_here(monkeypatch: pytest.Monk
 
 def compiled_for(target: str) -> CompiledModule:
     return TVMBackend().compile(layer(), Target.parse(target))
+
+
+def test_a_symbol_that_stands_in_expressions_only_is_refused() -> None:
+    b = GraphBuilder("g")
+    graph = b.finish([b("relu", b.input("x", tensor("f32", ("4*n", 2))))])
+    with pytest.raises(LoweringError, match="no input has an axis of extent n") as caught:
+        TVMBackend().compile(graph, Target())
+    assert caught.value.hint
