@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-ROUNDS = 15
+ROUNDS = 10
 FEWEST_ROUNDS = 3
 ROUND_SECONDS = 0.02
 BATCH_SECONDS = 10.0

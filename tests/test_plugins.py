@@ -194,7 +194,8 @@ print(type(m.executable).__name__, getattr(m.executable, "calls", None))
 """
 
 
-def test_a_plugins_backend_from_compile_to_run(tmp_path: Path) -> None:
+def test_a_plugins_backend_from_compile_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")  # so that no cell is wrapped
     plugin = Installed(tmp_path, BACKEND)
     facts = plugin.code(SAVE)
     assert facts == str({"device": "cpu", "backend": "counting", "kind": "counting", "archs": ["slowly"]})

@@ -39,7 +39,7 @@ def model(mlec: Run, iris: Iris, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_inspect_lists_kernels_and_architectures(mlec: Run, model: Path) -> None:
-    done = mlec("inspect", model, "--kernels")
+    done = mlec("inspect", model, "--kernels", env={"COLUMNS": "250"})  # so that no cell is wrapped
     assert done.code == 0, done.err
     for part in ("matmul", "DLight's schedule", "loop over elements", "LogisticRegression"):
         assert part in done.out

@@ -129,7 +129,14 @@ def test_a_library_that_hangs_is_an_error(xgb_file: Path, monkeypatch: pytest.Mo
 
 
 def test_an_interrupted_question_leaves_no_answer_to_the_next(xgb_file: Path) -> None:
-    oracle = oracle_of(xgb_file)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        _interrupted(oracle_of(xgb_file))
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupted(oracle: Any) -> None:
     oracle["predict"](X)
     os.kill(oracle._process.pid, signal.SIGSTOP)
     interrupt = threading.Timer(0.3, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))

@@ -240,7 +240,7 @@ def test_a_model_that_branches_on_the_batch_says_for_which_it_is(caplog: pytest.
     assert note in caplog.text
     with pytest.raises(mlec.InputError, match="at most 99, got 100") as caught:
         compiled.run([torch.ones(100, 4)])
-    assert "compile it again" in (caught.value.hint or "")
+    assert "with bounds or examples for others" in (caught.value.hint or "")
     np.testing.assert_array_equal(mlec.compile(Branching(), torch.ones(200, 4)).run([torch.ones(101, 4)])[0], 2.0)
 
 
