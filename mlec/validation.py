@@ -128,16 +128,12 @@ def compare(compiled: CompiledModel, oracle: Oracle, inputs: Sequence[Any], tole
         if not hasattr(compiled, method):  # the frontend's notes say which
             continue
         argument = list(inputs) if method == "run" else inputs[0]
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")  # what the source warns about on probing inputs is not the user's concern
-            wanted = _of_source(function, argument, method)
+        wanted = _of_source(function, argument, method)
         got = getattr(compiled, method)(argument)
         same_form = _form(got) == _form(wanted)
         results[method] = _arrays(wanted), _arrays(got) if same_form else []
     if isinstance(oracle, SourceMethods) and oracle.decided is not None:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            rows = _of_source(oracle.decided, inputs[0], "the search for rows without one right answer")
+        rows = _of_source(oracle.decided, inputs[0], "the search for rows without one right answer")
         results = {name: ([a[rows] for a in wanted], [a[rows] for a in got]) for name, (wanted, got) in results.items()}
     scores = [results[m] for m in ("predict_proba", "decision_function") if m in results]
     ties = _tied_rows([pair for wanted, got in scores for pair in zip(wanted, got, strict=False)], tolerance)
@@ -145,13 +141,15 @@ def compare(compiled: CompiledModel, oracle: Oracle, inputs: Sequence[Any], tole
 
 
 def _of_source(function: Callable[[Any], Any], argument: Any, method: str) -> Any:
-    """What the source gives.
+    """What the source gives; what it warns about on probing inputs is not the user's concern.
 
     Raises:
         UsageError: the source fails: the examples, or the source, are not those of the compiled model.
     """
     try:
-        return function(argument)
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            return function(argument)
     except MlecError:
         raise
     except Exception as error:
@@ -288,13 +286,11 @@ def taken_probes(
 
 
 def _refusal(oracle: Oracle, inputs: list[Any]) -> UsageError | None:
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        for method, function in oracle.items():
-            try:
-                _of_source(function, inputs if method == "run" else inputs[0], method)
-            except UsageError as error:
-                return error
+    for method, function in oracle.items():
+        try:
+            _of_source(function, inputs if method == "run" else inputs[0], method)
+        except UsageError as error:
+            return error
     return None
 
 

@@ -15,7 +15,7 @@ from mlec.reporting.units import plural
 
 if TYPE_CHECKING:
     from mlec.ir import Graph
-    from mlec.pipeline import PassRecord
+    from mlec.pipeline import PassRecord, Verification
 
 _PASSES = re.compile(r"^// passes: *(\S.*)$", re.M)
 _CONSTANT = re.compile(r"=\s*constant\s*\{\s*value\s*=\s*@([\w.]+)\s*\}\s*:\s*(\w+)\[([\d,\s]*)\]")
@@ -49,7 +49,7 @@ _CONSTANT = re.compile(r"=\s*constant\s*\{\s*value\s*=\s*@([\w.]+)\s*\}\s*:\s*(\
 )
 @json_option
 def opt_command(
-    graph: Path, passes: str | None, target: str | None, remarks: str, verification: str, as_json: bool
+    graph: Path, passes: str | None, target: str | None, remarks: str, verification: Verification, as_json: bool
 ) -> None:
     """Run passes on GRAPH (.mlet text, or the graph of a .mle file) and print the result.
 
@@ -67,7 +67,7 @@ def opt_command(
 
         backend, context = passes_of(target)
         default = backend.pipeline
-    pipeline = PassPipeline.parse(default if wanted == "default" else wanted, verify=verification)  # type: ignore[arg-type]
+    pipeline = PassPipeline.parse(default if wanted == "default" else wanted, verify=verification)
     after, records = pipeline.run(before, context)
     shown = ("applied", "missed") if remarks == "all" else (remarks,)
     if as_json:

@@ -279,8 +279,10 @@ class _Lowering:
             name = self._weight_names.get(node.name)
             return self.program.state_dict.get(name, self.program.constants.get(name)) if name is not None else None
         if node.target is operator.getitem:
-            source = self._stored(node.args[0])  # type: ignore[arg-type]
-            return None if source is None else source[node.args[1]]
+            whole, index = node.args
+            assert isinstance(whole, torch.fx.Node)
+            source = self._stored(whole)
+            return None if source is None else source[index]
         op = node.target
         if not isinstance(op, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in op.tags:
             return None

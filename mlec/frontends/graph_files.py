@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import mlec.ops  # noqa: F401  (fills the op table)
 from mlec.errors import IRError, ParseError
 from mlec.ir import Graph, parse_graph
 from mlec.ir.op import Array

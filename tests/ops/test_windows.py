@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import mlec.ops  # noqa: F401  (fills the op table)
 from mlec.errors import ParseError, TypeRuleError
 from mlec.ir import GraphBuilder, parse_graph, tensor
 from mlec.ops.windows import Geometry
