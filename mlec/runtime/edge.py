@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy import vdot
 from numpy.typing import NDArray
 
 from mlec.errors import InputError
@@ -83,14 +84,11 @@ class Edge:
         Raises:
             InputError: wrong count, name, dtype, shape or value.
         """
-        given = inputs[0] if isinstance(inputs, (list, tuple)) and len(inputs) == 1 else inputs
-        if type(given) is np.ndarray:
-            if self._table:
-                array = self._table.quick(given)
-                if array is not None:
-                    return [array]
-            elif given.dtype is self._only:
-                return [given]
+        array = self.single(inputs)
+        return self.read_closely(inputs) if array is None else [array]
+
+    def read_closely(self, inputs: object) -> list[Array]:
+        """`read` for what `single` leaves to it."""
         if not self._nesting.is_flat:
             items: Sequence[object] = self._nesting.flatten(inputs)
         elif isinstance(inputs, list | tuple):
@@ -110,6 +108,17 @@ class Edge:
         if self._table:
             return self._table.read(items[0])
         return [self._take(*given) for given in zip(items, self._inputs, self._dtypes, strict=True)]
+
+    def single(self, inputs: object) -> Array | None:
+        """What `read` gives, where that is one array that is right as it comes; None: `read_closely` has to look."""
+        if (type(inputs) is list or type(inputs) is tuple) and len(inputs) == 1:
+            inputs = inputs[0]
+        if type(inputs) is not np.ndarray:
+            return None
+        table = self._table
+        if table is not None:
+            return table.quick(inputs)
+        return inputs if inputs.dtype is self._only else None
 
     def _take(self, item: object, spec: TensorSpec, dtype: np.dtype[Any]) -> Any:
         """One input of a model without a table."""
@@ -395,7 +404,8 @@ class _TableReader:
         feed, whole, coders, dtype = self._feeds[0] if len(self._feeds) == 1 else (None, False, [], None)
         plain = feed is not None and whole and not coders and dtype is not None and dtype.char in "fd"
         self._plain = dtype if plain else None
-        self._accepted = (feed.numbers if feed is not None else None) or spec.numbers
+        self._width = spec.n_features if plain else None
+        self._any = ((feed.numbers if feed is not None else None) or spec.numbers) == "any"
 
     def read(self, table: object) -> list[Array]:
         """One array of shape (n, columns) for each feed."""
@@ -435,14 +445,14 @@ class _TableReader:
 
     def quick(self, table: Array) -> Array | None:
         """The one input of the graph for a table of few plain numbers; None: `read` must look closer."""
-        dtype = self._plain
-        if dtype is None or table.ndim != 2 or table.shape[1] != self.spec.n_features or table.dtype.char not in "fd":
+        dtype = table.dtype
+        if table.ndim != 2 or table.shape[1] != self._width or (dtype is not self._plain and dtype.char not in "fd"):
             return None
-        if table.dtype is dtype and self._accepted == "any":
+        if self._any and dtype is self._plain:
             return table
         # A sum of squares that is finite has no NaN or infinity in it, and one as small no number beyond float32.
-        if table.size <= _FEW and float(np.vdot(table, table)) < _SQUARE:
-            return table if table.dtype is dtype else table.astype(dtype)
+        if table.size <= _FEW and float(vdot(table, table)) < _SQUARE:
+            return table if dtype is self._plain else table.astype(self._plain)
         return None
 
     def _check_names(self, names: Sequence[object]) -> None:

@@ -15,11 +15,12 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from numpy import empty
 from numpy.typing import NDArray
 
 from mlec.errors import MlecError, RuntimeUnavailableError, UsageError
 from mlec.runtime.edge import numpy_dtype
-from mlec.runtime.library import link, use_threads
+from mlec.runtime.library import calling_thread, link, use_threads
 from mlec.runtime.plan import ARENA_ALIGNMENT, Layout, Plan, Shapes
 from mlec.runtime.program import Program
 from mlec.runtime.threads import checked_num_threads, effective_cpu_count
@@ -92,6 +93,7 @@ class Executable:
         self._layout = Layout(sequence)
         self._plan_of = functools.lru_cache(_PLANS)(self._layout.plan)
         self._dtypes = tuple(numpy_dtype(buffer.dtype) for buffer in sequence.buffers[: sequence.inputs])
+        self._single = self._dtypes[0] if len(self._dtypes) == 1 and not self._layout.copies else None
         self._idle: list[_Context] = []
         self._most_idle = effective_cpu_count()
 
@@ -123,7 +125,7 @@ class Executable:
                 if x.dtype is not dtype or not x.flags.c_contiguous:
                     inputs = [_compact(x, dtype) for x, dtype in zip(inputs, self._dtypes, strict=True)]
                     break
-            outputs = [np.empty(*spec) for spec in frame.outputs] if out is None else _choose(out, frame, inputs)
+            outputs = [empty(*spec) for spec in frame.outputs] if out is None else _choose(out, frame, inputs)
         except MemoryError as error:
             raise _no_memory(error) from error
         try:
@@ -145,6 +147,50 @@ class Executable:
         if len(idle) < self._most_idle:
             idle.append(context)
         return outputs
+
+    def run_single(self, x: Array, out: Sequence[Array] = ()) -> list[Array] | None:
+        """`run` with one input, in half the time, where nothing is left to decide.
+
+        Args:
+            x: the input.
+            out: arrays to write the first graph outputs to; for the others new ones are made.
+
+        Returns:
+            One array for each graph output. None, and nothing has been done, where `run` has more to see to: an input to copy, a shape that
+            did not come lately, a context to make, an array in ``out`` that is not fit.
+
+        Raises:
+            MlecError: as `run`.
+        """
+        if x.dtype is not self._single or not x.flags.c_contiguous:
+            return None
+        if calling_thread.threads != self.num_threads:
+            use_threads(self.num_threads)
+        idle = self._idle
+        try:
+            context = idle.pop()
+        except IndexError:
+            return None
+        frame = context.frames.get((x.shape,))
+        if frame is None or context.calls >= _GENERATION or (out and not _all_fit(out, frame, x)):
+            idle.append(context)
+            return None
+        context.calls += 1
+        outputs: list[Array] = []
+        given = len(out)
+        arguments = [*frame.whole, id(context.arena), id(x)]
+        try:
+            for shape, dtype in frame.outputs:  # one loop takes half the time of two comprehensions
+                y = empty(shape, dtype) if len(outputs) >= given else out[len(outputs)]
+                outputs.append(y)
+                arguments.append(id(y))
+            misaligned = context.drive(*arguments)
+        except MemoryError as error:
+            raise _no_memory(error) from error
+        except Exception as error:
+            raise self._failure(frame, error) from error
+        idle.append(context)
+        return outputs if misaligned is None else None
 
     @staticmethod
     def _age(idle: list[_Context]) -> None:
@@ -168,7 +214,7 @@ class Executable:
         inputs = [_aligned(_compact(x, d), self.program.alignment) for x, d in zip(inputs, self._dtypes, strict=True)]
         context = self._context()
         frame = context.frame(tuple([x.shape for x in inputs]))
-        outputs = [np.empty(shape, dtype) for shape, dtype in frame.outputs]
+        outputs = [empty(shape, dtype) for shape, dtype in frame.outputs]
         arrays = [id(array) for array in (context.arena, *inputs, *outputs)]
         context.drive(*frame.whole, *arrays)  # not recorded: first touch of memory, start of threads
 
@@ -252,7 +298,7 @@ class _Context:
                 self._allocate(needed)
 
     def _allocate(self, nbytes: int) -> None:
-        memory = np.empty(nbytes + ARENA_ALIGNMENT, np.uint8)
+        memory = empty(nbytes + ARENA_ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % ARENA_ALIGNMENT
         self.arena = memory[start : start + nbytes]
 
@@ -365,7 +411,7 @@ def _aligned(array: Array, alignment: int) -> Array:
 
 
 def _copy(array: Array, alignment: int) -> Array:
-    memory = np.empty(array.nbytes + alignment, np.uint8)
+    memory = empty(array.nbytes + alignment, np.uint8)
     start = -memory.ctypes.data % alignment
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     np.copyto(copy, array)
@@ -385,11 +431,26 @@ def _choose(out: Sequence[Array | None], frame: _Frame, inputs: Sequence[Array])
     for target, (shape, dtype) in zip(out, frame.outputs, strict=True):
         fits = target is not None and target.shape == shape and target.dtype == dtype and target.flags.carray
         if target is None or not fits or any(_may_overlap(target, other) for other in taken):
-            chosen.append(np.empty(shape, dtype))
+            chosen.append(empty(shape, dtype))
         else:
             taken.append(target)
             chosen.append(target)
     return chosen
+
+
+def _all_fit(out: Sequence[Array], frame: _Frame, x: Array) -> bool:
+    """Whether kernels can write the first outputs to these arrays."""
+    taken = [x]
+    for target, (shape, dtype) in zip(out, frame.outputs, strict=False):
+        if type(target) is not np.ndarray or target.shape != shape or target.dtype is not dtype:
+            return False
+        if not target.flags.carray:
+            return False
+        for other in taken:
+            if _may_overlap(target, other):
+                return False
+        taken.append(target)
+    return True
 
 
 def _may_overlap(a: Array, b: Array) -> bool:

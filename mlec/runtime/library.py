@@ -155,7 +155,21 @@ def _missing(wheel: str, reason: object) -> RuntimeUnavailableError:
     )
 
 
-_calling_thread = threading.local()
+class _CallingThread(threading.local):
+    """What is known of the OS thread that asks.
+
+    Attributes:
+        threads: that its kernels use, as far as it was told.
+        has_pool: whether it has started others.
+        orphaned: whether it came out of a fork that left those behind.
+    """
+
+    threads = 0
+    has_pool = False
+    orphaned = False
+
+
+calling_thread = _CallingThread()
 
 
 def use_threads(count: int) -> None:
@@ -164,7 +178,7 @@ def use_threads(count: int) -> None:
     The thread pool belongs to the calling thread: it is made at the first call with more than one thread, and keeps the
     size it was made with. In a forked child, which has no threads but the one that forked, that one goes on alone.
     """
-    if getattr(_calling_thread, "count", 0) == count or getattr(_calling_thread, "orphaned", False):
+    if calling_thread.threads == count or calling_thread.orphaned:
         return
     if count == 1:
         _set_max_concurrency(1)
@@ -172,8 +186,8 @@ def use_threads(count: int) -> None:
         size = max(count, default_num_threads())
         configure = load_library().ffi.get_global_func("runtime.config_threadpool")
         configure(_ALL_CPUS, count, [str(cpu) for cpu in range(size)])
-        _calling_thread.has_pool = True
-    _calling_thread.count = count
+        calling_thread.has_pool = True
+    calling_thread.threads = count
 
 
 def _set_max_concurrency(count: int) -> None:
@@ -183,9 +197,9 @@ def _set_max_concurrency(count: int) -> None:
 
 def _after_fork() -> None:
     """Keep the child from waiting for threads that stayed with its parent. Other threads of the child make pools of their own."""
-    if getattr(_calling_thread, "has_pool", False):
+    if calling_thread.has_pool:
         _set_max_concurrency(1)
-        _calling_thread.orphaned = True
+        calling_thread.orphaned = True
 
 
 os.register_at_fork(after_in_child=_after_fork)

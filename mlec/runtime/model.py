@@ -85,6 +85,7 @@ class CompiledModel:
         self.signature = signature
         self.metadata: dict[str, Any] = dict(metadata or {})
         self.executable = executable
+        self._run_single = getattr(executable, "run_single", _never)
         self._graph = graph
         self._report = report
         self._saver = saver
@@ -96,6 +97,9 @@ class CompiledModel:
         self._picks = [pick for method in self._run for pick in method.parts] if plain else None
         if not self._run:
             self._picks = [(position, None) for position in range(len(signature.outputs))]
+        in_order = all(place == i and labels is None for i, (place, labels) in enumerate(self._picks or ()))
+        # Where results are the first outputs as they are, how many.
+        self._first = len(self._picks) if self._picks is not None and in_order else None
         # Labels and what else methods do to results is done by the host.
         untouched = self._picks is not None and all(labels is None for _, labels in self._picks)
         self._edge = Edge(signature, device if untouched else None)
@@ -127,10 +131,10 @@ class CompiledModel:
             MlecError: ``E_NO_MEMORY``: there is not enough memory for so many rows.
         """
         try:
-            arrays = self._edge.read(inputs)
             if out is not None:
-                return self._run_into(arrays, inputs, out)
-            return self._results(self._outputs(arrays), inputs)
+                return self._run_into(inputs, out)
+            outputs = self._computed(inputs)
+            return self._results(outputs, inputs) if self._first is None else outputs[: self._first]
         except MemoryError as error:
             raise _too_large(error) from error
 
@@ -144,13 +148,19 @@ class CompiledModel:
             results.extend(result if isinstance(result, list) else [result])
         return results
 
-    def _run_into(self, arrays: list[Array], inputs: object, out: Sequence[Array]) -> list[Array]:
+    def _run_into(self, inputs: object, out: Sequence[Array]) -> list[Array]:
         """`run` into the caller's arrays: kernels write there themselves where nothing is left to do with a result."""
         if not isinstance(out, list | tuple):
             raise InputError(
                 f"out: expected a list of numpy arrays, got {type(out).__name__}", code="E_INPUT_DTYPE",
                 hint="pass a list with one array for each result, e.g. out=[y]",
             )  # fmt: skip
+        x = self._edge.single(inputs)
+        if x is not None and len(out) == self._first:
+            outputs = self._run_single(x, out)
+            if outputs is not None:
+                return list(out)
+        arrays = self._edge.read_closely(inputs) if x is None else [x]
         wanted: list[Array | None] = [None] * len(self.signature.outputs)
         for target, (position, labels) in zip(out, self._picks or (), strict=False):
             if labels is None and isinstance(target, np.ndarray):
@@ -239,9 +249,17 @@ class CompiledModel:
 
     def _call_method(self, method: _Method, X: object) -> Any:
         try:
-            return method.framed(self._outputs(self._edge.read(X if isinstance(X, Mapping) else (X,))), X)
+            return method.framed(self._computed(X if isinstance(X, Mapping) else (X,)), X)
         except MemoryError as error:
             raise _too_large(error) from error
+
+    def _computed(self, inputs: object) -> list[Array]:
+        """The graph's outputs, in new arrays."""
+        x = self._edge.single(inputs)
+        if x is None:
+            return list(self._outputs(self._edge.read_closely(inputs)))
+        outputs = self._run_single(x)
+        return list(self._outputs([x])) if outputs is None else outputs
 
     def _outputs(self, arrays: list[Array], out: list[Array | None] | None = None) -> Sequence[Array]:
         shapes = tuple([array.shape for array in arrays])
@@ -431,6 +449,10 @@ class _Method:
             with np.errstate(divide="ignore"):
                 output = np.log(output)
         return output if self._dtype is None else output.astype(self._dtype, copy=False)
+
+
+def _never(x: Array, out: Sequence[Array] = ()) -> None:
+    """In the place of `Executable.run_single` where a backend has none."""
 
 
 def _dtype_of(table: object) -> np.dtype[Any]:

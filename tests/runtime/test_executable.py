@@ -133,6 +133,65 @@ def test_arrays_that_kernels_cannot_write_to_are_left_alone(make_executable: Mak
     np.testing.assert_allclose(result, kept * 8.0**7, rtol=1e-5)
 
 
+@pytest.mark.parametrize("n", [0, 1, 5, 300])
+def test_one_array_takes_the_short_way_to_the_same_results(make_executable: Make, n: int) -> None:
+    executable = make_executable()
+    x, other = rows(n), rows(n)
+    assert executable.run_single(x) is None, "nothing of this shape came before"
+    expected = [executable.run([array]) for array in (x, other)]
+    for array, results in zip((x, other), expected, strict=True):
+        for result, right in zip(executable.run_single(array) or (), results, strict=True):
+            np.testing.assert_array_equal(result, right)
+    h = np.full((n, 4), np.nan, np.float32)
+    first, second = executable.run_single(x, [h]) or (None, None)
+    assert first is h
+    assert second is not h
+    np.testing.assert_array_equal(h, expected[0][0])
+
+
+def test_what_is_not_plain_does_not_take_the_short_way(make_executable: Make) -> None:
+    executable = make_executable()
+    x = rows(4)
+    executable.run([x])
+    for unfit in (np.asfortranarray(x), x[:, ::-1], x.astype(np.float64), x.astype(">f4"), x[:3], misaligned(x)):
+        assert executable.run_single(unfit) is None
+    memory = np.empty((8, 4), np.float32)
+    whole = np.zeros(64, np.float32)
+    table, inside = whole[:32].reshape(4, 8), whole[8:24].reshape(4, 4)
+    for unfit in (memory, memory.astype(np.float64)[:4], memory[::2], read_only(memory[4:].copy()), inside, [0.0] * 4):
+        assert executable.run_single(table, [unfit]) is None
+    assert executable.run_single(table, [memory[:4], memory[2:6]]) is None
+    assert executable.run_single(table, [memory[:4], memory[4:]]) is not None
+    assert make_executable("aliases").run_single(x) is None, "outputs that no kernel writes are copied"
+
+
+def test_the_short_way_leaves_no_memory_behind(make_executable: Make) -> None:
+    executable = make_executable()
+    executable.run([rows(1)])
+    executable.run([rows(100_000)])
+    held = executable._idle[0].arena.nbytes
+    taken = [executable.run_single(x) or executable.run([x]) for x in [rows(1)] * 1000]
+    assert len(taken) == 1000
+    assert len(executable._idle) == 1
+    assert executable._idle[0].arena.nbytes <= held
+
+
+def test_the_short_way_of_a_failing_and_of_a_closed_program(make_executable: Make) -> None:
+    executable = make_executable("chain")
+    fine, fatal = np.ones(2, np.float32), np.ones(13, np.float32)
+    executable.run([fine])
+    with pytest.raises(MlecError, match="thirteen"):
+        executable.run([fatal])
+    executable.run([fine])
+    executable._idle[0].frame(((13,),))
+    with pytest.raises(MlecError, match=r"the compiled program failed: .*thirteen"):
+        executable.run_single(fatal)
+    executable.run([fine])
+    assert executable.run_single(fine) is not None
+    executable.close()
+    assert executable.run_single(fine) is None
+
+
 def test_outputs_survive_later_runs_and_the_model(make_executable: Make, weight: np.ndarray) -> None:
     executable = make_executable()
     x = rows(5)
