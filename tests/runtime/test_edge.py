@@ -308,6 +308,39 @@ class TestTables:
         edge = Edge(Signature((TensorSpec("codes", "i32", ("n", 1)),), (), table=spec))
         assert edge.read([frame])[0].tolist() == [[4], [-1]]
 
+    @pytest.mark.parametrize("n", [3, 90])
+    def test_categorical_columns(self, n: int) -> None:
+        cities = pd.Categorical((["bern", "paris", None] * n)[:n], ["nowhere", "paris", "bern"])
+        frame = pd.DataFrame({"age": [1.0] * n, "city": cities, "size": 1})
+        expected = ([0, 1, 9] * n)[:n]
+        for edge in (mixed(missing=9, unknown=7), mixed(missing=9)):  # without a code for categories of no row, too
+            assert edge.read([frame])[1].ravel().tolist() == expected
+            renamed = frame.assign(city=frame["city"].cat.rename_categories({"bern": "paris", "paris": "bern"}))
+            assert edge.read([renamed])[1].ravel().tolist() == ([1, 0, 9] * n)[:n]
+            assert edge.read([frame.iloc[[0, 1]]])[1].ravel().tolist() == [0, 1]
+        error = refused(mixed(unknown=7), frame)
+        assert error.message.startswith("column 1 ('city'), row 2: the value is missing")
+        only_missing = frame.assign(city=pd.Categorical([None] * n))
+        assert set(mixed(missing=9).read([only_missing])[1].ravel().tolist()) == {9}
+
+    @pytest.mark.parametrize("n", [2, 90])
+    def test_columns_of_every_kind(self, n: int) -> None:
+        frame = pd.DataFrame(
+            {"age": pd.Series([1, None] * (n // 2), dtype="Int64"), "city": "bern", "size": [True, False] * (n // 2)}
+        )
+        numbers, codes = mixed().read([frame])
+        np.testing.assert_array_equal(numbers, [[1, 1], [np.nan, 0]] * (n // 2))
+        assert not codes.any()
+        late = frame.assign(age=pd.Timestamp("2020-01-01"))
+        assert refused(mixed(), late).code == "E_INPUT_DTYPE"
+        assert "column 'age'" in refused(mixed(), frame.assign(age="old")).message
+
+    def test_columns_of_one_name(self) -> None:
+        spec = TableSpec(2, (ColumnFeed((1,), (Coding(("a", "b")),)),))
+        edge = Edge(Signature((TensorSpec("codes", "i64", ("n", 1)),), (), table=spec))
+        frame = pd.DataFrame([["b", "a"]] * 90, columns=["x", "x"])
+        assert not edge.read([frame])[0].any()
+
     def test_none_and_nan_told_apart(self) -> None:
         frame = pd.DataFrame({"age": [1.0] * 4, "city": pd.Series([None, np.nan, pd.NA, "x"], dtype=object), "size": 1})
         assert mixed(unknown=7, missing=8, nan=5).read([frame])[1].ravel().tolist() == [8, 5, 8, 7]
