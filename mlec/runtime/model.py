@@ -249,7 +249,8 @@ class CompiledModel:
 
     def _call_method(self, method: _Method, X: object) -> Any:
         try:
-            return method.framed(self._computed(X if isinstance(X, Mapping) else (X,)), X)
+            outputs = self._computed(X if type(X) is np.ndarray or isinstance(X, Mapping) else (X,))
+            return method.framed(outputs, X) if method.bare is None else outputs[method.bare]
         except MemoryError as error:
             raise _too_large(error) from error
 
@@ -406,6 +407,7 @@ class _Method:
     Attributes:
         parts: for each result its graph output, and the labels that its integers stand for (None: the integers themselves).
         plain: whether nothing else is done with them.
+        bare: the graph output that is the result as it is.
     """
 
     def __init__(self, spec: MethodSpec, outputs: Sequence[TensorSpec]) -> None:
@@ -422,6 +424,8 @@ class _Method:
         self.plain = not (spec.function or spec.stack or spec.float32 or spec.integers) and (
             self._dtype is None or kept
         )
+        alone = self.plain and len(self.parts) == 1 and not (spec.as_list or spec.frame)
+        self.bare = self.parts[0][0] if alone and self.parts[0][1] is None else None
 
     def result(self, outputs: Sequence[Array], table: object) -> Array | list[Array]:
         """What the source's method returns for a table, from the graph's outputs."""
