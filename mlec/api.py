@@ -14,9 +14,9 @@ import numpy as np
 
 import mlec.ops  # noqa: F401  (fills the op table)
 from mlec import registry
-from mlec.artifact import SaveResult, TrustDigest
+from mlec.artifact import SaveResult, Storage, TrustDigest
 from mlec.backends.base import Backend, CompiledModule, CompileOptions, refuse_unsupported
-from mlec.capabilities import RESERVED, check_precision, refuse_reserved
+from mlec.capabilities import check_precision
 from mlec.errors import MlecError, UsageError
 from mlec.frontends.base import Frontend, InputShapes, LowerOptions, Oracle
 from mlec.frontends.example_inputs import for_model, for_signature
@@ -247,20 +247,21 @@ def export_model(
         output_path: the ``.mle`` file.
         input_shape: shape of the one input, batch included; the batch stays free.
         example_inputs: as for `compile`.
-        compression, quantization: None, or the name of a scheme.
+        compression, quantization: None or ``"none"``, or the name of a scheme.
         metadata: kept in the file.
-        options: further arguments of `compile`; ``sign_key`` and ``encryption_key`` are refused in this version, as compression is.
+        options: further arguments of `compile`, and ``sign_key`` and ``encryption_key`` as `CompiledModel.save` takes them.
 
     Returns:
         ``success``, ``path``, ``size_bytes``, ``report``; with ``error`` and ``hint`` when it failed.
     """
     precision = {None: "fp32", "none": "fp32"}.get(quantization, quantization or "fp32")
     shapes: InputShapes | None = None if input_shape is None else [["n", *list(input_shape)[1:]]]
-    saving = {"compression": compression, **{name: options.pop(name) for name in RESERVED if name in options}}
+    keys: dict[str, Any] = {name: options.pop(name) for name in ("sign_key", "encryption_key") if name in options}
+    saving: dict[str, Any] = {"compression": None if compression == "none" else compression, **keys}
     try:
-        refuse_reserved(saving)
+        Storage.of(saving)  # before the long work
         compiled = compile(model, example_inputs, input_shapes=shapes, precision=precision, **options)
-        saved: SaveResult = compiled.save(output_path, metadata=metadata)
+        saved: SaveResult = compiled.save(output_path, metadata=metadata, **saving)
     except MlecError as error:
         return {
             "success": False,
@@ -455,8 +456,7 @@ def _assemble(
     }
 
     def save(path: Path, **options: Any) -> SaveResult:
-        refuse_reserved(options)
-        return pack(path, optimized, [v.module for v in variants], report, metadata, options.get("metadata"))
+        return pack(path, optimized, [v.module for v in variants], report, metadata, options)
 
     opened = executable_of if module.program.device == "cpu" and not variants[0].missing else _OnUse
     executable: Any = opened(module, optimized, num_threads)

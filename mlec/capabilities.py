@@ -5,9 +5,6 @@ What other packages add by entry points is not here: `mlec.registry` puts both t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from mlec.errors import UsageError
 
 TARGETS = {
@@ -52,9 +49,6 @@ MODEL_FILES = {
 COMPILABLE_FILES = {**MODEL_FILES, "graph": "text that begins with `graph @`, after comments (.mlet)"}
 """The files that can be compiled, by what they are of."""
 
-RESERVED = ("compression", "sign_key", "encryption_key")
-"""Options of ``save`` that are planned, but not offered yet."""
-
 
 def check_precision(name: str) -> None:
     """Refuses a precision that does not exist, or that is not offered yet.
@@ -71,16 +65,3 @@ def check_precision(name: str) -> None:
 
 def offered_precisions() -> tuple[str, ...]:
     return tuple(name for name, meaning in PRECISIONS.items() if meaning is not None)
-
-
-def refuse_reserved(options: Mapping[str, Any]) -> None:
-    """Refuses options of ``save`` that this version does not offer.
-
-    Raises:
-        UsageError: naming the option.
-    """
-    for name in RESERVED:
-        if options.get(name) is not None:
-            raise UsageError(
-                f"save does not offer {name} in this version", code="E_NOT_OFFERED", hint=f"leave {name} out"
-            )

@@ -17,6 +17,7 @@ from mlec.artifact import (
     KernelBlob,
     ModelMetadata,
     SaveResult,
+    Storage,
     TrustDigest,
     decide,
     read_model,
@@ -24,7 +25,6 @@ from mlec.artifact import (
     write,
 )
 from mlec.backends.base import Backend, CompiledModule, CompileOptions, Interpreter
-from mlec.capabilities import refuse_reserved
 from mlec.errors import CorruptedFileError, LoweringError, MlecError, RuntimeUnavailableError, TargetError, UsageError
 from mlec.ir import Graph, parse_graph, print_graph
 from mlec.ir.op import Array
@@ -45,7 +45,7 @@ def pack(
     modules: Sequence[CompiledModule],
     report: OptimizationReport,
     metadata: Mapping[str, Any],
-    user: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
 ) -> SaveResult:
     """Writes a compiled model, and remembers that this user built it.
 
@@ -54,21 +54,22 @@ def pack(
         graph: what ``modules[0]`` was compiled from.
         modules: the model compiled for each of its targets.
         report, metadata: of the model.
-        user: what the user adds to the metadata.
+        options: the arguments of ``save``.
     """
+    storage = Storage.of(options)
     tensors, programs = _stored(graph, modules)
     document = {
         **metadata,
         "signature": msgspec.to_builtins(graph.signature),
         "program": msgspec.to_builtins(programs[0]),
         "report": msgspec.to_builtins(report.to_dict()),
-        "user": _user_metadata(user),
+        "user": _user_metadata(options.get("metadata")),
         "targets": [{**p.target, "cpu_flags": sorted(needed_cpu_flags(p))} for p in programs],
     }
     if len(programs) > 1:
         document |= {"variants": msgspec.to_builtins(programs[1:]), "critical": ["variants"]}
     blobs = [KernelBlob(RELOCATABLE_OBJECT, i, data) for i, module in enumerate(modules) for data in module.objects]
-    saved = write(path, metadata=document, graph=print_graph(graph), tensors=tensors, kernels=blobs)
+    saved = write(path, metadata=document, graph=print_graph(graph), tensors=tensors, kernels=blobs, storage=storage)
     record_built(saved.code_id)
     return saved
 
@@ -265,10 +266,12 @@ def _user_metadata(given: Any) -> dict[str, Any]:
 
 def _save_again(path: Path, artifact: Artifact, options: Mapping[str, Any]) -> SaveResult:
     """Writes a loaded model to another file; metadata given now is added to what it has."""
-    refuse_reserved(options)
     user = {**read_model(artifact).user, **_user_metadata(options.get("metadata"))}
     metadata = {**artifact.metadata, "user": user}
-    saved = write(path, metadata=metadata, graph=artifact.graph, tensors=artifact.tensors, kernels=artifact.kernels)
+    saved = write(
+        path, metadata=metadata, graph=artifact.graph, tensors=artifact.tensors, kernels=artifact.kernels,
+        storage=Storage.of(options),
+    )  # fmt: skip
     if decide(artifact, "auto").native:
         record_built(saved.code_id)
     return saved

@@ -9,7 +9,7 @@ from mlec.artifact.model import ModelMetadata, read_model
 from mlec.artifact.reader import Artifact
 from mlec.artifact.trust import TrustDecision, TrustDigest, decide, is_built_here, record_built
 from mlec.artifact.weights import DTYPES, TensorEntry, Tensors
-from mlec.artifact.writer import SaveResult, write
+from mlec.artifact.writer import SaveResult, Storage, write
 
 __all__ = [
     "DTYPES",
@@ -18,6 +18,7 @@ __all__ = [
     "KernelBlob",
     "ModelMetadata",
     "SaveResult",
+    "Storage",
     "TensorEntry",
     "Tensors",
     "TrustDecision",

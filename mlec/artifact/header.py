@@ -105,6 +105,17 @@ class Header:
         """Codec number of a section (metadata, graph, weights or kernels)."""
         return self.codecs >> 2 * SECTIONS.index(section) & 3
 
+    @property
+    def expected_flags(self) -> Flag:
+        """The known flags that the other fields ask for."""
+        present = {
+            Flag.KERNELS: self.sections["kernels"].size,
+            Flag.COMPRESSED: self.codecs,
+            Flag.ENCRYPTED: self.aead_alg,
+            Flag.SIGNED: self.sig_alg,
+        }
+        return Flag(sum(flag for flag, there in present.items() if there))
+
     def pack(self) -> bytes:
         """The 128 bytes, with their CRC-32 at the end."""
         table = [self.sections[name] for name in SECTIONS]
@@ -122,6 +133,11 @@ class Header:
             0,
         )[:_CRC_OFFSET]
         return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+def pack_codecs(codecs: Mapping[str, int]) -> int:
+    """The codecs field, from the codec numbers of sections; 0 (raw) for those that are not named."""
+    return sum(codec << 2 * SECTIONS.index(name) for name, codec in codecs.items())
 
 
 def unpack(data: bytes | bytearray) -> Header:
@@ -208,15 +224,21 @@ def _check_known(header: Header) -> None:
 
 def _check_consistent(header: Header) -> None:
     """Each flag says the same as the fields and the section that belong to it."""
-    signed = header.sections["signature"].size > 0
-    claims = (
-        (Flag.KERNELS, "the kernels section", {header.sections["kernels"].size > 0}),
-        (Flag.COMPRESSED, "the codecs field", {header.codecs != 0}),
-        (Flag.ENCRYPTED, "the aead_alg field", {header.aead_alg != 0}),
-        (Flag.SIGNED, "the sig_alg field and the signature section", {header.sig_alg != 0, signed}),
-    )
-    for flag, witness, present in claims:
-        if present != {bool(header.flags & flag)}:
+    witnesses = {
+        Flag.KERNELS: "the kernels section",
+        Flag.COMPRESSED: "the codecs field",
+        Flag.ENCRYPTED: "the aead_alg field",
+        Flag.SIGNED: "the sig_alg field and the signature section",
+    }
+    wrong = (header.flags & _KNOWN) ^ header.expected_flags
+    if bool(header.sections["signature"].size) != bool(header.sig_alg):
+        wrong |= Flag.SIGNED
+    if header.codec("kernels") and not header.sections["kernels"].size:
+        wrong |= Flag.COMPRESSED
+    if header.codec("weights") and not header.sections["weights"].size:
+        wrong |= Flag.COMPRESSED
+    for flag, witness in witnesses.items():
+        if flag & wrong:
             raise CorruptedFileError(
                 f"the header contradicts itself: flag {flag.name} is {'set' if header.flags & flag else 'clear'}, "
                 f"{witness} says otherwise",
@@ -228,7 +250,6 @@ def _check_consistent(header: Header) -> None:
 def _check_readable(header: Header) -> None:
     for flag, feature in (
         (Flag.ENCRYPTED, "encrypted"),
-        (Flag.COMPRESSED, "compressed"),
         (Flag.SIGNED, "signed"),
     ):
         if header.flags & flag:

@@ -21,14 +21,14 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from mlec.artifact import compression, sections, weights
 from mlec.artifact import header as headers
 from mlec.artifact import kernels as kernel_table
 from mlec.artifact import metadata as documents
-from mlec.artifact import sections, weights
 from mlec.artifact.header import Header
 from mlec.artifact.kernels import KernelBlob
 from mlec.artifact.sections import SectionHash
-from mlec.errors import ArtifactError, CorruptedFileError, SecurityError, UsageError
+from mlec.errors import ArtifactError, CorruptedFileError, RuntimeUnavailableError, SecurityError, UsageError
 
 _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -192,13 +192,17 @@ def _open(path: str, copy_weights: bool, full: bool, follow_symlinks: bool) -> A
 
     metadata, owned = documents.parse_metadata(stored["metadata"], header)
     digests = _check_digests(header, owned.digests, hashes)
-    document = documents.parse_graph(stored["graph"])
-    weights.check_index(document.tensors, header.sections["weights"].size)
+    decoded = {name: _decoded(header, name, stored[name]) for name in ("graph", "kernels")}
+    document = documents.parse_graph(decoded["graph"])
+    weights.check_index(document.tensors, section.size, compressed=header.codec("weights") != 0)
     tensors = weights.Tensors(document.tensors, section)
     if full:
         tensors.check_all()
-    graph_root = hashes["graph"].root()
-    kernels = kernel_table.parse(stored["kernels"], len(owned.targets), graph_root) if stored["kernels"] else ()
+    kernels: tuple[KernelBlob, ...] = ()
+    if decoded["kernels"]:
+        # Code is bound to the graph itself, however that is stored.
+        bound_to = sections.hash_section("graph", decoded["graph"]).root()
+        kernels = kernel_table.parse(decoded["kernels"], len(owned.targets), bound_to)
     kernels_root = hashes["kernels"].root() if kernels else None
     return Artifact(
         path=os.path.realpath(path),
@@ -207,11 +211,16 @@ def _open(path: str, copy_weights: bool, full: bool, follow_symlinks: bool) -> A
         graph=document.ir,
         tensors=tensors,
         kernels=kernels,
-        code_id=sections.code_id(hashes["metadata"].root(), graph_root, kernels_root),
+        code_id=sections.code_id(hashes["metadata"].root(), hashes["graph"].root(), kernels_root),
         digests=digests,
         writable_by_others=shared,
         mapping=mapping,
     )
+
+
+def _decoded(header: Header, name: str, stored: bytearray) -> bytearray:
+    """A section that is stored as a whole, as it was before it was compressed."""
+    return compression.decode_section(stored, name=name) if header.codec(name) else stored
 
 
 def _open_file(path: str, follow_symlinks: bool) -> tuple[io.FileIO, os.stat_result]:
@@ -236,12 +245,7 @@ def _open_file(path: str, follow_symlinks: bool) -> tuple[io.FileIO, os.stat_res
 
 
 def _read(file: io.FileIO, offset: int, size: int) -> bytearray:
-    try:
-        buffer = bytearray(size)
-    except MemoryError:
-        raise ArtifactError(
-            f"not enough memory for a section of {size} bytes", code="E_NO_MEMORY", hint="free some memory"
-        ) from None
+    buffer = compression.allocate(size, what="a section")
     _read_into(file, offset, memoryview(buffer))
     return buffer
 
@@ -309,7 +313,7 @@ def _check_crcs(
     intact = [name for name in hashes if name not in damaged]
     notes = [f"intact: {', '.join(intact) or 'nothing'}"]
     if damaged == ["weights"]:
-        notes += _damaged_tensors(graph, section)
+        notes += _damaged_tensors(header, graph, section)
     raise CorruptedFileError(
         f"the file is damaged: wrong checksum in section {', '.join(damaged)}",
         code=f"E_CRC_{damaged[0].upper()}",
@@ -318,13 +322,13 @@ def _check_crcs(
     )
 
 
-def _damaged_tensors(graph: bytearray, section: _Bytes) -> list[str]:
+def _damaged_tensors(header: Header, graph: bytearray, section: _Bytes) -> list[str]:
     try:
-        index = documents.parse_graph(graph).tensors
-        weights.check_index(index, section.size)
-    except ArtifactError:
+        index = documents.parse_graph(_decoded(header, "graph", graph)).tensors
+        weights.check_index(index, section.size, compressed=header.codec("weights") != 0)
+        names = weights.Tensors(index, section).damaged()
+    except (ArtifactError, RuntimeUnavailableError):
         return []
-    names = weights.Tensors(index, section).damaged()
     if not names:
         return ["every tensor is intact, the padding between them is not"]
     shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")

@@ -1,7 +1,8 @@
 """The weights section: element types, the tensor index, and views into the mapped file.
 
 Tensors lie one after another in the order of the index, C order, little endian, each at the first multiple of 64
-bytes, with zero bytes between them. `Tensors` hands them out as read-only NumPy arrays that share the file's memory.
+bytes, with zero bytes between them. `Tensors` hands them out as read-only NumPy arrays; those that are not compressed share the
+file's memory.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import math
 import unicodedata
+import weakref
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
 
-from mlec.artifact import limits
+from mlec.artifact import compression, limits
 from mlec.artifact.sections import align_up, check_zero
 from mlec.errors import ArtifactError, CorruptedFileError, UsageError, VersionMismatchError
 
@@ -41,6 +43,9 @@ _ITEM_SIZE: Final = {name: int(text[2:]) for name, text in _NUMPY_NAMES.items()}
 DTYPES: Final = tuple(_ITEM_SIZE)
 """Names of the element types that a tensor can have. ``bool`` takes one byte, 0 or 1."""
 
+CODECS: Final = ("raw", "zstd")
+"""How a tensor's bytes can be stored."""
+
 _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 _UInt = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -54,7 +59,7 @@ class TensorEntry(msgspec.Struct, frozen=True):
         shape: length of each axis; empty for a scalar.
         off: position in the weights section in bytes, a multiple of 64.
         size: stored bytes.
-        codec: how they are stored: ``"raw"``.
+        codec: how they are stored: one of `CODECS`.
         raw: bytes of the tensor itself, prod(shape) * item size.
         crc32: CRC-32 of the tensor's bytes.
         sha256: SHA-256 of the tensor's bytes, 64 lower-case hexadecimal digits.
@@ -106,8 +111,13 @@ def name_fault(name: str) -> str | None:
     return None
 
 
-def check_index(entries: Sequence[TensorEntry], section_size: int) -> None:
-    """Every entry is well formed, and together they fill the weights section without holes.
+def check_index(entries: Sequence[TensorEntry], section_size: int, *, compressed: bool) -> None:
+    """Every entry is well formed, and together they fill the weights section without holes. Nothing is decoded for that.
+
+    Args:
+        entries: the index.
+        section_size: bytes of the weights section.
+        compressed: what the header says: whether any of the tensors is.
 
     Raises:
         CorruptedFileError: with the code of the broken rule.
@@ -133,10 +143,10 @@ def check_index(entries: Sequence[TensorEntry], section_size: int) -> None:
             raise broken("E_TENSOR_DTYPE", f"unknown dtype {entry.dtype[:40]!r}, known are {', '.join(DTYPES)}")
         if len(entry.shape) > limits.RANK or any(dim > limits.DIM for dim in entry.shape):
             raise broken("E_TENSOR_SHAPE", f"more than {limits.RANK} axes, or an axis longer than {limits.DIM}")
-        if entry.codec != "raw":
+        if entry.codec not in CODECS:
             raise VersionMismatchError(
                 f"tensor {entry.name[:80]!r} is stored with codec {entry.codec[:40]!r}; "
-                "this version of mlec reads 'raw' only",
+                f"this version of mlec reads {' and '.join(CODECS)}",
                 code="E_TENSOR_CODEC",
                 hint="read it with a newer mlec, or save the model without compression",
             )
@@ -144,8 +154,10 @@ def check_index(entries: Sequence[TensorEntry], section_size: int) -> None:
         needed = math.prod(entry.shape) * _ITEM_SIZE[entry.dtype]
         if entry.raw != needed:
             raise broken("E_TENSOR_RAW", f"shape and dtype need {needed} bytes, the entry says raw = {entry.raw}")
-        if entry.size != entry.raw:
+        if entry.codec == "raw" and entry.size != entry.raw:
             raise broken("E_TENSOR_SIZE", f"a raw tensor takes raw = {entry.raw} bytes, the entry says {entry.size}")
+        if entry.codec != "raw" and not compression.plausible(entry.size, entry.raw):
+            raise broken("E_TENSOR_RATIO", f"{entry.size} bytes cannot hold {entry.raw}")
         if entry.off != align_up(end, ALIGNMENT):
             raise broken("E_TENSOR_PLACEMENT", f"it must start at {align_up(end, ALIGNMENT)}, it starts at {entry.off}")
         end = entry.end
@@ -156,13 +168,30 @@ def check_index(entries: Sequence[TensorEntry], section_size: int) -> None:
             f"the last tensor ends at byte {end} of the weights section, the section at {section_size}",
             code="E_WEIGHTS_END",
         )
+    decoded = [entry.raw for entry in entries if entry.codec != "raw"]
+    if bool(decoded) != compressed:
+        raise CorruptedFileError(
+            f"{len(decoded)} tensors are compressed, the header says {'some' if compressed else 'none'}",
+            code="E_CODEC_WEIGHTS",
+        )
+    if sum(decoded) > limits.DECODED_WEIGHTS:
+        raise CorruptedFileError(
+            f"the compressed tensors hold {sum(decoded)} bytes, the limit is {limits.DECODED_WEIGHTS}",
+            code="E_TENSOR_TOTAL",
+        )
 
 
-def plan(tensors: Mapping[str, np.ndarray[Any, Any]]) -> tuple[list[TensorEntry], list[memoryview], int]:
+def plan(
+    tensors: Mapping[str, np.ndarray[Any, Any]], *, compress: bool = False
+) -> tuple[list[TensorEntry], list[memoryview], int]:
     """Lay out tensors for writing, in the order of the mapping.
 
+    Args:
+        tensors: the weights by name.
+        compress: store as a zstd frame what that makes clearly smaller; the others stay as they are, to be mapped.
+
     Returns:
-        the index, the bytes of each tensor (in C order and little endian; copied only where the array is not), and
+        the index, the stored bytes of each tensor (in C order and little endian; copied only where the array is not), and
         the size of the weights section.
 
     Raises:
@@ -193,6 +222,8 @@ def plan(tensors: Mapping[str, np.ndarray[Any, Any]]) -> tuple[list[TensorEntry]
             )
         contiguous = np.asarray(array, dtype=numpy_dtype(dtype), order="C")
         data = contiguous.reshape(-1).view(np.uint8).data
+        frame = compression.encode(data) if compress and data.nbytes else None
+        stored = data if frame is None else memoryview(frame)
         off = align_up(end, ALIGNMENT)
         entries.append(
             TensorEntry(
@@ -200,15 +231,15 @@ def plan(tensors: Mapping[str, np.ndarray[Any, Any]]) -> tuple[list[TensorEntry]
                 dtype=dtype,
                 shape=contiguous.shape,
                 off=off,
-                size=data.nbytes,
-                codec="raw",
+                size=stored.nbytes,
+                codec="raw" if frame is None else "zstd",
                 raw=data.nbytes,
                 crc32=zlib.crc32(data),
                 sha256=hashlib.sha256(data).hexdigest(),
             )
         )
-        payloads.append(data)
-        end = off + data.nbytes
+        payloads.append(stored)
+        end = off + stored.nbytes
     return entries, payloads, end
 
 
@@ -222,9 +253,11 @@ def chunks(entries: Sequence[TensorEntry], payloads: Sequence[memoryview]) -> It
 
 
 class Tensors(Mapping[str, np.ndarray[Any, Any]]):
-    """The tensors of an open file by name, as read-only arrays that share its memory and keep it alive.
+    """The tensors of an open file by name, as read-only arrays.
 
-    A tensor's own checksums are compared when it is first asked for, unless `check_all` has done so before.
+    Those stored as they are share the file's memory and keep it alive. Compressed ones are decoded when they are asked for, into
+    memory that lasts as long as somebody uses it. A tensor's own checksums are compared when it is first asked for, unless
+    `check_all` has done so before.
 
     Args:
         entries: a checked index.
@@ -235,13 +268,21 @@ class Tensors(Mapping[str, np.ndarray[Any, Any]]):
         self._entries = {entry.name: entry for entry in entries}
         self._section = section
         self._checked: set[str] = set()
+        self._decoded: weakref.WeakValueDictionary[str, np.ndarray[Any, Any]] = weakref.WeakValueDictionary()
 
     def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
         entry = self._entries[name]
+        array = self._decoded.get(name)
+        if array is not None:
+            return array
+        data = self._stored(entry) if entry.codec == "raw" else self._decode(entry)
         if name not in self._checked:
-            self._check(entry, self._bytes(entry))
+            _check(entry, [data.data])
             self._checked.add(name)
-        return self._bytes(entry).view(numpy_dtype(entry.dtype)).reshape(entry.shape)
+        array = data.view(numpy_dtype(entry.dtype)).reshape(entry.shape)
+        if entry.codec != "raw":
+            self._decoded[name] = array
+        return array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -258,7 +299,7 @@ class Tensors(Mapping[str, np.ndarray[Any, Any]]):
         return tuple(self._entries.values())
 
     def check_all(self) -> None:
-        """Check the padding and every tensor's checksums.
+        """Check the padding and every tensor's checksums. Compressed ones are decoded piece by piece, and not kept.
 
         Raises:
             CorruptedFileError: names the tensor.
@@ -266,27 +307,60 @@ class Tensors(Mapping[str, np.ndarray[Any, Any]]):
         end = 0
         for entry in self._entries.values():
             check_zero(self._section[end : entry.off].tobytes(), end, code="E_WEIGHTS_PADDING")
-            self._check(entry, self._bytes(entry))
+            _check(entry, self._pieces(entry))
             end = entry.end
         self._checked.update(self._entries)
 
     def damaged(self) -> list[str]:
-        """Names of the tensors whose checksum is wrong."""
-        return [name for name, entry in self._entries.items() if zlib.crc32(self._bytes(entry).data) != entry.crc32]
+        """Names of the tensors whose checksum is wrong, or that cannot be decoded."""
+        return [name for name, entry in self._entries.items() if not self._is_intact(entry)]
 
-    def _bytes(self, entry: TensorEntry) -> _Bytes:
+    def _is_intact(self, entry: TensorEntry) -> bool:
+        crc = 0
+        try:
+            for piece in self._pieces(entry):
+                crc = zlib.crc32(piece, crc)
+        except CorruptedFileError:
+            return False
+        return crc == entry.crc32
+
+    def _stored(self, entry: TensorEntry) -> _Bytes:
         return self._section[entry.off : entry.end]
 
-    @staticmethod
-    def _check(entry: TensorEntry, data: _Bytes) -> None:
-        what = f"tensor {entry.name[:80]!r}"
-        hint = "fetch or compile the file again"
-        if zlib.crc32(data.data) != entry.crc32:
-            raise CorruptedFileError(f"{what} is damaged: wrong checksum", code="E_TENSOR_CRC", hint=hint)
-        if hashlib.sha256(data.data).hexdigest() != entry.sha256:
-            raise CorruptedFileError(f"{what} was changed: wrong SHA-256", code="E_TENSOR_DIGEST", hint=hint)
-        if entry.dtype == "bool" and data.size and int(data.max()) > 1:
-            raise CorruptedFileError(f"{what} holds bytes that are neither 0 nor 1", code="E_TENSOR_BOOL", hint=hint)
+    def _pieces(self, entry: TensorEntry) -> Iterable[bytes | memoryview]:
+        """The tensor's own bytes."""
+        stored = self._stored(entry).data
+        if entry.codec == "raw":
+            return [stored]
+        return compression.pieces(stored, entry.raw, what=f"tensor {entry.name[:80]!r}", code="E_TENSOR_ZSTD")
+
+    def _decode(self, entry: TensorEntry) -> _Bytes:
+        compression.check_memory(entry.raw, what=f"tensor {entry.name[:80]!r}")
+        data = aligned_empty(entry.raw)
+        compression.fill(data.data, self._pieces(entry))
+        return read_only(data)
+
+
+def _check(entry: TensorEntry, pieces: Iterable[bytes | memoryview]) -> None:
+    """Compare the checksums of a tensor's own bytes.
+
+    Raises:
+        CorruptedFileError: with the code of the broken rule.
+    """
+    crc, digest, most = 0, hashlib.sha256(), 0
+    for piece in pieces:
+        crc = zlib.crc32(piece, crc)
+        digest.update(piece)
+        if entry.dtype == "bool" and len(piece):
+            most = max(most, int(np.frombuffer(piece, np.uint8).max()))
+    what = f"tensor {entry.name[:80]!r}"
+    hint = "fetch or compile the file again"
+    if crc != entry.crc32:
+        raise CorruptedFileError(f"{what} is damaged: wrong checksum", code="E_TENSOR_CRC", hint=hint)
+    if digest.hexdigest() != entry.sha256:
+        raise CorruptedFileError(f"{what} was changed: wrong SHA-256", code="E_TENSOR_DIGEST", hint=hint)
+    if most > 1:
+        raise CorruptedFileError(f"{what} holds bytes that are neither 0 nor 1", code="E_TENSOR_BOOL", hint=hint)
 
 
 def aligned_empty(nbytes: int) -> _Bytes:

@@ -6,9 +6,9 @@ The same input gives the same bytes: nothing in the file depends on the time, th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from mlec.artifact import kernels as kernel_table
 from mlec.artifact import metadata as documents
 from mlec.artifact import weights
 from mlec.artifact.atomic import replace_file
-from mlec.artifact.header import SECTIONS, Flag, Header, Section
+from mlec.artifact.compression import encode
+from mlec.artifact.header import SECTIONS, SIZE, Header, Section, pack_codecs
 from mlec.artifact.kernels import KernelBlob
 from mlec.artifact.limits import SECTION_BYTES
 from mlec.artifact.sections import SectionHash, code_id, hash_section, place
@@ -40,6 +41,42 @@ class SaveResult:
     code_id: str
 
 
+COMPRESSIONS: Final = ("zstd",)
+"""What ``compression`` can be, beside None."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a file is stored.
+
+    Attributes:
+        compression: ``"zstd"`` compresses graph, kernels and each tensor where that saves at least an eighth; the other tensors can
+            still be mapped. The metadata stays readable.
+    """
+
+    compression: str | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Storage:
+        """From the arguments of ``save``, of which others than these are left alone.
+
+        Raises:
+            UsageError: an argument that makes no sense.
+        """
+        for name in ("sign_key", "encryption_key"):
+            if options.get(name) is not None:
+                raise UsageError(
+                    f"save does not offer {name} in this version", code="E_NOT_OFFERED", hint=f"leave {name} out"
+                )
+        compression = options.get("compression")
+        if compression is not None and compression not in COMPRESSIONS:
+            raise UsageError(
+                f"compression takes None or {', '.join(map(repr, COMPRESSIONS))}, got {compression!r}",
+                hint="compression='zstd'",
+            )
+        return cls(compression)
+
+
 def write(
     path: str | os.PathLike[str],
     *,
@@ -47,6 +84,7 @@ def write(
     graph: str,
     tensors: Mapping[str, np.ndarray[Any, Any]],
     kernels: Sequence[KernelBlob] = (),
+    storage: Storage | None = None,
 ) -> SaveResult:
     """Write a .mle file.
 
@@ -57,11 +95,14 @@ def write(
         graph: text of the IR, stored as it is.
         tensors: the weights by name, stored in this order; any strides and byte order.
         kernels: machine code; ``target`` indexes ``metadata["targets"]``.
+        storage: how; as it is by default.
 
     Raises:
         UsageError: something that the format cannot hold.
         WriteError: the file could not be written; an existing one is unchanged.
+        RuntimeUnavailableError: ``E_NO_ZSTD``: the library for it is missing.
     """
+    storage = storage or Storage()
     targets = metadata.get("targets", [])
     if not isinstance(targets, list | tuple):
         raise UsageError(
@@ -70,65 +111,99 @@ def write(
             hint="give one entry for each target that kernels were compiled for",
         )
 
-    entries, payloads, weights_size = weights.plan(tensors)
-    weights_hash = SectionHash("weights", weights_size)
-    for chunk in weights.chunks(entries, payloads):
-        weights_hash.update(chunk)
+    compress = storage.compression is not None
+    entries, payloads, weights_size = weights.plan(tensors, compress=compress)
     graph_bytes = documents.dump_graph(graph, entries)
-    graph_hash = hash_section("graph", graph_bytes)
-    kernel_bytes = kernel_table.build(kernels, len(targets), graph_hash.root())
-    kernel_hash = hash_section("kernels", kernel_bytes)
-    digests = documents.Digests(
-        graph=graph_hash.root().hex(),
-        weights=weights_hash.root().hex() if weights_size else None,
-        kernels=kernel_hash.root().hex() if kernel_bytes else None,
-    )
-    metadata_bytes = documents.dump_metadata(dict(metadata), digests)
-    metadata_hash = hash_section("metadata", metadata_bytes)
+    kernel_bytes = kernel_table.build(kernels, len(targets), hash_section("graph", graph_bytes).root())
+    codecs = {"weights": int(any(entry.codec != "raw" for entry in entries))}
+    stored = {}
+    for name, data in (("graph", graph_bytes), ("kernels", kernel_bytes)):
+        check_size(name, len(data))
+        frame = encode(data) if compress and data else None
+        codecs[name] = int(frame is not None)
+        stored[name] = Stored.of(name, data if frame is None else frame)
+    check_size("weights", weights_size)
+    stored["weights"] = Stored.of_chunks("weights", weights_size, lambda: weights.chunks(entries, payloads))
 
-    sizes = {
-        "metadata": len(metadata_bytes),
-        "graph": len(graph_bytes),
-        "weights": weights_size,
-        "kernels": len(kernel_bytes),
-        "signature": 0,
-    }
-    crcs = {
-        "metadata": metadata_hash.crc,
-        "graph": graph_hash.crc,
-        "weights": weights_hash.crc,
-        "kernels": kernel_hash.crc,
-        "signature": 0,
-    }
-    for name, size in sizes.items():
-        if size > SECTION_BYTES[name]:
-            raise UsageError(
-                f"the {name} section would have {size} bytes, a .mle file holds at most {SECTION_BYTES[name]}",
-                code="E_USAGE_SIZE",
-                hint="split the model",
-            )
-    placed = place(sizes)
-    file_size = max(offset + size for offset, size in placed.values())
-    header = Header(
-        sections={name: Section(name, *placed[name], crcs[name]) for name in SECTIONS},
-        file_size=file_size,
-        flags=int(Flag.KERNELS) if kernel_bytes else 0,
-        minor=documents.minor_version(metadata),
+    digests = documents.Digests(
+        graph=stored["graph"].root.hex(),
+        weights=stored["weights"].root.hex() if weights_size else None,
+        kernels=stored["kernels"].root.hex() if kernel_bytes else None,
     )
+    stored["metadata"] = Stored.of("metadata", documents.dump_metadata(dict(metadata), digests))
+    blank = Header({}, 0, minor=documents.minor_version(metadata), codecs=pack_codecs(codecs))
+    return finish(path, blank, stored)
+
+
+def check_size(name: str, size: int) -> None:
+    """Refuses a section above its cap.
+
+    Raises:
+        UsageError: ``E_USAGE_SIZE``.
+    """
+    if size > SECTION_BYTES[name]:
+        raise UsageError(
+            f"the {name} section would have {size} bytes, a .mle file holds at most {SECTION_BYTES[name]}",
+            code="E_USAGE_SIZE",
+            hint="split the model",
+        )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A section as it lies in the file: length in bytes, CRC-32, digest root, and its bytes in pieces, as often as asked for."""
+
+    size: int
+    crc: int
+    root: bytes
+    chunks: Callable[[], Iterable[bytes | memoryview]]
+
+    @classmethod
+    def of(cls, name: str, data: bytes) -> Stored:
+        """A section that is in memory as a whole."""
+        return cls.of_chunks(name, len(data), lambda: [data])
+
+    @classmethod
+    def of_chunks(cls, name: str, size: int, chunks: Callable[[], Iterable[bytes | memoryview]]) -> Stored:
+        """A section whose ``size`` bytes come in pieces."""
+        digest = SectionHash(name, size)
+        for chunk in chunks():
+            digest.update(chunk)
+        return cls(size, digest.crc, digest.root(), chunks)
+
+
+def finish(path: str | os.PathLike[str], blank: Header, stored: Mapping[str, Stored]) -> SaveResult:
+    """Lay the sections out, describe them in the header, and replace the target.
+
+    Args:
+        path: as in `write`.
+        blank: version, codecs and algorithms; the other fields are computed.
+        stored: the sections; an absent one is missing or empty.
+    """
+    sizes = {name: stored[name].size if name in stored else 0 for name in SECTIONS}
+    for name, size in sizes.items():
+        check_size(name, size)
+    placed = place(sizes)
+    header = replace(
+        blank,
+        sections={name: Section(name, *placed[name], stored[name].crc if sizes[name] else 0) for name in SECTIONS},
+        file_size=max(offset + size for offset, size in placed.values()),
+    )
+    header = replace(header, flags=header.expected_flags)
 
     def content() -> Iterator[bytes | memoryview]:
         yield header.pack()
-        end = len(header.pack())
-        parts = {"metadata": [metadata_bytes], "graph": [graph_bytes], "kernels": [kernel_bytes]}
-        for section in header.sections.values():
+        end = SIZE
+        for name, section in header.sections.items():
             if section.size:
                 yield bytes(section.offset - end)
-                yield from weights.chunks(entries, payloads) if section.name == "weights" else parts[section.name]
+                yield from stored[name].chunks()
                 end = section.end
 
+    kernels_root = stored["kernels"].root if sizes["kernels"] else None
     return SaveResult(
-        path=replace_file(path, file_size, content),
-        size_bytes=file_size,
+        path=replace_file(path, header.file_size, content),
+        size_bytes=header.file_size,
         sections=sizes,
-        code_id=code_id(metadata_hash.root(), graph_hash.root(), kernel_hash.root() if kernel_bytes else None),
+        code_id=code_id(stored["metadata"].root, stored["graph"].root, kernels_root),
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlec.capabilities import COMPILABLE_FILES, PRECISIONS, TARGETS, offered_precisions, refuse_reserved
+from mlec.capabilities import COMPILABLE_FILES, PRECISIONS, TARGETS, offered_precisions
 from mlec.cli.output import json_option, print_json, print_pairs, size_text, time_text
 from mlec.reporting.units import plural
 
@@ -69,7 +69,7 @@ def check_target(context: click.Context, option: click.Parameter, value: str | N
 @click.option(
     "--tune", type=click.IntRange(min=0), default=0, show_default=True, help="Schedules to measure for each kernel."
 )
-@click.option("--compress", type=click.Choice(["zstd"]), help="Compress the file (not offered yet).")
+@click.option("--compress", type=click.Choice(["zstd"]), help="Compress the file: what gets clearly smaller.")
 @click.option("--sign", type=PATH, help="Key to sign the file with (not offered yet).")
 @click.option("--encrypt-key-file", type=PATH, help="Key to encrypt the file with (not offered yet).")
 @click.option("--report", type=PATH, help="Also write the report: .html, .json or .txt.")
@@ -90,12 +90,14 @@ def compile_command(
         raise click.UsageError(f"the output {output} is the model itself: name another file with -o")
 
     import mlec
+    from mlec.artifact import Storage
     from mlec.artifact.atomic import check_replaceable
     from mlec.cli.files import examples
     from mlec.report import check_report_name
 
     # Whatever can go wrong at the end is found before the long work.
-    refuse_reserved({"compression": compress, "sign_key": sign, "encryption_key": encrypt_key_file})
+    saving: dict[str, Any] = {"compression": compress, "sign_key": sign, "encryption_key": encrypt_key_file}
+    Storage.of(saving)
     if report is not None:
         check_report_name(report)
     for path in filter(None, (output, report)):
@@ -107,7 +109,7 @@ def compile_command(
         dynamic_batch=not fixed_batch, passes=passes, calibration=examples(calibration), tune=tune, validate=not no_validate,
         trust_pickle=trust_pickle, model_class=model_class, measure_passes=measure_passes,
     )  # fmt: skip
-    saved = compiled.save(output)
+    saved = compiled.save(output, **saving)
     if report is not None:
         compiled.report.save(report)
     if as_json:

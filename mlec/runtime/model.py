@@ -368,7 +368,14 @@ class CompiledModel:
         encryption_key: Any = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Write the model to a ``.mle`` file; an existing file is replaced only once the new one is complete."""
+        """Write the model to a ``.mle`` file; an existing file is replaced only once the new one is complete.
+
+        Args:
+            path: the file.
+            compression: None, or ``"zstd"``: graph, code and each tensor where that makes it clearly smaller.
+            sign_key, encryption_key: not offered yet.
+            metadata: kept in the file, under the key ``user`` of its metadata.
+        """
         if not isinstance(path, (str, os.PathLike)):
             raise UsageError(
                 f"save takes the path of a file, got {type(path).__name__}", hint='model.save("model.mle")'

@@ -2,34 +2,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from mlec.artifact import Artifact, KernelBlob, write
+from mlec.artifact import Artifact, KernelBlob, Storage, write
 from tests.artifact.surgery import Parts, split
 
 IR = 'graph @mlp(%x: f32[n, 4]) -> (f32[n, 4]) {\n  return %x // "é \\" 中"\n}\n'
 
 
+CONTENT: dict[str, Any] = {
+    "metadata": {"name": "mlp é", "targets": [{"triple": "x86_64-linux-gnu"}, {"sm": 90}], "classes": [0, 1.5, None]},
+    "graph": IR,
+    "tensors": {
+        "w": np.arange(12, dtype=np.float32).reshape(4, 3),
+        "mask": np.array([True, False, True]),
+        "scalar": np.array(2.5),
+        "empty": np.zeros((0, 7), np.int64),
+        "idx": np.arange(5, dtype=np.int32),
+    },
+    "kernels": [KernelBlob(6, 0, b"\x7fELF not really" * 9), KernelBlob(5, 1, b".version 8.0\n")],
+}
+"""Several dtypes, padding between tensors, two kernels."""
+
+
+def made(folder: Path, storage: Storage | None = None, **changes: Any) -> bytes:
+    """The bytes of a small valid file."""
+    write(folder / "m.mle", **CONTENT | changes, storage=storage)
+    return (folder / "m.mle").read_bytes()
+
+
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A small valid file: several dtypes, padding between tensors, two kernels."""
-    path = tmp_path_factory.mktemp("sample") / "m.mle"
-    write(
-        path,
-        metadata={"name": "mlp é", "targets": [{"triple": "x86_64-linux-gnu"}, {"sm": 90}], "classes": [0, 1.5, None]},
-        graph=IR,
-        tensors={
-            "w": np.arange(12, dtype=np.float32).reshape(4, 3),
-            "mask": np.array([True, False, True]),
-            "scalar": np.array(2.5),
-            "empty": np.zeros((0, 7), np.int64),
-            "idx": np.arange(5, dtype=np.int32),
-        },
-        kernels=[KernelBlob(6, 0, b"\x7fELF not really" * 9), KernelBlob(5, 1, b".version 8.0\n")],
-    )
-    return path.read_bytes()
+    """A small valid file, nothing compressed, signed or encrypted."""
+    return made(tmp_path_factory.mktemp("sample"))
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
+from backports import zstd
+
 LAYOUT = "<4sII10QIIIIIQ4BI"
 NAMES = ("metadata", "graph", "weights", "kernels", "signature")
 ALIGN = {"metadata": 128, "graph": 64, "weights": 4096, "kernels": 4096, "signature": 64}
@@ -58,6 +60,9 @@ class Parts:
     header: dict[str, int] = field(default_factory=dict)  # e.g. {"flags": 3, "graph.offset": 7, "crc.graph": 0}
     digests: dict[str, str | None] = field(default_factory=dict)
     padding: bytes = b"\0"
+    frames: dict[str, bytes | None] = field(
+        default_factory=dict
+    )  # stored compressed: as this frame, None for the usual one
 
     @property
     def tensors(self) -> list[dict[str, Any]]:
@@ -70,13 +75,30 @@ class Parts:
         """Recompute the checksums in the tensor index."""
         for entry in self.tensors:
             data = self.weights[entry["off"] : entry["off"] + entry["size"]]
+            if entry["codec"] == "zstd":
+                data = zstd.decompress(data)
             entry["crc32"] = zlib.crc32(data)
             entry["sha256"] = hashlib.sha256(data).hexdigest()
+
+    def store(self, name: str, data: bytes, **fields: Any) -> None:
+        """Put other bytes in the place of a tensor's; those behind it move."""
+        entry = self.tensor(name)
+        old = {e["name"]: bytes(self.weights[e["off"] : e["off"] + e["size"]]) for e in self.tensors}
+        entry.update(fields, size=len(data))
+        self.weights.clear()
+        for e in self.tensors:
+            self.weights += bytes(align(len(self.weights), 64) - len(self.weights))
+            e["off"] = len(self.weights)
+            self.weights += data if e is entry else old[e["name"]]
 
 
 def split(data: bytes) -> Parts:
     fields = struct.unpack(LAYOUT, data[:128])
     stored = {name: data[fields[3 + 2 * i] :][: fields[4 + 2 * i]] for i, name in enumerate(NAMES)}
+    frames: dict[str, bytes | None] = {}
+    for name, shift in (("graph", 2), ("kernels", 6)):
+        if fields[-2] >> shift & 3:
+            stored[name], frames[name] = zstd.decompress(stored[name]), None
     kernels = []
     if stored["kernels"]:
         for i in range(struct.unpack_from("<I", stored["kernels"], 4)[0]):
@@ -84,7 +106,7 @@ def split(data: bytes) -> Parts:
             kernels.append(Kernel(kind, target, stored["kernels"][off : off + size]))
     header = {} if fields[1] == 1 else {"version": fields[1]}
     metadata, graph = (json.loads(stored[name]) for name in ("metadata", "graph"))
-    return Parts(metadata, graph, bytearray(stored["weights"]), kernels, header=header)
+    return Parts(metadata, graph, bytearray(stored["weights"]), kernels, header=header, frames=frames)
 
 
 def kernel_section(parts: Parts, graph_root: bytes) -> bytes:
@@ -112,12 +134,16 @@ def join(parts: Parts) -> bytes:
     graph = parts.graph_bytes if parts.graph_bytes is not None else dumps(parts.graph)
     kernels = parts.kernels_bytes if parts.kernels_bytes is not None else kernel_section(parts, root("graph", graph))
     stored = {"graph": graph, "weights": bytes(parts.weights), "kernels": kernels}
+    codecs = 16 * any(entry["codec"] == "zstd" for entry in parts.graph.get("tensors", ()))
+    for name, frame in parts.frames.items():
+        stored[name] = zstd.compress(stored[name], level=9) if frame is None else frame
+        codecs |= 4 if name == "graph" else 64
     digests = {name: root(name, data).hex() if data else None for name, data in stored.items()} | parts.digests
     document = parts.metadata | ({"digests": digests} if "digests" in parts.metadata else {})
     metadata = parts.metadata_bytes if parts.metadata_bytes is not None else dumps(document, sort_keys=True)
     stored = {"metadata": metadata} | stored | {"signature": b""}
 
-    body, header = b"", {"magic": b"MLE\0", "version": 1, "flags": 1 if kernels else 0}
+    body, header = b"", {"magic": b"MLE\0", "version": 1, "flags": bool(kernels) | 2 * bool(codecs)}
     for name in NAMES:
         data = stored[name]
         offset = align(128 + len(body), ALIGN[name]) if data else 0
@@ -125,7 +151,7 @@ def join(parts: Parts) -> bytes:
             body += parts.padding * (offset - 128 - len(body)) + data
         header |= {f"{name}.offset": offset, f"{name}.size": len(data)}
     header |= {f"crc.{name}": zlib.crc32(stored[name]) for name in NAMES}
-    header |= {"file_size": 128 + len(body), "digest_alg": 1, "sig_alg": 0, "aead_alg": 0, "codecs": 0}
+    header |= {"file_size": 128 + len(body), "digest_alg": 1, "sig_alg": 0, "aead_alg": 0, "codecs": codecs}
     return seal(header | parts.header) + body
 
 

@@ -179,7 +179,7 @@ def test_the_reference_as_target(mlec: Run, iris: Iris, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ("--precision", "int8"), ("--precision", "fp16"), ("--compress", "zstd"), ("--sign", "key"),
+        ("--precision", "int8"), ("--precision", "fp16"), ("--sign", "key"),
         ("--encrypt-key-file", "key"),
     ],
 )  # fmt: skip
