@@ -82,10 +82,17 @@ def multiply_adds(count: int, dtype: str, target: TargetInfo) -> int:
     return count * bits(accumulator_dtype(dtype)) * 16 // target.vector_bits
 
 
-def unrolled(extent: Dim, times: int, body: Callable[[Expr], None]) -> None:
-    """``body(i)`` for each i below ``extent`` in order, so many to a turn of the loop (what is left: one to a turn)."""
+def unrolled(
+    extent: Dim, times: int, body: Callable[[Expr], None], each_turn: Callable[[Expr], None] | None = None
+) -> None:
+    """``body(i)`` for each i below ``extent`` in order, so many to a turn of the loop (what is left: one to a turn).
+
+    ``each_turn(number)`` comes before the steps of a turn of so many.
+    """
     if not isinstance(extent, int) or extent >= times:
         with T.serial(extent // times) as turn:
+            if each_turn is not None:
+                each_turn(turn)
             for step in range(times):
                 body(turn * times + step)
     if isinstance(extent, int):
