@@ -33,18 +33,10 @@ from mlec.backends.tvm.kernels.tile import (
     tasks_worth,
     unflatten,
 )
-from mlec.backends.tvm.kernels.vector import broadcast, cast_to, load, share
+from mlec.backends.tvm.kernels.vector import LINE, broadcast, cast_to, load, prefetch, share
 from mlec.backends.tvm.target import TargetInfo
 from mlec.ir.dim import static_dims
 from mlec.ops.windows import Geometry
-
-LINE = 64
-"""Bytes of a cache line."""
-
-
-def prefetch(buffer: Buffer, index: Expr) -> None:
-    """Ask for the line of an element of a flat buffer to be brought into L2. The index may lie beyond the end."""
-    T.evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(buffer[index]), 0, 2, 1))
 
 
 def conv2d_nchwc(

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product as cartesian
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,7 @@ from mlec.backends.tvm.kernels.tile import (
     unrolled,
 )
 from mlec.backends.tvm.kernels.transpose import turn
-from mlec.backends.tvm.kernels.vector import cast_to, const, load, share, store
+from mlec.backends.tvm.kernels.vector import LINE, cast_to, const, load, prefetch, share, store
 from mlec.backends.tvm.target import TargetInfo
 
 
@@ -66,6 +67,7 @@ class GemmSchedule:
         rows, vectors: of a tile, where there are several rows.
         stream: vectors of columns of a tile, where there is one row.
         row_tiles, column_tiles: of a task, where the product is shared out.
+        depth: steps over k of a task at a time; the sums of all but the last wait in memory.
     """
 
     rows: int
@@ -73,6 +75,7 @@ class GemmSchedule:
     stream: int
     row_tiles: int
     column_tiles: int
+    depth: int
 
     @staticmethod
     def candidates(m: Dim, n: int, k: int, dtype: str, block: int, target: TargetInfo) -> Iterator[GemmSchedule]:
@@ -82,12 +85,19 @@ class GemmSchedule:
         vectors = columns.width(tile_vectors(target))
         rows = tile_rows(target, vectors)
         groups = -(-columns.vectors // vectors)
-        row_tiles = max(4, min(64, target.l2_bytes // 4 // max(1, k * item)) // rows)
-        column_tiles = max(
-            1,
-            min(target.l2_bytes // 2 // max(1, k * vectors * columns.lanes * item), -(-groups // (2 * target.cores))),
-        )
-        default = GemmSchedule(rows, vectors, columns.width(8), row_tiles, column_tiles)
+        row, panel = max(1, k * item), max(1, k * vectors * columns.lanes * item)
+        depth, most, tasks = k, 64, 2 * target.cores
+        if (
+            groups * panel > target.l2_bytes // 2
+        ):  # weights that come anew for each chunk of rows: more rows, fewer chunks
+            most, tasks = 132, 4 * target.cores
+        if panel > target.l2_bytes // 4:
+            parts = -(-panel * 16 // target.l2_bytes)
+            depth = -(-k // (parts * UNROLL)) * UNROLL
+            row, panel = depth * item, depth * vectors * columns.lanes * item
+        row_tiles = max(4, min(most, target.l2_bytes // 4 // row) // rows)
+        column_tiles = max(1, min(target.l2_bytes // 2 // panel, -(-groups // tasks)))
+        default = GemmSchedule(rows, vectors, columns.width(8), row_tiles, column_tiles, depth)
         one, several = isinstance(m, int) and m == 1, isinstance(m, int) and m > 1
 
         def fits(schedule: GemmSchedule) -> bool:
@@ -103,6 +113,7 @@ class GemmSchedule:
             stream=() if several else [columns.width(most) for most in (4, 12, 16, 2)],
             row_tiles=() if one else around(row_tiles),
             column_tiles=() if one else around(column_tiles, most=groups),
+            depth=() if one else [d // UNROLL * UNROLL for d in around(depth, 8 * UNROLL, k)],
         )
 
 
@@ -164,7 +175,14 @@ def gemm(
       few rows are much work, the columns are spread over the threads.
     * Beyond that a task is a chunk of row tiles times a chunk of columns. The panel, 200 KB for k = 784, stays in L2: the
       6 x 4 tile needs 256 bytes of it in 12 cycles, a third of what L2 gives. The chunk's rows stay in L2 as well. The last
-      tile starts early enough to be a whole (or half) tile, so this path needs two tile sizes only.
+      tile starts early enough to be a whole (or half) tile, so this path needs two tile sizes only. Where L2 does not hold
+      all weights, the tiles on a panel ask for the lines of the next one, which then comes from L3 beside the FMAs.
+    * Where a panel is more than a quarter of L2 (k > 2048 in 2 MB), a task takes an eighth of that at a time: some 500 steps of
+      all its tiles, whose sums wait in L2, before the next 500. Otherwise rows and panel would come from L3 for each tile.
+
+    Measured with AVX-512 on one thread, as parts of the rate of one tile whose operands are in L1 (which is 0.8 to 0.9 of the FMA peak,
+    as loads beside FMAs cost the processor some of its frequency): squares of 256 to 2048 0.92 to 1.0; 128 x 1536 x 384 with weights
+    from L3 0.87; 256 x 1024 x 8192 0.89 (0.42 with all of k at once).
     """
     m = product(lead)
     schedule = schedule or next(GemmSchedule.candidates(m, n, k, dtype, block, target))
@@ -174,9 +192,29 @@ def gemm(
         c = Result.parameter("c", (*lead, n), dtype, epilogue)
         a, c = flat_view(a, (m, k), dtype), c.viewed((m, n))
         columns = _Columns.of(n, dtype, block, target)
+        stream = flat_view(w, (-(-n // block) * k * block,), dtype)
         in_turn = max(n * k * (bits(dtype) // 8), program_weights)
-        _Gemm(a, w, c, lead, (m, n, k), columns, in_turn, schedule, dtype, target).all_rows()
+        _Gemm(a, w, stream, c, lead, (m, n, k), columns, in_turn, schedule, dtype, target).all_rows()
     return kernel.func
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A tile of the result.
+
+    Attributes:
+        rows, row: how many, and the first.
+        number: among the tiles of its task on the same columns; None where it is the only one.
+        first, count: vectors of columns: the first, which is a number or a multiple of ``count``, and how many.
+        panel: which columns of its task these are.
+    """
+
+    rows: int
+    row: Expr
+    number: Expr | None
+    first: Expr
+    count: int
+    panel: Expr
 
 
 @dataclass(frozen=True)
@@ -185,12 +223,14 @@ class _Gemm:
 
     Attributes:
         a, w, c: ``[m, k]``, ``[blocks, k, block]`` and ``[m, n]``.
+        stream: w as one axis.
         lead, extents: the leading axes as the epilogue knows them; m (their product), n, k.
         in_turn: bytes of weights that are read between two reads of the same one, in successive calls.
     """
 
     a: Buffer
     w: Buffer
+    stream: Buffer
     c: Result
     lead: Sequence[Dim]
     extents: tuple[Dim, int, int]
@@ -267,30 +307,75 @@ class _Gemm:
 
     def share_out(self) -> None:
         """At least one tile of rows, in chunks of tiles and columns for all threads."""
-        (m, _, _), (vectors, wide) = self.extents, (self.columns.vectors, self.schedule.vectors)
+        (m, _, k), (vectors, wide) = self.extents, (self.columns.vectors, self.schedule.vectors)
         tiles = ceildiv(m, self.schedule.rows)
         row_chunks, some = ceildiv(tiles, self.schedule.row_tiles), self.schedule.column_tiles
         group_chunks = -(-self.groups // some)
         with T.parallel(row_chunks * group_chunks) as index:
             chunk, first_group = index // group_chunks, index % group_chunks * some
             begin, end = tiles * chunk // row_chunks, tiles * (chunk + 1) // row_chunks
-            with T.serial(tirx.max(0, tirx.min(some, vectors // wide - first_group))) as g:
-                self.row_tiles(begin, end, (first_group + g) * wide, wide)
-            if vectors % wide:
-                with if_(first_group + some >= self.groups):
-                    self.row_tiles(begin, end, vectors // wide * wide, vectors % wide)
 
-    def row_tiles(self, begin: Expr, end: Expr, first: Expr, count: int) -> None:
-        """Some row tiles times one tile's columns. The last begins early enough to be whole, or half a tile if that holds its rows."""
+            def tiles_of_task(body: Callable[[_Place], None]) -> None:
+                with T.serial(tirx.max(0, tirx.min(some, vectors // wide - first_group))) as g:
+                    self.row_tiles(begin, end, lambda *at: body(_Place(*at, (first_group + g) * wide, wide, g)))
+                if vectors % wide:
+                    g, last = vectors // wide - first_group, (vectors // wide * wide, vectors % wide)
+                    with if_(first_group + some >= self.groups):
+                        self.row_tiles(begin, end, lambda *at: body(_Place(*at, *last, g)))
+
+            if self.schedule.depth >= k:
+                tiles_of_task(lambda at: self.finish(at.row, at.first, self.sums(at)))
+            else:
+                self.in_parts(tiles_of_task)
+
+    def row_tiles(self, begin: Expr, end: Expr, body: Callable[[int, Expr, Expr], None]) -> None:
+        """``body(rows, first row, number)`` for some row tiles. The last begins early enough to be whole, or half a tile if that
+        holds its rows.
+        """
         m, mr = self.extents[0], self.schedule.rows
         half = max(1, mr // 2)
         with T.serial(end - begin) as i:
             row = (begin + i) * mr
             with T.If(m - row > half):
                 with T.Then():
-                    self.tile(mr, tirx.min(row, m - mr), first, count, UNROLL)
+                    body(mr, tirx.min(row, m - mr), i)
                 with T.Else():
-                    self.tile(half, m - half, first, count)
+                    body(half, m - half, i)
+
+    def in_parts(self, tiles_of_task: Callable[[Callable[[_Place], None]], None]) -> None:
+        """A few steps over k of all tiles before the next few. Every tile has a place of its own for its sums, as tiles overlap."""
+        (_, _, k), depth, lanes = self.extents, self.schedule.depth, self.columns.lanes
+        tile = (self.schedule.rows, self.schedule.vectors * lanes)
+        held = T.alloc_buffer((self.schedule.column_tiles, self.schedule.row_tiles, *tile), self.acc)
+
+        def where(at: _Place, i: int, v: int) -> list[Expr]:
+            return [at.panel, at.number, i, v * lanes]
+
+        def clear(at: _Place) -> None:
+            for i, v in cartesian(range(at.rows), range(at.count)):
+                store(held, const(0, self.acc, lanes), where(at, i, v))
+
+        def add(at: _Place, first_step: Expr, steps: int) -> None:
+            sums = RegisterTile(at.rows, at.count, lanes, self.acc)
+            for i, v in cartesian(range(at.rows), range(at.count)):
+                sums.cells[i][v].set(load(held, where(at, i, v), lanes))
+            self.multiply_add(sums, at, first_step, steps)
+            for i, v in cartesian(range(at.rows), range(at.count)):
+                store(held, sums.value(i, v), where(at, i, v))
+
+        def finish(at: _Place) -> None:
+            self.finish(
+                at.row,
+                at.first,
+                [[load(held, where(at, i, v), lanes) for v in range(at.count)] for i in range(at.rows)],
+            )
+
+        tiles_of_task(clear)
+        with T.serial(k // depth) as part:
+            tiles_of_task(lambda at: add(at, part * depth, depth))
+        if k % depth:
+            tiles_of_task(lambda at: add(at, k // depth * depth, k % depth))
+        tiles_of_task(finish)
 
     def across(self, count: int, rows: int, body: Callable[[Expr, int], None]) -> None:
         """``body(first vector, vectors)`` for all columns, ``count`` vectors at a time, for about so many rows.
@@ -307,22 +392,56 @@ class _Gemm:
             body(vectors // count * count, vectors % count)
 
     def tile(self, rows: int, row: Expr, first: Expr, count: int, unroll: int = 1) -> None:
-        """``rows`` rows times ``count`` vectors of columns: a step over k loads so many values and vectors for ``rows * count`` FMAs."""
-        (_, n, k), lanes = self.extents, self.columns.lanes
-        sums = RegisterTile(rows, count, lanes, self.acc)
-        unrolled(
-            k,
-            unroll,
-            lambda kk: sums.multiply_add(
-                [cast_to(self.acc, self.a[row + i, kk]) for i in range(rows)],
-                [self.weights(first, v, count, kk) for v in range(count)],
-            ),
-        )
+        """``rows`` rows times ``count`` vectors of columns."""
+        self.finish(row, first, self.sums(_Place(rows, row, None, first, count, 0), unroll))
+
+    def sums(self, at: _Place, unroll: int | None = None) -> list[list[Expr]]:
+        """The sums of a tile over all of k, one row after the other."""
+        sums = RegisterTile(at.rows, at.count, self.columns.lanes, self.acc)
+        self.multiply_add(sums, at, 0, self.extents[2], unroll)
+        return [[cell.value for cell in row] for row in sums.cells]
+
+    def multiply_add(self, sums: RegisterTile, at: _Place, begin: Expr, steps: int, unroll: int | None = None) -> None:
+        """Some steps over k: each loads ``rows`` values and ``count`` vectors for their product of FMAs."""
+
+        def step(kk: Expr) -> None:
+            sums.multiply_add(
+                [cast_to(self.acc, self.a[at.row + i, begin + kk]) for i in range(at.rows)],
+                [self.weights(at.first, v, at.count, begin + kk) for v in range(at.count)],
+            )
+
+        times = unroll or (UNROLL if at.rows == self.schedule.rows else 1)
+        fetch = at.number is not None and times == UNROLL and self.fetches_ahead
+        unrolled(steps, times, step, partial(self.fetch_ahead, at, begin, steps) if fetch else None)
+
+    def finish(self, row: Expr, first: Expr, values: Sequence[Sequence[Expr]]) -> None:
+        """Stores the sums of a tile."""
+        n, lanes, count = self.extents[1], self.columns.lanes, len(values[0])
         whole = not isinstance(first, int) and self.columns.vectors // count * count * lanes <= n
-        for i in range(rows):
+        for i, line in enumerate(values):
             where = unflatten(row + i, self.lead) if self.c.epilogue.inputs else (row + i,)
-            values = [sums.value(i, v) for v in range(count)]
-            self.c.put((row + i,), where, first * lanes, count * lanes if whole else n, values)
+            self.c.put((row + i,), where, first * lanes, count * lanes if whole else n, line)
+
+    @property
+    def fetches_ahead(self) -> bool:
+        """Whether weights have left L2 when they are read again, and the panels of tiles are whole blocks of whole lines."""
+        wide, (in_block, lanes) = self.schedule.vectors, (self.columns.in_block, self.columns.lanes)
+        lines = wide % in_block == 0 and in_block * lanes * bits(self.dtype) // 8 % LINE == 0
+        return lines and self.in_turn > self.target.l2_bytes // 2
+
+    def fetch_ahead(self, at: _Place, begin: Expr, steps: int, turn: Expr) -> None:
+        """Asks for some lines of the next panel of weights, so that it is in L2 when it is needed.
+
+        The tiles of a chunk of rows, eight or more, share its lines: each asks for an eighth of what it reads itself.
+        """
+        k, block = self.extents[2], self.columns.in_block * self.columns.lanes
+        line = LINE * 8 // bits(self.dtype)
+        lines = ceildiv(UNROLL * block, line * 8)
+        place = tirx.min((at.number * (steps // UNROLL) + turn) * lines, max(0, steps * block // line - lines)) * line
+        for b in range(at.count // self.columns.in_block):
+            start = ((at.first + at.count) // self.columns.in_block + b) * (k * block) + begin * block
+            for i in range(lines):
+                prefetch(self.stream, start + place + i * line)
 
     def weights(self, first: Expr, v: int, count: int, kk: Expr) -> Expr:
         """Vector ``first + v`` of a row of weights; ``first`` is a number or a multiple of ``count``."""

@@ -18,6 +18,9 @@ import numpy as np
 from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
 
+LINE = 64
+"""Bytes of a cache line."""
+
 
 def dtype_of(x: Expr) -> str:
     """Element dtype: ``float32`` for an expression of type ``float32x16``."""
@@ -179,6 +182,11 @@ def load(buffer: Buffer, indices: list[Expr], lanes: int) -> Expr:
 def store(buffer: Buffer, value: Expr, indices: list[Expr]) -> None:
     """Store consecutive elements along the last axis, as many as ``value`` has lanes."""
     T.buffer_store(buffer, value, [*indices[:-1], ramp(indices[-1], lanes_of(value))])
+
+
+def prefetch(buffer: Buffer, index: Expr) -> None:
+    """Ask for the line of an element of a flat buffer to be brought into L2. The index may lie beyond the end."""
+    T.evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(buffer[index]), 0, 2, 1))
 
 
 def reduce_lanes(x: Expr, combine: Any) -> Expr:

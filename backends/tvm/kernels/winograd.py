@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
-from mlec.backends.tvm.kernels.conv_blocked import ConvTile, prefetch, ranked_tiles
+from mlec.backends.tvm.kernels.conv_blocked import ConvTile, ranked_tiles
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
 from mlec.backends.tvm.kernels.padding import copy_padded_row
 from mlec.backends.tvm.kernels.result import Result
@@ -41,7 +41,7 @@ from mlec.backends.tvm.kernels.tile import (
     product,
     unflatten,
 )
-from mlec.backends.tvm.kernels.vector import Cell, bits_as, const, load, reduce_lanes, share, store
+from mlec.backends.tvm.kernels.vector import Cell, bits_as, const, load, prefetch, reduce_lanes, share, store
 from mlec.backends.tvm.target import TargetInfo
 
 INFINITY = 0x7F800000

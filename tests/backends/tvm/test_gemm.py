@@ -7,7 +7,7 @@ import pytest
 
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
-from mlec.backends.tvm.kernels.gemm import column_block, gemm, matmul, pack_gemm
+from mlec.backends.tvm.kernels.gemm import GemmSchedule, column_block, gemm, matmul, pack_gemm
 from mlec.backends.tvm.kernels.vector import select
 from mlec.backends.tvm.target import TargetInfo
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
@@ -82,6 +82,47 @@ def test_a_row_has_the_same_bits_in_every_batch():
     whole = run(a, w, out=(1000, 300))
     for m in (1, 3, 7, 8, 37):
         np.testing.assert_array_equal(run(a[:m], w, out=(m, 300)), whole[:m])
+
+
+@pytest.mark.parametrize(("cpu", "dtype"), [("host", "float32"), ("host", "float16"), ("x86-64-v3", "float64")])
+def test_a_long_sum_in_parts_has_the_same_bits(cpu, dtype):
+    """Sums that wait in memory go on where they were; 37 rows are six tiles and one that overlaps, or begin with one."""
+    n, k, target = 150, 203, HOST if cpu == "host" else TargetInfo.for_cpu(cpu)
+    block = column_block(n, dtype, target)
+    default = next(GemmSchedule.candidates(symbol("m"), n, k, dtype, block, target))
+    whole = replace(default, row_tiles=4, column_tiles=2)
+    w = pack_gemm(normal((k, n), dtype, 1), block)
+    one, several = (
+        compile_kernel(gemm((symbol("m"),), n, k, dtype, block, target, schedule=s), target)
+        for s in (whole, replace(whole, depth=64))
+    )
+    for m in (9, 37, 100):
+        a = normal((m, k), dtype)
+        want = one(a, w, out=(m, n), dtype=dtype)
+        np.testing.assert_array_equal(several(a, w, out=(m, n), dtype=dtype), want)
+
+
+def test_long_sums_are_cut_where_rows_and_weights_exceed_the_caches():
+    def depth(k):
+        return next(GemmSchedule.candidates(100, 64, k, "float32", 32, replace(HOST, l2_bytes=2 << 20))).depth
+
+    assert depth(2048) == 2048
+    assert depth(8192) == 512
+    assert 25088 / 50 < depth(25088) <= 512
+
+
+@pytest.mark.parametrize(("n", "k", "dtype"), [(300, 203, "float32"), (70, 30, "float64"), (40, 9, "float32")])
+def test_weights_that_leave_l2_are_fetched_ahead_and_the_bits_stay(n, k, dtype):
+    block, m = column_block(n, dtype, HOST), symbol("m")
+    w = pack_gemm(normal((k, n), dtype, 1), block)
+    plain, ahead = (gemm((m,), n, k, dtype, block, HOST, program_weights=b) for b in (0, 1 << 40))
+    assert "prefetch" not in plain.script()
+    assert "prefetch" in ahead.script()
+    run, other = compile_kernel(plain), compile_kernel(ahead)
+    for rows in (6, 37, 1000):
+        a = normal((rows, k), dtype)
+        want = run(a, w, out=(rows, n), dtype=dtype)
+        np.testing.assert_array_equal(other(a, w, out=(rows, n), dtype=dtype), want)
 
 
 def test_epilogue_sees_logical_indices_and_any_dtype():
