@@ -10,12 +10,22 @@ from mlec.pipeline import NOMINAL_EXTENT
 from mlec.report import OptimizationReport
 from mlec.reporting import units
 from mlec.reporting.schema import PassEntry, Remark, ReportData, typed
-from mlec.reporting.summary import by_time, facts, grouped, headline, stats_lines, tuning_gain, tuning_times
+from mlec.reporting.summary import (
+    by_time,
+    facts,
+    grouped,
+    headline,
+    stability_counts,
+    stats_lines,
+    tuning_gain,
+    tuning_times,
+)
 
 WIDTH = 100
 SHOWN_REMARKS = 5
 SHOWN_KERNELS = 20
 SHOWN_PLACES = 2
+SHOWN_FINDINGS = 20
 
 
 def render_text(report: OptimizationReport) -> str:
@@ -27,7 +37,7 @@ def render_text(report: OptimizationReport) -> str:
     data = typed(report)
     blocks = [
         _summary(data),
-        _findings("Stability", data.stability),
+        _stability(data),
         *[_pass(entry) for entry in data.passes if not entry.is_idle],
         _idle(data),
         _parity(data),
@@ -148,12 +158,15 @@ def _kernels(data: ReportData) -> list[str]:
             "" if kernel.predicted_seconds is None else units.seconds(kernel.predicted_seconds),
             units.share(part),
             kernel.symbol,
-            kernel.strategy,
+            kernel.strategy.partition("; ")[0],
             kernel.location,
         ]
         for kernel, part in shown[:SHOWN_KERNELS]
     ]
     lines = [f"kernels, predicted by the roofline at {NOMINAL_EXTENT} rows", *_table(rows, numbers=(0, 1))]
+    for kernel, _ in shown[:SHOWN_KERNELS]:
+        if "; " in kernel.strategy:  # the choice, then the reasons for it
+            lines += _wrapped(f"{_line(kernel.symbol)}: {_line(kernel.strategy)}", 2)
     rest = shown[SHOWN_KERNELS:]
     if rest:
         lines.append(
@@ -175,6 +188,23 @@ def _tuning(data: ReportData) -> list[str]:
         lines += _wrapped(_line("; ".join(tuning_times(kernel))), 6)
     if len(data.tuning) > SHOWN_KERNELS:
         lines.append(f"  and {units.plural(len(data.tuning) - SHOWN_KERNELS, 'more kernel')}")
+    return lines
+
+
+def _stability(data: ReportData) -> list[str]:
+    lines = [f"numerical stability: {stability_counts(data.stability)}"] if data.stability else []
+    for found in data.stability[:SHOWN_FINDINGS]:
+        place = f" at {_line(found.location)}" if found.location else ""
+        mark = "-" if found.applied or found.severity == "note" else "!"
+        lines += _cut(f"  {mark} {_line(found.severity)}: {_line(found.rule)}{place}")
+        said = [found.message]
+        said += [f"with {found.input}: {found.shows}"] if found.input else []
+        said += [f"stable: {found.remedy}"] if found.rewrite else []
+        said += [f"relative error {found.errors}"] if found.errors else []
+        for text in said:
+            lines += _wrapped(_line(text), 6)
+    if len(data.stability) > SHOWN_FINDINGS:
+        lines.append(f"  and {units.plural(len(data.stability) - SHOWN_FINDINGS, 'more finding')}")
     return lines
 
 

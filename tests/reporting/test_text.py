@@ -62,6 +62,16 @@ def test_the_kernels_are_listed_slowest_first(report: OptimizationReport) -> Non
     assert slowest["location"] in lines[2]
 
 
+def test_the_reasons_for_a_strategy_stand_in_full_below_the_table(report: OptimizationReport) -> None:
+    assert "; " not in report.to_text().split("kernels, predicted")[1]
+    reasons = "walks (expected 5 ns a row, networks 7 ns); " + "; ".join(f"fact {i}" for i in range(30))
+    report.kernels[0]["strategy"] = reasons
+    lines = report.to_text().split("kernels, predicted")[1].split("\n\n")[0].splitlines()
+    row = next(line for line in lines[2:] if report.kernels[0]["symbol"] in line)
+    assert "walks (expected 5 ns a row, networks 7 ns)" in row
+    assert reasons in " ".join(line.strip() for line in lines)
+
+
 @pytest.mark.parametrize("name", ["mlp", "a_name_that_is_much_longer_than_any_column_has_a_right_to_be_" * 4])
 def test_no_line_is_wider_than_a_terminal(name: str) -> None:
     report = report_of(perceptron(file=f"{name}.py", name="long", blocks=3), warnings=[f"the input {name} is odd"])

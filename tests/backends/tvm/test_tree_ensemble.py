@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlec.backends.tvm.compat import IRModule, tirx, tvm
-from mlec.backends.tvm.kernels.tree_ensemble import Plan, TreeEnsemble, build, prepare
+from mlec.backends.tvm.kernels.tree_ensemble import Plan, TreeEnsemble, TreeSchedule, build, prepare
 from mlec.backends.tvm.target import TargetInfo
 from mlec.errors import LoweringError
 
@@ -336,7 +336,7 @@ def test_many_outputs() -> None:
 
 def test_chooses_by_expected_time() -> None:
     shallow = random_ensemble(16, trees=100, features=10, depth=6)
-    deep = random_ensemble(17, trees=5, features=10, depth=13, full=True)
+    deep = random_ensemble(17, trees=5, features=10, depth=10, full=True)
     assert prepare(shallow, INFO).strategy == "sliced"
     assert prepare(deep, INFO).strategy == "walk"
     assert prepare(shallow, INFO).ranked is not None
@@ -365,7 +365,41 @@ def test_arrays_that_contradict_each_other() -> None:
             prepare(TreeEnsemble(**{**vars_of(e), **change}), INFO)
 
 
-def test_explanation_names_the_strategy() -> None:
-    plan = prepare(random_ensemble(14), INFO)
-    assert plan.strategy in plan.explain()
-    assert "7 trees" in plan.explain()
+def test_explanation_names_what_was_picked_and_what_each_candidate_would_take() -> None:
+    e = random_ensemble(16, trees=100, features=10, depth=6)
+    for sliced in (True, False):
+        for ranked in (True, False):
+            plan = prepare(e, INFO, "sliced" if sliced else "walk", ranked)
+            blocks, alone, *facts = plan.explain().split("; ")
+            networks = f"bit-sliced networks {'(expected ' * sliced}{plan.sliced_ns:.0f} ns"
+            walks = f"interleaved walks {'(expected ' * (not sliced)}{plan.walk_ns:.0f} ns"
+            assert networks in blocks
+            assert walks in blocks
+            assert blocks.startswith((networks if sliced else walks)[:17])
+            chosen = "walks over ranks" if ranked else "walks"
+            assert f"one by one: {chosen} (expected {plan.ranked_ns if ranked else plan.number_ns:.0f} ns" in alone
+            assert f"{plan.number_ns if ranked else plan.ranked_ns:.0f} ns)" in alone
+            assert any("100 trees" in fact for fact in facts)
+
+
+def test_more_thresholds_than_ranks_can_count() -> None:
+    stumps = 1 << 16
+    one, none = random_ensemble(0, trees=1, depth=1, features=1, flags=(0,)), np.zeros(stumps, np.int32)
+    e = replace(
+        one,
+        feature=none,
+        threshold=np.arange(stumps, dtype=np.float32),
+        left=none - 1,
+        right=none - 2,
+        flags=none.astype(np.uint8),
+        roots=np.arange(stumps, dtype=np.int32),
+        output=none,
+        values=np.array([[1.0], [0.0]], np.float32),
+        base=np.zeros(1, np.float32),
+    )
+    plan = prepare(e, INFO)
+    assert plan.schedule == TreeSchedule("walk", False, plan.block)
+    assert "bit-sliced networks are impossible" in plan.explain()
+    assert "walks over ranks are impossible" in plan.explain()
+    x = np.array([[-1], [34_999.5], [stumps - 1], [np.nan]], np.float32)
+    np.testing.assert_array_equal(Kernel(e, plan)(x)[:, 0], [stumps, stumps - 35_000, 0, 0])

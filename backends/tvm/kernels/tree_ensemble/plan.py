@@ -74,8 +74,9 @@ class Plan:
         block: rows of a block; one thread works on a block at a time.
         block_rows: rows from which blocks are used; fewer go one by one.
         parallel_rows: rows from which blocks are given to several threads.
-        walk_ns, sliced_ns: expected time per row in blocks (``sliced_ns`` is infinite where it is impossible).
-        row_ns: expected time of a row that goes alone.
+        walk_ns, sliced_ns: expected time per row in blocks, of both strategies.
+        number_ns, ranked_ns: expected time of a row that goes alone, by walks over numbers and over ranks. What is impossible takes
+            infinitely long.
     """
 
     ensemble: TreeEnsemble
@@ -87,7 +88,8 @@ class Plan:
     parallel_rows: int
     walk_ns: float
     sliced_ns: float
-    row_ns: float
+    number_ns: float
+    ranked_ns: float
 
     @property
     def strategy(self) -> str:
@@ -100,29 +102,31 @@ class Plan:
         return TreeSchedule(self.strategy, self.ranked is not None, self.block)
 
     def explain(self) -> str:
-        """What was picked and why, for the report."""
+        """What was picked and why, for the report: the choices with what each candidate is expected to take, then the facts."""
         e = self.ensemble
         depth = e.layout.depth
-        shape = (
+        blocks = {"interleaved walks": self.walk_ns, "bit-sliced networks": self.sliced_ns}
+        alone = {"walks": self.number_ns, "walks over ranks": self.ranked_ns}
+        parts = [
+            f"{_chosen(blocks, self.sliced is not None)}, in blocks of {self.block} rows",
+            f"fewer than {self.block_rows} rows one by one: {_chosen(alone, self.ranked is not None)}",
+            f"threads from {self.parallel_rows} rows",
             f"{e.trees} trees, {e.nodes} splits, {e.leaves} leaves, depth {int(depth.max(initial=0))} (mean "
-            f"{float(depth.mean()) if e.trees else 0.0:.1f}), {e.columns.count} columns of {e.features} features, "
-            f"{e.outputs} outputs, {e.dtype} rows"
-        )
-        if self.sliced is None:
-            other = "no ranks" if np.isinf(self.sliced_ns) else f"bit-sliced {self.sliced_ns:.0f}"
-            choice = f"interleaved walks, {self.walk_ns:.0f} ns a row expected ({other})"
-        else:
+            f"{float(depth.mean()) if e.trees else 0.0:.1f})",
+            f"{e.columns.count} columns of {e.features} features, {e.outputs} outputs, {e.dtype} rows",
+        ]
+        if self.sliced is not None:
             complete = int((self.sliced.form != LISTED).sum())
-            choice = (
-                f"bit-sliced on {self.sliced.ranks.dtype} ranks, {self.sliced_ns:.0f} ns a row expected (walks "
-                f"{self.walk_ns:.0f}), {complete} complete and {e.trees - complete} listed trees"
-            )
-        alone = f"({'walks' if self.ranked is None else 'walks over ranks'}, {self.row_ns:.0f} ns)"
-        kilobytes = sum(a.nbytes for a in self.packed.values()) / 1024
-        return (
-            f"{shape}: {choice}; fewer than {self.block_rows} rows one by one {alone}, then blocks of {self.block} rows, threads "
-            f"from {self.parallel_rows} rows; {kilobytes:.0f} KiB packed"
-        )
+            parts.append(f"{self.sliced.ranks.dtype} ranks, {complete} complete and {e.trees - complete} listed trees")
+        parts.append(f"{sum(a.nbytes for a in self.packed.values()) / 1024:.0f} KiB packed")
+        return "; ".join(parts)
+
+
+def _chosen(candidates: dict[str, float], second: bool) -> str:
+    """The name of the candidate that was chosen and its expected time, and those of the other one."""
+    (name, ns), (other, other_ns) = list(candidates.items())[:: -1 if second else 1]
+    rest = f"{other} are impossible" if np.isinf(other_ns) else f"{other} {other_ns:.0f} ns"
+    return f"{name} (expected {ns:.0f} ns a row, {rest})"
 
 
 def prepare(
@@ -145,7 +149,7 @@ def prepare(
     steps = float(ensemble.layout.depth.sum())
     columns = ensemble.columns.count
     walk_ns = STEP_NS * steps + COLUMN_NS * columns + 1
-    row_ns = ALONE_STEP_NS * steps + COLUMN_NS * columns + 1
+    number_ns = ALONE_STEP_NS * steps + COLUMN_NS * columns + 1
     ranks = Ranks.of(ensemble)
     lanes = info.lanes(np.dtype(ensemble.dtype).itemsize * 8)
     rank_ns = RANK_LEVEL_NS * columns * ranks.levels(ensemble, lanes) if ranks is not None else 0.0
@@ -155,13 +159,11 @@ def prepare(
         sliced = None
     elif block is not None and sliced is not None:
         sliced = replace(sliced, sections=block // (sliced.lanes * VECTORS))
-    walks = Ranked.of(ensemble, ranks) if ranked is not False else None
-    if walks is not None:
-        ranked_ns = walks.row_ns + ALONE_RANK_FACTOR * rank_ns + 1
-        if ranked or ranked_ns < row_ns:
-            row_ns = ranked_ns
-        else:
-            walks = None
+    walks = Ranked.of(ensemble, ranks)
+    ranked_ns = float("inf") if walks is None else walks.row_ns + ALONE_RANK_FACTOR * rank_ns + 1
+    if ranked is False or (ranked is None and number_ns <= ranked_ns):
+        walks = None
+    row_ns = number_ns if walks is None else ranked_ns
 
     packed = pack_columns(ensemble)
     if sliced is None or walks is None:
@@ -180,7 +182,7 @@ def prepare(
         block_rows = 1 + int(sliced_ns * sliced.lanes / row_ns)  # what one vector of rows costs, in rows
     packed = {name: np.ascontiguousarray(a) for name, a in packed.items() if a.size}
     parallel = max(block_rows, 2 * LANES, int(DISPATCH_NS / block_ns) + 1)
-    return Plan(ensemble, sliced, walks, packed, block, block_rows, parallel, walk_ns, sliced_ns, row_ns)
+    return Plan(ensemble, sliced, walks, packed, block, block_rows, parallel, walk_ns, sliced_ns, number_ns, ranked_ns)
 
 
 def _walk_block(ensemble: TreeEnsemble, info: TargetInfo) -> int:
