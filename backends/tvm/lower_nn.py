@@ -8,17 +8,17 @@ from itertools import takewhile
 import numpy as np
 
 from mlec.backends.tvm.compat import tirx
-from mlec.backends.tvm.kernels.attention import attention
+from mlec.backends.tvm.kernels.attention import AttentionSchedule, attention
 from mlec.backends.tvm.kernels.conv import ConvSchedule, conv
 from mlec.backends.tvm.kernels.conv_blocked import ConvTile, conv2d_nchwc, conv_tiles
 from mlec.backends.tvm.kernels.depthwise import DepthwiseSchedule, depthwise_nchwc
 from mlec.backends.tvm.kernels.elementwise import NotContiguousError
 from mlec.backends.tvm.kernels.epilogue import Expr
-from mlec.backends.tvm.kernels.norm import group_norm, layer_norm, rms_norm
+from mlec.backends.tvm.kernels.norm import group_norm, layer_norm, line_schedules, rms_norm
 from mlec.backends.tvm.kernels.pool import pool
-from mlec.backends.tvm.kernels.rnn import GATES, pack_recurrent, recurrent, recurrent_lanes
-from mlec.backends.tvm.kernels.schedule import alternating
-from mlec.backends.tvm.kernels.softmax import logsumexp, softmax
+from mlec.backends.tvm.kernels.rnn import GATES, RecurrentSchedule, pack_recurrent, recurrent, recurrent_lanes
+from mlec.backends.tvm.kernels.schedule import FoldSchedule, alternating
+from mlec.backends.tvm.kernels.softmax import SoftmaxSchedule, logsumexp, softmax
 from mlec.backends.tvm.kernels.vector import cast_to, const, share
 from mlec.backends.tvm.kernels.winograd import (
     WinogradSchedule,
@@ -33,7 +33,7 @@ from mlec.backends.tvm.lower_fused import Tail, lower_decomposed
 from mlec.backends.tvm.lowering import Lowering, Tensor, Version
 from mlec.backends.tvm.region import Dims, Index, Region
 from mlec.backends.tvm.registry import lowers
-from mlec.ir.dim import static_dims
+from mlec.ir.dim import product, static_dims
 from mlec.ir.graph import Node
 from mlec.ir.types import TensorType
 from mlec.ops.pool import pool_geometry
@@ -158,12 +158,16 @@ def lower_pool(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tai
 @lowers("softmax", "log_softmax")
 def lower_softmax(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     (x,) = operands
+    axis, target = node.attrs["axis"], lowering.target
 
-    def build(name: str, dims: Dims) -> object:
-        logarithm = node.name == "log_softmax"
-        return softmax(dims.shape(x.shape), node.attrs["axis"], x.dtype, lowering.target, logarithm, name)
+    def version(schedule: SoftmaxSchedule) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            return softmax(dims.shape(x.shape), axis, x.dtype, target, node.name == "log_softmax", name, schedule)
 
-    return lowering.kernel(build, (x,), [node.output.type], node=node, strategy="three passes over each line")[0]
+        return Version(build, (x,), "three passes over each line")
+
+    schedules = SoftmaxSchedule.candidates(x.shape, axis, x.dtype, node.name, target)
+    return lowering.scheduled(schedules, version, [node.output.type], node=node)[0]
 
 
 @lowers("logsumexp")
@@ -173,10 +177,15 @@ def lower_logsumexp(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]
     if len(axes) != 1:
         return lower_decomposed(lowering, node, operands)
 
-    def build(name: str, dims: Dims) -> object:
-        return logsumexp(dims.shape(x.shape), axes[0], node.attrs["keepdims"], x.dtype, lowering.target, name)
+    def version(schedule: SoftmaxSchedule) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            keepdims = node.attrs["keepdims"]
+            return logsumexp(dims.shape(x.shape), axes[0], keepdims, x.dtype, lowering.target, name, schedule)
 
-    return lowering.kernel(build, (x,), [node.output.type], node=node, strategy="two passes over each line")
+        return Version(build, (x,), "two passes over each line")
+
+    schedules = SoftmaxSchedule.candidates(x.shape, axes[0], x.dtype, node.name, lowering.target)
+    return lowering.scheduled(schedules, version, [node.output.type], node=node)
 
 
 @lowers("layer_norm", "rms_norm", form="anchor")
@@ -184,23 +193,34 @@ def lower_line_norm(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]
     x = operands[0]
     template = layer_norm if node.name == "layer_norm" else rms_norm
 
-    def build(name: str, dims: Dims) -> object:
-        axis, eps, epilogue = node.attrs["axis"], node.attrs["eps"], tail.epilogue(lowering, dims)
-        return template(dims.shape(x.shape), axis, eps, x.dtype, lowering.target, epilogue, name)
-
+    axis, eps, target = node.attrs["axis"], node.attrs["eps"], lowering.target
     operands = (*operands, *tail.operands(lowering))
-    return lowering.kernel(build, operands, [tail.type], node=node, strategy=f"statistics, then one pass{tail}")[0]
+
+    def version(schedule: FoldSchedule) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            epilogue = tail.epilogue(lowering, dims)
+            return template(dims.shape(x.shape), axis, eps, x.dtype, target, epilogue, name, schedule)
+
+        return Version(build, operands, f"statistics, then one pass{tail}")
+
+    schedules = line_schedules(product(x.shape[axis:]), x.dtype, target)
+    return lowering.scheduled(schedules, version, [tail.type], node=node)[0]
 
 
 @lowers("group_norm")
 def lower_group_norm(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Sequence[Tensor]:
     x = operands[0]
 
-    def build(name: str, dims: Dims) -> object:
-        groups, eps = node.attrs["groups"], node.attrs["eps"]
-        return group_norm(dims.shape(x.shape), groups, eps, x.dtype, lowering.target, name)
+    groups, eps, target = node.attrs["groups"], node.attrs["eps"], lowering.target
 
-    return lowering.kernel(build, operands, [node.output.type], node=node, strategy="statistics, then one pass")
+    def version(schedule: FoldSchedule) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            return group_norm(dims.shape(x.shape), groups, eps, x.dtype, target, name, schedule)
+
+        return Version(build, operands, "statistics, then one pass")
+
+    schedules = line_schedules(product(x.shape[1:]) // groups, x.dtype, target)
+    return lowering.scheduled(schedules, version, [node.output.type], node=node)
 
 
 @lowers("attention")
@@ -213,17 +233,21 @@ def lower_attention(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]
     y_order = tuple(wanted.index(axis) for axis in range(rank))
     made = TensorType(tuple(node.output.type.shape[axis] for axis in wanted), node.output.type.dtype)
 
-    def build(name: str, dims: Dims) -> object:
-        spec = lowering.spec(mask[0], dims) if mask else None
-        scale, causal = node.attrs["scale"], node.attrs["causal"]
-        shapes = dims.shape(q.shape), dims.shape(k.shape), dims.shape(v.shape)
-        orders = [*(order for _, order in lying), y_order]
-        return attention(*shapes, spec, scale, causal, q.dtype, lowering.target, name, orders)
+    memory = (*(x for x, _ in lying), *mask)
 
-    strategy = "one head at a time, scores in cache"
+    def version(schedule: AttentionSchedule) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            spec = lowering.spec(mask[0], dims) if mask else None
+            scale, causal = node.attrs["scale"], node.attrs["causal"]
+            shapes = dims.shape(q.shape), dims.shape(k.shape), dims.shape(v.shape)
+            orders = [*(order for _, order in lying), y_order]
+            return attention(*shapes, spec, scale, causal, q.dtype, lowering.target, name, orders, schedule)
+
+        return Version(build, memory, "one head at a time, scores in cache")
+
+    schedules = AttentionSchedule.candidates(q.shape[-2], k.shape[-2], q.dtype, lowering.target)
     with lowering.variant(y_order):
-        memory = (*(x for x, _ in lying), *mask)
-        (y,) = lowering.kernel(build, memory, [made], node=node, strategy=strategy)
+        (y,) = lowering.scheduled(schedules, version, [made], node=node)
     return y if y_order == tuple(range(rank)) else Tensor(node.output.type, transposed=(y, y_order))
 
 
@@ -262,13 +286,19 @@ def lower_recurrence(lowering: Lowering, node: Node, operands: tuple[Tensor, ...
     packed = [lowering.packed(w, f"gates{lanes}", lambda a: pack_recurrent(a, gates, lanes)) for w in weights]
     hidden, features = (int(str(d)) for d in (node.outputs[1].type.shape[1], x.shape[2]))
 
-    def build(name: str, dims: Dims) -> object:
-        n, steps, _ = dims.shape(x.shape)
-        activation, reverse = node.attrs.get("activation", "tanh"), node.attrs["reverse"]
-        return recurrent(node.name, n, steps, features, hidden, reverse, x.dtype, lowering.target, activation, name)
-
     operands = (*operands[: 1 + states], *packed)
-    return lowering.kernel(build, operands, [v.type for v in node.outputs], node=node, strategy="tiles of sequences")
+    target = lowering.target
+
+    def version(schedule: RecurrentSchedule) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            n, steps, _ = dims.shape(x.shape)
+            options = node.attrs["reverse"], x.dtype, target, node.attrs.get("activation", "tanh")
+            return recurrent(node.name, n, steps, features, hidden, *options, name, schedule)
+
+        return Version(build, operands, "tiles of sequences")
+
+    schedules = RecurrentSchedule.candidates(node.name, x.shape[0], x.shape[1], hidden, x.dtype, target)
+    return lowering.scheduled(schedules, version, [v.type for v in node.outputs], node=node)
 
 
 # -- resizing --------------------------------------------------------------------------------------------------------

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from mlec.backends.tvm.compat import T
 from mlec.backends.tvm.kernels import direct
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
-from mlec.backends.tvm.kernels.reduce import arg_reduce, reduce
+from mlec.backends.tvm.kernels.reduce import arg_reduce, fold_schedules, reduce
+from mlec.backends.tvm.kernels.schedule import FoldSchedule
 from mlec.backends.tvm.kernels.tile import bits, product, unflatten
 from mlec.backends.tvm.kernels.vector import load
 from mlec.backends.tvm.lower_fused import Head, Tail
-from mlec.backends.tvm.lowering import Lowering, Tensor
+from mlec.backends.tvm.lowering import Lowering, Tensor, Version
 from mlec.backends.tvm.region import Dims
 from mlec.backends.tvm.registry import BOTH, lowers
 from mlec.backends.tvm.scalar import TVM_NAMES
@@ -39,15 +40,19 @@ def _reduction(
 ) -> Tensor:
     axes, keepdims, dtype = node.attrs["axes"], node.attrs["keepdims"], TVM_NAMES[x.dtype]
 
-    def build(name: str, dims: Dims) -> object:
-        epilogue = tail.epilogue(lowering, dims)
-        prologue = head.prologue(lowering, dims) if head else None
-        shape = dims.shape(x.shape)
-        return reduce(node.name, shape, axes, keepdims, dtype, lowering.target, epilogue, prologue, name)
-
     operands = (*operands, *tail.operands(lowering))
-    strategy = f"reduce{f' of {head}' if head else ''}{tail}"
-    return lowering.kernel(build, operands, [tail.type], node=node, strategy=strategy)[0]
+
+    def version(schedule: FoldSchedule) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            epilogue = tail.epilogue(lowering, dims)
+            prologue = head.prologue(lowering, dims) if head else None
+            shape = dims.shape(x.shape)
+            return reduce(node.name, shape, axes, keepdims, dtype, lowering.target, epilogue, prologue, name, schedule)
+
+        return Version(build, operands, f"reduce{f' of {head}' if head else ''}{tail}")
+
+    schedules = fold_schedules(x.shape, axes, dtype, lowering.target)
+    return lowering.scheduled(schedules, version, [tail.type], node=node)[0]
 
 
 @lowers("argmax", "argmin")

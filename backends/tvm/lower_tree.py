@@ -8,7 +8,7 @@ from mlec.backends.tvm.compat import T
 from mlec.backends.tvm.decompose import decompose
 from mlec.backends.tvm.kernels import direct
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
-from mlec.backends.tvm.kernels.pairwise import Metric, nearest, pack_points, pairwise
+from mlec.backends.tvm.kernels.pairwise import Metric, PairwiseSchedule, nearest, pack_points, pairwise
 from mlec.backends.tvm.kernels.tile import unflatten
 from mlec.backends.tvm.kernels.tree_ensemble import TreeEnsemble, TreeSchedule, build, prepare
 from mlec.backends.tvm.kernels.vector import const, share
@@ -72,16 +72,24 @@ def lower_pairwise_distance(lowering: Lowering, node: Node, operands: tuple[Tens
     x, points = operands
     if points.array is None:
         return tail.apply(lowering, node, lower_pairs(lowering, node, operands))
-    metric = Metric(node.attrs["metric"], node.attrs["p"])
-    packed = lowering.packed(points, "points", lambda a: pack_points(a, lowering.target))
+    metric, target = Metric(node.attrs["metric"], node.attrs["p"]), lowering.target
     m, d = points.array.shape
 
-    def kernel(name: str, dims: Dims) -> object:
-        epilogue = tail.epilogue(lowering, dims)
-        return pairwise(dims(x.shape[0]), m, d, x.dtype, metric, lowering.target, epilogue, name)
+    def version(schedule: PairwiseSchedule) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            epilogue = tail.epilogue(lowering, dims)
+            return pairwise(dims(x.shape[0]), m, d, x.dtype, metric, target, epilogue, name, schedule)
 
-    operands = (x, packed, *tail.operands(lowering))
-    return lowering.kernel(kernel, operands, [tail.type], node=node, strategy=f"{metric.kind} distances{tail}")[0]
+        operands = (x, packed_points(lowering, points, schedule), *tail.operands(lowering))
+        return Version(build, operands, f"{metric.kind} distances{tail}")
+
+    schedules = PairwiseSchedule.candidates(x.shape[0], m, x.dtype, target)
+    return lowering.scheduled(schedules, version, [tail.type], node=node)[0]
+
+
+def packed_points(lowering: Lowering, points: Tensor, schedule: PairwiseSchedule) -> Tensor:
+    """Constant points as the kernels read them."""
+    return lowering.packed(points, f"points{schedule.vectors}", lambda a: pack_points(a, lowering.target, schedule))
 
 
 @lowers("nearest")
@@ -90,16 +98,18 @@ def lower_nearest(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) 
     x, points = operands
     if points.array is None or x.dtype not in ("float32", "float64"):
         return lower_body(lowering, node, decompose(node), operands)
-    metric, k = Metric(node.attrs["metric"], node.attrs["p"]), node.attrs["k"]
-    packed = lowering.packed(points, "points", lambda a: pack_points(a, lowering.target))
+    metric, k, target = Metric(node.attrs["metric"], node.attrs["p"]), node.attrs["k"], lowering.target
     m, d = points.array.shape
 
-    def kernel(name: str, dims: Dims) -> object:
-        return nearest(dims(x.shape[0]), m, d, k, x.dtype, metric, lowering.target, name)
+    def version(schedule: PairwiseSchedule) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            return nearest(dims(x.shape[0]), m, d, k, x.dtype, metric, target, name, schedule)
 
-    types = [v.type for v in node.outputs]
-    strategy = f"{metric.kind} distances of some rows to all points, the {k} smallest kept"
-    return lowering.kernel(kernel, (x, packed), types, node=node, strategy=strategy)
+        strategy = f"{metric.kind} distances of some rows to all points, the {k} smallest kept"
+        return Version(build, (x, packed_points(lowering, points, schedule)), strategy)
+
+    schedules = PairwiseSchedule.candidates(x.shape[0], m, x.dtype, target)
+    return lowering.scheduled(schedules, version, [v.type for v in node.outputs], node=node)
 
 
 @lowers("pairwise_distance", on=CUDA)

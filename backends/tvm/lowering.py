@@ -302,7 +302,7 @@ class Lowering:
             chosen = next(schedules)
         else:
             weights = "beyond L2" if self.weights_nbytes > self.target.l2_bytes else "in L2"
-            key = f"{self._content()} kernel {place}, all weights {weights}"
+            key = f"{self._content()} kernel {place} makes {', '.join(map(str, results))}, all weights {weights}"
             location = self._place.summary()
             chosen = self._tuner.choose(Subject(key, schedules, draft, self._next_name(), node.name, location, typical))
         made = version(chosen)

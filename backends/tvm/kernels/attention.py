@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
 from mlec.backends.tvm.kernels.gemm import broadcast_lead, operand_indices
 from mlec.backends.tvm.kernels.mathlib import exp_of_negative
+from mlec.backends.tvm.kernels.schedule import variations, vectors_across
 from mlec.backends.tvm.kernels.tile import (
     RegisterTile,
     accumulator_dtype,
@@ -43,6 +43,36 @@ from mlec.backends.tvm.kernels.vector import (
 from mlec.backends.tvm.target import TargetInfo
 
 
+@dataclass(frozen=True)
+class AttentionSchedule:
+    """How `attention` goes over a head.
+
+    Attributes:
+        rows: queries that are worked on together.
+        vectors: of keys in a panel, and of columns of the values in a tile.
+    """
+
+    rows: int
+    vectors: int
+
+    @staticmethod
+    def candidates(m: Dim, t: Dim, dtype: str, target: TargetInfo) -> Iterator[AttentionSchedule]:
+        """For ``m`` queries and ``t`` keys, which may be symbolic. Tiles that leave no register for the operands do not fit."""
+        vectors = 2
+        rows = tile_rows(target, vectors)
+        most = vectors_across(t, target.lanes(bits(accumulator_dtype(dtype))))
+
+        def fits(schedule: AttentionSchedule) -> bool:
+            return 4 <= schedule.rows * schedule.vectors < target.vector_registers - schedule.vectors
+
+        return variations(
+            AttentionSchedule(rows, vectors),
+            fits,
+            vectors=[v for v in (1, 2, 3, 4) if v <= most],
+            rows=sorted((r for r in range(2, 13) if not isinstance(m, int) or r <= m), key=lambda r: abs(r - rows)),
+        )
+
+
 def attention(
     q_shape: Sequence[Dim],
     k_shape: Sequence[Dim],
@@ -54,6 +84,7 @@ def attention(
     target: TargetInfo,
     name: str = "attention",
     orders: Sequence[Sequence[int]] = (),
+    schedule: AttentionSchedule | None = None,
 ) -> tirx.PrimFunc:
     """``y = softmax(q k^T * scale + mask) v`` for q ``[.., m, d]``, k ``[.., t, d]``, v ``[.., t, e]``.
 
@@ -62,11 +93,13 @@ def attention(
     the program: q, k, v, the mask if there is one, y.
 
     ``orders`` says how q, k, v and y lie in memory: axis i of the tensor is axis ``order[i]`` of its buffer. The last axis
-    stays the last, so that heads can be read from, and written to, the rows of the products around them.
+    stays the last, so that heads can be read from, and written to, the rows of the products around them. Without a schedule,
+    the first candidate is taken.
 
     A task is one head. It transposes its keys into panels ``[d, block]`` once, squares of vectors in registers (``t * d``
-    elements, 32 KB for 128 x 64), then for every 8 queries computes 8 rows of scores, their exponentials and the sums of
-    values weighted by these, all of which stay in L1: 2 m t (d + e) FLOPs on ``(2 m + 2 t)(d + e) / 2`` elements of memory.
+    elements, 32 KB for 128 x 64), then for every few queries (8 by default) computes as many rows of scores, their exponentials
+    and the sums of values weighted by these, all of which stay in L1: 2 m t (d + e) FLOPs on ``(2 m + 2 t)(d + e) / 2`` elements
+    of memory.
     """
     *q_lead, m, d = q_shape
     *k_lead, t, _ = k_shape
@@ -74,6 +107,7 @@ def attention(
     lead = broadcast_lead(broadcast_lead(q_lead, k_lead), v_lead)
     shapes = (q_shape, k_shape, v_shape, (*lead, m, e))
     orders = orders or [tuple(range(len(shape))) for shape in shapes]
+    schedule = schedule or next(AttentionSchedule.candidates(m, t, dtype, target))
     with prim_func(name) as kernel:
         specs = [BufferSpec(placed(shape, order), dtype) for shape, order in zip(shapes, orders, strict=True)]
         q, k, v = (
@@ -83,7 +117,7 @@ def attention(
         given = None if mask is None else parameter("mask", mask)
         y = _Operand(parameter("y", specs[3]), lead, orders[3])
         masked = None if mask is None else _Mask(given, mask)
-        program = _Attention(q, k, v, y, masked, (m, t, d, e), scale, causal, dtype, target)
+        program = _Attention(q, k, v, y, masked, (m, t, d, e), scale, causal, dtype, target, schedule)
         work = math.prod(extent if isinstance(extent, int) else 32 for extent in (m, t)) * (d + e)
         parallel_if_large(
             product(lead), work, program.head, math.prod(extent for extent in lead if isinstance(extent, int))
@@ -140,7 +174,11 @@ class _Attention:
     causal: bool
     dtype: str
     target: TargetInfo
-    vectors: ClassVar[int] = 2
+    schedule: AttentionSchedule
+
+    @property
+    def vectors(self) -> int:
+        return self.schedule.vectors
 
     @property
     def acc(self) -> str:
@@ -162,7 +200,7 @@ class _Attention:
     def head(self, index: Expr) -> None:
         """One task."""
         m, t, d, _ = self.extents
-        mr, lead = tile_rows(self.target, self.vectors), self.y.lead
+        mr, lead = self.schedule.rows, self.y.lead
         where = unflatten(index, lead)
         q_at, k_at, v_at = (operand_indices(where, lead, x.lead) for x in (self.q, self.k, self.v))
         keys = T.alloc_buffer((self.panels, d, self.block), self.acc)

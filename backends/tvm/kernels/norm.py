@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.schedule import FoldSchedule
 from mlec.backends.tvm.kernels.tile import (
     Fold,
     accumulator_dtype,
@@ -22,6 +23,14 @@ from mlec.backends.tvm.kernels.tile import (
 from mlec.backends.tvm.kernels.vector import cast_to, const, load, ramp, share, store
 from mlec.backends.tvm.target import TargetInfo
 
+DEFAULT = FoldSchedule(4)
+"""Partial sums hide the latency of additions."""
+
+
+def line_schedules(length: Dim, dtype: str, target: TargetInfo) -> Iterator[FoldSchedule]:
+    """Candidates for lines, or groups, of so many elements."""
+    return FoldSchedule.candidates(DEFAULT.vectors, length, target.lanes(bits(accumulator_dtype(dtype))))
+
 
 def layer_norm(
     x_shape: Sequence[Dim],
@@ -31,12 +40,13 @@ def layer_norm(
     target: TargetInfo,
     epilogue: Epilogue = IDENTITY,
     name: str = "layer_norm",
+    schedule: FoldSchedule = DEFAULT,
 ) -> tirx.PrimFunc:
     """``y = (x - mean) / sqrt(variance + eps) * scale + bias`` over the axes from ``axis`` on.
 
     Parameters of the program: x, scale and bias (shape of those axes), the epilogue's inputs, y. Extents may be symbolic.
     """
-    return _line_norm(x_shape, axis, eps, dtype, target, epilogue, True, name)
+    return _line_norm(x_shape, axis, eps, dtype, target, epilogue, True, name, schedule)
 
 
 def rms_norm(
@@ -47,9 +57,10 @@ def rms_norm(
     target: TargetInfo,
     epilogue: Epilogue = IDENTITY,
     name: str = "rms_norm",
+    schedule: FoldSchedule = DEFAULT,
 ) -> tirx.PrimFunc:
     """``y = x / sqrt(mean(x²) + eps) * scale`` over the axes from ``axis`` on. Parameters: x, scale, extra, y."""
-    return _line_norm(x_shape, axis, eps, dtype, target, epilogue, False, name)
+    return _line_norm(x_shape, axis, eps, dtype, target, epilogue, False, name, schedule)
 
 
 def _line_norm(
@@ -61,6 +72,7 @@ def _line_norm(
     epilogue: Epilogue,
     centred: bool,
     name: str,
+    schedule: FoldSchedule,
 ) -> tirx.PrimFunc:
     acc = accumulator_dtype(dtype)
     lanes = target.lanes(bits(acc))
@@ -81,8 +93,9 @@ def _line_norm(
                 return cast_to(acc, load(x, [i, start], width))
 
             mean, inverse = statistics(
-                length, lanes, acc, eps, centred, lambda fold, term: fold.over(length, lambda s, w: term(value(s, w)))
-            )
+                length, lanes, acc, eps, centred, lambda fold, term: fold.over(length, lambda s, w: term(value(s, w))),
+                schedule.vectors,
+            )  # fmt: skip
 
             def put(start: Expr, width: int) -> None:
                 normal = (value(start, width) - mean if centred else value(start, width)) * inverse
@@ -109,6 +122,7 @@ def group_norm(
     dtype: str,
     target: TargetInfo,
     name: str = "group_norm",
+    schedule: FoldSchedule = DEFAULT,
 ) -> tirx.PrimFunc:
     """``y = (x - mean) / sqrt(variance + eps) * scale + bias`` over each group of channels of ``x[n, c, *space]``.
 
@@ -131,8 +145,9 @@ def group_norm(
 
             length = per_group * size
             mean, inverse = statistics(
-                length, lanes, acc, eps, True, lambda fold, term: fold.over(length, lambda s, w: term(value(s, w)))
-            )
+                length, lanes, acc, eps, True, lambda fold, term: fold.over(length, lambda s, w: term(value(s, w))),
+                schedule.vectors,
+            )  # fmt: skip
             with T.serial(per_group) as j:
                 channel = share(i % groups * per_group + j)
                 factor = share(cast_to(acc, scale[channel]) * inverse)
@@ -156,8 +171,12 @@ def statistics(
     eps: float,
     centred: bool,
     visit: Callable[[Fold, Callable[[Expr], Expr]], None],
+    partials: int,
 ) -> tuple[Expr, Expr]:
-    """Mean (0 if not ``centred``) and ``1 / sqrt(variance + eps)``; ``visit(fold, term)`` feeds term of each element."""
+    """Mean (0 if not ``centred``) and ``1 / sqrt(variance + eps)``; ``visit(fold, term)`` feeds term of each element.
+
+    Sums are kept as so many ``partials``, see `Fold`.
+    """
     count = cast_to(dtype, length if not isinstance(length, int) else const(length, dtype))
 
     def add(a: Expr, b: Expr) -> Expr:
@@ -165,7 +184,7 @@ def statistics(
 
     mean = const(0, dtype)
     if centred:
-        total = Fold(lanes, dtype, 0, add)
+        total = Fold(lanes, dtype, 0, add, partials)
         visit(total, lambda value: value)
         mean = share(total.result() / count)
 
@@ -173,6 +192,6 @@ def statistics(
         difference = share(value - mean if centred else value)
         return difference * difference
 
-    squares = Fold(lanes, dtype, 0, add)
+    squares = Fold(lanes, dtype, 0, add, partials)
     visit(squares, square)
     return mean, share(const(1, dtype) / tirx.sqrt(squares.result() / count + const(eps, dtype)))

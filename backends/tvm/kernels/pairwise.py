@@ -24,6 +24,7 @@ from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim
 from mlec.backends.tvm.kernels.gemm import column_block, pack_gemm
 from mlec.backends.tvm.kernels.mathlib import exp, log
 from mlec.backends.tvm.kernels.result import Result
+from mlec.backends.tvm.kernels.schedule import variations
 from mlec.backends.tvm.kernels.tile import (
     RegisterTile,
     bits,
@@ -117,10 +118,44 @@ class Metric:
         return exp(log(a) * const_like(self.p, a))
 
 
-def pack_points(points: npt.NDArray[np.generic], target: TargetInfo) -> npt.NDArray[np.generic]:
-    """``y[m, D]`` to ``[ceil(m / block), D, block]``, as `pairwise` reads it."""
-    block = column_block(len(points), str(points.dtype), target)
-    return pack_gemm(np.ascontiguousarray(points.T), block)
+@dataclass(frozen=True)
+class PairwiseSchedule:
+    """The tile of distances that is in registers at once.
+
+    Attributes:
+        rows: of x.
+        vectors: of points, which are packed in blocks of so many.
+    """
+
+    rows: int
+    vectors: int
+
+    @staticmethod
+    def candidates(n: Dim, m: int, dtype: str, target: TargetInfo) -> Iterator[PairwiseSchedule]:
+        """For ``n`` rows, which may be symbolic, and ``m`` points. Tiles that leave no register for the operands do not fit."""
+        lanes = target.lanes(bits(dtype))
+        across = -(-m // lanes)
+        vectors = column_block(m, dtype, target) // lanes
+        rows = tile_rows(target, vectors + 1)  # differences take registers as well
+
+        def fits(schedule: PairwiseSchedule) -> bool:
+            sums = schedule.rows * schedule.vectors
+            return min(4, across) <= sums < target.vector_registers - schedule.vectors
+
+        return variations(
+            PairwiseSchedule(rows, vectors),
+            fits,
+            vectors=[v for v in (1, 2, 3, 4) if v <= across],
+            rows=sorted((r for r in range(1, 13) if not isinstance(n, int) or r <= n), key=lambda r: abs(r - rows)),
+        )
+
+
+def pack_points(
+    points: npt.NDArray[np.generic], target: TargetInfo, schedule: PairwiseSchedule | None = None
+) -> npt.NDArray[np.generic]:
+    """``y[m, D]`` to ``[ceil(m / block), D, block]``, as `pairwise` and `nearest` read it by the same schedule."""
+    tiling = _Tiling.of(1, len(points), str(points.dtype), target, schedule)
+    return pack_gemm(np.ascontiguousarray(points.T), tiling.block)
 
 
 def pairwise(
@@ -132,14 +167,16 @@ def pairwise(
     target: TargetInfo,
     epilogue: Epilogue = IDENTITY,
     name: str = "pairwise",
+    schedule: PairwiseSchedule | None = None,
 ) -> tirx.PrimFunc:
     """``out[n, m] = epilogue(distance of x[n, d] and y[m, d])`` in float32 or float64.
 
     Parameters of the program: x, `pack_points` of y, the epilogue's inputs, out. ``n`` may be symbolic.
-    A NaN in either point makes their distance NaN.
+    A NaN in either point makes their distance NaN. Without a schedule, the first candidate is taken.
     """
     metric = metric.canonical
-    block, lanes, vectors, blocks, mr = _tiling(m, dtype, target)
+    tiling = _Tiling.of(n, m, dtype, target, schedule)
+    block, blocks, mr = tiling.block, tiling.blocks, tiling.rows
 
     with prim_func(name) as kernel:
         x = parameter("x", BufferSpec((n, d), dtype))
@@ -148,7 +185,7 @@ def pairwise(
 
         def tile(rows: int, row: Expr, b: Expr) -> None:
             """``rows`` rows times one block of points."""
-            for i, values in enumerate(_distances(x, y, d, vectors, lanes, metric, rows, row, b)):
+            for i, values in enumerate(_distances(x, y, d, tiling, metric, rows, row, b)):
                 out.put((row + i,), (row + i,), b * block, m, values)
 
         work = 2 * mr * m * d
@@ -163,19 +200,28 @@ def pairwise(
 
 
 def nearest(
-    n: Dim, m: int, d: int, k: int, dtype: str, metric: Metric, target: TargetInfo, name: str = "nearest"
+    n: Dim,
+    m: int,
+    d: int,
+    k: int,
+    dtype: str,
+    metric: Metric,
+    target: TargetInfo,
+    name: str = "nearest",
+    schedule: PairwiseSchedule | None = None,
 ) -> tirx.PrimFunc:
     """The ``k`` smallest distances of each row of ``x[n, d]`` to the rows of ``y[m, d]``, and which rows these are.
 
     Parameters of the program: x, `pack_points` of y, the distances ``[n, k]``, the positions ``[n, k]`` (int64). ``n`` may be
-    symbolic. Nearest first, of equals the first, NaN last.
+    symbolic. Nearest first, of equals the first, NaN last. Without a schedule, the first candidate is taken.
 
     A task computes all distances of one tile of rows (some 100 KiB for 2,000 points, which stay in the L2 cache) and looks for
     the smallest right after: nothing of size ``n x m`` goes to memory. The selection reads a distance once, at a comparison
     for a vector; the distances take ``d`` times two operations for the same vector.
     """
     metric = metric.canonical
-    block, lanes, vectors, blocks, mr = _tiling(m, dtype, target)
+    tiling = _Tiling.of(n, m, dtype, target, schedule)
+    block, lanes, blocks, mr = tiling.block, tiling.lanes, tiling.blocks, tiling.rows
 
     with prim_func(name) as kernel:
         x = parameter("x", BufferSpec((n, d), dtype))
@@ -189,7 +235,7 @@ def nearest(
             panel = T.alloc_buffer((mr, blocks * block), dtype)
 
             def tile(size: int, done: Expr, b: Expr) -> None:
-                for i, found in enumerate(_distances(x, y, d, vectors, lanes, metric, size, first + done, b)):
+                for i, found in enumerate(_distances(x, y, d, tiling, metric, size, first + done, b)):
                     for v, vector in enumerate(found):
                         store(panel, vector, [done + i, b * block + v * lanes])
 
@@ -219,19 +265,32 @@ def nearest(
     return kernel.func
 
 
-def _tiling(m: int, dtype: str, target: TargetInfo) -> tuple[int, int, int, int, int]:
-    """Points of a block, lanes of a vector, vectors of a block, blocks, and rows of a tile."""
-    block = column_block(m, dtype, target)
-    lanes = min(target.lanes(bits(dtype)), block)
-    vectors = block // lanes
-    return block, lanes, vectors, -(-m // block), tile_rows(target, vectors + 1)  # differences take registers as well
+@dataclass(frozen=True)
+class _Tiling:
+    """Rows of a tile, vectors of a block, lanes of a vector, and blocks of points."""
+
+    rows: int
+    vectors: int
+    lanes: int
+    blocks: int
+
+    @property
+    def block(self) -> int:
+        """Points of a block."""
+        return self.vectors * self.lanes
+
+    @staticmethod
+    def of(n: Dim, m: int, dtype: str, target: TargetInfo, schedule: PairwiseSchedule | None) -> _Tiling:
+        schedule = schedule or next(PairwiseSchedule.candidates(n, m, dtype, target))
+        lanes = target.lanes(bits(dtype))
+        return _Tiling(schedule.rows, schedule.vectors, lanes, -(-m // (schedule.vectors * lanes)))
 
 
 def _distances(
-    x: Buffer, y: Buffer, d: int, vectors: int, lanes: int, metric: Metric, rows: int, row: Expr, b: Expr
+    x: Buffer, y: Buffer, d: int, tiling: _Tiling, metric: Metric, rows: int, row: Expr, b: Expr
 ) -> Iterator[list[Expr]]:
     """Distances of ``rows`` rows of x, from ``row`` on, to block ``b`` of the packed points: the vectors of each row in turn."""
-    dtype = buffer_dtype(x)
+    dtype, vectors, lanes = buffer_dtype(x), tiling.vectors, tiling.lanes
     sums = RegisterTile(rows, vectors, lanes, dtype)
     x_norms = RegisterTile(rows if metric.expanded else 0, 1, lanes, dtype)
     y_norms = RegisterTile(1 if metric.expanded else 0, vectors, lanes, dtype)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr, Prologue
 from mlec.backends.tvm.kernels.result import Result
+from mlec.backends.tvm.kernels.schedule import FoldSchedule, vectors_across
 from mlec.backends.tvm.kernels.tile import (
     Fold,
     accumulator_dtype,
@@ -21,6 +22,7 @@ from mlec.backends.tvm.kernels.tile import (
     product,
     unflatten,
     vector_loop,
+    vectors_loop,
 )
 from mlec.backends.tvm.kernels.vector import (
     Cell,
@@ -79,14 +81,16 @@ def reduce(
     epilogue: Epilogue = IDENTITY,
     prologue: Prologue | None = None,
     name: str = "reduce",
+    schedule: FoldSchedule | None = None,
 ) -> tirx.PrimFunc:
     """``y = epilogue(op(x, axes))`` for ``op`` in `REDUCTIONS`. Any extent may be symbolic. Parameters: x, extra, y.
 
     With a ``prologue``, x is what it computes from its own inputs, which take the place of x among the parameters.
 
     If the last axis is reduced, each result is one `Fold` along memory. If it is kept, vectors run along it and every lane
-    is a result of its own, summed in the order of memory.
+    is a result of its own, summed in the order of memory. Without a schedule, the first candidate is taken.
     """
+    schedule = schedule or next(fold_schedules(x_shape, axes, dtype, target))
     acc = "int8" if dtype == "bool" else accumulator_dtype(dtype)
     dims = _collapse(x_shape, axes, merge=prologue is None)
     y_shape = reduced_shape(x_shape, axes, keepdims)
@@ -100,10 +104,21 @@ def reduce(
         rows = product([extent for extent, reduced in dims[:-1] if not reduced])
         y = y.viewed((rows, 1 if dims[-1][1] else dims[-1][0]))
         operand = prologue or Prologue((), lambda where, width, views: load(views[0], list(where), width))
-        program = _Reduce(sources, operand, y, dims, y_shape, op, acc, target.lanes(bits(acc)))
+        program = _Reduce(sources, operand, y, dims, y_shape, op, acc, target.lanes(bits(acc)), schedule.vectors)
         task = program.across_memory if program.inner_kept else program.along_memory
         parallel_if_large(rows, program.work, task)
     return kernel.func
+
+
+def fold_schedules(
+    x_shape: Sequence[Dim], axes: Sequence[int], dtype: str, target: TargetInfo
+) -> Iterator[FoldSchedule]:
+    """Candidates for `reduce`. Four vectors of columns are read from the same page of memory."""
+    last = len(x_shape) - 1
+    inner_kept = not any(axis % len(x_shape) == last for axis in axes)
+    lanes = target.lanes(bits("int8" if dtype == "bool" else accumulator_dtype(dtype)))
+    inner = x_shape[-1] if x_shape else 1
+    return FoldSchedule.candidates(min(4, vectors_across(inner, lanes)) if inner_kept else 4, inner, lanes)
 
 
 @dataclass(frozen=True)
@@ -125,6 +140,7 @@ class _Reduce:
     op: str
     acc: str
     lanes: int
+    vectors: int
 
     @property
     def inner(self) -> Dim:
@@ -153,7 +169,7 @@ class _Reduce:
     def along_memory(self, row: Expr) -> None:
         """One result: its terms are neighbours."""
         rule, where = REDUCTIONS[self.op], unflatten(row, self.kept)
-        fold = Fold(self.lanes, self.acc, rule.identity(self.acc), rule.combine)
+        fold = Fold(self.lanes, self.acc, rule.identity(self.acc), rule.combine, self.vectors)
         with _loops(self.reduced[:-1]) as outer:
             fold.over(self.inner, lambda start, width: self.read(where, outer, start, width))
         self.finish(row, 0, fold.result())
@@ -162,14 +178,16 @@ class _Reduce:
         """Results along the last axis, each in a lane."""
         rule, where = REDUCTIONS[self.op], unflatten(row, self.kept)
 
-        def column(start: Expr, width: int) -> None:
-            cell = Cell(self.acc, width, rule.identity(self.acc))
+        def columns(start: Expr, width: int, count: int) -> None:
+            cells = [Cell(self.acc, width, rule.identity(self.acc)) for _ in range(count)]
             with _loops(self.reduced) as outer:
-                value = share(self.read(where, outer, start, width))
-                cell.set(rule.combine(cell.value, value))
-            self.finish(row, start, cell.value)
+                for u, cell in enumerate(cells):
+                    value = share(self.read(where, outer, start + u * width, width))
+                    cell.set(rule.combine(cell.value, value))
+            for u, cell in enumerate(cells):
+                self.finish(row, start + u * width, cell.value)
 
-        vector_loop(self.inner, self.lanes, column)
+        vectors_loop(self.inner, self.lanes, self.vectors, columns)
 
     def read(self, kept: Sequence[Expr], reduced: Sequence[Expr], start: Expr, width: int) -> Expr:
         """Consecutive elements of x, from indices along the axes of either kind and ``start`` along the last."""

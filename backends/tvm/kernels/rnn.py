@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,16 +11,55 @@ import numpy.typing as npt
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
 from mlec.backends.tvm.kernels.mathlib import sigmoid, tanh
+from mlec.backends.tvm.kernels.schedule import variations
 from mlec.backends.tvm.kernels.tile import RegisterTile, bits, ceildiv, parallel_if_large, parameter, vector_loop
 from mlec.backends.tvm.kernels.vector import const_like, load, select, share, store
 from mlec.backends.tvm.target import TargetInfo
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 STATES = {"lstm": ("h", "c"), "gru": ("h",), "rnn": ("h",)}
-ROWS = 4
-"""Sequences a task advances together: their sums times four gates fill 16 registers."""
-STEPS = 8
-"""Time steps whose input products are computed at once."""
+
+
+@dataclass(frozen=True)
+class RecurrentSchedule:
+    """How `recurrent` goes over sequences, steps and units.
+
+    Attributes:
+        rows: sequences that a task advances together.
+        steps: whose input products are computed at once.
+        group: blocks of units at once, of a sequence by itself.
+    """
+
+    rows: int
+    steps: int
+    group: int
+
+    @staticmethod
+    def candidates(
+        kind: str, n: Dim, steps: Dim, hidden: int, dtype: str, target: TargetInfo
+    ) -> Iterator[RecurrentSchedule]:
+        """For ``n`` sequences of ``steps``, which may be symbolic. Tiles that leave no register for the operands do not fit.
+
+        By default four sequences: their sums times four gates fill 16 registers.
+        """
+        gates, blocks = GATES[kind], -(-hidden // recurrent_lanes(dtype, target))
+
+        def fits(s: RecurrentSchedule) -> bool:
+            sums = (s.rows * gates, s.steps * fed_vectors(gates), s.group * gates)
+            return all(count < target.vector_registers - gates for count in sums)
+
+        return variations(
+            RecurrentSchedule(4, 8, 2),
+            fits,
+            rows=[r for r in (2, 3, 6, 1, 8, 12) if not isinstance(n, int) or r <= n],
+            steps=[s for s in (4, 12, 6, 2, 16) if not isinstance(steps, int) or s <= steps],
+            group=[g for g in (1, 3, 4, 8) if g <= blocks],
+        )
+
+
+def fed_vectors(gates: int) -> int:
+    """Gates whose input products are in one tile."""
+    return 2 if gates % 2 == 0 else 1
 
 
 def pack_recurrent(weights: npt.NDArray[np.generic], gates: int, lanes: int) -> npt.NDArray[np.generic]:
@@ -52,6 +91,7 @@ def recurrent(
     target: TargetInfo,
     activation: str = "tanh",
     name: str = "",
+    schedule: RecurrentSchedule | None = None,
 ) -> tirx.PrimFunc:
     """One direction of one layer; ``kind`` is ``lstm``, ``gru`` or ``rnn``. float32 or float64; n and steps may be
     symbolic.
@@ -63,8 +103,10 @@ def recurrent(
     weights are read once for eight steps), then advances step by step: for each block of units a tile ``rows x
     gates`` runs over the previous state, then the gate functions and the update of the state over rows and blocks.
     Fewer sequences run one by one, two blocks at once for enough independent sums. Threads share out sequences; a
-    step reads ``gates * hidden²`` weights from L2 once for all rows of the task.
+    step reads ``gates * hidden²`` weights from L2 once for all rows of the task. These numbers are those of the first
+    candidate, which is taken without a schedule.
     """
+    schedule = schedule or next(RecurrentSchedule.candidates(kind, n, steps, hidden, dtype, target))
     gates, lanes = GATES[kind], recurrent_lanes(dtype, target)
     blocks, wide = -(-hidden // lanes), gates * lanes
     state_spec = BufferSpec((n, hidden), dtype)
@@ -78,9 +120,11 @@ def recurrent(
         bias = [parameter(f"b{i}", BufferSpec((blocks, 1, wide), dtype)) for i in range(2 if kind == "gru" else 1)]
         y = parameter("y", BufferSpec((n, steps, hidden), dtype))
         final = [parameter(f"{s}n", state_spec) for s in states]
-        layer = _Layer(kind, activation, (n, steps, features, hidden), reverse, dtype, lanes, x, w_ih, w_hh, bias, y)
-        work = ROWS * gates * hidden * (features + hidden) * (steps if isinstance(steps, int) else 16)
-        parallel_if_large(ceildiv(n, ROWS), work, lambda index: layer.task(index, initial, final))
+        layer = _Layer(
+            kind, activation, (n, steps, features, hidden), reverse, dtype, lanes, x, w_ih, w_hh, bias, y, schedule
+        )
+        work = schedule.rows * gates * hidden * (features + hidden) * (steps if isinstance(steps, int) else 16)
+        parallel_if_large(ceildiv(n, schedule.rows), work, lambda index: layer.task(index, initial, final))
     return kernel.func
 
 
@@ -88,8 +132,8 @@ def recurrent(
 class _Layer:
     """The parts of the program, see `recurrent`; ``extents`` are n, steps, features, hidden.
 
-    Buffers of a task go from part to part: of each state two halves ``[2, ROWS, blocks * lanes]``, of which a step reads one and writes
-    the other; the input products ``fed`` ``[ROWS, STEPS, blocks, wide]``; those of the state, ``back`` ``[ROWS, blocks, wide]``.
+    Buffers of a task go from part to part: of each state two halves ``[2, rows, blocks * lanes]``, of which a step reads one and writes
+    the other; the input products ``fed`` ``[rows, steps, blocks, wide]``; those of the state, ``back`` ``[rows, blocks, wide]``.
     """
 
     kind: str
@@ -103,6 +147,7 @@ class _Layer:
     w_hh: Buffer
     bias: Sequence[Buffer]
     y: Buffer
+    schedule: RecurrentSchedule
 
     @property
     def gates(self) -> int:
@@ -117,20 +162,21 @@ class _Layer:
         """Some sequences from the first step to the last."""
         n, steps, _, hidden = self.extents
         blocks, wide = self.blocks, self.gates * self.lanes
-        first = share(index * ROWS)
-        state = [T.alloc_buffer((2, ROWS, blocks * self.lanes), self.dtype) for _ in initial]
-        fed = T.alloc_buffer((ROWS, STEPS, blocks, wide), self.dtype)
-        back = T.alloc_buffer((ROWS, blocks, wide), self.dtype)
-        rows = share(tirx.min(ROWS, n - first))
+        most, at_once = self.schedule.rows, self.schedule.steps
+        first = share(index * most)
+        state = [T.alloc_buffer((2, most, blocks * self.lanes), self.dtype) for _ in initial]
+        fed = T.alloc_buffer((most, at_once, blocks, wide), self.dtype)
+        back = T.alloc_buffer((most, blocks, wide), self.dtype)
+        rows = share(tirx.min(most, n - first))
         for buffer, source in zip(state, initial, strict=True):
             with T.grid(rows, hidden) as (i, j):
                 T.buffer_store(buffer, source[first + i, j], [0, i, j])
-        with T.serial(ceildiv(steps, STEPS)) as chunk:
-            start = share(chunk * STEPS)
-            count = share(tirx.min(STEPS, steps - start))
-            with T.serial(rows) as i, T.serial(blocks) as block, T.If(count == STEPS):
+        with T.serial(ceildiv(steps, at_once)) as chunk:
+            start = share(chunk * at_once)
+            count = share(tirx.min(at_once, steps - start))
+            with T.serial(rows) as i, T.serial(blocks) as block, T.If(count == at_once):
                 with T.Then():
-                    self.feed(fed, i, first + i, 0, start, block, STEPS)
+                    self.feed(fed, i, first + i, 0, start, block, at_once)
                 with T.Else(), T.serial(count) as s:
                     self.feed(fed, i, first + i, s, start + s, block, 1)
             with T.serial(count) as s:
@@ -144,7 +190,7 @@ class _Layer:
 
     def feed(self, fed: Buffer, i: Expr, row: Expr, s: Expr, turn: Expr, block: Expr, count: int) -> None:
         """Input products of ``count`` steps of one sequence, for one block of units."""
-        lanes, vectors = self.lanes, 2 if self.gates % 2 == 0 else 1
+        lanes, vectors = self.lanes, fed_vectors(self.gates)
         with T.serial(self.gates // vectors) as part:
             column = share(part * (vectors * lanes))
             sums = RegisterTile(count, vectors, lanes, self.dtype)
@@ -183,15 +229,15 @@ class _Layer:
 
     def recur(self, rows: Expr, h: Buffer, old: Expr, back: Buffer) -> None:
         """Products of the previous state with w_hh: all rows of a full task at once, else one by one."""
-        with T.If(rows == ROWS):
+        most, group = self.schedule.rows, min(self.schedule.group, self.blocks)
+        with T.If(rows == most):
             with T.Then(), T.serial(self.blocks) as block:
-                self.units(h, old, back, 0, ROWS, block, 1)
+                self.units(h, old, back, 0, most, block, 1)
             with T.Else(), T.serial(rows) as i:
-                if self.blocks > 1:
-                    with T.serial(self.blocks // 2) as pair:
-                        self.units(h, old, back, i, 1, pair * 2, 2)
-                if self.blocks % 2:
-                    self.units(h, old, back, i, 1, self.blocks - 1, 1)
+                with T.serial(self.blocks // group) as part:
+                    self.units(h, old, back, i, 1, part * group, group)
+                if rest := self.blocks % group:
+                    self.units(h, old, back, i, 1, self.blocks - rest, rest)
 
     def units(self, h: Buffer, old: Expr, back: Buffer, first: Expr, count: int, block: Expr, group: int) -> None:
         """The same for ``count`` rows and ``group`` blocks of units."""

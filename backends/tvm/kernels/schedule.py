@@ -8,9 +8,11 @@ that measurements prefer. The ``repr`` of a schedule is its name: in the report,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, combinations, product, zip_longest
 from typing import Any, TypeVar
+
+from mlec.backends.tvm.kernels.epilogue import Dim
 
 S = TypeVar("S")
 
@@ -41,6 +43,28 @@ def alternating(*candidates: Iterable[S]) -> Iterator[S]:
     nothing: Any = object()
     merged = chain.from_iterable(zip_longest(*candidates, fillvalue=nothing))
     return (candidate for candidate in merged if candidate is not nothing)
+
+
+@dataclass(frozen=True)
+class FoldSchedule:
+    """How a template goes along lines that it reduces.
+
+    Attributes:
+        vectors: taken in at once: partial results along the line (see `kernels.tile.Fold`), or neighbouring columns across lines.
+    """
+
+    vectors: int
+
+    @staticmethod
+    def candidates(vectors: int, length: Dim, lanes: int) -> Iterator[FoldSchedule]:
+        """By default so many. ``length`` is the extent along memory, which may be symbolic, ``lanes`` those of a vector."""
+        most = vectors_across(length, lanes)
+        return variations(FoldSchedule(vectors), lambda s: s.vectors <= most, vectors=(1, 2, 4, 8))
+
+
+def vectors_across(extent: Dim, lanes: int) -> int:
+    """Vectors that hold so many elements; some where the extent is symbolic."""
+    return -(-extent // lanes) if isinstance(extent, int) else 8
 
 
 def around(value: int, least: int = 1, most: int | None = None) -> Sequence[int]:

@@ -256,6 +256,16 @@ def vector_loop(extent: Dim, lanes: int, body: Callable[[Expr, int], None]) -> N
         body(extent // lanes * lanes, extent % lanes)
 
 
+def vectors_loop(extent: Dim, lanes: int, vectors: int, body: Callable[[Expr, int, int], None]) -> None:
+    """``body(start, width, count)`` for runs of ``count`` vectors that cover ``extent``: as many as ``vectors``, then one by one."""
+    wide = vectors * lanes
+    whole = extent // wide * wide if vectors > 1 else 0
+    if vectors > 1 and (not isinstance(extent, int) or extent >= wide):
+        with T.serial(extent // wide) as i:
+            body(i * wide, lanes, vectors)
+    vector_loop(extent - whole, lanes, lambda start, width: body(whole + start, width, 1))
+
+
 class Fold:
     """A reduction along consecutive elements: a few vectors of partial results, joined in a fixed order at the end.
 
