@@ -116,7 +116,8 @@ def _rsqrt(x: Expr) -> Expr:
 
 
 def _silu(x: Expr) -> Expr:
-    return x * mathlib.sigmoid(x)
+    x = share(x)
+    return share(x / (mathlib.exp(-x) + 1))
 
 
 def _gelu(x: Expr, approximate: str) -> Expr:

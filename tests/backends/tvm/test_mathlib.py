@@ -73,8 +73,12 @@ REFERENCES = {
     "erf": lambda x: special.erf(x.astype(np.float64)).astype(WIDE),
 }
 ACTIVATIONS = {
-    "gelu": (mathlib.gelu, lambda x: x * special.ndtr(x.astype(np.float64)).astype(WIDE), 3.5),
-    "silu": (find("silu", "scalar"), lambda x: x / (1 + np.exp(-x)), 4),
+    "gelu": (
+        mathlib.gelu,
+        lambda x: x * special.ndtr(x.astype(np.float64)).astype(WIDE),
+        {"float32": 2, "float64": 3.5},
+    ),
+    "silu": (find("silu", "scalar"), lambda x: x / (1 + np.exp(-x)), {"float32": 2, "float64": 2.5}),
 }
 """Ours, the reference, and units in the last place of the larger of the result and half a negative argument."""
 ULPS = {"exp": 1, "expm1": 2, "log": 1, "log1p": 2.5, "tanh": 2.5, "sigmoid": 2.5, "softplus": 2.5, "erf": 4}
@@ -102,14 +106,16 @@ def test_function_stays_within_its_error_bound(name, dtype):
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activation_stays_within_its_error_bound(name, dtype):
     function, reference, bound = ACTIVATIONS[name]
-    x = arguments(dtype)
+    dense = np.arange(0, 1 << 32, 9973, dtype=np.uint64)[: 430_000 // 16 * 16].astype(np.uint32).view(np.float32)
+    with np.errstate(invalid="ignore"):
+        x = np.concatenate([arguments(dtype), dense.astype(dtype)])
     got = compiled(function, dtype, HOST.lanes(np.dtype(dtype).itemsize * 8))(x)
     with np.errstate(all="ignore"):
         wide = reference(x.astype(WIDE))
     counted = np.isfinite(wide) & np.isfinite(x)
     unit = np.maximum(np.abs(wide[counted]).astype(dtype), np.where(x[counted] < 0, np.abs(x[counted]) / 2, 0))
     error = np.abs(got[counted].astype(WIDE) - wide[counted]) / np.spacing(unit).astype(WIDE)
-    assert error.max() <= bound, f"{name}: {float(error.max()):.2f} ulp at {x[counted][error.argmax()]!r}"
+    assert error.max() <= bound[dtype], f"{name}: {float(error.max()):.2f} ulp at {x[counted][error.argmax()]!r}"
     np.testing.assert_array_equal(np.isnan(got[np.isnan(x)]), True)
     np.testing.assert_array_equal(got[x == np.inf], np.inf)
     np.testing.assert_array_equal(np.signbit(got[x == 0]), np.signbit(x[x == 0]))
