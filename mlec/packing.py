@@ -20,6 +20,7 @@ from mlec.artifact import (
     Storage,
     TrustDigest,
     decide,
+    is_built_here,
     read_model,
     record_built,
     write,
@@ -185,7 +186,10 @@ def _target_here(program: Program) -> Target:
     return Target(kind) if kind in registry.target_kinds() else Target()
 
 
-_TRUST = "if you trust the file, name its code: trust=TrustDigest('sha256:...'), as `mlec inspect` shows it"
+_TRUST = (
+    "trust the key that signed the file (`mlec trust add KEY.pub`), or name its code: trust=TrustDigest('sha256:...'), "
+    "as `mlec inspect` shows it"
+)
 
 
 def _compiler_here(target: Target, path: Path, reason: str, instead: str) -> Backend:
@@ -272,6 +276,6 @@ def _save_again(path: Path, artifact: Artifact, options: Mapping[str, Any]) -> S
         path, metadata=metadata, graph=artifact.graph, tensors=artifact.tensors, kernels=artifact.kernels,
         storage=Storage.of(options),
     )  # fmt: skip
-    if decide(artifact, "auto").native:
+    if decide(artifact).native and is_built_here(artifact.code_id):
         record_built(saved.code_id)
     return saved

@@ -54,6 +54,8 @@ HOMES = {
     "treelite": ("mlec.frontends",),
     "onnx": ("mlec.frontends",),
     "skops": ("mlec.frontends",),
+    "cryptography": ("mlec.artifact",),
+    "backports": ("mlec.artifact",),
 }
 FRAMEWORKS = tuple(HOMES)
 

@@ -56,7 +56,8 @@ class Flag(enum.IntFlag):
     SIGNED = 8
 
 
-_REQUIRED: Final = 0xFFFF
+REQUIRED_FLAGS: Final = 0xFFFF
+"""Bits of the flags field that a reader must know to read the file."""
 _KNOWN: Final = 0x000F
 
 
@@ -194,7 +195,7 @@ def _check_magic(data: bytes | bytearray) -> None:
 
 
 def _check_known(header: Header) -> None:
-    unknown = header.flags & _REQUIRED & ~_KNOWN
+    unknown = header.flags & REQUIRED_FLAGS & ~_KNOWN
     if unknown:
         raise VersionMismatchError(
             f"the file needs features that this version of mlec does not know (flags {unknown:#06x})",
@@ -248,10 +249,7 @@ def _check_consistent(header: Header) -> None:
 
 
 def _check_readable(header: Header) -> None:
-    for flag, feature in (
-        (Flag.ENCRYPTED, "encrypted"),
-        (Flag.SIGNED, "signed"),
-    ):
+    for flag, feature in ((Flag.ENCRYPTED, "encrypted"),):
         if header.flags & flag:
             raise VersionMismatchError(
                 f"the file is {feature} (flag {flag.name}); this version of mlec does not read {feature} files",

@@ -41,6 +41,8 @@ DECODED_WEIGHTS: Final = 64 << 30
 """Most bytes of all compressed tensors together, once decoded."""
 KERNELS: Final = 4096
 """Most entries of the kernels table."""
+ATTRIBUTE_BYTES: Final = 1 << 16
+"""Longest text of a signature's attributes."""
 FEATURES: Final = 1 << 24
 """Most columns of a table that a model takes."""
 LABEL_BYTES: Final = 4096

@@ -14,20 +14,23 @@ import mmap
 import os
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
-from mlec.artifact import compression, sections, weights
+from mlec.artifact import compression, sections, signing, weights
 from mlec.artifact import header as headers
 from mlec.artifact import kernels as kernel_table
 from mlec.artifact import metadata as documents
 from mlec.artifact.header import Header
 from mlec.artifact.kernels import KernelBlob
+from mlec.artifact.keyring import Keyring
 from mlec.artifact.sections import SectionHash
+from mlec.artifact.signing import Signature
 from mlec.errors import ArtifactError, CorruptedFileError, RuntimeUnavailableError, SecurityError, UsageError
 
 _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -47,6 +50,7 @@ class Artifact:
         kernels: machine code, private copies. Never run it without asking `mlec.artifact.decide`.
         code_id: identity of metadata, graph and kernels, 64 hexadecimal digits.
         digests: digest roots of the sections in hexadecimal, None for absent ones.
+        signature: who signed it; None for a file without signature.
         writable_by_others: the file, or the directory it lies in, can be changed by other users.
     """
 
@@ -61,6 +65,7 @@ class Artifact:
         kernels: tuple[KernelBlob, ...],
         code_id: str,
         digests: Mapping[str, str | None],
+        signature: Signature | None,
         writable_by_others: bool,
         mapping: mmap.mmap | None,
     ) -> None:
@@ -71,6 +76,7 @@ class Artifact:
         self.kernels = kernels
         self.code_id = code_id
         self.digests = digests
+        self.signature = signature
         self.writable_by_others = writable_by_others
         self._tensors: weights.Tensors | None = tensors
         self._mapping = mapping
@@ -83,6 +89,7 @@ class Artifact:
         copy_weights: bool = False,
         verify: Literal["fast", "full"] = "full",
         follow_symlinks: bool = True,
+        keyring: Keyring | None = None,
     ) -> Artifact:
         """Open and check a file.
 
@@ -94,19 +101,19 @@ class Artifact:
             verify: ``"full"`` checks all bytes of the weights now; ``"fast"`` checks everything else now and each
                 tensor when it is first asked for.
             follow_symlinks: False refuses a path whose last part is a symbolic link.
+            keyring: the keys to verify a signature with; by default those of this user and this machine.
 
         Raises:
             CorruptedFileError: the bytes break the format, with the code of the broken rule.
+            SecurityError: ``E_SIGNATURE``: a key of the keyring is said to have signed the file, and did not.
             VersionMismatchError: a version or feature that this reader does not know.
             ArtifactError: the file cannot be opened.
         """
-        if verify not in ("fast", "full"):
-            raise UsageError(f"verify must be 'fast' or 'full', not {verify!r}", hint="'fast' leaves out the weights")
-        try:
-            return _open(os.fsdecode(path), copy_weights, verify == "full", follow_symlinks)
-        except ArtifactError as error:
-            error.loc = error.loc or os.fsdecode(path)
-            raise
+        stored = StoredFile.read(
+            path, copy_weights=copy_weights, verify=verify, follow_symlinks=follow_symlinks, keyring=keyring
+        )
+        with _named(path):
+            return _decode(stored, verify == "full")
 
     @property
     def tensors(self) -> weights.Tensors:
@@ -141,6 +148,7 @@ class Artifact:
             "format": self.header.version,
             "flags": [flag.name for flag in headers.Flag if self.header.flags & flag],
             "code_id": self.code_id,
+            "signature": self.signature.describe() if self.signature else None,
             "digests": dict(self.digests),
             "sections": {
                 name: {"offset": section.offset, "size": section.size, "crc32": f"{section.crc:08x}"}
@@ -162,7 +170,65 @@ class Artifact:
         }
 
 
-def _open(path: str, copy_weights: bool, full: bool, follow_symlinks: bool) -> Artifact:
+@dataclass(frozen=True)
+class StoredFile:
+    """A file whose layout, checksums, digests and signature are checked, and of which nothing is decoded.
+
+    Attributes:
+        path: real path.
+        header: the checked header.
+        sections: the stored bytes of metadata, graph, kernels and signature, private copies; empty for absent ones.
+        weights: the stored bytes of the weights.
+        hashes: of the sections whose bytes were looked at.
+        metadata, owned: the whole metadata, and what the format owns of it.
+        digests: digest roots in hexadecimal, None for absent sections.
+        signature: None for a file without one.
+        writable_by_others: see `Artifact`.
+        mapping: what ``weights`` lies in, if they are mapped.
+    """
+
+    path: str
+    header: Header
+    sections: Mapping[str, bytearray]
+    weights: _Bytes
+    hashes: Mapping[str, SectionHash]
+    metadata: dict[str, Any]
+    owned: documents.Owned
+    digests: Mapping[str, str | None]
+    signature: Signature | None
+    writable_by_others: bool
+    mapping: mmap.mmap | None
+
+    @classmethod
+    def read(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        copy_weights: bool = False,
+        verify: Literal["fast", "full"] = "full",
+        follow_symlinks: bool = True,
+        keyring: Keyring | None = None,
+    ) -> StoredFile:
+        """Open and check a file; arguments and errors as for `Artifact.open`."""
+        if verify not in ("fast", "full"):
+            raise UsageError(f"verify must be 'fast' or 'full', not {verify!r}", hint="'fast' leaves out the weights")
+        with _named(path):
+            return _read_stored(os.fsdecode(path), copy_weights, verify == "full", follow_symlinks, keyring)
+
+
+@contextlib.contextmanager
+def _named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Errors about the file say which one it is."""
+    try:
+        yield
+    except ArtifactError as error:
+        error.loc = error.loc or os.fsdecode(path)
+        raise
+
+
+def _read_stored(
+    path: str, copy_weights: bool, full: bool, follow_symlinks: bool, keyring: Keyring | None
+) -> StoredFile:
     if sys.byteorder != "little":
         raise ArtifactError(
             "this machine stores numbers in big-endian order; .mle files are little endian",
@@ -179,8 +245,9 @@ def _open(path: str, copy_weights: bool, full: bool, follow_symlinks: bool) -> A
         shared = _writable_by_others(path, info)
 
         stored = {
-            name: _read(file, header.sections[name].offset, header.sections[name].size)
-            for name in ("metadata", "graph", "kernels")
+            name: _read(file, section.offset, section.size)
+            for name, section in header.sections.items()
+            if name != "weights"
         }
         foreign = info.st_uid not in (os.geteuid(), 0)  # its owner can always change it
         section, mapping = _load_weights(file, header, copy_weights or shared or foreign)
@@ -189,32 +256,53 @@ def _open(path: str, copy_weights: bool, full: bool, follow_symlinks: bool) -> A
     if full and section.size:
         hashes["weights"] = sections.hash_section("weights", section.data)
     _check_crcs(header, hashes, stored["graph"], section)
-
+    signature = None
+    if stored["signature"]:
+        block = signing.parse_block(stored["signature"])
+        keys = Keyring.load() if keyring is None else keyring
+        signature = signing.check(block, keys, header, hashes["metadata"].root())
     metadata, owned = documents.parse_metadata(stored["metadata"], header)
-    digests = _check_digests(header, owned.digests, hashes)
-    decoded = {name: _decoded(header, name, stored[name]) for name in ("graph", "kernels")}
-    document = documents.parse_graph(decoded["graph"])
-    weights.check_index(document.tensors, section.size, compressed=header.codec("weights") != 0)
-    tensors = weights.Tensors(document.tensors, section)
+    return StoredFile(
+        path=os.path.realpath(path),
+        header=header,
+        sections=stored,
+        weights=section,
+        hashes=hashes,
+        metadata=metadata,
+        owned=owned,
+        digests=_check_digests(header, owned.digests, hashes),
+        signature=signature,
+        writable_by_others=shared,
+        mapping=mapping,
+    )
+
+
+def _decode(file: StoredFile, full: bool) -> Artifact:
+    header, roots = file.header, {name: digest.root() for name, digest in file.hashes.items() if name != "weights"}
+    plain = {name: _decoded(header, name, file.sections[name]) for name in ("graph", "kernels")}
+    document = documents.parse_graph(plain["graph"])
+    weights.check_index(document.tensors, file.weights.size, compressed=header.codec("weights") != 0)
+    tensors = weights.Tensors(document.tensors, file.weights)
     if full:
         tensors.check_all()
     kernels: tuple[KernelBlob, ...] = ()
-    if decoded["kernels"]:
+    if plain["kernels"]:
         # Code is bound to the graph itself, however that is stored.
-        bound_to = sections.hash_section("graph", decoded["graph"]).root()
-        kernels = kernel_table.parse(decoded["kernels"], len(owned.targets), bound_to)
-    kernels_root = hashes["kernels"].root() if kernels else None
+        as_it_is = plain["graph"] is file.sections["graph"]
+        bound_to = roots["graph"] if as_it_is else sections.hash_section("graph", plain["graph"]).root()
+        kernels = kernel_table.parse(plain["kernels"], len(file.owned.targets), bound_to)
     return Artifact(
-        path=os.path.realpath(path),
+        path=file.path,
         header=header,
-        metadata=metadata,
+        metadata=file.metadata,
         graph=document.ir,
         tensors=tensors,
         kernels=kernels,
-        code_id=sections.code_id(hashes["metadata"].root(), hashes["graph"].root(), kernels_root),
-        digests=digests,
-        writable_by_others=shared,
-        mapping=mapping,
+        code_id=sections.code_id(roots["metadata"], roots["graph"], roots.get("kernels")),
+        digests=file.digests,
+        signature=file.signature,
+        writable_by_others=file.writable_by_others,
+        mapping=file.mapping,
     )
 
 

@@ -1,7 +1,8 @@
 """Whether the machine code in a .mle file may run.
 
-A file is data unless something proves where its code comes from: it was built by this user (the local ledger), or the
-user named its code identity. Without proof the kernels are ignored and the graph is compiled locally.
+A file is data unless something proves where its code comes from: a key of the keyring signed it, it was built by this user (the
+local ledger), or the user named its code identity. Without proof the kernels are ignored and the graph is compiled locally. A wrong
+signature never gets here: such a file does not open.
 
 The ledger is a directory ``$XDG_STATE_HOME/mlec/built`` with one file for each code identity that this user compiled;
 the file holds an HMAC under a random key that only this user can read, so a planted file proves nothing.
@@ -74,7 +75,7 @@ def decide(artifact: Artifact, trust: Literal["auto"] | TrustDigest = "auto") ->
 
     Args:
         artifact: the file.
-        trust: ``"auto"``: only what this user built; `TrustDigest`: the code with that identity.
+        trust: ``"auto"``: what a trusted key signed, or this user built; `TrustDigest`: the code with that identity.
 
     Raises:
         UsageError: ``trust`` is something else.
@@ -98,15 +99,19 @@ def _decide(artifact: Artifact, trust: object) -> TrustDecision:
         raise UsageError(
             f"trust must be 'auto' or a TrustDigest, not {trust!r}",
             code="E_USAGE_TRUST",
-            hint="trust='auto' runs what you built yourself; TrustDigest('sha256:...') names the code of one file",
+            hint="trust='auto' runs what a trusted key signed and what you built; TrustDigest('sha256:...') names the code of one file",
         )
     if not artifact.kernels:
         return TrustDecision(False, "the file carries no kernels")
     if isinstance(trust, TrustDigest):
         _log.warning("%s: running its machine code because you trust %s", artifact.path, trust.digest)
         return TrustDecision(True, "you trust its code identity")
+    signature = artifact.signature
+    fault = "unsigned" if signature is None else signature.fault()
+    if signature is not None and signature.key is not None and not fault:
+        return TrustDecision(True, f"signed by {signature.key.label} (key {signature.key_id[:16]}...)")
     if not is_built_here(artifact.code_id):
-        return TrustDecision(False, "unsigned, and not built by this user on this machine")
+        return TrustDecision(False, f"{fault}, and not built by this user on this machine")
     if artifact.writable_by_others:
         return TrustDecision(False, "other users can write to the file or its directory")
     return TrustDecision(True, "built by this user on this machine")

@@ -17,10 +17,11 @@ from mlec.artifact import metadata as documents
 from mlec.artifact import weights
 from mlec.artifact.atomic import replace_file
 from mlec.artifact.compression import encode
-from mlec.artifact.header import SECTIONS, SIZE, Header, Section, pack_codecs
+from mlec.artifact.header import REQUIRED_FLAGS, SECTIONS, SIZE, Header, Section, pack_codecs
 from mlec.artifact.kernels import KernelBlob
 from mlec.artifact.limits import SECTION_BYTES
 from mlec.artifact.sections import SectionHash, code_id, hash_section, place
+from mlec.artifact.signing import ED25519, Signer
 from mlec.errors import UsageError
 
 
@@ -52,29 +53,35 @@ class Storage:
     Attributes:
         compression: ``"zstd"`` compresses graph, kernels and each tensor where that saves at least an eighth; the other tensors can
             still be mapped. The metadata stays readable.
+        signer: the key that vouches for the file, if any.
     """
 
     compression: str | None = None
+    signer: Signer | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Storage:
         """From the arguments of ``save``, of which others than these are left alone.
 
         Raises:
-            UsageError: an argument that makes no sense.
+            UsageError: an argument that makes no sense, or ``E_KEY_FILE``: a file that is no key.
+            SecurityError: ``E_KEY_MODE``: others can read the key.
+            RuntimeUnavailableError: a library that is missing.
         """
-        for name in ("sign_key", "encryption_key"):
-            if options.get(name) is not None:
-                raise UsageError(
-                    f"save does not offer {name} in this version", code="E_NOT_OFFERED", hint=f"leave {name} out"
-                )
+        if options.get("encryption_key") is not None:
+            raise UsageError(
+                "save does not offer encryption_key in this version",
+                code="E_NOT_OFFERED",
+                hint="leave encryption_key out",
+            )
         compression = options.get("compression")
         if compression is not None and compression not in COMPRESSIONS:
             raise UsageError(
                 f"compression takes None or {', '.join(map(repr, COMPRESSIONS))}, got {compression!r}",
                 hint="compression='zstd'",
             )
-        return cls(compression)
+        given = options.get("sign_key")
+        return cls(compression, given if given is None or isinstance(given, Signer) else Signer.read(given))
 
 
 def write(
@@ -132,7 +139,9 @@ def write(
     )
     stored["metadata"] = Stored.of("metadata", documents.dump_metadata(dict(metadata), digests))
     blank = Header({}, 0, minor=documents.minor_version(metadata), codecs=pack_codecs(codecs))
-    return finish(path, blank, stored)
+    name = metadata.get("name", "")
+    signer = storage.signer and storage.signer.with_defaults(model_name=name if isinstance(name, str) else "")
+    return finish(path, blank, stored, signer)
 
 
 def check_size(name: str, size: int) -> None:
@@ -172,24 +181,37 @@ class Stored:
         return cls(size, digest.crc, digest.root(), chunks)
 
 
-def finish(path: str | os.PathLike[str], blank: Header, stored: Mapping[str, Stored]) -> SaveResult:
+def finish(
+    path: str | os.PathLike[str], blank: Header, stored: Mapping[str, Stored], signer: Signer | None
+) -> SaveResult:
     """Lay the sections out, describe them in the header, and replace the target.
 
     Args:
         path: as in `write`.
         blank: version, codecs and algorithms; the other fields are computed.
-        stored: the sections; an absent one is missing or empty.
+        stored: the sections but the signature; an absent one is missing or empty.
+        signer: signs the file, if given.
     """
     sizes = {name: stored[name].size if name in stored else 0 for name in SECTIONS}
+    sizes["signature"] = signer.section_size() if signer else 0
     for name, size in sizes.items():
         check_size(name, size)
     placed = place(sizes)
     header = replace(
         blank,
-        sections={name: Section(name, *placed[name], stored[name].crc if sizes[name] else 0) for name in SECTIONS},
+        sections={
+            name: Section(name, *placed[name], stored[name].crc if sizes[name] and name in stored else 0)
+            for name in SECTIONS
+        },
         file_size=max(offset + size for offset, size in placed.values()),
+        sig_alg=ED25519 if signer else 0,
     )
-    header = replace(header, flags=header.expected_flags)
+    header = replace(header, flags=header.flags & ~REQUIRED_FLAGS | header.expected_flags)
+    if signer:
+        section = Stored.of("signature", signer.sign(header, stored["metadata"].root))
+        stored = {**stored, "signature": section}
+        described = replace(header.sections["signature"], crc=section.crc)
+        header = replace(header, sections={**header.sections, "signature": described})
 
     def content() -> Iterator[bytes | memoryview]:
         yield header.pack()

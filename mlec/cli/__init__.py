@@ -20,6 +20,7 @@ from mlec.cli.inspecting import inspect_command, report_command
 from mlec.cli.optimizing import opt_command
 from mlec.cli.output import as_options, print_error, print_json
 from mlec.cli.running import bench_command, run_command, verify_command
+from mlec.cli.signing import keygen_command, sign_command, trust_command
 from mlec.cli.tables import frontends_command, ops_command, passes_command, targets_command
 from mlec.errors import MlecError, UsageError
 
@@ -39,12 +40,14 @@ def commands() -> None:
 for _command in (
     compile_command, run_command, inspect_command, verify_command, bench_command, report_command,
     opt_command, passes_command, ops_command, targets_command, frontends_command, demo_command,
+    keygen_command, sign_command, trust_command, *trust_command.commands.values(),
 ):  # fmt: skip
     # Every command takes --debug, so that it can be added to a line that has just failed.
     _command.params.append(
         click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
     )
-    commands.add_command(_command)
+    if _command not in trust_command.commands.values():
+        commands.add_command(_command)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -70,7 +70,7 @@ def check_target(context: click.Context, option: click.Parameter, value: str | N
     "--tune", type=click.IntRange(min=0), default=0, show_default=True, help="Schedules to measure for each kernel."
 )
 @click.option("--compress", type=click.Choice(["zstd"]), help="Compress the file: what gets clearly smaller.")
-@click.option("--sign", type=PATH, help="Key to sign the file with (not offered yet).")
+@click.option("--sign", type=PATH, help="Secret key to sign the file with: see `mlec keygen`.")
 @click.option("--encrypt-key-file", type=PATH, help="Key to encrypt the file with (not offered yet).")
 @click.option("--report", type=PATH, help="Also write the report: .html, .json or .txt.")
 @click.option("--trust-pickle", is_flag=True, help="Allow a pickled model to execute its code.")

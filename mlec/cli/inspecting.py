@@ -12,7 +12,7 @@ from mlec.cli.output import json_option, print_json, print_pairs, print_table, s
 from mlec.reporting.units import plural
 
 if TYPE_CHECKING:
-    from mlec.artifact import Artifact, ModelMetadata
+    from mlec.artifact import Artifact, ModelMetadata, TrustDecision
     from mlec.report import OptimizationReport
     from mlec.signature import Signature
 
@@ -32,18 +32,21 @@ def inspect_command(model: Path, graph: bool, kernels: bool, as_json: bool) -> N
 
     with Artifact.open(model, verify="fast") as artifact:
         if as_json:
-            document = {**artifact.describe(), "trust": decide(artifact).reason, "variants": _variants(artifact)}
+            decision = decide(artifact)
+            document = {
+                **artifact.describe(), "native": decision.native, "trust": decision.reason, "variants": _variants(artifact),
+            }  # fmt: skip
             print_json(document | ({"graph": artifact.graph} if graph else {}))
             return
         if not (graph or kernels):
-            print_pairs(_facts(artifact, decide(artifact).reason))
+            print_pairs(_facts(artifact, decide(artifact)))
         if kernels:
             _print_kernels(artifact)
         if graph:
             click.echo(visible(artifact.graph))
 
 
-def _facts(artifact: Artifact, trust: str) -> list[tuple[str, object]]:
+def _facts(artifact: Artifact, trust: TrustDecision) -> list[tuple[str, object]]:
     from mlec.artifact import read_model
 
     model = read_model(artifact)
@@ -57,10 +60,25 @@ def _facts(artifact: Artifact, trust: str) -> list[tuple[str, object]]:
         ("sections", ", ".join(f"{name} {size_text(size)}" for name, size in sections.items())),
         ("weights", plural(len(artifact.tensors), "tensor")),
         ("kernels", f"{len(program.kernels)} in {plural(len(artifact.kernels), 'object file')}{_several(model)}"),
-        ("trust", trust),
+        ("signature", signature_text(artifact)),
+        (
+            "trust",
+            f"{'its code runs here' if trust.native else 'its graph is compiled where it is loaded'}: {trust.reason}",
+        ),
         ("code id", f"sha256:{artifact.code_id}"),
         ("metadata", "\n".join(f"{key} = {value}" for key, value in model.user.items())),
     ]
+
+
+def signature_text(artifact: Artifact) -> str:
+    """Who signed a file, and what they say of it."""
+    signature = artifact.signature
+    if signature is None:
+        return "none"
+    if signature.key is None:
+        return f"by the key {signature.key_id}, which is not in the keyring: it proves nothing here (`mlec trust add KEY.pub`)"
+    said = "".join(f"\n{name.replace('_', ' ')}: {value}" for name, value in signature.describe()["attributes"].items())
+    return f"verified: by {signature.key.label}, key {signature.key_id}{said}"
 
 
 def _interface(signature: Signature) -> list[tuple[str, object]]:

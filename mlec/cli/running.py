@@ -11,6 +11,7 @@ import click
 import numpy as np
 
 from mlec.cli.compiling import PATH, allow_own_modules, parity_lines
+from mlec.cli.inspecting import signature_text
 from mlec.cli.output import json_option, print_json, print_pairs, print_table, size_text, time_text
 from mlec.reporting.units import plural
 
@@ -149,7 +150,7 @@ def verify_command(
             if checked
             else "header, metadata, graph and kernels checked; WEIGHTS NOT CHECKED: --full checks them",
             "weights_checked": checked,
-            "signature": "none",
+            "signature": signature_text(artifact),
             "code": decision.reason,
             "code_id": f"sha256:{artifact.code_id}",
         }

@@ -373,7 +373,8 @@ class CompiledModel:
         Args:
             path: the file.
             compression: None, or ``"zstd"``: graph, code and each tensor where that makes it clearly smaller.
-            sign_key, encryption_key: not offered yet.
+            sign_key: file of a secret key, as ``mlec keygen`` makes it: where it is trusted, the machine code of the file runs.
+            encryption_key: not offered yet.
             metadata: kept in the file, under the key ``user`` of its metadata.
         """
         if not isinstance(path, (str, os.PathLike)):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backports import zstd
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 LAYOUT = "<4sII10QIIIIIQ4BI"
 NAMES = ("metadata", "graph", "weights", "kernels", "signature")
@@ -63,6 +64,9 @@ class Parts:
     frames: dict[str, bytes | None] = field(
         default_factory=dict
     )  # stored compressed: as this frame, None for the usual one
+    private: bytes | None = None  # signs the file; `split` cannot know it
+    attributes: bytes = b"{}"
+    signature_bytes: bytes | None = None  # instead of a signature
 
     @property
     def tensors(self) -> list[dict[str, Any]]:
@@ -106,7 +110,9 @@ def split(data: bytes) -> Parts:
             kernels.append(Kernel(kind, target, stored["kernels"][off : off + size]))
     header = {} if fields[1] == 1 else {"version": fields[1]}
     metadata, graph = (json.loads(stored[name]) for name in ("metadata", "graph"))
-    return Parts(metadata, graph, bytearray(stored["weights"]), kernels, header=header, frames=frames)
+    parts = Parts(metadata, graph, bytearray(stored["weights"]), kernels, header=header, frames=frames)
+    parts.attributes = stored["signature"][108:] or b"{}"
+    return parts
 
 
 def kernel_section(parts: Parts, graph_root: bytes) -> bytes:
@@ -141,9 +147,15 @@ def join(parts: Parts) -> bytes:
     digests = {name: root(name, data).hex() if data else None for name, data in stored.items()} | parts.digests
     document = parts.metadata | ({"digests": digests} if "digests" in parts.metadata else {})
     metadata = parts.metadata_bytes if parts.metadata_bytes is not None else dumps(document, sort_keys=True)
-    stored = {"metadata": metadata} | stored | {"signature": b""}
+    signature = bytes(108 + len(parts.attributes)) if parts.private else b""
+    if parts.signature_bytes is not None:
+        signature = parts.signature_bytes
+    stored = {"metadata": metadata} | stored | {"signature": signature}
 
-    body, header = b"", {"magic": b"MLE\0", "version": 1, "flags": bool(kernels) | 2 * bool(codecs)}
+    body, header = (
+        b"",
+        {"magic": b"MLE\0", "version": 1, "flags": bool(kernels) | 2 * bool(codecs) | 8 * bool(signature)},
+    )
     for name in NAMES:
         data = stored[name]
         offset = align(128 + len(body), ALIGN[name]) if data else 0
@@ -151,8 +163,35 @@ def join(parts: Parts) -> bytes:
             body += parts.padding * (offset - 128 - len(body)) + data
         header |= {f"{name}.offset": offset, f"{name}.size": len(data)}
     header |= {f"crc.{name}": zlib.crc32(stored[name]) for name in NAMES}
-    header |= {"file_size": 128 + len(body), "digest_alg": 1, "sig_alg": 0, "aead_alg": 0, "codecs": codecs}
-    return seal(header | parts.header) + body
+    header |= {
+        "file_size": 128 + len(body),
+        "digest_alg": 1,
+        "sig_alg": bool(signature),
+        "aead_alg": 0,
+        "codecs": codecs,
+    }
+    header |= parts.header
+    if parts.private and parts.signature_bytes is None:
+        signature = sign(parts.private, header, root("metadata", metadata), parts.attributes)
+        body = body[: -len(signature)] + signature
+        header["crc.signature"] = zlib.crc32(signature)
+    return seal(header) + body
+
+
+def sign(private: bytes, header: dict[str, Any], metadata_root: bytes, attributes: bytes) -> bytes:
+    key = Ed25519PrivateKey.from_private_bytes(private)
+    identity = hashlib.sha256(key.public_key().public_bytes_raw()).digest()
+    signed = seal(header | {"crc.signature": 0, "header_crc32": 0})
+    message = b"mle:artifact:v1\0" + struct.pack("<HH", 1, 1) + identity + signed + metadata_root
+    message += struct.pack("<I", len(attributes)) + attributes
+    return (
+        b"MLES"
+        + struct.pack("<HH", 1, 1)
+        + identity
+        + key.sign(message)
+        + struct.pack("<I", len(attributes))
+        + attributes
+    )
 
 
 def seal(header: dict[str, Any]) -> bytes:

@@ -125,7 +125,6 @@ BROKEN: list[tuple[str, Callable[[Parts], None]]] = [
     ("E_FLAG_MISMATCH", lambda parts: (parts.kernels.clear(), with_header(flags=2, codecs=1 << 6)(parts))),
     ("E_FLAG_MISMATCH", lambda parts: (no_weights(parts), with_header(flags=3, codecs=1 << 4)(parts))),
     ("E_FEATURE_ENCRYPTED", with_header(flags=1 | 4, aead_alg=1)),
-    ("E_FEATURE_SIGNED", with_header(flags=1 | 8, sig_alg=1, signature__size=108, signature__offset=64)),
     ("E_FILE_SIZE", with_header(file_size=2**63)),
     # Section table.
     ("E_SECTION_MISSING", with_header(metadata__offset=0, metadata__size=0, crc__metadata=0)),
@@ -162,6 +161,10 @@ BROKEN: list[tuple[str, Callable[[Parts], None]]] = [
     ("E_CRC_GRAPH", with_header(crc__graph=1)),
     ("E_CRC_WEIGHTS", with_header(crc__weights=1)),
     ("E_CRC_KERNELS", with_header(crc__kernels=1)),
+    (
+        "E_CRC_SIGNATURE",
+        lambda parts: (setattr(parts, "signature_bytes", bytes(108)), with_header(crc__signature=1)(parts)),
+    ),
     ("E_DIGEST_GRAPH", lambda parts: parts.digests.update(graph="0" * 64)),
     ("E_DIGEST_WEIGHTS", lambda parts: parts.digests.update(weights="0" * 64)),
     ("E_DIGEST_KERNELS", lambda parts: parts.digests.update(kernels="0" * 64)),
@@ -312,7 +315,7 @@ def test_a_major_version_is_named_whatever_else_is_wrong(load: Load, sample: byt
     assert "damaged" in caught.value.render()
 
 
-@pytest.mark.parametrize("feature", ["encrypted", "signed"])
+@pytest.mark.parametrize("feature", ["encrypted"])
 def test_features_of_later_versions_are_named(load: Load, parts: Parts, feature: str) -> None:
     change = dict(BROKEN)[f"E_FEATURE_{feature.upper()}"]
     change(parts)
@@ -515,9 +518,9 @@ def test_every_code_is_tested_and_documented() -> None:
     checking = [*(ROOT / "mlec" / "artifact").glob("*.py"), ROOT / "mlec" / "packing.py"]
     source = "".join(path.read_text() for path in checking)
     written = set(re.findall(r'"(E_[A-Z0-9_]+)"', source))
-    written |= {f"E_CRC_{name}" for name in ("METADATA", "GRAPH", "WEIGHTS", "KERNELS")}
+    written |= {f"E_CRC_{name}" for name in ("METADATA", "GRAPH", "WEIGHTS", "KERNELS", "SIGNATURE")}
     written |= {f"E_DIGEST_{name}" for name in ("GRAPH", "WEIGHTS", "KERNELS")}
-    written |= {f"E_FEATURE_{name}" for name in ("ENCRYPTED", "SIGNED")}
+    written |= {f"E_FEATURE_{name}" for name in ("ENCRYPTED",)}
     written |= {"E_DIGEST_ALG", "E_SIG_ALG", "E_AEAD_ALG"}
     testing = [*Path(__file__).parent.glob("test_*.py"), ROOT / "tests" / "e2e" / "test_variants.py"]
     tests = "".join(path.read_text() for path in testing)

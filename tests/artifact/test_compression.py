@@ -107,10 +107,9 @@ def test_ways_to_compress_are_checked() -> None:
     for odd in ("gzip", "", True, 9):
         with pytest.raises(UsageError, match="compression takes None or 'zstd'"):
             Storage.of({"compression": odd})
-    for later in ("sign_key", "encryption_key"):
-        with pytest.raises(UsageError) as caught:
-            Storage.of({later: "key"})
-        assert caught.value.code == "E_NOT_OFFERED"
+    with pytest.raises(UsageError) as caught:
+        Storage.of({"encryption_key": "key"})
+    assert caught.value.code == "E_NOT_OFFERED"
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------

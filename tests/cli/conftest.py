@@ -43,9 +43,9 @@ Run = Callable[..., Done]
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The list of what this user built is the tests' own."""
-    state = tmp_path_factory.mktemp("state")
-    return {**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(state)}
+    """The list of what this user built, and the keyring, are the tests' own."""
+    state, config = tmp_path_factory.mktemp("state"), tmp_path_factory.mktemp("config")
+    return {**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(state), "XDG_CONFIG_HOME": str(config)}
 
 
 @pytest.fixture(scope="session")
