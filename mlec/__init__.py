@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from mlec.passes.layout import ChooseLayout
     from mlec.passes.sink_transposes import SinkTransposes
     from mlec.passes.split_products import SplitProducts
-    from mlec.pipeline import Pass, PassContext, PassPipeline, PassResult, Remark, Tolerance
+    from mlec.pipeline import Pass, PassContext, PassPipeline, PassResult, Remark, Tolerance, register_pass
     from mlec.report import OptimizationReport
     from mlec.runtime import BenchmarkResult, CompiledModel, Profile
     from mlec.signature import Signature
@@ -83,7 +83,7 @@ _WHERE = {
     "mlec.passes.layout": "ChooseLayout",
     "mlec.passes.sink_transposes": "SinkTransposes",
     "mlec.passes.split_products": "SplitProducts",
-    "mlec.pipeline": "Pass PassContext PassPipeline PassResult Remark Tolerance",
+    "mlec.pipeline": "Pass PassContext PassPipeline PassResult Remark Tolerance register_pass",
     "mlec.report": "OptimizationReport",
     "mlec.runtime": "BenchmarkResult CompiledModel Profile",
     "mlec.signature": "Signature",
@@ -144,6 +144,7 @@ __all__ = [
     "load_model",
     "lower",
     "optimize",
+    "register_pass",
     "validate_export",
 ]
 

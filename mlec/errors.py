@@ -8,6 +8,8 @@ The command line prints it without a traceback and exits 1, after wrong usage of
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class MlecError(Exception):
     """Base of every error raised by mlec.
@@ -132,9 +134,14 @@ class PassError(MlecError):
 
 
 class ToleranceError(PassError):
-    """A result is further from the reference than the declared tolerance."""
+    """A result is further from the reference than the declared tolerance.
+
+    Attributes:
+        reduced: a small graph that the pass at fault does wrong, where one was looked for (an `mlec.Graph`).
+    """
 
     code = "E_TOLERANCE"
+    reduced: Any = None
 
 
 class LoweringError(MlecError):

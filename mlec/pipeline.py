@@ -10,19 +10,21 @@ import dataclasses
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_type_hints
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from mlec import registry
-from mlec.errors import MlecError, ParseError, PassError, UsageError
-from mlec.ir import Edit, Graph, Location, verify
+from mlec.errors import MlecError, ParseError, PassError, UsageError, WriteError
+from mlec.instruments import Instrument, VerifyNumerics, VerifyStructure
+from mlec.ir import Edit, Graph, Location, Rule, apply_rules
 from mlec.ir.types import UNKNOWN
-from mlec.tolerance import EXACT, Tolerance, approx, check_equal, ulp
+from mlec.tolerance import EXACT, Tolerance, approx, ulp
 
 __all__ = [
     "EXACT", "NOMINAL_EXTENT", "Pass", "PassContext", "PassPipeline", "PassRecord", "PassResult", "Remark", "TargetFacts",
-    "Tolerance", "Verification", "approx", "ulp",
+    "Tolerance", "Verification", "approx", "register_pass", "ulp",
 ]  # fmt: skip
 
 NOMINAL_EXTENT = 64
@@ -59,18 +61,23 @@ class PassContext:
     Attributes:
         target: what it is compiled for.
         precision: asked for by the user.
+        given_ranges: smallest and largest number that an input can hold, by its name, as the user says.
+        seen_ranges: the same of the examples.
     """
 
     target: TargetFacts = TargetFacts()
     precision: str = "fp32"
+    given_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    seen_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class PassResult:
-    """A pass's new graph (the same object when nothing changed) and its remarks."""
+    """A pass's new graph (the same object when nothing changed), its remarks, and for a pass that judges the model what it found."""
 
     graph: Graph
     remarks: tuple[Remark, ...] = ()
+    findings: tuple[Mapping[str, Any], ...] = ()
 
     @staticmethod
     def of_edits(graph: Graph, edits: Sequence[Edit]) -> PassResult:
@@ -109,16 +116,33 @@ class Pass(ABC):
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did to one graph: both graphs are there to be printed, compared, run and timed."""
+    """What one pass did to one graph: both graphs are there to be printed, compared, run and timed.
+
+    Attributes:
+        position: among the passes, from 1.
+        place: the same with the pass and how many there are, for messages.
+    """
 
     name: str
     before: Graph
     after: Graph
     remarks: tuple[Remark, ...]
     seconds: float
+    findings: tuple[Mapping[str, Any], ...] = ()
+    position: int = 1
+    place: str = ""
+
+    @property
+    def changed(self) -> bool:
+        return self.after is not self.before
 
 
 Verification = Literal["off", "structure", "numeric"]
+_CHECKS: dict[str, tuple[Instrument, ...]] = {
+    "off": (),
+    "structure": (VerifyStructure(),),
+    "numeric": (VerifyNumerics(),),
+}
 
 
 @dataclass(frozen=True, init=False)
@@ -129,13 +153,20 @@ class PassPipeline:
         passes: passes, or pipelines that are spliced in.
         verify: after each pass, check nothing ("off"), that the graph is valid ("structure"), or also that the reference
             interpreter gives the same results within the pass's tolerance ("numeric").
+        instruments: look on while it runs.
     """
 
     passes: tuple[Pass, ...]
     verify: Verification
+    instruments: tuple[Instrument, ...]
 
-    def __init__(self, passes: Sequence[Pass | PassPipeline], verify: Verification = "structure") -> None:
-        if verify not in ("off", "structure", "numeric"):
+    def __init__(
+        self,
+        passes: Sequence[Pass | PassPipeline],
+        verify: Verification = "structure",
+        instruments: Sequence[Instrument] = (),
+    ) -> None:
+        if verify not in _CHECKS:
             raise UsageError(
                 f'verify takes "off", "structure" or "numeric", got {verify!r}',
                 hint="structure checks the rules of the IR after each pass, numeric the results too",
@@ -152,6 +183,7 @@ class PassPipeline:
                 )
         object.__setattr__(self, "passes", tuple(flat))
         object.__setattr__(self, "verify", verify)
+        object.__setattr__(self, "instruments", tuple(instruments))
 
     # -- editing -------------------------------------------------------------------------------------------------
 
@@ -164,22 +196,29 @@ class PassPipeline:
             at = self._positions(before)[0]
         elif after is not None:
             at = self._positions(after)[-1] + 1
-        return PassPipeline((*self.passes[:at], step, *self.passes[at:]), self.verify)
+        return self._of([*self.passes[:at], step, *self.passes[at:]])
 
     def replace(self, name: str, step: Pass) -> PassPipeline:
         """A pipeline in which every pass of that name is another one."""
         self._positions(name)
-        return PassPipeline([step if p.name == name else p for p in self.passes], self.verify)
+        return self._of([step if p.name == name else p for p in self.passes])
 
     def without(self, *names: str) -> PassPipeline:
         """A pipeline without the passes of these names."""
         for name in names:
             self._positions(name)
-        return PassPipeline([p for p in self.passes if p.name not in names], self.verify)
+        return self._of([p for p in self.passes if p.name not in names])
 
     def verified(self, verify: Verification) -> PassPipeline:
         """The same passes under another verification."""
-        return PassPipeline(self.passes, verify)
+        return PassPipeline(self.passes, verify, self.instruments)
+
+    def watched(self, *instruments: Instrument) -> PassPipeline:
+        """The same passes with more instruments."""
+        return PassPipeline(self.passes, self.verify, (*self.instruments, *instruments))
+
+    def _of(self, passes: Sequence[Pass]) -> PassPipeline:
+        return PassPipeline(passes, self.verify, self.instruments)
 
     def _positions(self, name: str) -> list[int]:
         found = [i for i, p in enumerate(self.passes) if p.name == name]
@@ -229,30 +268,84 @@ class PassPipeline:
             ToleranceError: when ``verify="numeric"`` finds a result outside the pass's tolerance.
         """
         context = context or PassContext()
+        instruments = (*_CHECKS[self.verify], *self.instruments)
         records: list[PassRecord] = []
-        for index, step in enumerate(self.passes):
-            place = f"pass {index + 1} of {len(self.passes)}, {step}"
-            start = time.perf_counter()
-            try:
+        for position, step in enumerate(self.passes, 1):
+            if not all(instrument.should_run(step, graph) for instrument in instruments):
+                continue
+            place = f"pass {position} of {len(self.passes)}, {step}"
+            with _errors_of(place):
+                for instrument in instruments:
+                    instrument.before(step, graph)
+                start = time.perf_counter()
                 result = step.run(graph, context)
-                if self.verify != "off" and result.graph is not graph:
-                    verify(result.graph, after=step.name)
-            except PassError:
-                raise
-            except MlecError as error:
-                raise PassError(
-                    f"{place}: {error.message}", hint=error.hint, loc=error.loc, notes=error.notes
-                ) from error
-            except Exception as error:
-                raise PassError(
-                    f"{place} failed: {type(error).__name__}: {error}", hint="this is a defect of the pass"
-                ) from error
-            seconds = time.perf_counter() - start
-            if self.verify == "numeric" and result.graph is not graph:
-                check_equal(graph, result.graph, step.preserves, place)
-            records.append(PassRecord(step.name, graph, result.graph, result.remarks, seconds))
+                seconds = time.perf_counter() - start
+                record = PassRecord(
+                    step.name, graph, result.graph, result.remarks, seconds, result.findings, position, place
+                )
+                for instrument in instruments:
+                    instrument.after(step, record, context)
+            records.append(record)
             graph = result.graph
         return graph, records
+
+
+@contextmanager
+def _errors_of(place: str) -> Iterator[None]:
+    """Errors inside name the pass."""
+    try:
+        yield
+    except (PassError, WriteError):
+        raise
+    except MlecError as error:
+        raise PassError(f"{place}: {error.message}", hint=error.hint, loc=error.loc, notes=error.notes) from error
+    except Exception as error:
+        raise PassError(
+            f"{place} failed: {type(error).__name__}: {error}", hint="this is a defect of the pass"
+        ) from error
+
+
+# -- passes of the user's own ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _RulePass(Pass):
+    """Applies one rule until nothing changes."""
+
+    rule: ClassVar[type[Rule]]
+
+    def run(self, graph: Graph, context: PassContext) -> PassResult:
+        return PassResult.of_edits(*apply_rules(graph, [self.rule()]))
+
+
+Kind = TypeVar("Kind", bound=type[Pass] | type[Rule])
+
+
+def register_pass(*, preserves: Tolerance = EXACT, before: str = "layout") -> Callable[[Kind], Kind]:
+    """Class decorator: from now on, in this process, pipelines know the pass by its name.
+
+    A `Pass` is taken as it is. Of a rewrite `Rule`, a pass is made that applies it until nothing changes, named after the class:
+    ``DoubleNegation`` becomes ``double-negation``.
+
+    Args:
+        preserves: how far a rule may move results.
+        before: where a rule goes in ``default,double-negation``, see `Pass`.
+
+    Raises:
+        UsageError: another pass has the name.
+    """
+
+    def register(kind: Kind) -> Kind:
+        if issubclass(kind, Rule):
+            name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", kind.__name__).lower()
+            members = {"name": name, "preserves": preserves, "before": before, "rule": kind, "__doc__": kind.__doc__}
+            step = type(f"{kind.__name__}Pass", (_RulePass,), members)
+            registry.add("passes", name, step, kind)
+        else:
+            registry.add("passes", kind.name, kind, kind)
+        return kind
+
+    return register
 
 
 # -- the text form of passes ---------------------------------------------------------------------------------------------

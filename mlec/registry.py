@@ -49,7 +49,31 @@ _BUILTIN: dict[str, dict[str, str]] = {
     "frontends": FRONTENDS, "passes": PASSES, "backends": BACKENDS, "ops": {}, "lowerings": {},
 }  # fmt: skip
 
+_added: dict[tuple[str, str], tuple[str, Any]] = {}
+
 logger = logging.getLogger("mlec")
+
+
+def add(group: str, name: str, entry: object, declared: type) -> None:
+    """Makes an entry known in this process. Declaring the same class again, as a notebook does, replaces it.
+
+    Args:
+        group: e.g. ``passes``.
+        name: what it is called.
+        entry: what `load` gives.
+        declared: the class that the user wrote.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    owner = f"{declared.__module__}:{declared.__qualname__}"
+    taken = table(group).get(name, owner)
+    if taken != owner:
+        raise UsageError(
+            f"two {group} are named {name!r}: {taken} and {owner}", code="E_PLUGIN_NAME", hint="choose another name"
+        )
+    _added[group, name] = owner, entry
+    table.cache_clear()
 
 
 @cache
@@ -58,7 +82,7 @@ def table(group: str) -> dict[str, str]:
     known = dict(_BUILTIN[group])
     for point in entry_points(group=f"mlec.{group}"):
         known[point.name] = f"{known[point.name]} and {point.value}" if point.name in known else point.value
-    return known
+    return known | {name: owner for (where, name), (owner, _) in _added.items() if where == group}
 
 
 def load(group: str, name: str) -> Any:
@@ -67,6 +91,8 @@ def load(group: str, name: str) -> Any:
     Raises:
         UsageError: naming what exists, or why a plugin does not import.
     """
+    if (group, name) in _added:
+        return _added[group, name][1]
     known = table(group)
     if name not in known:
         raise UsageError(f"nothing named {name!r} among the {group}", hint=f"there are: {', '.join(known)}")

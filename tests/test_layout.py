@@ -31,7 +31,9 @@ ALLOWED = {
     "mlec.ops": ("mlec.ir", "mlec.signature"),
     "mlec.registry": ("mlec.capabilities",),
     "mlec.tolerance": ("mlec.ir",),
-    "mlec.pipeline": ("mlec.ir", "mlec.registry", "mlec.tolerance", "mlec.passes.pipelines"),
+    "mlec.reduction": ("mlec.ir",),
+    "mlec.instruments": ("mlec.ir", "mlec.tolerance", "mlec.reduction", "mlec.pipeline"),
+    "mlec.pipeline": ("mlec.ir", "mlec.registry", "mlec.tolerance", "mlec.instruments", "mlec.passes.pipelines"),
     "mlec.machine": ("mlec.ir", "mlec.ops", "mlec.pipeline"),
     "mlec.passes": ("mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature"),
     "mlec.backends": (

@@ -47,15 +47,28 @@ _CONSTANT = re.compile(r"=\s*constant\s*\{\s*value\s*=\s*@([\w.]+)\s*\}\s*:\s*(\
     show_default=True,
     help="After each pass: nothing, the rules of the IR, or also the results of the reference interpreter.",
 )
+@click.option(
+    "--dump",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write the graph after each pass that changes it to this folder; and a small one that a pass does wrong, if --verify finds that.",
+)
 @json_option
 def opt_command(
-    graph: Path, passes: str | None, target: str | None, remarks: str, verification: Verification, as_json: bool
+    graph: Path,
+    passes: str | None,
+    target: str | None,
+    remarks: str,
+    verification: Verification,
+    dump: Path | None,
+    as_json: bool,
 ) -> None:
     """Run passes on GRAPH (.mlet text, or the graph of a .mle file) and print the result.
 
     Constants that the text names but does not hold get random elements, the same in each run. Of a golden test, the graph before
     `// -----` is read.
     """  # fmt: skip
+    from mlec.errors import ToleranceError
+    from mlec.instruments import DumpGraphs
     from mlec.pipeline import PassContext, PassPipeline
 
     before, text = _read_graph(graph)
@@ -68,7 +81,13 @@ def opt_command(
         backend, context = passes_of(target)
         default = backend.pipeline
     pipeline = PassPipeline.parse(default if wanted == "default" else wanted, verify=verification)
-    after, records = pipeline.run(before, context)
+    try:
+        after, records = pipeline.watched(*([DumpGraphs(dump)] if dump else [])).run(before, context)
+    except ToleranceError as error:
+        if dump is not None and error.reduced is not None:
+            path = DumpGraphs(dump).write("reduced.mlet", error.reduced)
+            error.notes = (*error.notes, f"in {path}")
+        raise
     shown = ("applied", "missed") if remarks == "all" else (remarks,)
     if as_json:
         print_json(
