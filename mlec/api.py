@@ -543,7 +543,8 @@ def _run_and_check(
         return
     apart = isinstance(oracle, SourceProcess)  # through a pipe: its time would say nothing
     report.timing["measured"] = _timing(compiled, list(inputs), None if apart else oracle)
-    report.memory["peak_bytes"] = compiled.peak_memory_usage()
+    usage = compiled.memory_usage()
+    report.memory |= {f"{what}_bytes": usage[what] for what in ("peak", "arena", "live") if what in usage}
 
 
 def _timing(compiled: CompiledModel, inputs: list[Any], oracle: Oracle | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import field
@@ -110,6 +110,36 @@ class Tuned(msgspec.Struct, frozen=True):
         return f"{'remembered of' if self.remembered else 'measured in'} {units.plural(self.trials, 'trial')}"
 
 
+class Unstable(msgspec.Struct, frozen=True):
+    """A finding of the pass ``stability``; errors are relative, or the words "not finite"."""
+
+    rule: str
+    severity: Literal["error", "warning", "note"] = "note"
+    op: str = ""
+    location: str = ""
+    locations: tuple[str, ...] = ()
+    message: str = ""
+    input: str = ""
+    witness: dict[str, Any] = field(default_factory=dict)
+    shows: str = ""
+    error_before: Measure | str | None = None
+    error_after: Measure | str | None = None
+    rewrite: str = ""
+    applied: bool = False
+    ranges: str = ""
+
+    @property
+    def errors(self) -> str:
+        """The error as it is, and with the stable spelling where there is one; empty without a witness."""
+        known = [e for e in (self.error_before, self.error_after) if e is not None]
+        return " -> ".join(e if isinstance(e, str) else units.error(e) for e in known)
+
+    @property
+    def remedy(self) -> str:
+        """The stable spelling, and whether it is in place."""
+        return f"{self.rewrite}{', applied' if self.applied else ''}"
+
+
 class Comparison(msgspec.Struct, frozen=True):
     """Compiled against source for one result; see `mlec.validation.Comparison`."""
 
@@ -173,6 +203,8 @@ class Timing(msgspec.Struct, frozen=True):
 class Memory(msgspec.Struct, frozen=True):
     weights_bytes: Count | None = None
     peak_bytes: Count | None = None
+    arena_bytes: Count | None = None
+    live_bytes: Count | None = None
 
 
 class Roofline(msgspec.Struct, frozen=True):
@@ -225,7 +257,7 @@ class ReportData(msgspec.Struct, frozen=True):
     graphs: Graphs = Graphs()
     machine: Roofline | None = None
     quantization: tuple[dict[str, Any], ...] = ()
-    stability: tuple[dict[str, Any], ...] = ()
+    stability: tuple[Unstable, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mlec.pipeline import NOMINAL_EXTENT
 from mlec.reporting import units
-from mlec.reporting.schema import Kernel, Remark, ReportData, Stats, Tuned
+from mlec.reporting.schema import Kernel, Remark, ReportData, Stats, Tuned, Unstable
 
 _VALUE_NAME = re.compile(r"%\w+")
 
@@ -32,7 +32,15 @@ class Fact:
 
 def facts(data: ReportData) -> list[Fact]:
     """What is known, most important first; what was not measured is left out."""
-    found = [_speed(data), _parity(data), _graph(data), _predicted(data), _memory(data), _compile_time(data)]
+    found = [
+        _speed(data),
+        _parity(data),
+        _stability(data),
+        _graph(data),
+        _predicted(data),
+        _memory(data),
+        _compile_time(data),
+    ]
     return [fact for fact in found if fact is not None]
 
 
@@ -140,6 +148,22 @@ def _parity(data: ReportData) -> Fact | None:
     return Fact("Parity", f"error {units.error(largest)}", detail, True)
 
 
+def _stability(data: ReportData) -> Fact | None:
+    severe = [found for found in data.stability if found.severity != "note" and not found.applied]
+    if not data.stability:
+        return None
+    rules = ", ".join(dict.fromkeys(found.rule for found in severe or data.stability))
+    return Fact("Stability", stability_counts(data.stability), rules, not severe)
+
+
+def stability_counts(found: Sequence[Unstable]) -> str:
+    """``"1 error, 2 notes, 1 rewritten"``."""
+    left = [one.severity for one in found if not one.applied]
+    counts = [(left.count(severity), severity) for severity in ("error", "warning", "note")]
+    parts = [units.plural(count, word) for count, word in counts if count]
+    return ", ".join([*parts, *([f"{len(found) - len(left)} rewritten"] if len(left) < len(found) else [])])
+
+
 def _graph(data: ReportData) -> Fact | None:
     if not data.passes:
         return None
@@ -169,6 +193,8 @@ def _memory(data: ReportData) -> Fact | None:
     if memory.weights_bytes is None:
         return None
     peak = "" if memory.peak_bytes is None else f"peak while running {units.size(memory.peak_bytes)}"
+    if memory.arena_bytes and memory.live_bytes is not None:
+        peak += f", of it {units.size(memory.arena_bytes)} for intermediate values (at one time {units.size(memory.live_bytes)})"
     return Fact("Weights", units.size(memory.weights_bytes), peak)
 
 

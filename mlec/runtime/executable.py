@@ -232,8 +232,12 @@ class Executable:
 
     def activation_nbytes(self, inputs: Sequence[Array]) -> int:
         """Bytes of intermediate and output buffers that one run with these inputs needs."""
-        plan = self._plan_of(tuple([x.shape for x in inputs]))
+        plan = self.plan(inputs)
         return plan.arena_nbytes + plan.output_nbytes
+
+    def plan(self, inputs: Sequence[Array]) -> Plan:
+        """The memory that one run with these inputs needs."""
+        return self._plan_of(tuple([x.shape for x in inputs]))
 
     def close(self) -> None:
         """Drop code, constants and buffers; calls that still run in other threads finish."""

@@ -23,6 +23,7 @@ from mlec.runtime.dims import evaluate
 from mlec.runtime.edge import Edge, numpy_dtype
 from mlec.runtime.frames import data_frame
 from mlec.runtime.measure import BenchmarkResult, Profile
+from mlec.runtime.plan import Plan
 from mlec.signature import Labels, MethodSpec, Signature, TensorSpec
 
 Array = NDArray[Any]
@@ -34,8 +35,8 @@ class Runnable(Protocol):
     """What a backend gives for running: an `Executable`, or anything with this method.
 
     What else it has of an `Executable` is used too: ``num_threads``, ``weights_nbytes``, ``program``, ``time_kernels``,
-    ``activation_nbytes``, ``close``. One whose attribute ``takes_out`` is true is called as ``run(inputs, out)`` where the user gave
-    arrays for the results; of others the results are copied there.
+    ``activation_nbytes``, ``plan``, ``close``. One whose attribute ``takes_out`` is true is called as ``run(inputs, out)`` where the
+    user gave arrays for the results; of others the results are copied there.
     """
 
     def run(self, inputs: list[Array]) -> Sequence[Array]:
@@ -333,12 +334,26 @@ class CompiledModel:
         For the largest inputs run so far (before the first run: every symbolic dim at its least value, but 1 at least).
         Machine code, and what a kernel takes for itself while it runs, do not count.
         """
+        return self.memory_usage()["peak"]
+
+    def memory_usage(self) -> dict[str, int]:
+        """The bytes of `peak_memory_usage`, and what they are made of.
+
+        Returns:
+            ``weights``, ``inputs``, ``peak``. Where buffers are laid out in advance also ``arena``, which holds all intermediate values;
+            ``live``, the most that those hold at one time; and ``outputs``.
+        """
         shapes = self._largest[1] if self._largest else self._least_shapes()
         dtypes = (numpy_dtype(spec.dtype) for spec in self.signature.inputs)
         arrays = [np.zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
-        held = getattr(self.executable, "weights_nbytes", 0) + sum(array.nbytes for array in arrays)
-        activation_nbytes = getattr(self.executable, "activation_nbytes", None)
-        return held + (activation_nbytes(arrays) if activation_nbytes else self._traced(arrays))
+        executable: Any = self.executable
+        usage = {"weights": getattr(executable, "weights_nbytes", 0), "inputs": sum(array.nbytes for array in arrays)}
+        plan_of, activation_nbytes = (getattr(executable, name, None) for name in ("plan", "activation_nbytes"))
+        usage["peak"] = sum(usage.values()) + (activation_nbytes(arrays) if activation_nbytes else self._traced(arrays))
+        if plan_of is not None:
+            plan: Plan = plan_of(arrays)
+            usage |= {"arena": plan.arena_nbytes, "live": plan.live_nbytes, "outputs": plan.output_nbytes}
+        return usage
 
     def _traced(self, arrays: list[Array]) -> int:
         """Peak of what numpy and Python allocate during one run."""

@@ -7,8 +7,10 @@ of each other.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -95,10 +97,11 @@ class Layout:
                 raise _failed(f"a buffer of shape {of_buffers[number]} is larger than any memory")
         if sum(nbytes) > 1 << 62:  # beyond what `place` can add up
             raise _failed("its buffers are larger than any memory")
-        offsets, arena_nbytes = place({root: (nbytes[root], *life) for root, life in self.lives.items()})
+        lives = {root: (nbytes[root], *life) for root, life in self.lives.items()}
+        offsets, arena_nbytes = place(lives)
         outputs = [(of_buffers[number], numpy_dtype(sequence.buffers[number].dtype)) for number in sequence.outputs]
         output_nbytes = sum(nbytes[number] for number in sequence.outputs)
-        return Plan(of_buffers, of_calls, offsets, arena_nbytes, outputs, output_nbytes)
+        return Plan(of_buffers, of_calls, offsets, arena_nbytes, live_nbytes(lives), outputs, output_nbytes)
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class Plan:
         extents: that each call passes.
         offsets: in the arena, of each root that lies there.
         arena_nbytes: its size.
+        live_nbytes: the most that buffers in the arena hold at one time: no arena can be smaller.
         outputs: shape and element type of each output.
         output_nbytes: of all outputs together.
     """
@@ -118,8 +122,18 @@ class Plan:
     extents: list[tuple[int, ...]]
     offsets: Mapping[int, int]
     arena_nbytes: int
+    live_nbytes: int
     outputs: list[tuple[tuple[int, ...], np.dtype[Any]]]
     output_nbytes: int
+
+
+def live_nbytes(buffers: Mapping[int, tuple[int, int, int]]) -> int:
+    """The most bytes of buffers that are alive at one moment; of each its bytes, first and last moment of life."""
+    change: Counter[int] = Counter()
+    for size, first, last in buffers.values():
+        change[first] += size
+        change[last + 1] -= size
+    return max(accumulate(change[moment] for moment in sorted(change)), default=0)
 
 
 def place(buffers: Mapping[int, tuple[int, int, int]]) -> tuple[dict[int, int], int]:

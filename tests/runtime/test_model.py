@@ -309,6 +309,13 @@ def test_peak_memory(real: CompiledModel) -> None:
     real.run([np.ones((1, 8))])
     # weights, the largest input, and two intermediate values of the same size as the two outputs
     assert real.peak_memory_usage() == 8 * 4 * 4 + 4096 * 8 * 4 + 2 * 4096 * 4 * 4
+    usage = real.memory_usage()
+    assert (
+        usage["peak"]
+        == real.peak_memory_usage()
+        == sum(usage[what] for what in ("weights", "inputs", "arena", "outputs"))
+    )
+    assert usage["live"] <= usage["arena"]
 
 
 def test_close_and_context(real: CompiledModel) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlec.errors import MlecError
-from mlec.runtime.plan import ARENA_ALIGNMENT, Home, Layout, place
+from mlec.runtime.plan import ARENA_ALIGNMENT, Home, Layout, live_nbytes, place
 from mlec.runtime.program import Buffer, Call, CallSequence, Program
 from tests.runtime.programs import SEQUENCES
 
@@ -31,10 +31,18 @@ def test_buffers_that_live_together_do_not_overlap(given: dict[int, tuple[int, i
                 assert offsets[i] + size <= offsets[j] or offsets[j] + other_size <= offsets[i]
 
 
+@given(buffers)
+def test_no_arena_is_smaller_than_what_lives_at_one_time(given: dict[int, tuple[int, int, int]]) -> None:
+    at_one_time = [sum(size for size, first, last in given.values() if first <= t <= last) for t in range(17)]
+    assert live_nbytes(given) == max(at_one_time)
+    assert live_nbytes(given) <= place(given)[1]
+
+
 def test_memory_is_used_again() -> None:
     # A chain: each value lives until the next is computed.
-    offsets, total = place({i: (640, i, i + 1) for i in range(10)})
-    assert total == 1280
+    chain = {i: (640, i, i + 1) for i in range(10)}
+    offsets, total = place(chain)
+    assert total == live_nbytes(chain) == 1280
     assert set(offsets.values()) == {0, 640}
     # A small one fits between two that live longer.
     assert place({0: (640, 0, 9), 1: (128, 0, 1), 2: (640, 0, 9), 3: (64, 2, 3)})[1] == 640 + 640 + 128
@@ -55,7 +63,7 @@ def test_homes() -> None:
     assert layout.lives == {2: (0, 2), 6: (2, 2)}  # a view keeps what it looks at alive
     plan = layout.plan(((16, 4),))
     assert plan.shapes[3] == (64,)
-    assert plan.arena_nbytes == 2 * 256
+    assert plan.arena_nbytes == plan.live_nbytes == 2 * 256
     assert plan.output_nbytes == 3 * 256 + 16
     for shapes in ((), ((16, 5),), ((16,),), ((16, 4), (16, 4))):
         with pytest.raises(MlecError, match="expected inputs of shapes"):
