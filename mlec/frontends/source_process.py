@@ -1,8 +1,10 @@
 """The library of a model file as the oracle of that file, in a process of its own.
 
 Nobody vouches for a model file, and the libraries read it in C++ that believes what it says. So a child process with bounded time and
-memory loads it, and whatever becomes of that process is a clear error here. What it answers are plain arrays:
+memory loads it, and whatever becomes of that process is a clear error here. It imports the library while the parent compiles. What it
+answers are plain arrays:
 
+    parent --- length, pickle of the file's bytes ---> child   (first of all)
     parent --- length, pickle of (method, table) --> child     (ours: it may be a pickle)
     parent <-- status, length, array or text ------- child     (the file's, maybe: never a pickle)
 """
@@ -62,10 +64,10 @@ class SourceProcess(Mapping[str, Callable[[Any], NDArray[Any]]]):
             "OPENBLAS_NUM_THREADS": "1",
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "mlec.frontends.source_process"], env=environment,
+            [sys.executable, "-P", "-m", "mlec.frontends.source_process", frontend, kind], env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        self._opening: tuple[str, str, bytes] | None = (frontend, kind, data)
+        self._opening: bytes | None = data
         self._asking, self._overdue = threading.Lock(), threading.Event()
         self._ended: str | None = None
         self.close = weakref.finalize(self, _end, self._process)
@@ -183,7 +185,7 @@ def _limit_memory(file_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+def _serve(requests: IO[bytes], answers: IO[bytes], frontend_name: str, kind: str) -> None:
     """Opens the file that the first message holds, and answers the others until there are no more."""
     for name, limit in (("RLIMIT_CORE", 0), ("RLIMIT_FSIZE", 0), ("RLIMIT_CPU", int(4 * SECONDS))):
         resource.setrlimit(getattr(resource, name), (limit, limit))
@@ -191,16 +193,22 @@ def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     def request() -> Any:
         return pickle.loads(_exactly(requests, _REQUEST.unpack(_exactly(requests, _REQUEST.size))[0]))
 
-    frontend_name, kind, data = request()
     functions: Mapping[str, Callable[[Any], Any]] = {}
     problem = ""
     try:
         frontend: FileFrontend = registry.load("frontends", frontend_name)()
+        if kind == "Booster":  # only the estimators around it need scikit-learn, which is most of the import's time
+            sys.modules["sklearn"] = None  # type: ignore[assignment]
         __import__(frontend_name)
-        _limit_memory(len(data))
-        functions = frontend.oracle(frontend.open_file(data, kind))
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
+    data = request()
+    if not problem:
+        try:
+            _limit_memory(len(data))
+            functions = frontend.oracle(frontend.open_file(data, kind))
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
     while True:
         try:
             method, table = request()
@@ -222,7 +230,7 @@ def main() -> None:
     # The library may print: its output goes where errors go, and the answers through a pipe that only we know.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    _serve(sys.stdin.buffer, answers)
+    _serve(sys.stdin.buffer, answers, *sys.argv[1:])
 
 
 if __name__ == "__main__":
