@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from mlec.passes.layout import ChooseLayout
     from mlec.passes.sink_transposes import SinkTransposes
     from mlec.passes.split_products import SplitProducts
+    from mlec.passes.stability import CheckNumerics
     from mlec.pipeline import Pass, PassContext, PassPipeline, PassResult, Remark, Tolerance, register_pass
     from mlec.report import OptimizationReport
     from mlec.runtime import BenchmarkResult, CompiledModel, Profile
@@ -83,6 +84,7 @@ _WHERE = {
     "mlec.passes.layout": "ChooseLayout",
     "mlec.passes.sink_transposes": "SinkTransposes",
     "mlec.passes.split_products": "SplitProducts",
+    "mlec.passes.stability": "CheckNumerics",
     "mlec.pipeline": "Pass PassContext PassPipeline PassResult Remark Tolerance register_pass",
     "mlec.report": "OptimizationReport",
     "mlec.runtime": "BenchmarkResult CompiledModel Profile",
@@ -94,6 +96,7 @@ __all__ = [
     "ArtifactError",
     "BenchmarkResult",
     "Canonicalize",
+    "CheckNumerics",
     "ChooseLayout",
     "CompiledModel",
     "CorruptedFileError",

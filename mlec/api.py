@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -26,10 +26,12 @@ from mlec.ir import Graph
 from mlec.ir.dtype import DType
 from mlec.machine import Machine, this_machine
 from mlec.packing import executable_of, needed_cpu_flags, pack, unpack
+from mlec.passes.stability import CheckNumerics
 from mlec.pipeline import Pass, PassContext, PassPipeline, PassRecord, Tolerance
 from mlec.probes import probe_inputs
 from mlec.processor import best_of, what_is_missing
 from mlec.progress import progress_bar
+from mlec.ranges import ranges_of
 from mlec.report import OptimizationReport, graph_picture, graph_stats
 from mlec.runtime import CompiledModel
 from mlec.runtime.device import DEVICES
@@ -88,6 +90,8 @@ def compile(
     model_class: str | None = None,
     num_threads: int | None = None,
     measure_passes: bool = False,
+    stabilize: bool = False,
+    input_ranges: Mapping[str, tuple[float, float]] | Literal["examples"] | None = None,
 ) -> CompiledModel:
     """Compiles a trained model.
 
@@ -115,6 +119,10 @@ def compile(
         model_class: ``"package.module:Class"`` of a state dict.
         num_threads: threads of one call; all usable CPUs by default.
         measure_passes: also measure what each pass is worth, by compiling the graph before and after it (slow).
+        stabilize: put stable spellings in the place of formulas that lose the result, such as a softmax that overflows. Results may then be
+            numbers where the source has none.
+        input_ranges: smallest and largest number that inputs can hold, by name, for the findings on numerical stability: what cannot
+            happen in them is none. ``"examples"``: as in the examples. Of others, floats up to 1000 are assumed, of the examples' signs.
 
     Returns:
         The compiled model, with its report.
@@ -137,12 +145,22 @@ def compile(
         machine = this_machine()
         backend = registry.backend_of(wanted.kind)
         pipeline = _pipeline(passes, backend)
+        if stabilize:
+            pipeline = _stabilizing(pipeline)
+        given, seen = ranges_of(source.graph.signature, examples, input_ranges)
 
         def options_for(graph: Graph) -> CompileOptions:
             advance("generate", 2, 4)
             return CompileOptions(advance, _tuning(tune, graph, examples, num_threads))
 
-        variants = _best_first([_build(source.graph, one, pipeline, precision, options_for) for one in wanted.variants])
+        variants = _best_first(
+            [
+                _build(
+                    source.graph, pipeline, PassContext(backend.facts(one), precision, given, seen), one, options_for
+                )
+                for one in wanted.variants
+            ]
+        )
         first = variants[0]
         report = OptimizationReport(
             model={"name": source.name, "source": source.frontend.name if source.frontend else "graph"}
@@ -400,6 +418,14 @@ def _pipeline(passes: str | PassPipeline | Sequence[Pass], backend: Backend) -> 
         )
     return PassPipeline(passes)
 
+def _stabilizing(pipeline: PassPipeline) -> PassPipeline:
+    """The pipeline with stable rewrites: where it looks for them, or else first of all."""
+    if not any(isinstance(step, CheckNumerics) for step in pipeline):
+        pipeline = PassPipeline([CheckNumerics(), *pipeline], pipeline.verify)
+    steps = [replace(step, stabilize=True) if isinstance(step, CheckNumerics) else step for step in pipeline]
+    return PassPipeline(steps, pipeline.verify)
+
+
 
 TUNED_ROWS = (1, 64, 1024)
 """Rows at which kernels are tuned where no examples tell of others."""
@@ -429,10 +455,14 @@ def _tuning(trials: int, graph: Graph, examples: tuple[Any, ...] | None, num_thr
 
 
 def _build(
-    graph: Graph, target: Target, pipeline: PassPipeline, precision: str, options_for: Callable[[Graph], CompileOptions]
+    graph: Graph,
+    pipeline: PassPipeline,
+    context: PassContext,
+    target: Target,
+    options_for: Callable[[Graph], CompileOptions],
 ) -> _Variant:
     backend = registry.backend_of(target.kind)
-    optimized, records = pipeline.run(graph, PassContext(backend.facts(target), precision))
+    optimized, records = pipeline.run(graph, context)
     refuse_unsupported(optimized, backend, target.kind)
     return _Variant(target, optimized, records, backend.compile(optimized, target, options_for(optimized)))
 
@@ -524,6 +554,8 @@ def _run_and_check(
         assert source.frontend is not None
         report.warnings.append(f"not compared with its source: install {source.frontend.name} to compare")
     elif oracle is not None:
+        if any(finding["applied"] for finding in report.stability):
+            bound = replace(bound, specials=False)  # where the source lost the result, there is nothing to compare with
         bound = tolerance or default_tolerance(source.graph)
         report.parity = validate_model(compiled, source.graph, oracle, examples, bound)
         for target, other in others.items():

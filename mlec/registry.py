@@ -34,6 +34,7 @@ PASSES = {
     "fold-constants": "mlec.passes.fold_constants:FoldConstants",
     "cse": "mlec.passes.cse:EliminateCommonSubexpressions",
     "dce": "mlec.passes.dce:EliminateDeadCode",
+    "stability": "mlec.passes.stability:CheckNumerics",
     "sink-transposes": "mlec.passes.sink_transposes:SinkTransposes",
     "split-products": "mlec.passes.split_products:SplitProducts",
     "fold-batch-norm": "mlec.passes.fold_batch_norm:FoldBatchNorm",

@@ -14,6 +14,7 @@ from mlec.errors import UsageError
 from mlec.ir import Graph, Node
 from mlec.ir.dim import evaluate, parse_dim, symbols_of
 from mlec.machine import Machine
+from mlec.passes.stability.findings import warning_of
 from mlec.pipeline import NOMINAL_EXTENT, PassRecord, Remark
 from mlec.runtime.program import KernelInfo
 
@@ -76,6 +77,9 @@ class OptimizationReport:
                     "measured_gain": None,
                 }
             )
+            if record.name == "stability":
+                self.stability += [dict(finding) for finding in record.findings]
+                self.warnings += filter(None, map(warning_of, record.findings))
 
     def add_kernels(self, kernels: Sequence[KernelInfo], notes: Mapping[str, KernelNote], machine: Machine) -> None:
         """Appends the kernels, with what the roofline predicts for each.

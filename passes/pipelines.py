@@ -14,6 +14,7 @@ from mlec.passes.infer_shapes import InferShapes
 from mlec.passes.layout import ChooseLayout
 from mlec.passes.sink_transposes import SinkTransposes
 from mlec.passes.split_products import SplitProducts
+from mlec.passes.stability import CheckNumerics
 from mlec.pipeline import Pass, PassPipeline
 
 
@@ -28,6 +29,7 @@ def pipeline_for_level(level: int) -> PassPipeline:
         )  # before fusion, which would hide equal parts in different kernels
     if level >= 2:
         steps.append(SinkTransposes())  # once weights are plain constants; what cancels is work that no later pass sees
+        steps.append(CheckNumerics())  # while formulas are spelled one way, and before they are merged with others
         steps.append(Canonicalize())  # the views that it leaves
         steps.append(SplitProducts())  # what attention reads is slices by now, without transposes in between
         steps.append(FoldBatchNorm())  # while convolutions are still plain and their weights still constants

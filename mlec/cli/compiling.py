@@ -78,11 +78,22 @@ def check_target(context: click.Context, option: click.Parameter, value: str | N
 @click.option("--fixed-batch", is_flag=True, help="Compile for the number of rows in the example only.")
 @click.option("--no-validate", is_flag=True, help="Do not compare the compiled model with its source.")
 @click.option("--measure-passes", is_flag=True, help="Measure what each pass is worth (compiles once for each).")
+@click.option(
+    "--stabilize", is_flag=True, help="Rewrite formulas that lose the result, such as a softmax that overflows."
+)
+@click.option(
+    "--input-range",
+    "ranges",
+    multiple=True,
+    metavar="NAME=0,255",
+    help="Numbers that one input can hold, for warnings on numerical stability; 'examples': those of the examples.",
+)
 @json_option
 def compile_command(
     model: Path, output: Path | None, target: str, precision: str, shapes: Sequence[str], example: Path | None, calibration: Path | None,
     passes: str, tune: int, compress: str | None, sign: Path | None, encrypt_key_file: Path | None, report: Path | None,
-    trust_pickle: bool, model_class: str | None, fixed_batch: bool, no_validate: bool, measure_passes: bool, as_json: bool,
+    trust_pickle: bool, model_class: str | None, fixed_batch: bool, no_validate: bool, measure_passes: bool, stabilize: bool,
+    ranges: Sequence[str], as_json: bool,
 ) -> None:  # fmt: skip
     output = output or model.with_suffix(".mle")
     input_shapes = dict(map(_input_shape, shapes)) or None
@@ -108,6 +119,7 @@ def compile_command(
         str(model), examples(example), input_shapes=input_shapes, target=target, precision=precision,
         dynamic_batch=not fixed_batch, passes=passes, calibration=examples(calibration), tune=tune, validate=not no_validate,
         trust_pickle=trust_pickle, model_class=model_class, measure_passes=measure_passes,
+        stabilize=stabilize, input_ranges="examples" if "examples" in ranges else dict(map(_input_range, ranges)) or None,
     )  # fmt: skip
     saved = compiled.save(output, **saving)
     if report is not None:
@@ -129,6 +141,15 @@ def _input_shape(text: str) -> tuple[str, tuple[int | str, ...]]:
     if not found or not name.strip() or not all(word.isdigit() or word.isidentifier() for word in words):
         raise click.BadParameter(f"{text!r} does not read NAME=n,3,224,224", param_hint="--input-shape")
     return name.strip(), tuple(int(word) if word.isdigit() else word for word in words)
+
+
+def _input_range(text: str) -> tuple[str, tuple[float, float]]:
+    name, _, bounds = text.partition("=")
+    try:
+        least, most = map(float, bounds.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} does not read NAME=0,255", param_hint="--input-range") from None
+    return name.strip(), (least, most)
 
 
 def allow_own_modules(trust_pickle: bool, model_class: str | None) -> None:

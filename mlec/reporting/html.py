@@ -39,7 +39,7 @@ def render_html(report: OptimizationReport) -> str:
         _header(data),
         _cards(data),
         _warnings(data),
-        _findings("stability", "Numerical stability", data.stability),
+        _stability(data),
         _passes(data),
         _kernels(data),
         _tuning(data),
@@ -354,6 +354,32 @@ def _parity_row(name: str, found: Comparison) -> list[Child]:
         f"{found.label_mismatches:,}{ties}",
         element("span", units.share(found.excess), class_=f"chip {state}"),
     ]
+
+
+_CHIPS = {"error": "chip bad", "warning": "chip warn", "note": "chip"}
+
+
+def _stability(data: ReportData) -> Html | None:
+    if not data.stability:
+        return None
+    rows: list[list[Child]] = [
+        [
+            element("span", found.severity, class_="chip good" if found.applied else _CHIPS[found.severity]),
+            join([element("b", found.rule), element("div", found.location, class_="muted")]),
+            found.message,
+            join([found.input, element("div", found.shows, class_="muted")]),
+            found.errors,
+            found.remedy,
+        ]
+        for found in data.stability
+    ]
+    titles = ["severity", "finding", "what goes wrong", "input that shows it", "relative error", "stable spelling"]
+    return _section(
+        "stability",
+        "Numerical stability",
+        _rows(titles, rows, "findings"),
+        note="Each input was run in the precision of the model and in a wider one. The JSON form of the report has the numbers of it.",
+    )
 
 
 def _findings(identifier: str, title: str, entries: Sequence[dict[str, Any]]) -> Html | None:

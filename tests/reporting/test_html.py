@@ -90,7 +90,9 @@ def test_nothing_of_a_model_becomes_markup() -> None:
         "kind": HOSTILE,
         "target": {"device": HOSTILE, "mcpu": HOSTILE},
     }
-    report.stability = [{HOSTILE: HOSTILE}]
+    report.stability = [
+        {"rule": HOSTILE, "location": HOSTILE, "message": HOSTILE, "input": HOSTILE, "rewrite": HOSTILE}
+    ]
     report.quantization = [{HOSTILE: HOSTILE}]
     report.parity["methods"] = {HOSTILE: {"method": HOSTILE}}
     report.timing["predicted_seconds"] = {HOSTILE: 1.0}
@@ -107,7 +109,9 @@ def test_nothing_of_a_model_becomes_markup() -> None:
     source = report.to_html()
     assert source.count("<script") == 1
     assert HOSTILE not in source
-    clean = Page(report_of(perceptron(), warnings=["w"], stability=[{"a": "b"}], quantization=[{"a": "b"}]).to_html())
+    clean = Page(
+        report_of(perceptron(), warnings=["w"], stability=[{"rule": "r"}], quantization=[{"a": "b"}]).to_html()
+    )
     assert {tag for tag, _ in Page(source).elements} <= {tag for tag, _ in clean.elements}
     assert HOSTILE in Page(source).text
 

@@ -1,0 +1,280 @@
+"""Inputs that show a finding: found by trying probes, executed as the graph states it and in a wider precision.
+
+What is right is what the graph with every stable rewrite gives in the wider precision. A result counts as wrong if it is not finite, or if
+it has lost digits although the model does not ask for that: either a stable rewrite mends it, or half of the digits are lost while moving
+the inputs by a few units in the last place moves the right result far less. So a badly conditioned model, whose results no program could
+get right, is not blamed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from mlec.ir import Graph, GraphBuilder, Node, Value, apply_rules, run_graph, trace_graph
+from mlec.ir.op import Array
+from mlec.passes.stability.hazards import Hazard, exact_integers
+from mlec.passes.stability.probes import Probe
+from mlec.passes.stability.wide import WideGraph
+
+Kind = Literal["not finite", "out of range", "undefined", "inaccurate", "different", "wraps"]
+_ORDER: tuple[Kind, ...] = ("inaccurate", "different", "undefined", "out of range", "not finite")
+
+BLAME = 64.0
+"""By how many times the error must exceed what `MOVED` units in the last place of the inputs do to the result."""
+MOVED = 4.0
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What is wrong with a result.
+
+    Attributes:
+        kind: "not finite" where the right result is; "out of range" where that exceeds the element type; "undefined" where there is none;
+            "inaccurate" digits; "different" integers; "wraps" of an integer itself.
+        output: position of the result.
+        difference: largest absolute one of finite numbers.
+        got, right: at the worst element.
+    """
+
+    kind: Kind
+    output: int
+    difference: float
+    got: float
+    right: float
+
+
+@dataclass(frozen=True)
+class Witness:
+    """A probe on which a hazard shows in an output (of an integer: in the value itself).
+
+    Attributes:
+        probe: the inputs.
+        effect: what they do to the outputs.
+        error: relative to the output's scale, as the graph is; infinite where a result is not finite.
+        error_after: the same with the stable rewrites; None where there are none.
+        is_slight: at most half of the digits are lost, or the error is no more than the rounding of numbers like the inputs, or like 1.
+    """
+
+    probe: Probe
+    effect: Effect
+    error: float
+    error_after: float | None = None
+    is_slight: bool = False
+
+
+class Search:
+    """Looks for witnesses in one graph.
+
+    Args:
+        graph: as it will be compiled.
+        stable: the same with every stable rewrite.
+        dtype: the wide one.
+    """
+
+    def __init__(self, graph: Graph, stable: Graph, dtype: np.dtype[Any]) -> None:
+        self.graph, self.stable = graph, stable
+        self.wide = WideGraph(graph, dtype)
+        self.right = WideGraph(stable, dtype) if stable is not graph else self.wide
+        kinds = {v.type.dtype for n in graph.compute_nodes for v in n.outputs} | {v.type.dtype for v in graph.inputs}
+        self.eps = max((kind.eps for kind in kinds if kind.is_float), default=0.0)
+        self._formulas: dict[Hazard, tuple[Graph, WideGraph]] = {}
+
+    def find(self, hazards: Sequence[Hazard], tried: Iterable[Probe]) -> dict[Hazard, Witness]:
+        """A witness of each hazard that has one: the first that is not slight, or else the first."""
+        found: dict[Hazard, Witness] = {}
+        for probe in tried:
+            pending = [hazard for hazard in hazards if hazard not in found or found[hazard].is_slight]
+            if not pending:
+                break
+            for hazard, witness in self._witnesses(pending, probe).items():
+                if hazard not in found or not witness.is_slight:
+                    found[hazard] = witness
+        return found
+
+    def _witnesses(self, hazards: Sequence[Hazard], probe: Probe) -> dict[Hazard, Witness]:
+        """The hazards that show on one probe."""
+        values = trace_graph(self.graph, probe.arrays)
+        found = {
+            hazard: Witness(probe, effect, effect.difference / max(abs(effect.right), 1.0))
+            for hazard in hazards if hazard.kind == "wraps" and (effect := _wrapped(hazard.node, values)) is not None
+        }  # fmt: skip
+        results = [values[v] for v in self.graph.outputs]
+        right = self.right.run(probe.arrays)
+        effect = self.compared(results, right)
+        if effect is None:
+            return found
+        shown = [h for h in hazards if self._shows(h, values, probe)]
+        if not shown:
+            return found
+        error = math.inf if effect.kind == "undefined" else relative_error(results, right)
+        after = math.inf
+        if self.stable is not self.graph:
+            after = relative_error(run_graph(self.stable, probe.arrays), right)
+        mended = effect.kind != "undefined" and math.isfinite(after) and after * 16 <= error
+        few = error <= math.sqrt(self.eps)
+        if effect.kind == "inaccurate" and not mended and (few or not self._is_blamed(effect, right, probe)):
+            return found
+        for hazard in shown:
+            if mended == (
+                hazard.stable is not None
+            ):  # else it is what the rewrite of another one mends, or nothing to do with it
+                slight = effect.kind == "inaccurate" and self._is_slight(effect, error, mended, probe)
+                found[hazard] = Witness(probe, effect, error, after if mended else None, slight)
+        return found
+
+    def _is_slight(self, effect: Effect, error: float, mended: bool, probe: Probe) -> bool:
+        if mended:
+            return error <= math.sqrt(self.eps)
+        size = max((float(np.max(np.abs(a), initial=1.0)) for a in probe.arrays if a.dtype.kind in "fV"), default=1.0)
+        return effect.difference <= MOVED * self.eps * size
+
+    def compared(self, results: Sequence[Array], right: Sequence[Array]) -> Effect | None:
+        """The worst that is wrong with the outputs, or None."""
+        effects = [e for i, (a, b) in enumerate(zip(results, right, strict=True)) if (e := self._effect(i, a, b))]
+        return max(effects, key=lambda e: (_ORDER.index(e.kind), e.difference), default=None)
+
+    def _effect(self, output: int, got: Array, right: Array) -> Effect | None:
+        if got.dtype.kind not in "fV":
+            wrong = np.flatnonzero(got != right)
+            return _effect_at("different", output, got, right, wrong[0]) if wrong.size else None
+        limits = _finfo(got.dtype)
+        with np.errstate(invalid="ignore", over="ignore"):
+            numbers, finite = got.astype(right.dtype), np.isfinite(right)
+            lost = ~np.isfinite(numbers)
+            kinds: tuple[tuple[Kind, Array], ...] = (
+                ("not finite", lost & finite & (np.abs(right) <= limits.max)),
+                ("out of range", lost & finite),
+                ("undefined", lost),
+            )
+            for kind, places in kinds:
+                if places.any():
+                    return _effect_at(kind, output, got, right, int(np.flatnonzero(places)[0]))
+            difference = np.where(finite, np.abs(numbers - right), 0)
+            scale = np.max(np.abs(right), initial=0, where=finite)
+        if not got.size or scale <= 8 * limits.tiny or difference.max() <= BLAME * self.eps * scale:
+            return None
+        return _effect_at("inaccurate", output, got, right, int(difference.argmax()))
+
+    # -- whose fault it is ---------------------------------------------------------------------------------------------
+
+    def _shows(self, hazard: Hazard, values: Mapping[Value, Array], probe: Probe) -> bool:
+        """Whether the hazard itself loses the result here, and not already what it is computed from."""
+        if hazard.kind == "wraps":
+            return False
+        if hazard.kind == "formula":
+            by_hand, stable = self._formula(hazard)
+            leaves = [values[v] for v in hazard.leaves]
+            return self.compared(run_graph(by_hand, leaves), stable.run(leaves)) is not None
+        node, result = hazard.node, values[hazard.node.outputs[0]]
+        operands = [values[v] for v in node.inputs]
+        if hazard.kind == "cancellation":
+            exact = self.wide.trace(probe.arrays)
+            before = max((self._distance(values[v], exact[v]) for v in hazard.leaves), default=0.0)
+            after = self._distance(result, exact[node.outputs[0]])
+            return before <= BLAME * self.eps < after
+        if not all(_is_finite(operand) for operand in operands):
+            return False
+        if hazard.kind == "underflow":
+            exactly = self.wide.evaluated(node, [self.wide.widened(x) for x in operands], {})[0]
+            return bool(np.any((result == 0) & (exactly != 0)))
+        return not _is_finite(result)
+
+    def _formula(self, hazard: Hazard) -> tuple[Graph, WideGraph]:
+        """The formula alone: by hand, and its stable spelling in the wide precision."""
+        if hazard not in self._formulas:
+            assert hazard.stable is not None
+            by_hand = _cut_out(self.graph, hazard.leaves, hazard.node)
+            stable, _ = apply_rules(by_hand, [hazard.stable])
+            self._formulas[hazard] = by_hand, WideGraph(stable, self.wide.dtype)
+        return self._formulas[hazard]
+
+    def _distance(self, got: Array, right: Array) -> float:
+        """Largest difference relative to the largest magnitude; infinite if one is not finite."""
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            difference = np.max(np.abs(got.astype(right.dtype) - right), initial=0)
+            scale = np.max(np.abs(right), initial=0)
+        if not difference:
+            return 0.0
+        return float(difference / scale) if scale and np.isfinite(difference) else math.inf
+
+    def _is_blamed(self, effect: Effect, right: Sequence[Array], probe: Probe) -> bool:
+        """Whether moving the inputs a little moves the right result far less than it is off."""
+        rng = np.random.default_rng(0)
+        moved = 0.0
+        for signs in ("up", "down", "random", "random"):
+            nudged = [self._nudged(array, signs, rng) for array in probe.arrays]
+            with np.errstate(invalid="ignore", over="ignore"):
+                change = np.abs(self.right.run(nudged)[effect.output] - right[effect.output])
+            moved = max(moved, float(np.max(np.where(np.isnan(change), np.inf, change), initial=0)))
+        return effect.difference > BLAME * moved
+
+    def _nudged(self, array: Array, signs: str, rng: np.random.Generator) -> Array:
+        if array.dtype.kind not in "fV":
+            return array
+        by = {"up": 1.0, "down": -1.0}.get(signs)
+        direction = rng.choice([-1.0, 1.0], array.shape) if by is None else by
+        wide = self.wide.widened(array)
+        return np.asarray(wide + wide * np.asarray(MOVED * self.eps * direction, wide.dtype))
+
+
+def relative_error(results: Sequence[Array], right: Sequence[Array]) -> float:
+    """The largest over the outputs, each relative to its largest right magnitude; infinite where a number is lost."""
+    worst = 0.0
+    for a, b in zip(results, right, strict=True):
+        if a.dtype.kind not in "fV" or not a.size:
+            continue
+        with np.errstate(invalid="ignore", over="ignore"):
+            finite = np.isfinite(b)
+            if not np.array_equal(np.isfinite(a), finite):
+                return math.inf
+            difference = np.max(np.abs(a.astype(b.dtype) - b), initial=0, where=finite)
+            scale = np.max(np.abs(b), initial=0, where=finite)
+        if difference:
+            worst = max(worst, float(difference / scale) if scale else math.inf)
+    return worst
+
+
+def _wrapped(node: Node, values: Mapping[Value, Array]) -> Effect | None:
+    got = values[node.outputs[0]]
+    exact = exact_integers(node, [values[v] for v in node.inputs])
+    wrong = np.flatnonzero(got.astype(np.longdouble) != exact)
+    return _effect_at("wraps", 0, got, exact, int(wrong[0])) if wrong.size else None
+
+
+def _effect_at(kind: Kind, output: int, got: Array, right: Array, place: int) -> Effect:
+    a, b = float(got.flat[place]), float(right.flat[place])
+    return Effect(kind, output, abs(a - b) if math.isfinite(a) and math.isfinite(b) else math.inf, a, b)
+
+
+def _cut_out(graph: Graph, leaves: Sequence[Value], root: Node) -> Graph:
+    """The nodes between some values and a node, as a graph of its own."""
+    b = GraphBuilder("formula")
+    b.adopt_constants(graph.constants)
+    for value in leaves:
+        b.replace(value, b.input(value.hint or "x", value.type))
+    wanted, needed = [], {root}
+    for node in reversed(graph.nodes):
+        if node in needed:
+            wanted.append(node)
+            needed |= {graph.producer[v] for v in node.inputs if v in graph.producer and v not in leaves}
+    for node in reversed(wanted):
+        b.keep(node)
+    return b.finish(root.outputs)
+
+
+def _is_finite(array: Array) -> bool:
+    return array.dtype.kind not in "fV" or bool(np.isfinite(array).all())
+
+
+def _finfo(dtype: np.dtype[Any]) -> Any:
+    """Limits of a float type, bfloat16 included."""
+    if dtype.kind == "V" or dtype.name == "bfloat16":
+        import ml_dtypes
+
+        return ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    return np.finfo(dtype)
