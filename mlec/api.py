@@ -418,13 +418,13 @@ def _pipeline(passes: str | PassPipeline | Sequence[Pass], backend: Backend) -> 
         )
     return PassPipeline(passes)
 
+
 def _stabilizing(pipeline: PassPipeline) -> PassPipeline:
     """The pipeline with stable rewrites: where it looks for them, or else first of all."""
     if not any(isinstance(step, CheckNumerics) for step in pipeline):
         pipeline = PassPipeline([CheckNumerics(), *pipeline], pipeline.verify)
     steps = [replace(step, stabilize=True) if isinstance(step, CheckNumerics) else step for step in pipeline]
     return PassPipeline(steps, pipeline.verify)
-
 
 
 TUNED_ROWS = (1, 64, 1024)
@@ -554,9 +554,9 @@ def _run_and_check(
         assert source.frontend is not None
         report.warnings.append(f"not compared with its source: install {source.frontend.name} to compare")
     elif oracle is not None:
+        bound = tolerance or default_tolerance(source.graph)
         if any(finding["applied"] for finding in report.stability):
             bound = replace(bound, specials=False)  # where the source lost the result, there is nothing to compare with
-        bound = tolerance or default_tolerance(source.graph)
         report.parity = validate_model(compiled, source.graph, oracle, examples, bound)
         for target, other in others.items():
             try:

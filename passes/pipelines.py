@@ -27,9 +27,9 @@ def pipeline_for_level(level: int) -> PassPipeline:
         steps.append(
             EliminateCommonSubexpressions()
         )  # before fusion, which would hide equal parts in different kernels
+        steps.append(CheckNumerics())  # while formulas are spelled one way, and before they are merged with others
     if level >= 2:
         steps.append(SinkTransposes())  # once weights are plain constants; what cancels is work that no later pass sees
-        steps.append(CheckNumerics())  # while formulas are spelled one way, and before they are merged with others
         steps.append(Canonicalize())  # the views that it leaves
         steps.append(SplitProducts())  # what attention reads is slices by now, without transposes in between
         steps.append(FoldBatchNorm())  # while convolutions are still plain and their weights still constants
