@@ -509,6 +509,9 @@ class _OnUse:
     def run(self, inputs: list[Any], out: Any = None) -> Any:
         return self._executable.run(inputs) if out is None else self._executable.run(inputs, out)
 
+    def run_single(self, x: Any, out: Any = ()) -> None:
+        """Leaves it to `run`."""
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
