@@ -98,8 +98,10 @@ def lower_conv2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, .
             epilogue = tail.epilogue(lowering, dims)
             return conv2d_winograd(dims.shape(x.shape), weights, g.pads, target, epilogue, name, schedule)
 
-        packed = lowering.packed(w, "winograd", pack_winograd)
-        strategy = f"Winograd convolution on blocks of {weights[5]} channels, 16 products in place of 36{tail}"
+        m = schedule.outputs
+        packed = lowering.packed(w, f"winograd{m}", lambda a: pack_winograd(a, m))
+        products = f"{(m + 2) ** 2} products in place of {9 * m**2}"
+        strategy = f"Winograd convolution on blocks of {weights[5]} channels, {products}{tail}"
         return Version(build, (x, packed, *tail.operands(lowering)), strategy)
 
     def schedules() -> Iterator[ConvTile | WinogradSchedule]:

@@ -10,7 +10,7 @@ from mlec.backends.tvm.compat import IRModule, tirx, tvm
 from mlec.backends.tvm.kernels.conv_blocked import conv2d_nchwc
 from mlec.backends.tvm.kernels.depthwise import depthwise_nchwc
 from mlec.backends.tvm.kernels.gemm import column_block, gemm, matmul, pack_gemm
-from mlec.backends.tvm.kernels.winograd import conv2d_winograd, pack_winograd
+from mlec.backends.tvm.kernels.winograd import WinogradSchedule, conv2d_winograd, pack_winograd
 from mlec.backends.tvm.objects import to_object
 from mlec.backends.tvm.pipeline import compile_for_cpu
 from mlec.backends.tvm.target import TargetInfo
@@ -95,7 +95,8 @@ def test_results_do_not_depend_on_the_number_of_threads():
     x, kernel = normal((3, 4, 30, 30, 16)), normal((4, 4, 3, 16, 3, 16), 1)
     shape, pads = (3, 4, 30, 30, 16), (1,) * 4
     direct = compile_kernel(conv2d_nchwc(x.shape, kernel.shape, geometry((1, 1), pads), "float32", HOST))
-    winograd = compile_kernel(conv2d_winograd(x.shape, kernel.shape, pads, HOST))
+    schedule = next(WinogradSchedule.candidates((30, 30), kernel.shape, HOST))
+    winograd = compile_kernel(conv2d_winograd(x.shape, kernel.shape, pads, HOST, schedule=schedule))
     depthwise = compile_kernel(depthwise_nchwc(x.shape, (4, 3, 3, 16), geometry((1, 1), pads), "float32", HOST))
     results = []
     try:
@@ -103,7 +104,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
             configure(1, threads)
             images = (
                 direct(x, kernel, out=shape),
-                winograd(x, pack_winograd(kernel), out=shape),
+                winograd(x, pack_winograd(kernel, schedule.outputs), out=shape),
                 depthwise(x, kernel[:, 0, :, 0], out=shape),
             )
             results.append((product(a, w, out=(300, 500)), *images))
