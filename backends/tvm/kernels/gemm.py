@@ -211,7 +211,7 @@ class _Place:
 
     rows: int
     row: Expr
-    number: Expr | None
+    number: Expr
     first: Expr
     count: int
     panel: Expr
@@ -316,12 +316,14 @@ class _Gemm:
             begin, end = tiles * chunk // row_chunks, tiles * (chunk + 1) // row_chunks
 
             def tiles_of_task(body: Callable[[_Place], None]) -> None:
+                def columns(first: Expr, count: int, panel: Expr) -> None:
+                    self.row_tiles(begin, end, lambda rows, row, i: body(_Place(rows, row, i, first, count, panel)))
+
                 with T.serial(tirx.max(0, tirx.min(some, vectors // wide - first_group))) as g:
-                    self.row_tiles(begin, end, lambda *at: body(_Place(*at, (first_group + g) * wide, wide, g)))
+                    columns((first_group + g) * wide, wide, g)
                 if vectors % wide:
-                    g, last = vectors // wide - first_group, (vectors // wide * wide, vectors % wide)
                     with if_(first_group + some >= self.groups):
-                        self.row_tiles(begin, end, lambda *at: body(_Place(*at, *last, g)))
+                        columns(vectors // wide * wide, vectors % wide, vectors // wide - first_group)
 
             if self.schedule.depth >= k:
                 tiles_of_task(lambda at: self.finish(at.row, at.first, self.sums(at)))
