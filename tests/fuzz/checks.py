@@ -1,0 +1,150 @@
+"""What must hold of any graph: passes keep what they declare, in any order; twins compute the same; compiled code agrees.
+
+Each check draws everything from one seed and returns a `Defect`, or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+import mlec
+from mlec import registry
+from mlec.errors import MlecError, UnsupportedOpError
+from mlec.ir import Graph, run_graph
+from mlec.ir.op import SYMBOLIC_EXTENT, Array
+from mlec.passes.pipelines import named_pipeline
+from mlec.pipeline import Pass, PassContext, PassPipeline, TargetFacts
+from mlec.reduction import reduce_graph
+from mlec.tolerance import EXACT, Tolerance, random_inputs
+from tests.fuzz.graphs import Sample, random_sample
+from tests.fuzz.twins import twin
+
+OURS = tuple(registry.PASSES)
+LEVELS = ("O0", "O1", "O2", "O3")
+ROUNDINGS = 512
+"""Units of the coarsest type's eps that results may move by where sums are taken in another order."""
+
+
+@dataclass(frozen=True)
+class Defect:
+    """What went wrong.
+
+    Attributes:
+        text, pipeline: what, with which passes.
+        graph: shows it.
+        again: the same check of another graph.
+    """
+
+    text: str
+    pipeline: str
+    graph: Graph
+    again: Callable[[Sample], Defect | None] = lambda sample: None
+
+    def __str__(self) -> str:
+        return f"{self.pipeline}: {self.text}\n{self.graph}"
+
+    def reduced(self, seconds: float = 60.0) -> Graph:
+        """The smallest graph found that the same is wrong with."""
+
+        def fails(graph: Graph) -> bool:
+            inputs = random_inputs(graph, np.random.default_rng(0), dict.fromkeys(graph.symbols, SYMBOLIC_EXTENT))
+            return self.again(Sample(graph, inputs)) is not None
+
+        return reduce_graph(self.graph, fails, seconds)
+
+
+def check_passes(seed: int) -> Defect | None:
+    """A pass by itself, a named pipeline, and passes in an order that nobody thought of."""
+    sample, rng = random_sample(seed), np.random.default_rng([seed, 1])
+    every = [registry.load("passes", name)() for name in OURS]
+    alone = PassPipeline([every[seed % len(every)]])
+    named = _without_search(LEVELS[seed % len(LEVELS)])
+    shuffled: list[Pass] = [every[i] for i in rng.integers(len(every), size=8)]
+    context = PassContext(
+        TargetFacts(vector_bytes=int(rng.choice([16, 32, 64])), row_programs=bool(rng.random() < 0.5))
+    )
+    for pipeline in (alone, named, PassPipeline(shuffled)):
+        if defect := _optimised(sample, pipeline, context):
+            return defect
+    return None
+
+
+def check_twins(seed: int) -> Defect | None:
+    """A graph that is spelled in another way gives the same results after the passes."""
+    sample, rng = random_sample(seed), np.random.default_rng([seed, 2])
+    other = Sample(twin(sample.graph, rng), sample.inputs)
+    expected = run_graph(sample.graph, sample.inputs)
+    if found := _difference(expected, run_graph(other.graph, other.inputs), EXACT):
+        return Defect(f"the twin is none: {found}", "none", other.graph)
+    return _optimised(other, _without_search("O2"), PassContext())
+
+
+def check_compiled(seed: int, level: str = "") -> Defect | None:
+    """Compiled code against the reference, with one thread and with two."""
+    rng = np.random.default_rng([seed, 3])
+    return _compiled(random_sample(seed), level or str(rng.choice(LEVELS)), int(rng.integers(1, 3)))
+
+
+def _compiled(sample: Sample, level: str, num_threads: int) -> Defect | None:
+    if not sample.is_stable():
+        return None
+    expected = run_graph(sample.graph, sample.inputs)
+    tolerance = Tolerance(rtol=ROUNDINGS * sample.coarsest, atol=ROUNDINGS * sample.coarsest, signed_zeros=False)
+    name = f"compiled at {level}, threads: {num_threads}"
+
+    def again(other: Sample) -> Defect | None:
+        return _compiled(other, level, num_threads)
+
+    try:
+        model = mlec.compile(sample.graph, passes=level, validate=False, progress=False, num_threads=num_threads)
+        found = _difference(expected, model.run(sample.inputs), tolerance)
+    except UnsupportedOpError:
+        return None
+    except MlecError as error:
+        found = str(error)
+    return Defect(found, name, sample.graph, again) if found else None
+
+
+def _without_search(level: str) -> PassPipeline:
+    """A named pipeline less the pass that changes nothing and takes its time to look for inputs."""
+    pipeline = named_pipeline(level)
+    return pipeline.without("stability") if any(step.name == "stability" for step in pipeline) else pipeline
+
+
+def _optimised(sample: Sample, pipeline: PassPipeline, context: PassContext) -> Defect | None:
+    tolerance = EXACT
+    for step in pipeline:
+        tolerance = tolerance.then(step.preserves)
+    if not tolerance.is_exact:
+        if not sample.is_stable():
+            return None
+        tolerance = tolerance.then(Tolerance(rtol=ROUNDINGS * sample.coarsest, atol=ROUNDINGS * sample.coarsest))
+    try:
+        optimised, _ = pipeline.run(sample.graph, context)
+        found = _difference(run_graph(sample.graph, sample.inputs), run_graph(optimised, sample.inputs), tolerance)
+    except MlecError as error:
+        found = str(error)
+    if not found:
+        return None
+    return Defect(found, str(pipeline), sample.graph, lambda other: _optimised(other, pipeline, context))
+
+
+def _difference(expected: Sequence[Array], got: Sequence[Array], tolerance: Tolerance) -> str:
+    for i, (a, b) in enumerate(zip(expected, got, strict=True)):
+        if a.dtype != b.dtype or a.shape != b.shape:
+            return f"output {i} is {b.dtype}{b.shape} in place of {a.dtype}{a.shape}"
+        if (excess := tolerance.excess(a, b)) > 1:
+            return f"output {i} moved by {excess:.3g} times its bound"
+        if tolerance.moves_zeros(a, b):
+            return f"a zero of output {i} changed its sign"
+    return ""
+
+
+CHECKS: dict[str, Callable[[int], Defect | None]] = {
+    "passes": check_passes,
+    "twins": check_twins,
+    "compiled": check_compiled,
+}
