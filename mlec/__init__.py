@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from mlec.passes.sink_transposes import SinkTransposes
     from mlec.passes.split_products import SplitProducts
     from mlec.passes.stability import CheckNumerics
+    from mlec.passes.trees import FoldIntoThresholds, MergeTrees, PruneTrees
     from mlec.pipeline import Pass, PassContext, PassPipeline, PassResult, Remark, Tolerance, register_pass
     from mlec.report import OptimizationReport
     from mlec.runtime import BenchmarkResult, CompiledModel, Profile
@@ -85,6 +86,7 @@ _WHERE = {
     "mlec.passes.sink_transposes": "SinkTransposes",
     "mlec.passes.split_products": "SplitProducts",
     "mlec.passes.stability": "CheckNumerics",
+    "mlec.passes.trees": "FoldIntoThresholds MergeTrees PruneTrees",
     "mlec.pipeline": "Pass PassContext PassPipeline PassResult Remark Tolerance register_pass",
     "mlec.report": "OptimizationReport",
     "mlec.runtime": "BenchmarkResult CompiledModel Profile",
@@ -104,6 +106,7 @@ __all__ = [
     "EliminateDeadCode",
     "FoldBatchNorm",
     "FoldConstants",
+    "FoldIntoThresholds",
     "FoldScales",
     "FrontendError",
     "FuseOperators",
@@ -111,6 +114,7 @@ __all__ = [
     "InferShapes",
     "InputError",
     "LoweringError",
+    "MergeTrees",
     "MlecError",
     "NotFittedModelError",
     "OptimizationReport",
@@ -121,6 +125,7 @@ __all__ = [
     "PassPipeline",
     "PassResult",
     "Profile",
+    "PruneTrees",
     "Remark",
     "RuntimeUnavailableError",
     "SecurityError",

@@ -15,6 +15,7 @@ from mlec.passes.layout import ChooseLayout
 from mlec.passes.sink_transposes import SinkTransposes
 from mlec.passes.split_products import SplitProducts
 from mlec.passes.stability import CheckNumerics
+from mlec.passes.trees import FoldIntoThresholds, MergeTrees, PruneTrees
 from mlec.pipeline import Pass, PassPipeline
 
 
@@ -29,6 +30,11 @@ def pipeline_for_level(level: int) -> PassPipeline:
         )  # before fusion, which would hide equal parts in different kernels
         steps.append(CheckNumerics())  # while formulas are spelled one way, and before they are merged with others
     if level >= 2:
+        steps.append(
+            FoldIntoThresholds()
+        )  # first: rows are as the source computes them only while nothing before the trees is approximated
+        steps.append(PruneTrees())  # what comes to a split is known once it compares numbers of the input
+        steps.append(MergeTrees())  # what pruning leaves equal
         steps.append(SinkTransposes())  # once weights are plain constants; what cancels is work that no later pass sees
         steps.append(Canonicalize())  # the views that it leaves
         steps.append(SplitProducts())  # what attention reads is slices by now, without transposes in between
