@@ -211,6 +211,17 @@ def xgboost_classes() -> Case:
 
 
 @case("trees-full")
+def xgboost_26000() -> Case:
+    """Half a million leaves. Few rows and small steps, so that training takes a minute."""
+    from xgboost import XGBRegressor
+
+    x, y = _regression(1000, 16)
+    options = {"learning_rate": 0.01, "subsample": 0.7, "min_child_weight": 12, "max_bin": 64, "random_state": 0}
+    model = XGBRegressor(n_estimators=26_000, max_depth=6, **options).fit(x, y)
+    return Case("XGBoost 26,000 x d6, 16 features", "trees-full", "xgboost", model, rows_of(x), TREE_BATCHES, "predict")
+
+
+@case("trees-full")
 def lightgbm_31_full() -> Case:
     return _lightgbm("trees-full")
 

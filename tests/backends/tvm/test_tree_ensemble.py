@@ -247,6 +247,53 @@ def test_chains(side: str) -> None:
     check(grower.ensemble(2), (1, 5, 100))
 
 
+def test_deep_sparse_trees() -> None:
+    """Far from complete, depth 30 and more: mostly the leaf that was made last is split."""
+    rng = np.random.default_rng(24)
+    grower = Grower()
+    for _ in range(13):
+        root = grower.node(0, 0.0)
+        grower.roots.append(root)
+        ends = [(root, 2), (root, 3)]
+        for _ in range(90):
+            parent, side = ends.pop(-1 if rng.random() < 0.9 else int(rng.integers(len(ends))))
+            node = grower.node(int(rng.integers(3)), np.round(rng.normal(), 1), int(rng.integers(2)))
+            grower.nodes[parent][side] = node
+            ends += [(node, 2), (node, 3)]
+        for parent, side in ends:
+            grower.nodes[parent][side] = grower.leaf(rng.normal())
+    e = grower.ensemble(3)
+    assert e.layout.depth.mean() > 30
+    check(e, (1, 2, 5, 130))
+
+
+def test_thousands_of_features() -> None:
+    """More columns than the caches hold of a full block, some of them without a split."""
+    e = random_ensemble(25, trees=90, features=2000, depth=6)
+    assert 1000 < e.columns.count < 4000
+    check(e, (1, 5, 300))
+
+
+@pytest.mark.parametrize("strategy", ["walk", "sliced"])
+def test_the_number_of_threads_changes_no_bit(strategy: str) -> None:
+    """Neither that of the processor, by which rows are shared out, nor that at work."""
+    e = random_ensemble(26, trees=40, depth=5, outputs=3)
+    x = sample_rows(e, 999)
+    expected = reference(e, x)
+    use_threads = tvm.get_global_func("runtime.config_threadpool")
+    before = int(tvm.get_global_func("runtime.NumThreads")())
+    try:
+        for cores in (1, 3):
+            info = replace(INFO, cores=cores)
+            kernel = Kernel(e, prepare(e, info, strategy), info)
+            assert kernel.plan.parallel_rows < len(x)
+            for threads in (1, 2, 3, 4):
+                use_threads(1, threads)
+                np.testing.assert_array_equal(kernel(x), expected, err_msg=f"{threads} threads, {cores} cores")
+    finally:
+        use_threads(1, before)
+
+
 def test_a_thousand_trees() -> None:
     e = random_ensemble(10, trees=1000, features=20, depth=4)
     check(e, (1, 65))

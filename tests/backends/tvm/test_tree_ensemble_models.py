@@ -238,6 +238,21 @@ def test_xgboost(classes: int) -> None:
     np.testing.assert_array_equal(run(ensemble, rows), expected)
 
 
+def test_xgboost_on_thousands_of_features() -> None:
+    xgb = pytest.importorskip("xgboost")
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(200, 2000)).astype(np.float32)
+    x[rng.random(x.shape) < 0.3] = np.nan
+    y = np.nan_to_num(x) @ rng.normal(size=2000)
+    options = {"max_depth": 6, "nthread": 1, "max_bin": 8, "eta": 0.5}
+    booster = xgb.train(options, xgb.DMatrix(x, y), 6)
+    ensemble = xgboost_ensemble(booster)
+    rows = rows_near(ensemble, 200)
+    rows[np.isinf(rows)] = 0
+    expected = booster.inplace_predict(rows, predict_type="margin").reshape(len(rows), -1)
+    np.testing.assert_array_equal(run(ensemble, rows), expected)
+
+
 def test_xgboost_categories() -> None:
     xgb = pytest.importorskip("xgboost")
     x, y = data()
@@ -292,6 +307,20 @@ def test_random_forest(missing: bool) -> None:
     rows = rows_near(ensemble, missing=missing)
     rows[np.isinf(rows)] = 0  # scikit-learn refuses infinities
     np.testing.assert_array_equal(run(ensemble, rows) / 20, forest.predict_proba(rows))
+
+
+def test_trees_that_split_off_one_row_after_the_other() -> None:
+    """Depth beyond 30 with two leaves on most levels."""
+    ensemble_module = pytest.importorskip("sklearn.ensemble")
+    x = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
+    y = 2.0 ** np.argsort(np.argsort(x[:, 0]))
+    forest = ensemble_module.RandomForestRegressor(8, n_jobs=1, random_state=0).fit(x, y)
+    ensemble = forest_ensemble(forest)
+    assert ensemble.layout.depth.max() > 30
+    rows = rows_near(ensemble)
+    rows[np.isinf(rows)] = 0
+    expected = [tree.tree_.predict(np.ascontiguousarray(rows)) for tree in forest.estimators_]
+    np.testing.assert_array_equal(run(ensemble, rows), np.sum(expected, axis=0).reshape(len(rows), 1))
 
 
 @pytest.mark.parametrize("classes", [0, 3])
