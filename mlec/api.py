@@ -14,7 +14,7 @@ import numpy as np
 
 import mlec.ops  # noqa: F401  (fills the op table)
 from mlec import registry
-from mlec.artifact import SaveResult, Storage, TrustDigest
+from mlec.artifact import EncryptionKey, SaveResult, Storage, TrustDigest
 from mlec.backends.base import Backend, CompiledModule, CompileOptions, refuse_unsupported
 from mlec.capabilities import check_precision
 from mlec.errors import MlecError, UsageError
@@ -195,9 +195,9 @@ def load(
         path: the file.
         device: ``"auto"``: the one it was compiled for, of CUDA devices the first.
         num_threads: threads of one call; all usable CPUs by default.
-        trust: ``"auto"`` runs the file's machine code if this user built it, and otherwise compiles its graph here;
-            ``"sha256:..."`` (or a `TrustDigest`) runs the code of exactly that digest.
-        encryption_key: files with encryption are not readable in this version.
+        trust: ``"auto"`` runs the file's machine code if a trusted key signed it or this user built it, and otherwise compiles its
+            graph here; ``"sha256:..."`` (or a `TrustDigest`) runs the code of exactly that digest.
+        encryption_key: of an encrypted file, as `CompiledModel.save` takes it; by default that in the environment variable ``MLEC_KEY``.
 
     Raises:
         ArtifactError: for a file that is damaged, of another version, or not to be trusted.
@@ -208,10 +208,9 @@ def load(
         raise UsageError(
             f"load takes the path of a .mle file, got {type(path).__name__}", hint='mlec.load("model.mle")'
         )
-    if encryption_key is not None:
-        raise UsageError("this version reads no encrypted files", code="E_NOT_OFFERED", hint="leave encryption_key out")
+    key = None if encryption_key is None else EncryptionKey.of(encryption_key)
     wanted = TrustDigest(trust) if isinstance(trust, str) and trust.startswith("sha256:") else trust
-    return unpack(Path(path), num_threads=num_threads, trust=wanted, device=device)
+    return unpack(Path(path), num_threads=num_threads, trust=wanted, device=device, key=key)
 
 
 def lower(

@@ -14,6 +14,7 @@ import numpy as np
 from mlec import registry
 from mlec.artifact import (
     Artifact,
+    EncryptionKey,
     KernelBlob,
     ModelMetadata,
     SaveResult,
@@ -108,9 +109,11 @@ def _content(array: Array) -> tuple[str, tuple[int, ...], bytes]:
     return array.dtype.name, array.shape, hashlib.sha256(data.data).digest()
 
 
-def unpack(path: Path, *, num_threads: int | None, trust: str | TrustDigest, device: str) -> CompiledModel:
+def unpack(
+    path: Path, *, num_threads: int | None, trust: str | TrustDigest, device: str, key: EncryptionKey | None = None
+) -> CompiledModel:
     """Loads a file: its own kernels where they may run here, else the graph compiled on this machine."""
-    artifact = Artifact.open(path)
+    artifact = Artifact.open(path, key=key)
     model = read_model(artifact)
     signature, program = model.signature, model.program
     chosen, refused = variant_here(model)

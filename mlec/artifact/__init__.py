@@ -4,6 +4,7 @@
 Nothing in this package executes anything that a file holds.
 """
 
+from mlec.artifact.encryption import EncryptionKey
 from mlec.artifact.kernels import KINDS, KernelBlob
 from mlec.artifact.keyring import Keyring, TrustedKey
 from mlec.artifact.model import ModelMetadata, read_model
@@ -19,6 +20,7 @@ __all__ = [
     "KINDS",
     "Artifact",
     "Attributes",
+    "EncryptionKey",
     "KernelBlob",
     "Keyring",
     "ModelMetadata",

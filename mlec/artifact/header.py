@@ -172,7 +172,6 @@ def unpack(data: bytes | bytearray) -> Header:
     header = Header(table, file_size, flags, major, minor, digest_alg, sig_alg, aead_alg, codecs)
     _check_known(header)
     _check_consistent(header)
-    _check_readable(header)
     return header
 
 
@@ -245,16 +244,6 @@ def _check_consistent(header: Header) -> None:
                 f"{witness} says otherwise",
                 code="E_FLAG_MISMATCH",
                 hint="fetch or compile the file again",
-            )
-
-
-def _check_readable(header: Header) -> None:
-    for flag, feature in ((Flag.ENCRYPTED, "encrypted"),):
-        if header.flags & flag:
-            raise VersionMismatchError(
-                f"the file is {feature} (flag {flag.name}); this version of mlec does not read {feature} files",
-                code=f"E_FEATURE_{flag.name}",
-                hint=f"read it with a newer mlec, or save the model without it being {feature}",
             )
 
 

@@ -33,6 +33,18 @@ class Digests(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kernels: _Hex | None
 
 
+class Encryption(msgspec.Struct, frozen=True):
+    """What the metadata of an encrypted file holds under ``encryption``.
+
+    Attributes:
+        salt: random bytes that the file's keys are made with.
+        check: tells a wrong key.
+    """
+
+    salt: _Hex
+    check: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}\\Z")]
+
+
 class Owned(msgspec.Struct, frozen=True):
     """The part of the metadata that the format owns. The writer sets all of it but ``targets`` and ``critical``, which the caller gives."""
 
@@ -51,7 +63,7 @@ class GraphDocument(msgspec.Struct, frozen=True):
     tensors: list[TensorEntry]
 
 
-_Document = TypeVar("_Document", Owned, GraphDocument)
+_Document = TypeVar("_Document", Owned, Encryption, GraphDocument)
 
 
 def mlec_version() -> str:
@@ -105,13 +117,46 @@ def minor_version(given: Mapping[str, Any]) -> int:
     return max((FEATURES[name] for name in given.get("critical", ())), default=MINOR)
 
 
-def dump_metadata(given: dict[str, Any], digests: Digests) -> bytes:
-    """The bytes of the metadata section: what the caller gave and the keys that the format owns."""
+def parse_encryption(metadata: Mapping[str, Any], data: bytes | bytearray, owned: Owned) -> tuple[Encryption, bytes]:
+    """What the metadata of an encrypted file says of that.
+
+    Args:
+        metadata: the parsed document.
+        data: its text.
+        owned: the keys that the format owns.
+
+    Returns:
+        the entry, and the text without the digests: what `dump_metadata` gives for None.
+
+    Raises:
+        CorruptedFileError: ``E_ENCRYPTION_METADATA``.
+    """
+    code = "E_ENCRYPTION_METADATA"
+    found = _convert(metadata.get("encryption"), Encryption, "entry `encryption` of the metadata", code)
+    written = _digests_text(owned.digests)
+    if bytes(data).count(written) != 1:
+        raise CorruptedFileError("the digests do not stand in the metadata once, in the shortest form", code=code)
+    return found, bytes(data).replace(written, _digests_text(None))
+
+
+def _digests_text(digests: Digests | None) -> bytes:
+    value = {"digests": None if digests is None else msgspec.to_builtins(digests)}
+    return json_safe.dump(value, what="digests", max_bytes=1024)[1:-1]
+
+
+def dump_metadata(
+    given: Mapping[str, Any], digests: Digests | None, encryption: Mapping[str, str] | None = None
+) -> bytes:
+    """The bytes of the metadata section: what the caller gave and the keys that the format owns.
+
+    Without digests, the text that encrypted sections are bound to: no reader accepts it.
+    """
     value = {
-        **given,
+        **{key: value for key, value in given.items() if key != "encryption"},
+        **({"encryption": encryption} if encryption else {}),
         "format": f"{MAJOR}.{minor_version(given)}",
         "mlec_version": mlec_version(),
-        "digests": msgspec.to_builtins(digests),
+        "digests": None if digests is None else msgspec.to_builtins(digests),
         "targets": given.get("targets", []),
         "critical": given.get("critical", []),
     }

@@ -26,6 +26,7 @@ from mlec.artifact import compression, sections, signing, weights
 from mlec.artifact import header as headers
 from mlec.artifact import kernels as kernel_table
 from mlec.artifact import metadata as documents
+from mlec.artifact.encryption import ENCRYPTED, VARIABLE, EncryptionKey, Lock, associated_data, plain_size
 from mlec.artifact.header import Header
 from mlec.artifact.kernels import KernelBlob
 from mlec.artifact.keyring import Keyring
@@ -90,6 +91,7 @@ class Artifact:
         verify: Literal["fast", "full"] = "full",
         follow_symlinks: bool = True,
         keyring: Keyring | None = None,
+        key: EncryptionKey | None = None,
     ) -> Artifact:
         """Open and check a file.
 
@@ -102,10 +104,12 @@ class Artifact:
                 tensor when it is first asked for.
             follow_symlinks: False refuses a path whose last part is a symbolic link.
             keyring: the keys to verify a signature with; by default those of this user and this machine.
+            key: of an encrypted file; by default that of the environment variable ``MLEC_KEY``.
 
         Raises:
             CorruptedFileError: the bytes break the format, with the code of the broken rule.
-            SecurityError: ``E_SIGNATURE``: a key of the keyring is said to have signed the file, and did not.
+            SecurityError: ``E_SIGNATURE``: a key of the keyring is said to have signed the file, and did not; ``E_KEY_MISSING``,
+                ``E_KEY_WRONG``: the file is encrypted, and not with the key that was given.
             VersionMismatchError: a version or feature that this reader does not know.
             ArtifactError: the file cannot be opened.
         """
@@ -113,7 +117,7 @@ class Artifact:
             path, copy_weights=copy_weights, verify=verify, follow_symlinks=follow_symlinks, keyring=keyring
         )
         with _named(path):
-            return _decode(stored, verify == "full")
+            return _decode(stored, verify == "full", key)
 
     @property
     def tensors(self) -> weights.Tensors:
@@ -277,12 +281,15 @@ def _read_stored(
     )
 
 
-def _decode(file: StoredFile, full: bool) -> Artifact:
+def _decode(file: StoredFile, full: bool, key: EncryptionKey | None) -> Artifact:
     header, roots = file.header, {name: digest.root() for name, digest in file.hashes.items() if name != "weights"}
-    plain = {name: _decoded(header, name, file.sections[name]) for name in ("graph", "kernels")}
+    opened, section, mapping = file.sections, file.weights, file.mapping
+    if header.aead_alg:
+        opened, section, mapping = *_decrypted(file, key), None
+    plain = {name: _decoded(header, name, opened[name]) for name in ("graph", "kernels")}
     document = documents.parse_graph(plain["graph"])
-    weights.check_index(document.tensors, file.weights.size, compressed=header.codec("weights") != 0)
-    tensors = weights.Tensors(document.tensors, file.weights)
+    weights.check_index(document.tensors, section.size, compressed=header.codec("weights") != 0)
+    tensors = weights.Tensors(document.tensors, section)
     if full:
         tensors.check_all()
     kernels: tuple[KernelBlob, ...] = ()
@@ -302,8 +309,32 @@ def _decode(file: StoredFile, full: bool) -> Artifact:
         digests=file.digests,
         signature=file.signature,
         writable_by_others=file.writable_by_others,
-        mapping=file.mapping,
+        mapping=mapping,
     )
+
+
+def _decrypted(file: StoredFile, key: EncryptionKey | None) -> tuple[dict[str, bytearray], _Bytes]:
+    """Graph and kernels, and the weights, in private memory."""
+    stated, described = documents.parse_encryption(file.metadata, file.sections["metadata"], file.owned)
+    key = key or EncryptionKey.here()
+    if key is None:
+        raise SecurityError(
+            "the file is encrypted: its graph, weights and code cannot be read without its key",
+            code="E_KEY_MISSING",
+            hint=f"encryption_key=..., --key-file FILE, or the environment variable {VARIABLE}, gives it",
+        )
+    lock = Lock(key, bytes.fromhex(stated.salt), file.header.aead_alg)
+    lock.check(stated.check)
+    sizes = {name: plain_size(name, file.header.sections[name].size) for name in ENCRYPTED}
+    associated = associated_data(file.header, described)
+    opened = {}
+    for name in ("graph", "kernels"):
+        opened[name] = compression.allocate(sizes[name], what=f"the {name} section")
+        lock.open(name, memoryview(file.sections[name]), memoryview(opened[name]), associated)
+    compression.check_memory(sizes["weights"], what="the weights")
+    section = weights.aligned_empty(sizes["weights"])
+    lock.open("weights", file.weights.data, section.data, associated)
+    return opened, weights.read_only(section)
 
 
 def _decoded(header: Header, name: str, stored: bytearray) -> bytearray:
@@ -411,6 +442,8 @@ def _check_crcs(
 
 
 def _damaged_tensors(header: Header, graph: bytearray, section: _Bytes) -> list[str]:
+    if header.aead_alg:
+        return []  # without its key, nobody knows which bytes are whose
     try:
         index = documents.parse_graph(_decoded(header, "graph", graph)).tensors
         weights.check_index(index, section.size, compressed=header.codec("weights") != 0)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 
 from mlec.artifact.header import SECTIONS
 from mlec.artifact.reader import StoredFile
 from mlec.artifact.signing import Signer
-from mlec.artifact.writer import SaveResult, Stored, finish
+from mlec.artifact.writer import Plain, SaveResult, Stored, finish
 
 
 def sign(path: str | os.PathLike[str], signer: Signer, output: str | os.PathLike[str] | None = None) -> SaveResult:
@@ -27,14 +27,9 @@ def sign(path: str | os.PathLike[str], signer: Signer, output: str | os.PathLike
     header, name = file.header, file.metadata.get("name", "")
     data: Mapping[str, bytes | bytearray | memoryview] = {**file.sections, "weights": file.weights.data}
     stored = {
-        name: Stored(section.size, section.crc, bytes.fromhex(file.digests[name] or ""), _pieces(data[name]))
+        name: Stored(section.size, Plain.of(data[name]).chunks, section.crc, bytes.fromhex(file.digests[name] or ""))
         for name, section in header.sections.items()
         if name != SECTIONS[-1] and section.size
     }
     signer = signer.with_defaults(model_name=name if isinstance(name, str) else "")
     return finish(path if output is None else output, header, stored, signer)
-
-
-def _pieces(data: bytes | bytearray | memoryview) -> Callable[[], Iterable[bytes | memoryview]]:
-    view = memoryview(data)
-    return lambda: [view]

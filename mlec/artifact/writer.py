@@ -17,6 +17,7 @@ from mlec.artifact import metadata as documents
 from mlec.artifact import weights
 from mlec.artifact.atomic import replace_file
 from mlec.artifact.compression import encode
+from mlec.artifact.encryption import EncryptionKey, Lock, associated_data, sealed_size
 from mlec.artifact.header import REQUIRED_FLAGS, SECTIONS, SIZE, Header, Section, pack_codecs
 from mlec.artifact.kernels import KernelBlob
 from mlec.artifact.limits import SECTION_BYTES
@@ -54,10 +55,12 @@ class Storage:
         compression: ``"zstd"`` compresses graph, kernels and each tensor where that saves at least an eighth; the other tensors can
             still be mapped. The metadata stays readable.
         signer: the key that vouches for the file, if any.
+        key: encrypts graph, weights and kernels, if given. Then the same input does not give the same bytes. The metadata stays readable.
     """
 
     compression: str | None = None
     signer: Signer | None = None
+    key: EncryptionKey | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Storage:
@@ -68,20 +71,18 @@ class Storage:
             SecurityError: ``E_KEY_MODE``: others can read the key.
             RuntimeUnavailableError: a library that is missing.
         """
-        if options.get("encryption_key") is not None:
-            raise UsageError(
-                "save does not offer encryption_key in this version",
-                code="E_NOT_OFFERED",
-                hint="leave encryption_key out",
-            )
         compression = options.get("compression")
         if compression is not None and compression not in COMPRESSIONS:
             raise UsageError(
                 f"compression takes None or {', '.join(map(repr, COMPRESSIONS))}, got {compression!r}",
                 hint="compression='zstd'",
             )
-        given = options.get("sign_key")
-        return cls(compression, given if given is None or isinstance(given, Signer) else Signer.read(given))
+        sign_key, encryption_key = options.get("sign_key"), options.get("encryption_key")
+        return cls(
+            compression,
+            sign_key if sign_key is None or isinstance(sign_key, Signer) else Signer.read(sign_key),
+            None if encryption_key is None else EncryptionKey.of(encryption_key),
+        )
 
 
 def write(
@@ -123,25 +124,57 @@ def write(
     graph_bytes = documents.dump_graph(graph, entries)
     kernel_bytes = kernel_table.build(kernels, len(targets), hash_section("graph", graph_bytes).root())
     codecs = {"weights": int(any(entry.codec != "raw" for entry in entries))}
-    stored = {}
+    plain: dict[str, Plain] = {"weights": Plain(weights_size, lambda: weights.chunks(entries, payloads))}
     for name, data in (("graph", graph_bytes), ("kernels", kernel_bytes)):
         check_size(name, len(data))
         frame = encode(data) if compress and data else None
         codecs[name] = int(frame is not None)
-        stored[name] = Stored.of(name, data if frame is None else frame)
-    check_size("weights", weights_size)
-    stored["weights"] = Stored.of_chunks("weights", weights_size, lambda: weights.chunks(entries, payloads))
+        plain[name] = Plain.of(data if frame is None else frame)
+    for name, part in plain.items():
+        check_size(name, part.size)
 
-    digests = documents.Digests(
-        graph=stored["graph"].root.hex(),
-        weights=stored["weights"].root.hex() if weights_size else None,
-        kernels=stored["kernels"].root.hex() if kernel_bytes else None,
+    blank = Header(
+        {},
+        0,
+        minor=documents.minor_version(metadata),
+        codecs=pack_codecs(codecs),
+        aead_alg=storage.key.number if storage.key else 0,
     )
-    stored["metadata"] = Stored.of("metadata", documents.dump_metadata(dict(metadata), digests))
-    blank = Header({}, 0, minor=documents.minor_version(metadata), codecs=pack_codecs(codecs))
+    encryption = None
+    if storage.key:
+        lock = Lock.new(storage.key)
+        encryption = lock.metadata
+        plain = _encrypted(plain, lock, blank, lambda digests: documents.dump_metadata(metadata, digests, encryption))
+    stored = {name: Stored.hashed(name, part) for name, part in plain.items()}
+    digests = _digests({name: part.root for name, part in stored.items() if part.size})
+    stored["metadata"] = Stored.hashed("metadata", Plain.of(documents.dump_metadata(metadata, digests, encryption)))
     name = metadata.get("name", "")
     signer = storage.signer and storage.signer.with_defaults(model_name=name if isinstance(name, str) else "")
     return finish(path, blank, stored, signer)
+
+
+def _digests(roots: Mapping[str, bytes]) -> documents.Digests:
+    """The digests of present sections from their roots."""
+    texts = {name: root.hex() for name, root in roots.items()}
+    return documents.Digests(graph=texts["graph"], weights=texts.get("weights"), kernels=texts.get("kernels"))
+
+
+def _encrypted(
+    plain: Mapping[str, Plain], lock: Lock, blank: Header, metadata: Callable[[documents.Digests | None], bytes]
+) -> dict[str, Plain]:
+    """The sections encrypted, bound to where they will lie and to the metadata without the digests."""
+    sizes = {name: sealed_size(part.size) for name, part in plain.items()}
+    sizes["metadata"] = len(metadata(_digests({name: bytes(32) for name, size in sizes.items() if size})))
+    placed = place(sizes)
+    header = replace(blank, sections={name: Section(name, *placed[name]) for name in SECTIONS})
+    associated = associated_data(replace(header, flags=header.expected_flags), metadata(None))
+
+    def sealed(name: str, part: Plain) -> Plain:
+        # Once and for all: were it done again for writing, an array that changed in between would be encrypted with the same nonces.
+        chunks = list(lock.seal(name, part.size, part.chunks(), associated))
+        return Plain(sizes[name], lambda: chunks)
+
+    return {name: sealed(name, part) for name, part in plain.items()}
 
 
 def check_size(name: str, size: int) -> None:
@@ -159,26 +192,33 @@ def check_size(name: str, size: int) -> None:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A section as it lies in the file: length in bytes, CRC-32, digest root, and its bytes in pieces, as often as asked for."""
+class Plain:
+    """The bytes of a section: their number, and they themselves in pieces, as often as asked for."""
 
     size: int
-    crc: int
-    root: bytes
     chunks: Callable[[], Iterable[bytes | memoryview]]
 
     @classmethod
-    def of(cls, name: str, data: bytes) -> Stored:
-        """A section that is in memory as a whole."""
-        return cls.of_chunks(name, len(data), lambda: [data])
+    def of(cls, data: bytes | bytearray | memoryview) -> Plain:
+        """Bytes that are in memory as a whole."""
+        view = memoryview(data)
+        return cls(view.nbytes, lambda: [view])
+
+
+@dataclass(frozen=True)
+class Stored(Plain):
+    """A section as it lies in the file, with its CRC-32 and digest root."""
+
+    crc: int
+    root: bytes
 
     @classmethod
-    def of_chunks(cls, name: str, size: int, chunks: Callable[[], Iterable[bytes | memoryview]]) -> Stored:
-        """A section whose ``size`` bytes come in pieces."""
-        digest = SectionHash(name, size)
-        for chunk in chunks():
+    def hashed(cls, name: str, part: Plain) -> Stored:
+        """The bytes of a section, looked at once."""
+        digest = SectionHash(name, part.size)
+        for chunk in part.chunks():
             digest.update(chunk)
-        return cls(size, digest.crc, digest.root(), chunks)
+        return cls(part.size, part.chunks, digest.crc, digest.root())
 
 
 def finish(
@@ -208,7 +248,7 @@ def finish(
     )
     header = replace(header, flags=header.flags & ~REQUIRED_FLAGS | header.expected_flags)
     if signer:
-        section = Stored.of("signature", signer.sign(header, stored["metadata"].root))
+        section = Stored.hashed("signature", Plain.of(signer.sign(header, stored["metadata"].root)))
         stored = {**stored, "signature": section}
         described = replace(header.sections["signature"], crc=section.crc)
         header = replace(header, sections={**header.sections, "signature": described})

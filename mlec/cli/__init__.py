@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -37,6 +38,22 @@ def commands() -> None:
     """A compiler for trained models: exact, fast, and it says what it did."""
 
 
+def _use_key(context: click.Context, option: click.Parameter, path: Path | None) -> None:
+    """Files that the command opens are decrypted with the key in this one."""
+    if path is not None:
+        from mlec.artifact.encryption import EncryptionKey, use_key
+
+        use_key(EncryptionKey.of(path))
+        context.call_on_close(lambda: use_key(None))
+
+
+for _command in (run_command, inspect_command, verify_command, bench_command, report_command, opt_command):
+    _command.params.append(
+        click.Option(
+            ["--key-file"], type=click.Path(path_type=Path), expose_value=False, callback=_use_key,
+            help="Key of an encrypted .mle file. [default: the environment variable MLEC_KEY]",
+        )
+    )  # fmt: skip
 for _command in (
     compile_command, run_command, inspect_command, verify_command, bench_command, report_command,
     opt_command, passes_command, ops_command, targets_command, frontends_command, demo_command,

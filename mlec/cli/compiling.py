@@ -71,7 +71,7 @@ def check_target(context: click.Context, option: click.Parameter, value: str | N
 )
 @click.option("--compress", type=click.Choice(["zstd"]), help="Compress the file: what gets clearly smaller.")
 @click.option("--sign", type=PATH, help="Secret key to sign the file with: see `mlec keygen`.")
-@click.option("--encrypt-key-file", type=PATH, help="Key to encrypt the file with (not offered yet).")
+@click.option("--encrypt-key-file", type=PATH, help="Encrypt the file with the key in this one.")
 @click.option("--report", type=PATH, help="Also write the report: .html, .json or .txt.")
 @click.option("--trust-pickle", is_flag=True, help="Allow a pickled model to execute its code.")
 @click.option("--model-class", metavar="pkg.mod:Class", help="The class whose state dict the file holds.")

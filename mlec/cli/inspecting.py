@@ -13,6 +13,7 @@ from mlec.reporting.units import plural
 
 if TYPE_CHECKING:
     from mlec.artifact import Artifact, ModelMetadata, TrustDecision
+    from mlec.artifact import Signature as FileSignature
     from mlec.report import OptimizationReport
     from mlec.signature import Signature
 
@@ -29,8 +30,16 @@ if TYPE_CHECKING:
 def inspect_command(model: Path, graph: bool, kernels: bool, as_json: bool) -> None:
     """Show what is in MODEL (.mle), without executing anything of it."""
     from mlec.artifact import Artifact, decide
+    from mlec.errors import SecurityError
 
-    with Artifact.open(model, verify="fast") as artifact:
+    try:
+        opened = Artifact.open(model, verify="fast")
+    except SecurityError as error:
+        if error.code != "E_KEY_MISSING" or graph or kernels:
+            raise
+        _print_locked(model, as_json)
+        return
+    with opened as artifact:
         if as_json:
             decision = decide(artifact)
             document = {
@@ -46,21 +55,54 @@ def inspect_command(model: Path, graph: bool, kernels: bool, as_json: bool) -> N
             click.echo(visible(artifact.graph))
 
 
+def _print_locked(path: Path, as_json: bool) -> None:
+    """What can be read of an encrypted file without its key."""
+    from mlec.artifact.encryption import CIPHERS
+    from mlec.artifact.reader import StoredFile
+
+    file = StoredFile.read(path, verify="fast")
+    cipher = CIPHERS[file.header.aead_alg]
+    sizes = {name: section.size for name, section in file.header.sections.items() if section.size}
+    if as_json:
+        signature = file.signature.describe() if file.signature else None
+        facts = {"path": file.path, "size_bytes": file.header.file_size, "encrypted": cipher, "sections": sizes}
+        print_json({**facts, "signature": signature, "metadata": file.metadata})
+        return
+    print_pairs(
+        [
+            ("file", f"{file.path}  {size_text(file.header.file_size)}, format {file.header.version}"),
+            (
+                "model",
+                f"{file.metadata.get('name', '')} (from {file.metadata.get('source', '')}, mlec {file.owned.mlec_version})",
+            ),
+            ("sections", ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items())),
+            ("encrypted", f"{cipher}: graph, weights and code need the key: --key-file FILE, or MLEC_KEY"),
+            ("signature", signature_text(file.signature)),
+        ]
+    )
+
+
 def _facts(artifact: Artifact, trust: TrustDecision) -> list[tuple[str, object]]:
     from mlec.artifact import read_model
+    from mlec.artifact.encryption import CIPHERS
 
     model = read_model(artifact)
     program = model.program
-    sections = {name: section.size for name, section in artifact.header.sections.items() if section.size}
+    header = artifact.header
+    sections = {name: section.size for name, section in header.sections.items() if section.size}
+    how = ["compressed with zstd"] * bool(header.codecs) + [f"encrypted with {CIPHERS.get(header.aead_alg)}"] * bool(
+        header.aead_alg
+    )
     return [
         ("file", f"{artifact.path}  {size_text(artifact.header.file_size)}, format {artifact.header.version}"),
         ("model", f"{model.name} (from {model.source}, mlec {artifact.metadata['mlec_version']})"),
         *_interface(model.signature),
         ("target", "\n".join(_target(variant.target) for variant in model.programs)),
         ("sections", ", ".join(f"{name} {size_text(size)}" for name, size in sections.items())),
+        ("stored", ", ".join(how)),
         ("weights", plural(len(artifact.tensors), "tensor")),
         ("kernels", f"{len(program.kernels)} in {plural(len(artifact.kernels), 'object file')}{_several(model)}"),
-        ("signature", signature_text(artifact)),
+        ("signature", signature_text(artifact.signature)),
         (
             "trust",
             f"{'its code runs here' if trust.native else 'its graph is compiled where it is loaded'}: {trust.reason}",
@@ -70,9 +112,8 @@ def _facts(artifact: Artifact, trust: TrustDecision) -> list[tuple[str, object]]
     ]
 
 
-def signature_text(artifact: Artifact) -> str:
+def signature_text(signature: FileSignature | None) -> str:
     """Who signed a file, and what they say of it."""
-    signature = artifact.signature
     if signature is None:
         return "none"
     if signature.key is None:

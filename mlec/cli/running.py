@@ -150,7 +150,7 @@ def verify_command(
             if checked
             else "header, metadata, graph and kernels checked; WEIGHTS NOT CHECKED: --full checks them",
             "weights_checked": checked,
-            "signature": signature_text(artifact),
+            "signature": signature_text(artifact.signature),
             "code": decision.reason,
             "code_id": f"sha256:{artifact.code_id}",
         }

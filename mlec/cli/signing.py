@@ -19,9 +19,13 @@ PATH = click.Path(path_type=Path)
 @click.command("keygen")
 @click.argument("output", type=PATH)
 @click.option("--label", help="A name for the key. [default: OUTPUT's name]")
+@click.option("--encryption", is_flag=True, help="Make a key to encrypt with: OUTPUT.key alone.")
 @json_option
-def keygen_command(output: Path, label: str | None, as_json: bool) -> None:
+def keygen_command(output: Path, label: str | None, encryption: bool, as_json: bool) -> None:
     """Make a key to sign with: OUTPUT.key, which is secret, and OUTPUT.pub, which those who are to trust it get."""
+    if encryption:
+        _encryption_key(output.with_name(output.name + ".key"), as_json)
+        return
     from mlec.artifact import TrustedKey
     from mlec.artifact.signing import generate
     from mlec.errors import UsageError
@@ -36,10 +40,7 @@ def keygen_command(output: Path, label: str | None, as_json: bool) -> None:
             f"{key.label!r} cannot be the label of a key: {error}", hint="give another one: --label"
         ) from None
     for path in (secret, public):
-        if path.exists():
-            raise UsageError(
-                f"{path} is there already", code="E_KEY_EXISTS", hint="keys are never replaced: name another file"
-            )
+        _check_new(path)
     _create(secret, pem, 0o600)
     _create(public, (key.line() + "\n").encode(), 0o644)
     if as_json:
@@ -52,6 +53,28 @@ def keygen_command(output: Path, label: str | None, as_json: bool) -> None:
             ("key id", key.key_id),
         ]
     )
+
+
+def _encryption_key(path: Path, as_json: bool) -> None:
+    import secrets
+
+    from mlec.artifact import EncryptionKey
+
+    _check_new(path)
+    _create(path, EncryptionKey(secrets.token_bytes(32)).text().encode() + b"\n", 0o600)
+    if as_json:
+        print_json({"secret": path})
+        return
+    print_pairs([("secret", f"{path}  for `mlec compile --encrypt-key-file`, and --key-file of what opens the model")])
+
+
+def _check_new(path: Path) -> None:
+    from mlec.errors import UsageError
+
+    if path.exists():
+        raise UsageError(
+            f"{path} is there already", code="E_KEY_EXISTS", hint="keys are never replaced: name another file"
+        )
 
 
 def _create(path: Path, data: bytes, mode: int) -> None:

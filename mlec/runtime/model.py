@@ -389,7 +389,8 @@ class CompiledModel:
             path: the file.
             compression: None, or ``"zstd"``: graph, code and each tensor where that makes it clearly smaller.
             sign_key: file of a secret key, as ``mlec keygen`` makes it: where it is trusted, the machine code of the file runs.
-            encryption_key: not offered yet.
+            encryption_key: 32 bytes, a file with them (``mlec keygen --encryption``), or a `mlec.artifact.EncryptionKey`: encrypts graph,
+                weights and code. The metadata stays readable. A model that was loaded from an encrypted file is not encrypted without it.
             metadata: kept in the file, under the key ``user`` of its metadata.
         """
         if not isinstance(path, (str, os.PathLike)):

@@ -10,11 +10,15 @@ import hashlib
 import json
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from backports import zstd
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 LAYOUT = "<4sII10QIIIIIQ4BI"
 NAMES = ("metadata", "graph", "weights", "kernels", "signature")
@@ -67,6 +71,9 @@ class Parts:
     private: bytes | None = None  # signs the file; `split` cannot know it
     attributes: bytes = b"{}"
     signature_bytes: bytes | None = None  # instead of a signature
+    master: bytes | None = None  # encrypts the sections
+    aead: int = 0
+    tampered: dict[str, Callable[[bytes], bytes]] = field(default_factory=dict)  # change an encrypted section
 
     @property
     def tensors(self) -> list[dict[str, Any]]:
@@ -96,9 +103,17 @@ class Parts:
             self.weights += data if e is entry else old[e["name"]]
 
 
-def split(data: bytes) -> Parts:
+def split(data: bytes, master: bytes | None = None) -> Parts:
     fields = struct.unpack(LAYOUT, data[:128])
     stored = {name: data[fields[3 + 2 * i] :][: fields[4 + 2 * i]] for i, name in enumerate(NAMES)}
+    if master:
+        document = json.loads(stored["metadata"])
+        sections, numbers = fields[3:11], (fields[1], fields[2], *fields[-5:-1])
+        bare = dumps(document | {"digests": None}, sort_keys=True)
+        for name in NAMES[1:4]:
+            pieces = [stored[name][i : i + 2**20 + 16] for i in range(0, len(stored[name]), 2**20 + 16)]
+            salt = bytes.fromhex(document["encryption"]["salt"])
+            stored[name] = b"".join(crypt("decrypt", name, pieces, master, salt, numbers, sections, bare))
     frames: dict[str, bytes | None] = {}
     for name, shift in (("graph", 2), ("kernels", 6)):
         if fields[-2] >> shift & 3:
@@ -112,7 +127,31 @@ def split(data: bytes) -> Parts:
     metadata, graph = (json.loads(stored[name]) for name in ("metadata", "graph"))
     parts = Parts(metadata, graph, bytearray(stored["weights"]), kernels, header=header, frames=frames)
     parts.attributes = stored["signature"][108:] or b"{}"
+    parts.master, parts.aead = master, fields[-3]
     return parts
+
+
+def crypt(
+    way: str,
+    name: str,
+    pieces: list[bytes],
+    master: bytes,
+    salt: bytes,
+    numbers: tuple[int, ...],
+    sections: Any,
+    metadata: bytes,
+) -> list[bytes]:
+    """Chunks of a section, encrypted or decrypted; ``numbers``: version, flags, and the four bytes from 120 on."""
+    version, flags, digest_alg, _, aead, codecs = numbers
+    identity = NAMES.index(name) + 1
+    key = HKDF(SHA256(), 32, salt, b"mle:v1:enc:" + bytes([identity])).derive(master)
+    cipher = AESGCM(key) if aead == 1 else ChaCha20Poly1305(key)
+    data = b"mle:aad:v1\0" + struct.pack("<II8Q4B", version, flags & ~8, *sections, digest_alg, aead, codecs, identity)
+    data += hashlib.sha256(metadata).digest()
+    return [
+        getattr(cipher, way)(bytes(7) + struct.pack("<IB", i, i == len(pieces) - 1), piece, data)
+        for i, piece in enumerate(pieces)
+    ]
 
 
 def kernel_section(parts: Parts, graph_root: bytes) -> bytes:
@@ -144,6 +183,22 @@ def join(parts: Parts) -> bytes:
     for name, frame in parts.frames.items():
         stored[name] = zstd.compress(stored[name], level=9) if frame is None else frame
         codecs |= 4 if name == "graph" else 64
+    flags = bool(kernels) | 2 * bool(codecs) | 4 * bool(parts.master)
+    if parts.master:
+        nothing = {name: "0" * 64 if data else None for name, data in stored.items()}
+        sizes = [len(dumps(parts.metadata | {"digests": nothing}))]
+        sizes += [len(data) + 16 * -(-len(data) // 2**20) for data in stored.values()]
+        sections, end = [], 128
+        for name, size in zip(NAMES, sizes, strict=False):
+            sections += [align(end, ALIGN[name]) if size else 0, size]
+            end = sections[-2] + size if size else end
+        bare = dumps(parts.metadata | {"digests": None}, sort_keys=True)
+        salt = bytes.fromhex(parts.metadata["encryption"]["salt"])
+        for name, data in stored.items():
+            pieces = [data[i : i + 2**20] for i in range(0, len(data), 2**20)]
+            numbers = (1, flags, 1, 0, parts.aead, codecs)
+            stored[name] = b"".join(crypt("encrypt", name, pieces, parts.master, salt, numbers, sections, bare))
+            stored[name] = parts.tampered.get(name, bytes)(stored[name])
     digests = {name: root(name, data).hex() if data else None for name, data in stored.items()} | parts.digests
     document = parts.metadata | ({"digests": digests} if "digests" in parts.metadata else {})
     metadata = parts.metadata_bytes if parts.metadata_bytes is not None else dumps(document, sort_keys=True)
@@ -154,7 +209,7 @@ def join(parts: Parts) -> bytes:
 
     body, header = (
         b"",
-        {"magic": b"MLE\0", "version": 1, "flags": bool(kernels) | 2 * bool(codecs) | 8 * bool(signature)},
+        {"magic": b"MLE\0", "version": 1, "flags": flags | 8 * bool(signature)},
     )
     for name in NAMES:
         data = stored[name]
@@ -167,7 +222,7 @@ def join(parts: Parts) -> bytes:
         "file_size": 128 + len(body),
         "digest_alg": 1,
         "sig_alg": bool(signature),
-        "aead_alg": 0,
+        "aead_alg": parts.aead,
         "codecs": codecs,
     }
     header |= parts.header

@@ -124,7 +124,7 @@ BROKEN: list[tuple[str, Callable[[Parts], None]]] = [
     ("E_FLAG_MISMATCH", with_header(signature__size=108, signature__offset=64)),
     ("E_FLAG_MISMATCH", lambda parts: (parts.kernels.clear(), with_header(flags=2, codecs=1 << 6)(parts))),
     ("E_FLAG_MISMATCH", lambda parts: (no_weights(parts), with_header(flags=3, codecs=1 << 4)(parts))),
-    ("E_FEATURE_ENCRYPTED", with_header(flags=1 | 4, aead_alg=1)),
+    ("E_ENCRYPTION_METADATA", with_header(flags=1 | 4, aead_alg=1)),
     ("E_FILE_SIZE", with_header(file_size=2**63)),
     # Section table.
     ("E_SECTION_MISSING", with_header(metadata__offset=0, metadata__size=0, crc__metadata=0)),
@@ -313,14 +313,6 @@ def test_a_major_version_is_named_whatever_else_is_wrong(load: Load, sample: byt
     assert "9.0" in caught.value.message
     assert "1.x" in caught.value.message
     assert "damaged" in caught.value.render()
-
-
-@pytest.mark.parametrize("feature", ["encrypted"])
-def test_features_of_later_versions_are_named(load: Load, parts: Parts, feature: str) -> None:
-    change = dict(BROKEN)[f"E_FEATURE_{feature.upper()}"]
-    change(parts)
-    with pytest.raises(VersionMismatchError, match=f"does not read {feature} files"):
-        load(join(parts))
 
 
 def test_every_truncation_of_the_header(load: Load, sample: bytes) -> None:
@@ -520,7 +512,6 @@ def test_every_code_is_tested_and_documented() -> None:
     written = set(re.findall(r'"(E_[A-Z0-9_]+)"', source))
     written |= {f"E_CRC_{name}" for name in ("METADATA", "GRAPH", "WEIGHTS", "KERNELS", "SIGNATURE")}
     written |= {f"E_DIGEST_{name}" for name in ("GRAPH", "WEIGHTS", "KERNELS")}
-    written |= {f"E_FEATURE_{name}" for name in ("ENCRYPTED",)}
     written |= {"E_DIGEST_ALG", "E_SIG_ALG", "E_AEAD_ALG"}
     testing = [*Path(__file__).parent.glob("test_*.py"), ROOT / "tests" / "e2e" / "test_variants.py"]
     tests = "".join(path.read_text() for path in testing)

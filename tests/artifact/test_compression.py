@@ -107,9 +107,6 @@ def test_ways_to_compress_are_checked() -> None:
     for odd in ("gzip", "", True, 9):
         with pytest.raises(UsageError, match="compression takes None or 'zstd'"):
             Storage.of({"compression": odd})
-    with pytest.raises(UsageError) as caught:
-        Storage.of({"encryption_key": "key"})
-    assert caught.value.code == "E_NOT_OFFERED"
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------

@@ -179,7 +179,7 @@ def test_the_reference_as_target(mlec: Run, iris: Iris, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ("--precision", "int8"), ("--precision", "fp16"), ("--encrypt-key-file", "key"),
+        ("--precision", "int8"), ("--precision", "fp16"),
     ],
 )  # fmt: skip
 def test_options_for_later_say_so(mlec: Run, iris: Iris, tmp_path: Path, options: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""mlec keygen, sign, trust; and what inspect, verify and run make of a signed file."""
+"""mlec keygen, sign, trust; and what inspect, verify and run make of signed and encrypted files."""
 
 from __future__ import annotations
 
@@ -136,3 +136,43 @@ def test_files_that_are_no_keys(other: Command, iris: Iris, key: Path, tmp_path:
     key.chmod(0o644)
     other("sign", iris.mle, "--key", key, "-o", tmp_path / "m.mle").error("E_KEY_MODE")
     assert not (tmp_path / "m.mle").exists()
+
+
+def test_encrypted_models(mlec: Run, iris: Iris, tmp_path: Path) -> None:
+    key, model = tmp_path / "secret.key", tmp_path / "m.mle"
+    done = mlec("keygen", tmp_path / "secret", "--encryption")
+    assert done.code == 0, done.err
+    assert key.read_text().strip() not in done.out
+    assert [path.name for path in tmp_path.iterdir()] == ["secret.key"]
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    words = ("compile", iris.pickle, "--trust-pickle", "--no-validate", "--encrypt-key-file", key, "-o", model)
+    assert mlec(*words).code == 0
+    assert "--key-file" in mlec("run", model, iris.csv).error("E_KEY_MISSING")
+    done = mlec("run", model, iris.csv, "--key-file", key)
+    assert (done.code, done.err) == (0, "")
+    assert mlec("run", model, iris.csv, env={"MLEC_KEY": key.read_text()}).out == done.out
+    for command in (
+        ("report", model),
+        ("opt", model, "--passes", "dce"),
+        ("bench", model, "--batch", "1", "--seconds", "0.01"),
+    ):
+        assert mlec(*command, "--key-file", key).code == 0
+    locked = mlec("inspect", model)
+    for part in ("AES-256-GCM", "need the key", "signature  none", "iris"):
+        assert part in locked.out, locked.out
+    assert mlec("inspect", model, "--json").document()["encrypted"] == "AES-256-GCM"
+    mlec("inspect", model, "--graph").error("E_KEY_MISSING")
+    opened = mlec("inspect", model, "--key-file", key)
+    assert "encrypted with AES-256-GCM" in opened.out
+    assert "built by this user" in opened.out
+    assert mlec("sign", model, "--key", _signing_key(mlec, tmp_path)).code == 0, "needs no key to decrypt"
+    assert "not in the keyring" in mlec("inspect", model).out
+    key.write_bytes(bytes(32))
+    mlec("verify", model, "--key-file", key).error("E_KEY_WRONG")
+    key.write_text("x")
+    mlec("verify", model, "--key-file", key).error("E_KEY_FILE")
+
+
+def _signing_key(mlec: Run, folder: Path) -> Path:
+    assert mlec("keygen", folder / "acme").code == 0
+    return folder / "acme.key"

@@ -1,4 +1,4 @@
-"""Compressed files: compiled, saved, loaded and run as any other."""
+"""Compressed, signed and encrypted files: compiled, saved, loaded and run as any other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import mlec
-from mlec.artifact import Artifact
+from mlec.artifact import Artifact, EncryptionKey, Keyring, Signer, TrustedKey, decide
+from mlec.errors import SecurityError
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +36,28 @@ def test_a_compressed_model_computes_the_same(
         again = loaded.save(tmp_path / "again.mle", compression="zstd")
     assert (tmp_path / "again.mle").read_bytes() == (tmp_path / "small.mle").read_bytes()
     assert again.code_id == small.code_id
+
+
+def test_an_encrypted_and_signed_model_computes_the_same(
+    forest: tuple[mlec.CompiledModel, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("MLEC_KEY", raising=False)
+    compiled, x = forest
+    key, signer = bytes(range(32)), Signer(bytes(32))
+    for cipher in ("AES-256-GCM", "ChaCha20-Poly1305"):
+        path = tmp_path / f"{cipher}.mle"
+        compiled.save(path, "zstd", signer, EncryptionKey(key, cipher))
+        with pytest.raises(SecurityError) as caught:
+            mlec.load(path)
+        assert caught.value.code == "E_KEY_MISSING"
+        with mlec.load(path, encryption_key=key) as loaded:
+            np.testing.assert_array_equal(loaded.predict_proba(x), compiled.predict_proba(x))
+            loaded.save(tmp_path / "plain.mle")
+        keyring = Keyring((TrustedKey(signer.public, "acme"),))
+        with Artifact.open(path, key=EncryptionKey(key), keyring=keyring) as artifact:
+            assert decide(artifact).reason.startswith("signed by acme")
+    with mlec.load(tmp_path / "plain.mle") as loaded:
+        assert "encryption" not in loaded.metadata
+        np.testing.assert_array_equal(loaded.predict(x), compiled.predict(x))
