@@ -67,7 +67,10 @@ def _number(work: int | str, extent: int) -> int:
 
 def kernel_table(timings: list[KernelTiming], peak: Peak, threads: int, least: float = 0.02) -> str:
     """One line for each kernel that takes at least the part ``least`` of its model's kernels."""
-    rates = ", ".join(f"{flops / 1e9:.0f} GFLOP/s in float{bits}" for bits, flops in peak.flops.items())
+    rates = ", ".join(
+        f"{flops / 1e9:.0f} GFLOP/s in float{bits} ({peak.loaded[bits] / 1e9:.0f} with operands from L1)"
+        for bits, flops in peak.flops.items()
+    )
     lines = [
         f"Kernels, threads: {threads}. Peak: {rates}; {peak.bandwidth / 1e9:.1f} GB/s. "
         "Work is counted as the graph states it; data in caches moves faster than the bandwidth of the memory.",

@@ -100,7 +100,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
     depthwise = compile_kernel(depthwise_nchwc(x.shape, (4, 3, 3, 16), geometry((1, 1), pads), "float32", HOST))
     results = []
     try:
-        for threads in (1, 2):
+        for threads in (1, 2, 3, 4):
             configure(1, threads)
             images = (
                 direct(x, kernel, out=shape),
@@ -110,8 +110,9 @@ def test_results_do_not_depend_on_the_number_of_threads():
             results.append((product(a, w, out=(300, 500)), *images))
     finally:
         configure(1, 0)
-    for one, two in zip(*results, strict=True):
-        np.testing.assert_array_equal(one, two)
+    for one, *others in zip(*results, strict=True):
+        for other in others:
+            np.testing.assert_array_equal(one, other)
 
 
 INERT = """
