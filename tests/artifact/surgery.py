@@ -179,7 +179,9 @@ def join(parts: Parts) -> bytes:
     graph = parts.graph_bytes if parts.graph_bytes is not None else dumps(parts.graph)
     kernels = parts.kernels_bytes if parts.kernels_bytes is not None else kernel_section(parts, root("graph", graph))
     stored = {"graph": graph, "weights": bytes(parts.weights), "kernels": kernels}
-    codecs = 16 * any(entry["codec"] == "zstd" for entry in parts.graph.get("tensors", ()))
+    index = parts.graph.get("tensors") if isinstance(parts.graph, dict) else None
+    entries = [entry for entry in index if isinstance(entry, dict)] if isinstance(index, list) else []
+    codecs = 16 * any(entry.get("codec") == "zstd" for entry in entries)
     for name, frame in parts.frames.items():
         stored[name] = zstd.compress(stored[name], level=9) if frame is None else frame
         codecs |= 4 if name == "graph" else 64

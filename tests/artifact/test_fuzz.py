@@ -12,12 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from backports import zstd
 
-from mlec.artifact import Artifact
+from mlec.artifact import Artifact, EncryptionKey, Keyring, Signer, Storage, TrustedKey
 from mlec.errors import ArtifactError
+from tests.artifact.conftest import made
 from tests.artifact.surgery import NAMES, Parts, dumps, join, seal, split
 
+SIGNER = Signer(bytes(range(32)))
+KEY = EncryptionKey(bytes(range(32)))
 NASTY: list[Any] = [
     *(None, True, False, 0.5, 1e308, float("nan"), float("inf")),
     *(-1, 0, 1, 63, 64, 2**31, 2**32, 2**48 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**400),
@@ -169,3 +174,40 @@ def test_sealed_mutants(sample: bytes, survives: Callable[[bytes], bool]) -> Non
     accepted = sum(survives(mutant_of(rng, split(sample))) for _ in range(4000))
     # Other names, texts and weights make other valid files; most mutants are none.
     assert 0 < accepted < 2000
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        Storage("zstd"),
+        Storage(signer=SIGNER),
+        Storage(key=KEY),
+        Storage("zstd", SIGNER, EncryptionKey(KEY.secret, "ChaCha20-Poly1305")),
+    ],
+    ids=["compressed", "signed", "encrypted", "all"],
+)
+def test_sealed_mutants_of_other_kinds(
+    storage: Storage, tmp_path: Path, survives: Callable[[bytes], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for files stored otherwise: encrypted and signed again by those who have the keys, so that the change gets in."""
+    monkeypatch.setenv("MLEC_KEY", KEY.text())
+    monkeypatch.setattr(Keyring, "load", lambda: Keyring((TrustedKey(SIGNER.public, "acme"),)))
+    master = storage.key.secret if storage.key else None
+    tensors = {"w": np.arange(600, dtype=np.int32), "mask": np.arange(300) % 7 == 0, "scalar": np.array(2.5)}
+    content = made(tmp_path, storage, tensors=tensors, graph="text " * 40)
+    assert survives(content)
+    rng = random.Random(3)
+    tried = accepted = 0
+    while tried < 400:
+        parts = split(content, master)
+        parts.private = storage.signer.private if storage.signer else None
+        if parts.frames and rng.random() < 0.4:
+            name = rng.choice(list(parts.frames))
+            parts.frames[name] = flip(rng, zstd.compress(b"a frame of some other bytes " * 9, level=9))
+        try:
+            mutant = mutant_of(rng, parts)
+        except (TypeError, KeyError, ValueError, zstd.ZstdError):
+            continue  # what the tests' own writer needs was broken: a salt, a frame
+        tried += 1
+        accepted += survives(mutant)
+    assert 0 < accepted < 200
