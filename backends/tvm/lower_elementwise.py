@@ -11,7 +11,7 @@ from mlec.backends.tvm.lowering import Lowering, Tensor, needed_extents
 from mlec.backends.tvm.region import Dims, Load, Number, Region, Source, is_elementwise
 from mlec.ir.dim import Dim, SymDim, evaluate, product, symbols_of
 from mlec.ir.graph import Node, Value
-from mlec.ir.op import attr_symbols
+from mlec.ir.op import Trait, attr_symbols
 from mlec.ir.types import Shape, TensorType
 
 
@@ -155,11 +155,17 @@ def _has_axis(shape: Shape, from_the_right: int) -> bool:
     return from_the_right <= len(shape) and shape[-from_the_right] != 1
 
 
+LIBRARY_CALL = 64
+"""Operations that take as long as a call into the C library, besides those that it does: 2 ns."""
+
+
 def work_per_element(nodes: Sequence[Node], result: TensorType) -> int:
     """Arithmetic operations for each element of the result, roughly."""
     flops: Dim = 0
     for n in nodes:
         flops = flops + n.cost.flops
+        if n.op.has(Trait.LIBRARY_CALL) and n.output.type.dtype.is_float:
+            flops = flops + LIBRARY_CALL * product(n.output.type.shape)
     names = result.symbols | (symbols_of(flops) if not isinstance(flops, int) else frozenset())
     binding = dict.fromkeys(names, 64)
     return max(1, evaluate(flops, binding) // max(1, evaluate(product(result.shape), binding)))
