@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from mlec.passes.split_products import SplitProducts
     from mlec.passes.stability import CheckNumerics
     from mlec.passes.trees import FoldIntoThresholds, MergeTrees, PruneTrees
+    from mlec.passes.vectorize import Vectorize
     from mlec.pipeline import Pass, PassContext, PassPipeline, PassResult, Remark, Tolerance, register_pass
     from mlec.report import OptimizationReport
     from mlec.runtime import BenchmarkResult, CompiledModel, Profile
@@ -87,6 +88,7 @@ _WHERE = {
     "mlec.passes.split_products": "SplitProducts",
     "mlec.passes.stability": "CheckNumerics",
     "mlec.passes.trees": "FoldIntoThresholds MergeTrees PruneTrees",
+    "mlec.passes.vectorize": "Vectorize",
     "mlec.pipeline": "Pass PassContext PassPipeline PassResult Remark Tolerance register_pass",
     "mlec.report": "OptimizationReport",
     "mlec.runtime": "BenchmarkResult CompiledModel Profile",
@@ -142,6 +144,7 @@ __all__ = [
     "UnsupportedOpError",
     "UntrustedPickleError",
     "UsageError",
+    "Vectorize",
     "VerifyError",
     "VersionMismatchError",
     "WriteError",

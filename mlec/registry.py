@@ -35,6 +35,7 @@ PASSES = {
     "cse": "mlec.passes.cse:EliminateCommonSubexpressions",
     "dce": "mlec.passes.dce:EliminateDeadCode",
     "stability": "mlec.passes.stability:CheckNumerics",
+    "vectorize": "mlec.passes.vectorize:Vectorize",
     "fold-into-thresholds": "mlec.passes.trees:FoldIntoThresholds",
     "prune-trees": "mlec.passes.trees:PruneTrees",
     "merge-trees": "mlec.passes.trees:MergeTrees",

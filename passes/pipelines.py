@@ -16,6 +16,7 @@ from mlec.passes.sink_transposes import SinkTransposes
 from mlec.passes.split_products import SplitProducts
 from mlec.passes.stability import CheckNumerics
 from mlec.passes.trees import FoldIntoThresholds, MergeTrees, PruneTrees
+from mlec.passes.vectorize import Vectorize
 from mlec.pipeline import Pass, PassPipeline
 
 
@@ -35,6 +36,7 @@ def pipeline_for_level(level: int) -> PassPipeline:
         )  # first: rows are as the source computes them only while nothing before the trees is approximated
         steps.append(PruneTrees())  # what comes to a split is known once it compares numbers of the input
         steps.append(MergeTrees())  # what pruning leaves equal
+        steps.append(Vectorize())  # equal parts are one by now, and what it stacks is transposed where it has to be
         steps.append(SinkTransposes())  # once weights are plain constants; what cancels is work that no later pass sees
         steps.append(Canonicalize())  # the views that it leaves
         steps.append(SplitProducts())  # what attention reads is slices by now, without transposes in between

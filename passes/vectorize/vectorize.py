@@ -1,0 +1,51 @@
+"""vectorize: what the source does in many small equal steps becomes one operation on arrays.
+
+A loop over rows, time steps, heads or experts leaves as many copies of its body in the graph. Where the results come together again
+(concatenated, or summed up), the copies are compared node by node, from the results up to the slices or weights in which they
+differ (`plan`), and one batched copy takes their place (`emit`, with a rule for each op in `batching`). What a recurrence cannot
+batch stays in steps, but work in it that does not depend on the steps before, such as the product with the input, is done once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mlec.ir import Graph, apply_rules
+from mlec.passes.vectorize.distances import DISTANCES
+from mlec.passes.vectorize.moves import resolve_moves
+from mlec.passes.vectorize.sweep import Sweep
+from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, approx
+
+MAX_SWEEPS = 16
+"""Each takes one more level of nested loops."""
+
+
+@dataclass(frozen=True)
+class Vectorize(Pass):
+    """Many small equal steps, as unrolled loops leave them, become operations on whole arrays.
+
+    Options:
+        lanes: the least number of steps that is worth it.
+    """
+
+    lanes: int = 4
+    name: ClassVar[str] = "vectorize"
+    before: ClassVar[str] = "layout"
+    preserves: ClassVar[Tolerance] = approx(1e-5, 1e-6)  # sums and products may be taken in another order
+
+    def run(self, graph: Graph, context: PassContext) -> PassResult:
+        remarks: list[Remark] = []
+        for _ in range(MAX_SWEEPS):
+            graph, done = resolve_moves(graph)
+            remarks += done
+            sweep = Sweep(graph)
+            sweep.take_joined(self.lanes)
+            if not sweep.trees:  # nothing comes together any more
+                sweep.take_equal(self.lanes)
+            if not sweep.trees:
+                break
+            graph, done = sweep.rewritten()
+            remarks += done
+        edits = PassResult.of_edits(*apply_rules(graph, DISTANCES))
+        return PassResult(edits.graph, (*remarks, *sweep.missed, *edits.remarks))
