@@ -69,6 +69,7 @@ def opt_command(
     """  # fmt: skip
     from mlec.errors import ToleranceError
     from mlec.instruments import DumpGraphs
+    from mlec.passes.stability.findings import warning_of
     from mlec.pipeline import PassContext, PassPipeline
 
     before, text = _read_graph(graph)
@@ -99,6 +100,9 @@ def opt_command(
             if remark.kind in shown:
                 place = f"  [{remark.loc}]" if str(remark.loc) else ""
                 click.echo(f"// {record.name}: {remark.kind}: {remark.message}{place}")
+        for finding in record.findings:
+            if warning := warning_of(finding):
+                click.echo(f"// {record.name}: {finding['severity']}: {warning}")
     if verification == "numeric":
         changed = sum(record.before is not record.after for record in records)
         click.echo(
@@ -117,6 +121,7 @@ def _record(record: PassRecord, kinds: tuple[str, ...]) -> dict[str, Any]:
         "before": graph_stats(record.before),
         "after": graph_stats(record.after),
         "remarks": [{"kind": r.kind, **remark_dict(r)} for r in record.remarks if r.kind in kinds],
+        "findings": list(record.findings),
     }
 
 

@@ -53,7 +53,8 @@ class CheckNumerics(Pass):
         remarks: tuple[Remark, ...] = ()
         if any(hazard.stable is not None for hazard in hazards):
             result, edits = apply_rules(graph, RULES)
-            remarks = PassResult.of_edits(result, edits).remarks
+            named = {hazard.rule for hazard in hazards}  # parts of a larger formula are gone with it
+            remarks = PassResult.of_edits(result, [edit for edit in edits if edit.rule in named]).remarks
         witnesses, searched = self._search(graph, result, hazards, ranges)
         for hazard in hazards:
             finding = _finding(hazard, graph, witnesses.get(hazard), searched, ranges, self.stabilize)

@@ -124,6 +124,8 @@ def _within(numbers: Array, dtype: np.dtype[Any]) -> Array:
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         return np.asarray(np.clip(numbers, float(limits.min), np.nextafter(float(limits.max), 0.0)), dtype)
+    if dtype.kind == "f":
+        numbers = np.clip(numbers, -np.finfo(dtype).max, np.finfo(dtype).max)
     return np.asarray(numbers, dtype)
 
 

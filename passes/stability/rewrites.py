@@ -344,6 +344,9 @@ class DifferenceOfSquares(StableRule):
     stable = "(a - b) * (a + b)"
     pattern = P("sub", P("mul", "a", "a"), P("mul", "b", "b"))
 
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        return None if m["a"].type.dtype.is_float else Miss()
+
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         return b("mul", b("sub", m["a"], m["b"]), b("add", m["a"], m["b"]))
 

@@ -325,3 +325,14 @@ def test_integers_wrap_around(op: str) -> None:
 
 def test_integers_that_have_room_are_no_finding() -> None:
     assert findings_of(graph_of(lambda b, x: b("mul", x, x), "i32"), x=(-40_000.0, 40_000.0)) == []
+
+
+def test_the_documentation_lists_every_finding() -> None:
+    from pathlib import Path
+
+    from mlec.passes.stability.rewrites import RULES
+
+    root = Path(__file__).parents[3]
+    text = (root / "docs" / "stability.md").read_text()
+    rules = {rule.finding for rule in RULES} | {rule for rule, _, _ in HAZARDS.values()}
+    assert [rule for rule in sorted(rules) if f"`{rule}`" not in text] == []

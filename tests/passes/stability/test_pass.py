@@ -153,3 +153,13 @@ def test_the_command_prints_a_warning_and_takes_ranges(tmp_path: Path, capsys: p
     assert "softmax-by-hand" not in output("--stabilize")
     assert "softmax-by-hand" not in output("--input-range", "x=-5,5")
     output("--input-range", "x=5", code=2)
+
+
+def test_opt_prints_what_is_severe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "by_hand.mlet"
+    source.write_text(SOFTMAX)
+    assert main(["opt", str(source), "--passes", "stability"]) == 0
+    assert "// stability: error: softmax-by-hand at model.py:13 (head)" in capsys.readouterr().out
+    assert main(["opt", str(source), "--passes", "stability", "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)["passes"]
+    assert [finding["rule"] for finding in entry["findings"]] == ["softmax-by-hand"]
