@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
 
 import mlec.ops  # noqa: F401  (fills the op table)
 from mlec import registry
-from mlec.artifact import EncryptionKey, SaveResult, Storage, TrustDigest
+from mlec.artifact import TrustDigest
 from mlec.backends.base import Backend, CompiledModule, CompileOptions, refuse_unsupported
 from mlec.capabilities import check_precision
 from mlec.errors import MlecError, UsageError
@@ -41,6 +41,9 @@ from mlec.timing import disturbance, interleaved, spread
 from mlec.tuning import Tuning
 from mlec.validation import compare, default_tolerance, taken_probes
 from mlec.validation import validate as validate_model
+
+if TYPE_CHECKING:
+    from mlec.artifact import SaveResult
 
 
 @dataclass(frozen=True)
@@ -208,9 +211,8 @@ def load(
         raise UsageError(
             f"load takes the path of a .mle file, got {type(path).__name__}", hint='mlec.load("model.mle")'
         )
-    key = None if encryption_key is None else EncryptionKey.of(encryption_key)
     wanted = TrustDigest(trust) if isinstance(trust, str) and trust.startswith("sha256:") else trust
-    return unpack(Path(path), num_threads=num_threads, trust=wanted, device=device, key=key)
+    return unpack(Path(path), num_threads=num_threads, trust=wanted, device=device, key=encryption_key)
 
 
 def lower(
@@ -275,6 +277,8 @@ def export_model(
     shapes: InputShapes | None = None if input_shape is None else [["n", *list(input_shape)[1:]]]
     keys: dict[str, Any] = {name: options.pop(name) for name in ("sign_key", "encryption_key") if name in options}
     saving: dict[str, Any] = {"compression": None if compression == "none" else compression, **keys}
+    from mlec.artifact import Storage
+
     try:
         Storage.of(saving)  # before the long work
         compiled = compile(model, example_inputs, input_shapes=shapes, precision=precision, **options)

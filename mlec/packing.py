@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -14,17 +14,13 @@ import numpy as np
 from mlec import registry
 from mlec.artifact import (
     Artifact,
-    EncryptionKey,
     KernelBlob,
     ModelMetadata,
-    SaveResult,
-    Storage,
     TrustDigest,
     decide,
     is_built_here,
     read_model,
     record_built,
-    write,
 )
 from mlec.backends.base import Backend, CompiledModule, CompileOptions, Interpreter
 from mlec.errors import CorruptedFileError, LoweringError, MlecError, RuntimeUnavailableError, TargetError, UsageError
@@ -36,6 +32,10 @@ from mlec.runtime import CompiledModel, Program, open_program
 from mlec.runtime.device import DEVICES
 from mlec.signature import Signature
 from mlec.target import Target
+from mlec.tuning import Tuning
+
+if TYPE_CHECKING:
+    from mlec.artifact import SaveResult
 
 RELOCATABLE_OBJECT = 6
 logger = logging.getLogger("mlec")
@@ -58,6 +58,8 @@ def pack(
         report, metadata: of the model.
         options: the arguments of ``save``.
     """
+    from mlec.artifact import Storage, write  # what runs a model writes none
+
     storage = Storage.of(options)
     tensors, programs = _stored(graph, modules)
     document = {
@@ -110,7 +112,7 @@ def _content(array: Array) -> tuple[str, tuple[int, ...], bytes]:
 
 
 def unpack(
-    path: Path, *, num_threads: int | None, trust: str | TrustDigest, device: str, key: EncryptionKey | None = None
+    path: Path, *, num_threads: int | None, trust: str | TrustDigest, device: str, key: Any = None
 ) -> CompiledModel:
     """Loads a file: its own kernels where they may run here, else the graph compiled on this machine."""
     artifact = Artifact.open(path, key=key)
@@ -147,7 +149,9 @@ def unpack(
         )
         logger.warning("%s: %s; the graph is compiled on this machine instead", path, reason)
         graph = _graph(artifact, signature)
-        module = backend.compile(graph, target, CompileOptions())
+        # Kernels that were tuned keep their schedules where this machine, or its like, is the one that measured them.
+        tuning = Tuning(trials=0) if model.report.get("tuning") else None
+        module = backend.compile(graph, target, CompileOptions(tuning=tuning))
         executable = executable_of(module, graph, num_threads)
         runs_on = module.program.device
     return CompiledModel(
@@ -273,6 +277,8 @@ def _user_metadata(given: Any) -> dict[str, Any]:
 
 def _save_again(path: Path, artifact: Artifact, options: Mapping[str, Any]) -> SaveResult:
     """Writes a loaded model to another file; metadata given now is added to what it has."""
+    from mlec.artifact import Storage, write
+
     user = {**read_model(artifact).user, **_user_metadata(options.get("metadata"))}
     metadata = {**artifact.metadata, "user": user}
     saved = write(

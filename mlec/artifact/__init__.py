@@ -4,16 +4,20 @@
 Nothing in this package executes anything that a file holds.
 """
 
-from mlec.artifact.encryption import EncryptionKey
+from typing import TYPE_CHECKING, Any
+
 from mlec.artifact.kernels import KINDS, KernelBlob
-from mlec.artifact.keyring import Keyring, TrustedKey
 from mlec.artifact.model import ModelMetadata, read_model
 from mlec.artifact.reader import Artifact
-from mlec.artifact.resign import sign
-from mlec.artifact.signing import Attributes, Signature, Signer
 from mlec.artifact.trust import TrustDecision, TrustDigest, decide, is_built_here, record_built
 from mlec.artifact.weights import DTYPES, TensorEntry, Tensors
-from mlec.artifact.writer import SaveResult, Storage, write
+
+if TYPE_CHECKING:
+    from mlec.artifact.encryption import EncryptionKey
+    from mlec.artifact.keyring import Keyring, TrustedKey
+    from mlec.artifact.resign import sign
+    from mlec.artifact.signing import Attributes, Signature, Signer
+    from mlec.artifact.writer import SaveResult, Storage, write
 
 __all__ = [
     "DTYPES",
@@ -40,3 +44,18 @@ __all__ = [
     "sign",
     "write",
 ]
+
+_LATER = {
+    "EncryptionKey": "encryption", "Keyring": "keyring", "TrustedKey": "keyring", "sign": "resign",
+    "Attributes": "signing", "Signature": "signing", "Signer": "signing",
+    "SaveResult": "writer", "Storage": "writer", "write": "writer",
+}  # fmt: skip
+"""What reading a plain file does not need is imported when it is asked for; by the module that has it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

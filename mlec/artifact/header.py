@@ -26,6 +26,7 @@ ALIGNMENT: Final = {"metadata": SIZE, "graph": 64, "weights": 4096, "kernels": 4
 """Alignment of the offset of each section in bytes."""
 
 DIGEST_SHA256_TREE: Final = 1
+SIG_ED25519: Final = 1
 CODECS: Final = {0: "raw", 1: "zstd"}
 """Ways to store a section, as the codecs byte numbers them."""
 

@@ -17,22 +17,24 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
 
-from mlec.artifact import compression, sections, signing, weights
+from mlec.artifact import compression, sections, weights
 from mlec.artifact import header as headers
 from mlec.artifact import kernels as kernel_table
 from mlec.artifact import metadata as documents
-from mlec.artifact.encryption import ENCRYPTED, VARIABLE, EncryptionKey, Lock, associated_data, plain_size
 from mlec.artifact.header import Header
 from mlec.artifact.kernels import KernelBlob
-from mlec.artifact.keyring import Keyring
 from mlec.artifact.sections import SectionHash
-from mlec.artifact.signing import Signature
 from mlec.errors import ArtifactError, CorruptedFileError, RuntimeUnavailableError, SecurityError, UsageError
+
+if TYPE_CHECKING:
+    from mlec.artifact.encryption import EncryptionKey
+    from mlec.artifact.keyring import Keyring
+    from mlec.artifact.signing import Signature
 
 _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -91,7 +93,7 @@ class Artifact:
         verify: Literal["fast", "full"] = "full",
         follow_symlinks: bool = True,
         keyring: Keyring | None = None,
-        key: EncryptionKey | None = None,
+        key: EncryptionKey | bytes | str | os.PathLike[str] | None = None,
     ) -> Artifact:
         """Open and check a file.
 
@@ -104,7 +106,7 @@ class Artifact:
                 tensor when it is first asked for.
             follow_symlinks: False refuses a path whose last part is a symbolic link.
             keyring: the keys to verify a signature with; by default those of this user and this machine.
-            key: of an encrypted file; by default that of the environment variable ``MLEC_KEY``.
+            key: of an encrypted file, or the file that holds it; by default that of the environment variable ``MLEC_KEY``.
 
         Raises:
             CorruptedFileError: the bytes break the format, with the code of the broken rule.
@@ -116,6 +118,10 @@ class Artifact:
         stored = StoredFile.read(
             path, copy_weights=copy_weights, verify=verify, follow_symlinks=follow_symlinks, keyring=keyring
         )
+        if key is not None:
+            from mlec.artifact.encryption import EncryptionKey
+
+            key = EncryptionKey.of(key)
         with _named(path):
             return _decode(stored, verify == "full", key)
 
@@ -262,9 +268,9 @@ def _read_stored(
     _check_crcs(header, hashes, stored["graph"], section)
     signature = None
     if stored["signature"]:
-        block = signing.parse_block(stored["signature"])
-        keys = Keyring.load() if keyring is None else keyring
-        signature = signing.check(block, keys, header, hashes["metadata"].root())
+        from mlec.artifact import signing  # few files are signed
+
+        signature = signing.check(stored["signature"], keyring, header, hashes["metadata"].root())
     metadata, owned = documents.parse_metadata(stored["metadata"], header)
     return StoredFile(
         path=os.path.realpath(path),
@@ -315,6 +321,8 @@ def _decode(file: StoredFile, full: bool, key: EncryptionKey | None) -> Artifact
 
 def _decrypted(file: StoredFile, key: EncryptionKey | None) -> tuple[dict[str, bytearray], _Bytes]:
     """Graph and kernels, and the weights, in private memory."""
+    from mlec.artifact.encryption import ENCRYPTED, VARIABLE, EncryptionKey, Lock, associated_data, plain_size
+
     stated, described = documents.parse_encryption(file.metadata, file.sections["metadata"], file.owned)
     key = key or EncryptionKey.here()
     if key is None:

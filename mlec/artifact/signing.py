@@ -17,13 +17,10 @@ from typing import Any, Final
 import msgspec
 
 from mlec.artifact import json_safe, limits
-from mlec.artifact.header import DIGEST_SHA256_TREE, Header
+from mlec.artifact.header import DIGEST_SHA256_TREE, SIG_ED25519, Header
 from mlec.artifact.keyring import Keyring, TrustedKey
 from mlec.artifact.small_files import read_small
 from mlec.errors import CorruptedFileError, RuntimeUnavailableError, SecurityError, UsageError
-
-ED25519: Final = 1
-"""Number of the algorithm in header and signature section."""
 
 _DOMAIN: Final = b"mle:artifact:v1\0"
 _MAGIC: Final = b"MLES"
@@ -112,6 +109,11 @@ class Signer:
     attributes: Attributes = field(default_factory=Attributes)
 
     @classmethod
+    def of(cls, given: Signer | str | os.PathLike[str]) -> Signer:
+        """A key as users give it: itself, or the path of a file with it."""
+        return given if isinstance(given, cls) else cls.read(given)  # type: ignore[arg-type]
+
+    @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Signer:
         """The key in a file: PEM, PKCS #8, without a password.
 
@@ -153,7 +155,7 @@ class Signer:
         key = key_id(self.public)
         message = _message(header, metadata_root, key, attributes)
         signature = ed25519.Ed25519PrivateKey.from_private_bytes(self.private).sign(message)
-        return _BLOCK.pack(_MAGIC, _BLOCK_VERSION, ED25519, key, signature, len(attributes)) + attributes
+        return _BLOCK.pack(_MAGIC, _BLOCK_VERSION, SIG_ED25519, key, signature, len(attributes)) + attributes
 
     def attribute_bytes(self) -> bytes:
         """The attributes as they are signed.
@@ -182,27 +184,29 @@ def parse_block(section: bytes | bytearray) -> Block:
     """
     if len(section) >= _BLOCK.size:
         magic, version, algorithm, key, signature, length = _BLOCK.unpack_from(section)
-        if (magic, version, algorithm) == (_MAGIC, _BLOCK_VERSION, ED25519) and (
+        if (magic, version, algorithm) == (_MAGIC, _BLOCK_VERSION, SIG_ED25519) and (
             length <= limits.ATTRIBUTE_BYTES and len(section) == _BLOCK.size + length
         ):
             return Block(key, signature, bytes(section[_BLOCK.size :]))
     raise CorruptedFileError("the signature section does not have the form of one", code="E_SIGNATURE_BLOCK")
 
 
-def check(block: Block, keyring: Keyring, header: Header, metadata_root: bytes) -> Signature:
+def check(section: bytes | bytearray, keyring: Keyring | None, header: Header, metadata_root: bytes) -> Signature:
     """Verify a file's signature with the key that the keyring has for it.
 
     Args:
-        block: the signature section.
-        keyring: of whoever reads the file.
+        section: the signature section.
+        keyring: of whoever reads the file; by default that of this user and this machine.
         header: of the file.
         metadata_root: 32-byte digest root of the metadata.
 
     Raises:
         SecurityError: ``E_SIGNATURE``: the signature is wrong.
-        CorruptedFileError: the attributes have another form; codes of JSON, or ``E_SIGNATURE_ATTRIBUTES``.
+        CorruptedFileError: ``E_SIGNATURE_BLOCK``; or the attributes have another form: codes of JSON, or ``E_SIGNATURE_ATTRIBUTES``.
         RuntimeUnavailableError: ``E_NO_CRYPTOGRAPHY``.
     """
+    block = parse_block(section)
+    keyring = Keyring.load() if keyring is None else keyring
     name = block.key_id.hex()
     key, revoked = keyring.find(name), name in keyring.revoked
     if key is None:
@@ -234,7 +238,7 @@ def _message(header: Header, metadata_root: bytes, key: bytes, attributes: bytes
     sections = dict(header.sections)
     sections["signature"] = replace(sections["signature"], crc=0)
     signed = replace(header, sections=sections).pack()[:-4] + bytes(4)
-    algorithms = struct.pack("<HH", ED25519, DIGEST_SHA256_TREE)
+    algorithms = struct.pack("<HH", SIG_ED25519, DIGEST_SHA256_TREE)
     return _DOMAIN + algorithms + key + signed + metadata_root + struct.pack("<I", len(attributes)) + attributes
 
 

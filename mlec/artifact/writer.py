@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -17,13 +17,15 @@ from mlec.artifact import metadata as documents
 from mlec.artifact import weights
 from mlec.artifact.atomic import replace_file
 from mlec.artifact.compression import encode
-from mlec.artifact.encryption import EncryptionKey, Lock, associated_data, sealed_size
-from mlec.artifact.header import REQUIRED_FLAGS, SECTIONS, SIZE, Header, Section, pack_codecs
+from mlec.artifact.header import REQUIRED_FLAGS, SECTIONS, SIG_ED25519, SIZE, Header, Section, pack_codecs
 from mlec.artifact.kernels import KernelBlob
 from mlec.artifact.limits import SECTION_BYTES
 from mlec.artifact.sections import SectionHash, code_id, hash_section, place
-from mlec.artifact.signing import ED25519, Signer
 from mlec.errors import UsageError
+
+if TYPE_CHECKING:
+    from mlec.artifact.encryption import EncryptionKey, Lock
+    from mlec.artifact.signing import Signer
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,16 @@ class Storage:
                 f"compression takes None or {', '.join(map(repr, COMPRESSIONS))}, got {compression!r}",
                 hint="compression='zstd'",
             )
-        sign_key, encryption_key = options.get("sign_key"), options.get("encryption_key")
-        return cls(
-            compression,
-            sign_key if sign_key is None or isinstance(sign_key, Signer) else Signer.read(sign_key),
-            None if encryption_key is None else EncryptionKey.of(encryption_key),
-        )
+        signer, key = options.get("sign_key"), options.get("encryption_key")
+        if signer is not None:
+            from mlec.artifact.signing import Signer
+
+            signer = Signer.of(signer)
+        if key is not None:
+            from mlec.artifact.encryption import EncryptionKey
+
+            key = EncryptionKey.of(key)
+        return cls(compression, signer, key)
 
 
 def write(
@@ -142,6 +148,8 @@ def write(
     )
     encryption = None
     if storage.key:
+        from mlec.artifact.encryption import Lock
+
         lock = Lock.new(storage.key)
         encryption = lock.metadata
         plain = _encrypted(plain, lock, blank, lambda digests: documents.dump_metadata(metadata, digests, encryption))
@@ -163,6 +171,8 @@ def _encrypted(
     plain: Mapping[str, Plain], lock: Lock, blank: Header, metadata: Callable[[documents.Digests | None], bytes]
 ) -> dict[str, Plain]:
     """The sections encrypted, bound to where they will lie and to the metadata without the digests."""
+    from mlec.artifact.encryption import associated_data, sealed_size
+
     sizes = {name: sealed_size(part.size) for name, part in plain.items()}
     sizes["metadata"] = len(metadata(_digests({name: bytes(32) for name, size in sizes.items() if size})))
     placed = place(sizes)
@@ -244,7 +254,7 @@ def finish(
             for name in SECTIONS
         },
         file_size=max(offset + size for offset, size in placed.values()),
-        sig_alg=ED25519 if signer else 0,
+        sig_alg=SIG_ED25519 if signer else 0,
     )
     header = replace(header, flags=header.flags & ~REQUIRED_FLAGS | header.expected_flags)
     if signer:
