@@ -56,6 +56,7 @@ class _Source:
     name: str
     examples: tuple[Any, ...] | None
 
+    @cached_property
     def oracle(self) -> Oracle | None:
         return None if self.frontend is None else self.frontend.oracle(self.model)
 
@@ -146,6 +147,8 @@ def compile(
         examples = source.examples
         advance("optimise", 1, 4)
         machine = this_machine()
+        if validate and not tune:  # tuning measures, and wants no company
+            _ = source.oracle  # the library of a file starts in a process of its own, and is ready when it is asked
         backend = registry.backend_of(wanted.kind)
         pipeline = _pipeline(passes, backend)
         if stabilize:
@@ -555,7 +558,7 @@ def _run_and_check(
     tolerance: Tolerance | None, check: bool, report: OptimizationReport,
 ) -> None:  # fmt: skip
     """Compares all variants with the source, and times the first."""
-    oracle = source.oracle() if check else None
+    oracle = source.oracle if check else None
     if oracle is not None and not oracle:
         assert source.frontend is not None
         report.warnings.append(f"not compared with its source: install {source.frontend.name} to compare")

@@ -1,8 +1,8 @@
 """The library of a model file as the oracle of that file, in a process of its own.
 
 Nobody vouches for a model file, and the libraries read it in C++ that believes what it says. So a child process with bounded time and
-memory loads it, and whatever becomes of that process is a clear error here. It imports the library while the parent compiles. What it
-answers are plain arrays:
+memory loads it, and whatever becomes of that process is a clear error here. It starts at once, and the parent need not wait before its
+first question. What it answers are plain arrays:
 
     parent --- length, pickle of the file's bytes ---> child   (first of all)
     parent --- length, pickle of (method, table) --> child     (ours: it may be a pickle)
@@ -67,7 +67,9 @@ class SourceProcess(Mapping[str, Callable[[Any], NDArray[Any]]]):
             [sys.executable, "-P", "-m", "mlec.frontends.source_process", frontend, kind], env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        self._opening: bytes | None = data
+        assert self._process.stdin is not None
+        self._opening = threading.Thread(target=_open, args=(self._process.stdin, data), daemon=True)
+        self._opening.start()
         self._asking, self._overdue = threading.Lock(), threading.Event()
         self._ended: str | None = None
         self.close = weakref.finalize(self, _end, self._process)
@@ -107,9 +109,7 @@ class SourceProcess(Mapping[str, Callable[[Any], NDArray[Any]]]):
         late = threading.Timer(SECONDS, _stop, (process, self._overdue))
         try:
             late.start()
-            if self._opening is not None:
-                _send(process.stdin, self._opening)
-                self._opening = None
+            self._opening.join()
             _send(process.stdin, (method, table))
             return _receive(process.stdout)
         except BaseException as error:  # also an interrupt: what is left in the pipe is no answer to the next question
@@ -159,6 +159,12 @@ def _send(pipe: IO[bytes], message: object) -> None:
     body = pickle.dumps(message)
     pipe.write(_REQUEST.pack(len(body)) + body)
     pipe.flush()
+
+
+def _open(pipe: IO[bytes], data: bytes) -> None:
+    """Sends the file; where the child is gone, the next question finds out."""
+    with contextlib.suppress(OSError, ValueError):
+        _send(pipe, data)
 
 
 def _receive(pipe: IO[bytes]) -> tuple[bool, bytes]:
