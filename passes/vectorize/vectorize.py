@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mlec.ir import Graph, apply_rules
-from mlec.passes.vectorize.distances import DISTANCES
 from mlec.passes.vectorize.moves import resolve_moves
+from mlec.passes.vectorize.pairs import PAIRS
 from mlec.passes.vectorize.sweep import Sweep
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, approx
 
@@ -47,5 +47,5 @@ class Vectorize(Pass):
                 break
             graph, done = sweep.rewritten()
             remarks += done
-        edits = PassResult.of_edits(*apply_rules(graph, DISTANCES))
+        edits = PassResult.of_edits(*apply_rules(graph, PAIRS))
         return PassResult(edits.graph, (*remarks, *sweep.missed, *edits.remarks))

@@ -25,12 +25,15 @@ class RecurrentSchedule:
     """How `recurrent` goes over sequences, steps and units.
 
     Attributes:
-        rows: sequences that a task advances together.
+        rows, gates: sequences, and gates of a block of units, whose sums are in registers together.
+        tiles: so many times these rows are a task, as far as there is one for each thread.
         steps: whose input products are computed at once.
         group: blocks of units at once, of a sequence by itself.
     """
 
     rows: int
+    gates: int
+    tiles: int
     steps: int
     group: int
 
@@ -40,18 +43,22 @@ class RecurrentSchedule:
     ) -> Iterator[RecurrentSchedule]:
         """For ``n`` sequences of ``steps``, which may be symbolic. Tiles that leave no register for the operands do not fit.
 
-        By default four sequences: their sums times four gates fill 16 registers.
+        By default four sequences: their sums times four gates take 16 registers; where there are no more, two gates at a time.
         """
         gates, blocks = GATES[kind], -(-hidden // recurrent_lanes(dtype, target))
+        room, fed = target.vector_registers - 4, fed_vectors(gates)
+        default = RecurrentSchedule(4, gates if 4 * gates <= room else fed, 4, min(8, room // fed), 2)
 
         def fits(s: RecurrentSchedule) -> bool:
-            sums = (s.rows * gates, s.steps * fed_vectors(gates), s.group * gates)
-            return all(count < target.vector_registers - gates for count in sums)
+            tiles = ((s.rows, s.gates), (s.steps, fed), (1, s.group * gates))
+            return all(rows * vectors < target.vector_registers - vectors for rows, vectors in tiles)
 
         return variations(
-            RecurrentSchedule(4, 8, 2),
+            default,
             fits,
             rows=[r for r in (2, 3, 6, 1, 8, 12) if not isinstance(n, int) or r <= n],
+            gates=[g for g in (gates, fed, 1) if gates % g == 0],
+            tiles=(1, 2, 8),
             steps=[s for s in (4, 12, 6, 2, 16) if not isinstance(steps, int) or s <= steps],
             group=[g for g in (1, 3, 4, 8) if g <= blocks],
         )
@@ -99,12 +106,13 @@ def recurrent(
     Parameters of the program: x ``[n, steps, features]``, h0 ``[n, hidden]`` (lstm: c0 too), w_ih and w_hh packed by
     `pack_recurrent`, the biases packed (gru: b_ih and b_hh; else one), y ``[n, steps, hidden]``, h_n (lstm: c_n too).
 
-    A task is up to four sequences. It first multiplies eight steps of input by w_ih (a tile of eight rows, so those
-    weights are read once for eight steps), then advances step by step: for each block of units a tile ``rows x
-    gates`` runs over the previous state, then the gate functions and the update of the state over rows and blocks.
-    Fewer sequences run one by one, two blocks at once for enough independent sums. Threads share out sequences; a
-    step reads ``gates * hidden²`` weights from L2 once for all rows of the task. These numbers are those of the first
-    candidate, which is taken without a schedule.
+    A task is up to 16 sequences. It first multiplies eight steps of input by w_ih (a tile of eight rows, so those
+    weights are read once for eight steps), then advances step by step: for each block of units tiles of ``rows x
+    gates`` run over the previous state, then the gate functions and the update of the state over rows and blocks.
+    Fewer sequences than a tile has run one by one, two blocks at once for enough independent sums. Threads share out
+    sequences; a step reads ``gates * hidden²`` weights from L2 once for all rows of the task: those of a block of units, 32 KB for
+    four gates and 128 units, are in L1 for all tiles but the first. These numbers are those of the first candidate, which is
+    taken without a schedule.
     """
     schedule = schedule or next(RecurrentSchedule.candidates(kind, n, steps, hidden, dtype, target))
     gates, lanes = GATES[kind], recurrent_lanes(dtype, target)
@@ -124,7 +132,9 @@ def recurrent(
             kind, activation, (n, steps, features, hidden), reverse, dtype, lanes, x, w_ih, w_hh, bias, y, schedule
         )
         work = schedule.rows * gates * hidden * (features + hidden) * (steps if isinstance(steps, int) else 16)
-        parallel_if_large(ceildiv(n, schedule.rows), work, lambda index: layer.task(index, initial, final))
+        tiles = ceildiv(n, schedule.rows)
+        tasks = tirx.max(ceildiv(tiles, schedule.tiles), tirx.min(tiles, target.cores))
+        parallel_if_large(tasks, work, lambda index: layer.task(index, tasks, initial, final))
     return kernel.func
 
 
@@ -132,8 +142,9 @@ def recurrent(
 class _Layer:
     """The parts of the program, see `recurrent`; ``extents`` are n, steps, features, hidden.
 
-    Buffers of a task go from part to part: of each state two halves ``[2, rows, blocks * lanes]``, of which a step reads one and writes
-    the other; the input products ``fed`` ``[rows, steps, blocks, wide]``; those of the state, ``back`` ``[rows, blocks, wide]``.
+    Buffers of a task, for all its rows, go from part to part: of each state two halves ``[2, rows, blocks * lanes]``, of which a step
+    reads one and writes the other; the input products ``fed`` ``[rows, steps, blocks, wide]``; those of the state, ``back``
+    ``[rows, blocks, wide]``.
     """
 
     kind: str
@@ -158,16 +169,17 @@ class _Layer:
         """Vectors of units."""
         return -(-self.extents[3] // self.lanes)
 
-    def task(self, index: Expr, initial: Sequence[Buffer], final: Sequence[Buffer]) -> None:
-        """Some sequences from the first step to the last."""
+    def task(self, index: Expr, tasks: Expr, initial: Sequence[Buffer], final: Sequence[Buffer]) -> None:
+        """Some sequences from the first step to the last: its part of all tiles of rows."""
         n, steps, _, hidden = self.extents
         blocks, wide = self.blocks, self.gates * self.lanes
-        most, at_once = self.schedule.rows, self.schedule.steps
-        first = share(index * most)
+        height, at_once = self.schedule.rows, self.schedule.steps
+        most, tiles = height * self.schedule.tiles, ceildiv(n, height)
+        first, end = share(tiles * index // tasks * height), tiles * (index + 1) // tasks * height
         state = [T.alloc_buffer((2, most, blocks * self.lanes), self.dtype) for _ in initial]
         fed = T.alloc_buffer((most, at_once, blocks, wide), self.dtype)
         back = T.alloc_buffer((most, blocks, wide), self.dtype)
-        rows = share(tirx.min(most, n - first))
+        rows = share(tirx.min(end, n) - first)
         for buffer, source in zip(state, initial, strict=True):
             with T.grid(rows, hidden) as (i, j):
                 T.buffer_store(buffer, source[first + i, j], [0, i, j])
@@ -228,33 +240,47 @@ class _Layer:
             )
 
     def recur(self, rows: Expr, h: Buffer, old: Expr, back: Buffer) -> None:
-        """Products of the previous state with w_hh: all rows of a full task at once, else one by one."""
-        most, group = self.schedule.rows, min(self.schedule.group, self.blocks)
-        with T.If(rows == most):
-            with T.Then(), T.serial(self.blocks) as block:
-                self.units(h, old, back, 0, most, block, 1)
-            with T.Else(), T.serial(rows) as i:
-                with T.serial(self.blocks // group) as part:
-                    self.units(h, old, back, i, 1, part * group, group)
-                if rest := self.blocks % group:
-                    self.units(h, old, back, i, 1, self.blocks - rest, rest)
+        """Products of the previous state with w_hh: rows in tiles, those left one by one."""
+        height, at_once, gates = self.schedule.rows, self.schedule.gates, self.gates
+        group = min(self.schedule.group, self.blocks)
 
-    def units(self, h: Buffer, old: Expr, back: Buffer, first: Expr, count: int, block: Expr, group: int) -> None:
-        """The same for ``count`` rows and ``group`` blocks of units."""
-        lanes, gates = self.lanes, self.gates
-        sums = RegisterTile(count, group * gates, lanes, self.dtype)
+        def every_gate(count: int) -> list[tuple[int, int]]:
+            return [(b, g) for b in range(count) for g in range(gates)]
+
+        with T.grid(self.blocks, gates // at_once, rows // height) as (block, part, tile):
+            picked = [(0, part * at_once + g) for g in range(at_once)]
+            self.units(h, old, back, tile * height, height, block, picked)
+        with T.serial(rows % height) as left:
+            row = share(rows // height * height + left)
+            with T.serial(self.blocks // group) as several:
+                self.units(h, old, back, row, 1, several * group, every_gate(group))
+            if rest := self.blocks % group:
+                self.units(h, old, back, row, 1, self.blocks - rest, every_gate(rest))
+
+    def units(
+        self,
+        h: Buffer,
+        old: Expr,
+        back: Buffer,
+        first: Expr,
+        count: int,
+        block: Expr,
+        picked: Sequence[tuple[int, Expr]],
+    ) -> None:
+        """The same for ``count`` rows and the ``picked`` blocks, counted from ``block``, and gates."""
+        lanes = self.lanes
+        sums = RegisterTile(count, len(picked), lanes, self.dtype)
         with T.serial(self.extents[3]) as k:
             sums.multiply_add(
                 [h[old, first + i, k] for i in range(count)],
-                [load(self.w_hh, [block + b, k, g * lanes], lanes) for b in range(group) for g in range(gates)],
+                [load(self.w_hh, [block + b, k, gate * lanes], lanes) for b, gate in picked],
             )
         for i in range(count):
-            for b in range(group):
-                for g in range(gates):
-                    value = sums.value(i, b * gates + g)
-                    if self.kind == "gru":
-                        value = value + load(self.bias[1], [block + b, 0, g * lanes], lanes)
-                    store(back, value, [first + i, block + b, g * lanes])
+            for v, (b, gate) in enumerate(picked):
+                value = sums.value(i, v)
+                if self.kind == "gru":
+                    value = value + load(self.bias[1], [block + b, 0, gate * lanes], lanes)
+                store(back, value, [first + i, block + b, gate * lanes])
 
 
 def advance(

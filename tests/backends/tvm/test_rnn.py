@@ -6,10 +6,11 @@ import torch
 
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.rnn import GATES, pack_recurrent, recurrent, recurrent_lanes
+from mlec.backends.tvm.target import TargetInfo
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("cpu", "reverse"), [("host", False), ("host", True), ("x86-64-v3", False)])
 @pytest.mark.parametrize(("kind", "dtype", "features", "hidden", "activation"), [
     ("lstm", "float32", 3, 20, "tanh"),
     ("lstm", "float64", 8, 16, "tanh"),
@@ -18,15 +19,16 @@ from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
     ("rnn", "float32", 7, 33, "tanh"),
     ("rnn", "float32", 4, 16, "relu"),
 ])  # fmt: skip
-def test_against_torch(kind, dtype, features, hidden, activation, reverse):
+def test_against_torch(kind, dtype, features, hidden, activation, cpu, reverse):
+    target = HOST if cpu == "host" else TargetInfo.for_cpu(cpu)
     n, t = tirx.Var("n", "int64"), tirx.Var("t", "int64")
-    run = compile_kernel(recurrent(kind, n, t, features, hidden, reverse, dtype, HOST, activation))
+    run = compile_kernel(recurrent(kind, n, t, features, hidden, reverse, dtype, target, activation), target)
     torch.manual_seed(0)
     options = {"nonlinearity": activation} if kind == "rnn" else {}
     layer = getattr(torch.nn, kind.upper())(features, hidden, batch_first=True, **options).to(getattr(torch, dtype))
     w_ih, w_hh, b_ih, b_hh = (p.detach().numpy() for p in layer.parameters())
     biases = [b_ih, b_hh] if kind == "gru" else [b_ih + b_hh]
-    lanes, gates = recurrent_lanes(dtype, HOST), GATES[kind]
+    lanes, gates = recurrent_lanes(dtype, target), GATES[kind]
     packed = [pack_recurrent(w, gates, lanes) for w in (w_ih, w_hh, *biases)]
     rng = np.random.default_rng(0)
     for batch, steps in ((0, 3), (1, 1), (1, 21), (2, 8), (5, 10), (9, 0), (33, 3)):

@@ -1,10 +1,13 @@
-"""Distances of all pairs of rows, written out as differences, become the op that computes them."""
+"""What is computed for pairs of rows: distances become the op that computes them, products of most pairs one matrix product."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from mlec.ir import Graph, GraphBuilder, Match, Miss, Node, P, Rule, Value
+import numpy as np
+
+from mlec.ir import Const, Graph, GraphBuilder, Match, Miss, Node, P, Rule, Value
+from mlec.ir.dim import static_dims
 
 
 class _Pairs(Rule):
@@ -56,7 +59,37 @@ class EuclideanDistances(Rule):
         return b("pairwise_distance", m["x"], m["y"], metric="euclidean")
 
 
-DISTANCES: tuple[Rule, ...] = (SquaredDistances(), ManhattanDistances(), ChebyshevDistances(), EuclideanDistances())
+class PairProducts(Rule):
+    """sum(gather(x, i) * gather(y, j), last axis) -> gather(matmul(x, transpose(y)), pairs i, j), where these are most pairs"""
+
+    pattern = P("sum", P("mul", P("gather", "x", Const(bind="i"), bind="left"), P("gather", "y", Const(bind="j"), bind="right")))
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        x, y, product = m["x"].type, m["y"].type, m.nodes["left"].output.type
+        last = product.rank - 1
+        alike = x.shape[:-2] == y.shape[:-2] and m.nodes["right"].output.type == product and product.dtype.is_float
+        along = all(m.nodes[n].attrs["axis"] % product.rank == last - 1 for n in ("left", "right"))
+        axes = [axis % product.rank for axis in m.node.attrs["axes"]]
+        if not alike or not along or axes != [last] or m.node.attrs["keepdims"] or m.constants["i"].ndim != 1:
+            return Miss()
+        rows, columns = x.shape[-2], y.shape[-2]
+        if not (isinstance(rows, int) and isinstance(columns, int)):
+            return Miss()
+        return None if rows * columns <= 4 * m.constants["i"].size else Miss("most pairs of rows are not asked for")
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        x, y = m["x"], m["y"]
+        rank = x.type.rank
+        rows, columns = static_dims((x.type.shape[-2], y.type.shape[-2]))
+        turned = b("transpose", y, perm=(*range(rank - 2), rank - 1, rank - 2))
+        flat = b("reshape", b("matmul", x, turned), shape=(*x.type.shape[:-2], rows * columns))
+        pairs = np.clip(m.constants["i"], 0, rows - 1) * columns + np.clip(m.constants["j"], 0, columns - 1)
+        return b("gather", flat, b.constant(pairs, "pairs"), axis=rank - 2)
+
+
+PAIRS: tuple[Rule, ...] = (
+    SquaredDistances(), ManhattanDistances(), ChebyshevDistances(), EuclideanDistances(), PairProducts(),
+)  # fmt: skip
 
 
 def _rows(m: Match, graph: Graph) -> tuple[Value, Value] | None:
