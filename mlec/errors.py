@@ -121,9 +121,14 @@ class VerifyError(IRError):
 
 
 class TypeRuleError(IRError):
-    """Operands or attributes that an op's type rule refuses."""
+    """Operands or attributes that an op's type rule refuses.
+
+    Attributes:
+        dims: the two extents (`mlec.ir.dim.Dim`) that would have to be equal, where that is what is wrong.
+    """
 
     code = "E_TYPE"
+    dims: tuple[Any, Any] | None = None
     hint: str | None = "`mlec ops` lists the ops, their operands and their attributes"
 
 

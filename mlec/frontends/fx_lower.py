@@ -222,7 +222,9 @@ class _Lowering:
             name = _op_name(node)
             message = error.message if name in error.message else f"{name}: {error.message}"
             code = error.code if isinstance(error, UnsupportedOpError) else None
-            self.problems.append(UnsupportedOpError(message, code=code, hint=error.hint, loc=location))
+            self.problems.append(
+                UnsupportedOpError(message, code=code, hint=error.hint, loc=location, notes=error.notes)
+            )
             return FAILED
 
     def _item(self, node: torch.fx.Node, location: Location, results: Any, index: Any) -> Any:

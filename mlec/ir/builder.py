@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from mlec.errors import TypeRuleError, VerifyError
+from mlec.ir.dim_trace import origins
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Graph, Node, Value
 from mlec.ir.op import Array, AttrValue, ConstantRef, OpDef, lookup
@@ -107,6 +108,7 @@ class GraphBuilder:
         except TypeRuleError as error:
             if error.loc is None and self._location:
                 error.loc = self._location
+            error.notes += origins(error, values, {v: node for node in self._nodes for v in node.outputs})
             raise
         return self._add(definition, values, complete, types, hints)
 

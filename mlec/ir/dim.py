@@ -10,6 +10,7 @@ integer >= 0, which is what makes ``n + 1 == 0`` provably false.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -126,6 +127,9 @@ class SymDim:
 
 Dim = int | SymDim
 
+Ranges = Mapping[str, tuple[int, int | None]]
+"""Of symbols, the smallest and the largest value (None: unbounded)."""
+
 
 def _terms(dim: Dim) -> list[tuple[Monomial, int]]:
     return [((), dim)] if isinstance(dim, int) else list(dim.terms)
@@ -199,8 +203,8 @@ def symbols_of(dim: Dim) -> frozenset[str]:
     return frozenset(names)
 
 
-def proves_equal(a: Dim, b: Dim) -> Proof:
-    """Whether two dims are equal for all (YES), for no (NO) or maybe for some (UNKNOWN) values of the symbols."""
+def proves_equal(a: Dim, b: Dim, ranges: Ranges | None = None) -> Proof:
+    """Whether two dims are equal for all (YES), for no (NO) or maybe for some (UNKNOWN) values of the symbols, or those in ranges."""
     difference = a - b
     if isinstance(difference, int):
         return Proof.YES if difference == 0 else Proof.NO
@@ -209,7 +213,40 @@ def proves_equal(a: Dim, b: Dim) -> Proof:
         # All atoms are >= 0 (a Quotient of a sum with a negative term may not be), so a positive sum cannot vanish.
         if terms.get((), 0) > 0 and all(c > 0 and _non_negative(m) for m, c in terms.items()):
             return Proof.NO
-    return Proof.UNKNOWN
+    least, most = bounds(difference, ranges or {})
+    return Proof.NO if (least or 0) > 0 or (0 if most is None else most) < 0 else Proof.UNKNOWN
+
+
+def bounds(dim: Dim, ranges: Ranges) -> tuple[int | None, int | None]:
+    """Numbers that a dim is never below, and never above; None where there is none.
+
+    Args:
+        ranges: of symbols; the others are at least 0.
+    """
+    if isinstance(dim, int):
+        return dim, dim
+    total: tuple[float, float] = (0, 0)
+    for monomial, coefficient in dim.terms:
+        factor: tuple[float, float] = (1, 1)
+        for atom in monomial:
+            low: float | None
+            high: float | None
+            if isinstance(atom, Symbol):
+                low, high = ranges.get(atom.name, (0, None))
+            else:
+                ends = bounds(atom.numerator, ranges)
+                low, high = (None if end is None else end // atom.divisor for end in ends)
+            factor = _times(factor, (-math.inf if low is None else low, math.inf if high is None else high))
+        scaled = _times(factor, (coefficient, coefficient))
+        total = total[0] + scaled[0], total[1] + scaled[1]
+    least, most = (None if math.isinf(end) else int(end) for end in total)
+    return least, most
+
+
+def _times(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    """The interval of the products of two intervals' numbers."""
+    products = [x * y if x and y else 0 for x in a for y in b]
+    return min(products), max(products)
 
 
 def _non_negative(monomial: Monomial) -> bool:

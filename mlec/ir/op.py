@@ -254,7 +254,9 @@ class OpDef:
                     raise TypeRuleError(f"the result would be {result}, of a negative extent", code="E_SHAPE")
         except TypeRuleError as error:
             shown = ", ".join(map(str, operands))
-            raise TypeRuleError(f"{self.name}({shown}): {error.message}", code=error.code, hint=error.hint) from None
+            located = TypeRuleError(f"{self.name}({shown}): {error.message}", code=error.code, hint=error.hint)
+            located.dims = error.dims
+            raise located from None
         return results
 
     def evaluate(self, operands: Sequence[Array], attrs: Attrs, binding: Mapping[str, int]) -> tuple[Array, ...]:

@@ -19,8 +19,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from mlec.errors import IRError, ParseError
+from mlec.errors import IRError, ParseError, TypeRuleError
 from mlec.ir.dim import Dim, parse_dim
+from mlec.ir.dim_trace import origins
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Graph, Node, Value
 from mlec.ir.op import Array, AttrKind, AttrValue, ConstantRef, OpDef, lookup
@@ -71,6 +72,7 @@ class _Parser:
         self.token = ""
         self.start = 0
         self.nodes_seen = 0
+        self.producer: dict[Value, Node] = {}
         self.advance()
 
     # -- tokens --------------------------------------------------------------------------------------------------
@@ -220,7 +222,9 @@ class _Parser:
         complete = self.checked(op, inputs, attrs, types, start)
         outputs = tuple(Value(t, n) for t, n in zip(types, names, strict=True))
         scope.update(zip(names, outputs, strict=True))
-        return Node(op, tuple(inputs), outputs, complete, location)
+        node = Node(op, tuple(inputs), outputs, complete, location)
+        self.producer.update(dict.fromkeys(outputs, node))
+        return node
 
     def checked(
         self, op: OpDef, inputs: list[Value], attrs: dict[str, AttrValue], types: list[TensorType], start: int
@@ -240,7 +244,10 @@ class _Parser:
         except ParseError:
             raise
         except IRError as error:
-            raise self.error(error.message, code=error.code) from None
+            located = self.error(error.message, code=error.code)
+            if isinstance(error, TypeRuleError):
+                located.notes += origins(error, inputs, self.producer)
+            raise located from None
         self.start = here
         return complete
 

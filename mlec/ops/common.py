@@ -61,8 +61,15 @@ def float_dtype(t: TensorType) -> DType:
 
 def same_dim(a: Dim, b: Dim, what: str) -> Dim:
     """The common extent; an error unless the two are provably equal."""
-    require(proves_equal(a, b) is Proof.YES, f"{what}: {a} is not {b}", "E_SHAPE")
+    if proves_equal(a, b) is not Proof.YES:
+        raise _different(f"{what}: {a} is not {b}", a, b)
     return a
+
+
+def _different(message: str, a: Dim, b: Dim) -> TypeRuleError:
+    error = TypeRuleError(message, code="E_SHAPE")
+    error.dims = (a, b)
+    return error
 
 
 def normal_axis(axis: int, rank: int) -> int:
@@ -88,9 +95,8 @@ def broadcast_shapes(*shapes: Shape) -> Shape:
                 continue
             if extent != 1 and proves_equal(extent, shape[axis]) is not Proof.YES:
                 shown = " and ".join(f"[{', '.join(map(str, s))}]" for s in shapes)
-                raise TypeRuleError(
-                    f"shapes {shown} do not broadcast: {extent} against {shape[axis]} on axis {axis}", code="E_SHAPE"
-                )
+                message = f"shapes {shown} do not broadcast: {extent} against {shape[axis]} on axis {axis}"
+                raise _different(message, extent, shape[axis])
             extent = shape[axis]
         result.append(extent)
     return tuple(result)
