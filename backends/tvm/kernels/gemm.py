@@ -86,16 +86,14 @@ class GemmSchedule:
         rows = tile_rows(target, vectors)
         groups = -(-columns.vectors // vectors)
         row, panel = max(1, k * item), max(1, k * vectors * columns.lanes * item)
-        depth, most, tasks = k, 64, 2 * target.cores
-        if (
-            groups * panel > target.l2_bytes // 2
-        ):  # weights that come anew for each chunk of rows: more rows, fewer chunks
-            most, tasks = 132, 4 * target.cores
+        depth, most, room, tasks = k, 64, target.l2_bytes // 4, 2 * target.cores
+        if groups * panel > target.l2_bytes // 2:  # weights come anew for each chunk: more rows, fewer chunks
+            most, room, tasks = 132, target.l2_bytes // 2, 4 * target.cores
         if panel > target.l2_bytes // 4:
             parts = -(-panel * 16 // target.l2_bytes)
             depth = -(-k // (parts * UNROLL)) * UNROLL
             row, panel = depth * item, depth * vectors * columns.lanes * item
-        row_tiles = max(4, min(most, target.l2_bytes // 4 // row) // rows)
+        row_tiles = max(4, min(most, room // row) // rows)
         column_tiles = max(1, min(target.l2_bytes // 2 // panel, -(-groups // tasks)))
         default = GemmSchedule(rows, vectors, columns.width(8), row_tiles, column_tiles, depth)
         one, several = isinstance(m, int) and m == 1, isinstance(m, int) and m > 1
