@@ -4,7 +4,8 @@ The search itself belongs to the backend. Here is what it shares with the rest: 
 kernel for the report, and the memory, a directory ``$XDG_STATE_HOME/mlec/tuned`` with one small file for each kernel. Its name
 is a digest of all that the measurement depends on; the processor and the versions of mlec and of its compiler are part of it. A file is
 written when its kernel has been measured, and appears whole, so that work which is interrupted loses one kernel. One that cannot be
-read, or says anything else than is expected, counts as none and is written anew.
+read, or says anything else than is expected, counts as none and is written anew. Of each kernel the last finding is kept under a name
+that leaves out extents and threads as well: where a file that was tuned is compiled again, these are not known.
 """
 
 from __future__ import annotations
@@ -128,7 +129,8 @@ class Tuning:
     """What to try.
 
     Attributes:
-        trials: schedules of each distinct kernel to measure beside the default, at least 1.
+        trials: schedules of each distinct kernel to measure beside the default. With 0 nothing is measured: what was found last of a
+            kernel counts, at whichever extents and by however many threads.
         extents: of the symbolic dims to measure at, one mapping for each measurement.
         num_threads: of one call.
         memory: of earlier measurements.

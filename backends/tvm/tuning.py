@@ -135,25 +135,27 @@ class Tuner:
 
     def choose(self, subject: Subject[S]) -> S:
         """The schedule to use: the default, unless another one is known to be faster here."""
-        extents = "; ".join(str(sorted(binding.items())) for binding in self._tuning.extents)
-        threads = f"{self._tuning.num_threads} threads"
-        made_by = f"{this_installation()}, tvm {tvm.__version__}"
-        key = "\n".join((made_by, repr(self._target), threads, extents, subject.key))
-        if key not in self._chosen:
-            self._chosen[key] = self._find(key, subject)
-        chosen: S = self._chosen[key]
+        if subject.key not in self._chosen:
+            self._chosen[subject.key] = self._find(subject)
+        chosen: S = self._chosen[subject.key]
         return chosen
 
-    def _find(self, key: str, subject: Subject[S]) -> S:
+    def _find(self, subject: Subject[S]) -> S:
         default, *others = islice(subject.schedules, 1 + SPACE)
         if not others:
             return default
         named = {repr(schedule): schedule for schedule in (default, *others)}
-        trials = min(self._tuning.trials, len(others))
-        finding = self._tuning.memory.recall(key)
+        trials, memory = min(self._tuning.trials, len(others)), self._tuning.memory
+        extents = "; ".join(str(sorted(binding.items())) for binding in self._tuning.extents)
+        threads = f"{self._tuning.num_threads} threads"
+        last = "\n".join((f"{this_installation()}, tvm {tvm.__version__}", repr(self._target), subject.key))
+        key = "\n".join((last, threads, extents)) if trials else last
+        finding = memory.recall(key)
         remembered = finding is not None and (
             finding.default == repr(default) and finding.chosen in named and finding.trials >= trials
         )
+        if not trials and not remembered:
+            return default
         if finding is None or not remembered:
             rivals = sample(others, trials, Random(f"{self._tuning.seed}\n{key}"))
             stage, races = f"tune {subject.symbol}", trials + 1
@@ -162,7 +164,9 @@ class Tuner:
             chosen, times = race(default, rivals, bench)
             timings = [Timing(dict(at), *pair) for at, pair in zip(bench.extents, times, strict=True)]
             finding = Finding(repr(default), repr(chosen), trials, timings)
-            self._tuning.memory.keep(key, finding)
+            memory.keep(key, finding)
+        if trials:
+            memory.keep(last, finding)
         self.tuned.append(TunedKernel(subject.symbol, subject.op, subject.location, finding, remembered))
         return named[finding.chosen]
 

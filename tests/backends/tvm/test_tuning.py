@@ -1,12 +1,14 @@
 """The search for schedules: what it may choose from, what it chooses, and what it remembers."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,9 @@ from sklearn.preprocessing import StandardScaler
 
 import mlec
 from mlec import processor
+from mlec.backends.base import CompiledModule
 from mlec.backends.tvm import tuning
+from mlec.backends.tvm.backend import TVMBackend
 from mlec.backends.tvm.kernels.schedule import alternating, around, variations
 from mlec.backends.tvm.lowering import Lowering
 from mlec.backends.tvm.target import TargetInfo
@@ -282,7 +286,7 @@ def test_a_finding_is_remembered(state: Path) -> None:
     assert (found.symbol, found.op, found.location, found.remembered) == ("k_1", "op", "here", False)
     assert (found.finding.default, found.finding.chosen, found.finding.trials) == ("'d'", "'a'", 4)
     assert [(t.extents, t.default, t.chosen) for t in found.finding.timings] == [({"n": 0}, 10.0, 9.0)]
-    assert len(list(state.iterdir())) == 1
+    assert len(list(state.iterdir())) == 2, "at these extents, and the last of all"
 
     bench = Stopwatch(FAST_H)
     second = tuner(bench)
@@ -326,13 +330,33 @@ def test_a_kernel_with_one_schedule_is_not_measured(state: Path) -> None:
     assert not state.exists()
 
 
-def test_the_same_schedules_are_tried_each_time() -> None:
-    benches = [Stopwatch(FAST_A) for _ in range(3)]
-    for bench, seed in zip(benches, (0, 0, 5), strict=True):
-        tuner(bench, memory=Memory(None), seed=seed, trials=5).choose(subject())
-    same, again, other = (bench.races[0] for bench in benches)
-    assert same == again != other
-    assert len(same) == 6
+def test_the_same_seed_and_the_same_times_give_the_same_choice() -> None:
+    names = [f"s{i}" for i in range(500)]
+    bench_of = {
+        seed: Stopwatch({name: [10 + Random(name).random()] for name in names}) for seed in ("5", "5 again", "6")
+    }
+    chosen = {}
+    for seed, bench in bench_of.items():
+        search = tuner(bench, memory=Memory(None), seed=int(seed[0]), trials=40)
+        kernel = Subject("kernel", iter(names), lambda schedule, name: pytest.fail("not made"), "k_1", "op", "here")
+        chosen[seed] = search.choose(kernel)
+        tried = bench.races[0]
+        assert len(tried) == 41
+        assert chosen[seed] == min(tried, key=lambda name: Random(name).random())
+    assert chosen["5"] == chosen["5 again"]
+    assert bench_of["5"].races == bench_of["5 again"].races
+    assert bench_of["5"].races[0] != bench_of["6"].races[0]
+
+
+def test_without_trials_the_last_finding_counts_and_nothing_is_measured() -> None:
+    bench = Stopwatch(FAST_A)
+    assert tuner(bench, trials=0).choose(subject()) == "d"
+    tuner(Stopwatch(FAST_A), num_threads=2, extents=({"n": 7},)).choose(subject())
+    assert tuner(bench, trials=0).choose(subject()) == "a"
+    tuner(Stopwatch(FAST_H), trials=7).choose(subject())
+    assert tuner(bench, trials=0).choose(subject()) == "h"
+    assert tuner(bench, trials=0).choose(subject(schedules="dabc")) == "d", "a schedule that is gone"
+    assert bench.races == []
 
 
 @pytest.mark.parametrize(
@@ -351,8 +375,8 @@ def test_the_same_schedules_are_tried_each_time() -> None:
 )
 def test_a_damaged_file_is_written_anew(state: Path, content: bytes) -> None:
     tuner(Stopwatch(FAST_H)).choose(subject())
-    (file,) = state.iterdir()
-    file.write_bytes(content)
+    for file in state.iterdir():
+        file.write_bytes(content)
     found = tuner(Stopwatch(FAST_A))
     assert found.choose(subject()) == "a"
     assert not found.tuned[0].remembered
@@ -376,7 +400,7 @@ def test_an_interruption_keeps_what_was_found(state: Path) -> None:
     tuner(Stopwatch(FAST_A)).choose(subject("first"))
     with pytest.raises(KeyboardInterrupt):
         tuner(Interrupted(FAST_A)).choose(subject("second"))
-    assert len(list(state.iterdir())) == 1
+    assert len(list(state.iterdir())) == 2
     again = tuner(Stopwatch(FAST_H))
     again.choose(subject("first"))
     assert again.tuned[0].remembered
@@ -426,6 +450,39 @@ def test_a_model_with_chosen_schedules(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert mlec.compile(network, (x,)).report.tuning == []
 
 
+def test_a_file_that_is_compiled_again_keeps_its_schedules(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: Path
+) -> None:
+    modules: list[CompiledModule] = []
+
+    def compile_and_note(backend: TVMBackend, *args: Any) -> CompiledModule:
+        modules.append(original(backend, *args))
+        return modules[-1]
+
+    original = TVMBackend.compile
+    monkeypatch.setattr(tuning, "KernelBench", LastWins)
+    network, x = torch.nn.Sequential(torch.nn.Linear(40, 40), torch.nn.LayerNorm(40)).eval(), torch.randn(2, 40)
+    for name, trials in (("tuned", 5), ("plain", 0)):
+        mlec.compile(network, (x,), tune=trials).save(tmp_path / name)
+    shutil.rmtree(state.parent / "built")  # as if another user had made the files
+    monkeypatch.setattr(tuning, "KernelBench", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr(TVMBackend, "compile", compile_and_note)
+
+    again = mlec.load(tmp_path / "tuned", num_threads=1)
+    np.testing.assert_allclose(again.run([x.numpy()])[0], network(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    found = {kernel.op: kernel.finding.chosen for kernel in modules[0].tuned}
+    assert found == {entry["op"]: entry["chosen"] for entry in again.report.tuning}
+    assert all(kernel.remembered and kernel.finding.chosen != kernel.finding.default for kernel in modules[0].tuned)
+    assert len(found) == 2
+
+    mlec.load(tmp_path / "plain")
+    assert modules[1].tuned == (), "a file that was not tuned is compiled as it was"
+    for file in state.iterdir():
+        file.unlink()
+    mlec.load(tmp_path / "tuned")
+    assert modules[2].tuned == (), "nothing is known: the default"
+
+
 def test_a_kernel_of_a_program_with_more_weights_is_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether all weights of the program are in L2 at the next call decides how a product of one row is shared out."""
     monkeypatch.setattr(tuning, "KernelBench", LastWins)
@@ -470,7 +527,7 @@ def test_a_kernel_has_the_same_key_in_every_process(state: Path) -> None:
     )
     for _ in range(2):
         subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONHASHSEED": "random"})
-        assert len(list(state.iterdir())) == 1
+        assert len(list(state.iterdir())) == 2
 
 
 @pytest.mark.parametrize(
