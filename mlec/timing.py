@@ -21,7 +21,7 @@ def interleaved(
     least: int = 3,
     most: int = 10_000,
     enough: int = 20,
-    patience: float = 4.0,
+    patience: float = 2.0,
 ) -> dict[str, list[float]]:
     """Runs the actions in turn, so that whatever disturbs the machine disturbs all of them.
 

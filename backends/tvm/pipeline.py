@@ -17,7 +17,7 @@ from mlec.runtime.threads import effective_cpu_count
 
 NAME = "mlec.cpu"
 
-MOST_PARTS = 4
+MOST_PARTS = 8
 KERNELS_OF_A_PART = 3
 """From so many on, a part is worth a module of LLVM's."""
 

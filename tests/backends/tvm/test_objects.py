@@ -11,7 +11,7 @@ from mlec.backends.tvm.pipeline import MOST_PARTS, objects_for_cpu
 from tests.backends.tvm.kernel_helpers import HOST
 
 
-@pytest.mark.parametrize(("count", "parts"), [(0, 0), (1, 1), (3, 1), (4, 2), (13, MOST_PARTS)])
+@pytest.mark.parametrize(("count", "parts"), [(0, 0), (1, 1), (3, 1), (4, 2), (13, 5), (40, MOST_PARTS)])
 def test_kernels_are_shared_out_by_their_number(count: int, parts: int) -> None:
     def functions() -> dict[str, object]:
         return {
