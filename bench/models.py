@@ -121,6 +121,51 @@ def polynomial_ridge() -> Case:
     return Case("scaler + polynomial + ridge", "sklearn", "sklearn", model, rows_of(x), method="predict")
 
 
+@case("sklearn")
+def imputer_ridge() -> Case:
+    from sklearn.datasets import load_diabetes
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    x, y = load_diabetes(return_X_y=True)
+    x[np.random.default_rng(0).random(x.shape) < 0.05] = np.nan
+    model = make_pipeline(SimpleImputer(), StandardScaler(), Ridge()).fit(x, y)
+    return Case("imputer + scaler + ridge", "sklearn", "sklearn", model, rows_of(x), method="predict")
+
+
+@case("sklearn")
+def pca_logistic() -> Case:
+    from sklearn.datasets import load_digits
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    x, y = load_digits(return_X_y=True)
+    model = make_pipeline(StandardScaler(), PCA(20), LogisticRegression()).fit(x, y)
+    name = "scaler + PCA + logistic, digits"
+    return Case(name, "sklearn", "sklearn", model, rows_of(x), method="predict_proba")
+
+
+@case("sklearn")
+def features_logistic() -> Case:
+    """Components and chosen columns side by side."""
+    from sklearn.datasets import load_breast_cancer
+    from sklearn.decomposition import PCA
+    from sklearn.feature_selection import SelectKBest
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline, make_union
+    from sklearn.preprocessing import StandardScaler
+
+    x, y = load_breast_cancer(return_X_y=True)
+    features = make_union(PCA(5), SelectKBest(k=5))
+    model = make_pipeline(StandardScaler(), features, LogisticRegression()).fit(x, y)
+    name = "scaler + union of PCA and chosen columns + logistic"
+    return Case(name, "sklearn", "sklearn", model, rows_of(x), method="predict_proba")
+
+
 # -- trees ---------------------------------------------------------------------------------------------------------------
 
 TREE_BATCHES = (1, 64, 1024, 4096)
