@@ -364,7 +364,9 @@ def _stability(data: ReportData) -> Html | None:
         return None
     rows: list[list[Child]] = [
         [
-            element("span", found.severity, class_="chip good" if found.applied else _CHIPS[found.severity]),
+            element("span", "rewritten", class_="chip good")
+            if found.applied
+            else element("span", found.severity, class_=_CHIPS[found.severity]),
             join([element("b", found.rule), element("div", found.location, class_="muted")]),
             found.message,
             join([found.input, element("div", found.shows, class_="muted")]),

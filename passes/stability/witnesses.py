@@ -83,6 +83,7 @@ class Search:
         kinds = {v.type.dtype for n in graph.compute_nodes for v in n.outputs} | {v.type.dtype for v in graph.inputs}
         self.eps = max((kind.eps for kind in kinds if kind.is_float), default=0.0)
         self._formulas: dict[Hazard, tuple[Graph, WideGraph]] = {}
+        self._reached = _outputs_of_nodes(graph)
 
     def find(self, hazards: Sequence[Hazard], tried: Iterable[Probe]) -> dict[Hazard, Witness]:
         """A witness of each hazard that has one: the first that is not slight, or else the first."""
@@ -105,38 +106,65 @@ class Search:
         }  # fmt: skip
         results = [values[v] for v in self.graph.outputs]
         right = self.right.run(probe.arrays)
-        effect = self.compared(results, right)
-        if effect is None:
+        if self.compared(results, right) is None:
             return found
         shown = [h for h in hazards if self._shows(h, values, probe)]
-        if not shown:
-            return found
-        error = math.inf if effect.kind == "undefined" else relative_error(results, right)
-        after = math.inf
-        if self.stable is not self.graph:
-            after = relative_error(run_graph(self.stable, probe.arrays), right)
-        mended = effect.kind != "undefined" and math.isfinite(after) and after * 16 <= error
-        few = error <= math.sqrt(self.eps)
-        if effect.kind == "inaccurate" and not mended and (few or not self._is_blamed(effect, right, probe)):
-            return found
+        mended = run_graph(self.stable, probe.arrays) if shown and self.stable is not self.graph else None
         for hazard in shown:
-            if mended == (
-                hazard.stable is not None
-            ):  # else it is what the rewrite of another one mends, or nothing to do with it
-                slight = effect.kind == "inaccurate" and self._is_slight(effect, error, mended, probe)
-                found[hazard] = Witness(probe, effect, error, after if mended else None, slight)
+            witness = self._witness(hazard, values, right, mended, probe)
+            if witness is not None:
+                found[hazard] = witness
         return found
 
-    def _is_slight(self, effect: Effect, error: float, mended: bool, probe: Probe) -> bool:
-        if mended:
-            return error <= math.sqrt(self.eps)
+    def _witness(
+        self,
+        hazard: Hazard,
+        values: Mapping[Value, Array],
+        right: Sequence[Array],
+        mended: Sequence[Array] | None,
+        probe: Probe,
+    ) -> Witness | None:
+        """What becomes of the outputs if this hazard alone goes wrong, and all else is exact."""
+        stated = {value: values[value] for value in hazard.node.outputs}
+        wrong = self.wide.trace(probe.arrays, stated)
+        effects = []
+        for i, value in enumerate(self.graph.outputs):
+            if i in self._reached[hazard.node]:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    effects.append(self._effect(i, wrong[value].astype(value.type.dtype.numpy), right[i]))
+        effect = _worst(effects)
+        if effect is None:
+            return None
+        at = effect.output
+        result = values[self.graph.outputs[at]]
+        together = self._effect(at, result, right[at])
+        if together is None:
+            return None
+        if together.kind == effect.kind:
+            effect = together  # as it comes out when the graph is run
+        error, after = relative_error(result, right[at]), math.inf
+        if effect.kind == "undefined":
+            error = math.inf
+        elif mended is not None:
+            after = relative_error(mended[at], right[at])
+        is_mended = math.isfinite(after) and after * 16 <= error
+        if is_mended != (
+            hazard.stable is not None
+        ):  # it is what the rewrite of another one mends, or nothing to do with it
+            return None
+        few = error <= math.sqrt(self.eps)
+        if effect.kind == "inaccurate" and not is_mended and (few or not self._is_blamed(effect, right, probe)):
+            return None
+        slight = effect.kind == "inaccurate" and (few if is_mended else self._is_slight(effect, probe))
+        return Witness(probe, effect, error, after if is_mended else None, slight)
+
+    def _is_slight(self, effect: Effect, probe: Probe) -> bool:
         size = max((float(np.max(np.abs(a), initial=1.0)) for a in probe.arrays if a.dtype.kind in "fV"), default=1.0)
         return effect.difference <= MOVED * self.eps * size
 
     def compared(self, results: Sequence[Array], right: Sequence[Array]) -> Effect | None:
         """The worst that is wrong with the outputs, or None."""
-        effects = [e for i, (a, b) in enumerate(zip(results, right, strict=True)) if (e := self._effect(i, a, b))]
-        return max(effects, key=lambda e: (_ORDER.index(e.kind), e.difference), default=None)
+        return _worst([self._effect(i, a, b) for i, (a, b) in enumerate(zip(results, right, strict=True))])
 
     def _effect(self, output: int, got: Array, right: Array) -> Effect | None:
         if got.dtype.kind not in "fV":
@@ -222,21 +250,19 @@ class Search:
         return np.asarray(wide + wide * np.asarray(MOVED * self.eps * direction, wide.dtype))
 
 
-def relative_error(results: Sequence[Array], right: Sequence[Array]) -> float:
-    """The largest over the outputs, each relative to its largest right magnitude; infinite where a number is lost."""
-    worst = 0.0
-    for a, b in zip(results, right, strict=True):
-        if a.dtype.kind not in "fV" or not a.size:
-            continue
-        with np.errstate(invalid="ignore", over="ignore"):
-            finite = np.isfinite(b)
-            if not np.array_equal(np.isfinite(a), finite):
-                return math.inf
-            difference = np.max(np.abs(a.astype(b.dtype) - b), initial=0, where=finite)
-            scale = np.max(np.abs(b), initial=0, where=finite)
-        if difference:
-            worst = max(worst, float(difference / scale) if scale else math.inf)
-    return worst
+def relative_error(result: Array, right: Array) -> float:
+    """The largest, relative to the largest right magnitude; infinite where a number is lost, 0 of what are no floats."""
+    if result.dtype.kind not in "fV" or not result.size:
+        return 0.0
+    with np.errstate(invalid="ignore", over="ignore"):
+        finite = np.isfinite(right)
+        if not np.array_equal(np.isfinite(result), finite):
+            return math.inf
+        difference = np.max(np.abs(result.astype(right.dtype) - right), initial=0, where=finite)
+        scale = np.max(np.abs(right), initial=0, where=finite)
+    if not difference:
+        return 0.0
+    return float(difference / scale) if scale else math.inf
 
 
 def _wrapped(node: Node, values: Mapping[Value, Array]) -> Effect | None:
@@ -244,6 +270,10 @@ def _wrapped(node: Node, values: Mapping[Value, Array]) -> Effect | None:
     exact = exact_integers(node, [values[v] for v in node.inputs])
     wrong = np.flatnonzero(got.astype(np.longdouble) != exact)
     return _effect_at("wraps", 0, got, exact, int(wrong[0])) if wrong.size else None
+
+
+def _worst(effects: Iterable[Effect | None]) -> Effect | None:
+    return max(filter(None, effects), key=lambda e: (_ORDER.index(e.kind), e.difference), default=None)
 
 
 def _effect_at(kind: Kind, output: int, got: Array, right: Array, place: int) -> Effect:
@@ -265,6 +295,19 @@ def _cut_out(graph: Graph, leaves: Sequence[Value], root: Node) -> Graph:
     for node in reversed(wanted):
         b.keep(node)
     return b.finish(root.outputs)
+
+
+def _outputs_of_nodes(graph: Graph) -> dict[Node, frozenset[int]]:
+    """The positions of the outputs that each node has a part in."""
+    of_values: dict[Value, frozenset[int]] = {}
+    for i, value in enumerate(graph.outputs):
+        of_values[value] = of_values.get(value, frozenset()) | {i}
+    found = {}
+    for node in reversed(graph.nodes):
+        found[node] = frozenset().union(*(of_values.get(v, frozenset()) for v in node.outputs))
+        for value in node.inputs:
+            of_values[value] = of_values.get(value, frozenset()) | found[node]
+    return found
 
 
 def _is_finite(array: Array) -> bool:

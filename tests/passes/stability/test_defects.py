@@ -263,6 +263,21 @@ def test_what_is_masked_is_no_finding() -> None:
     assert findings_of(graph_of(guarded)) == []
 
 
+def test_each_finding_is_shown_by_what_it_does_itself() -> None:
+    """Defects of several outputs, and a harmless overflow beside a harmful one of the same output."""
+    b = GraphBuilder("several")
+    x, y = b.input("x", tensor("f32", ("n", 4))), b.input("y", tensor("f32", ("n", 4)))
+    by_hand = b("div", b("exp", x), total(b, b("exp", x)))
+    first = b("add", by_hand, by_hand_sigmoid(b, y))
+    second = b("sub", mean(b, b("mul", x, x)), b("mul", mean(b, x), mean(b, x)))
+    graph = CLEAN_UP.run(b.finish([first, second, b("exp", y)]))[0]
+    names = [spec.name for spec in graph.signature.outputs]
+    found = {f["rule"]: (f["severity"], f["shows"].split()[0]) for f in findings_of(graph)}
+    assert found == {
+        "softmax-by-hand": ("error", names[0]), "variance-of-squares": ("warning", names[1]), "exp-overflow": ("note", names[2]),
+    }  # fmt: skip
+
+
 def test_overflow_that_was_stated_to_occur_is_a_warning() -> None:
     (finding,) = findings_of(graph_of(lambda b, x: b("exp", x)), x=(0.0, 200.0))
     assert finding["severity"] == "warning"
