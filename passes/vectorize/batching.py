@@ -74,22 +74,22 @@ def _along(batch: Batch, node: Node, operands: Sequence[Lanes]) -> Sequence[Lane
 
 
 def _rows(batch: Batch, node: Node, operands: Sequence[Lanes]) -> Sequence[Lanes]:
-    """Operands that differ have their rows in axis 0: those of all lanes, one after the other, are the rows of one call."""
+    """Operands that differ have their rows in axis 0: those of all lanes are the rows of one call.
+
+    A lane axis behind the rows stays there: each row is followed by that of the next lane.
+    """
+    axis = min(_first_axis(operands), 1)
     rows = _row_operands(node)
-    values = [batch.folded(o, 0) if i < rows else o.value for i, o in enumerate(operands)]
-    return [batch.split(v, 0) for v in batch.multi(node.name, *values, **node.attrs)]
+    values = [_as_rows(batch, batch.at(o, axis)) if i < rows else o.value for i, o in enumerate(operands)]
+    results = batch.multi(node.name, *values, **node.attrs)
+    count = batch.count
+    ends = [(count, v.type.shape[0] // count) if axis == 0 else (v.type.shape[0] // count, count) for v in results]
+    return [Lanes(batch.reshape(v, (*e, *v.type.shape[1:])), axis) for v, e in zip(results, ends, strict=True)]
 
 
-def _conv(batch: Batch, node: Node, operands: Sequence[Lanes]) -> Sequence[Lanes]:
-    """Filters of one's own on the same input: more filters of one convolution. On inputs of one's own: as many groups of channels."""
-    x, w = operands
-    if w.axis is None:
-        return _rows(batch, node, operands)
-    transposed = node.name == "conv_transpose"  # whose weights have the channels of the input first
-    if x.axis is None and node.attrs["groups"] == 1:
-        return [batch.split(batch(node.name, x.value, batch.folded(w, int(transposed)), **node.attrs), 1)]
-    attrs = {**node.attrs, "groups": node.attrs["groups"] * batch.count}
-    return [batch.split(batch(node.name, batch.folded(x, 1), batch.folded(w, 0), **attrs), 1)]
+def _as_rows(batch: Batch, value: Value) -> Value:
+    shape = value.type.shape
+    return batch.reshape(value, (shape[0] * shape[1], *shape[2:]))
 
 
 def _row_operands(node: Node) -> int:
@@ -184,8 +184,6 @@ BATCHING: dict[str, Batching] = {
     **dict.fromkeys(("sum", "mean", "prod", "max", "min", "logsumexp", "any", "all", "argmax", "argmin"), ALONG),
     **dict.fromkeys(("softmax", "log_softmax", "cumsum", "sort", "topk"), ALONG),
     **dict.fromkeys(("flip", "concat", "slice", "take_along_axis"), ALONG),
-    **dict.fromkeys(("conv", "conv_transpose"), Batching(_conv)),
-    **dict.fromkeys(("max_pool", "avg_pool", "resize"), Batching(_rows, varying=1)),
     **dict.fromkeys(("batch_norm", "group_norm", "pairwise_distance", "nearest", "tree_ensemble"), Batching(_rows, varying=1)),
     **dict.fromkeys(("rnn", "gru"), Batching(_rows, varying=2)),
     "lstm": Batching(_rows, varying=3),
@@ -203,6 +201,10 @@ BATCHING: dict[str, Batching] = {
 UNBATCHED = {
     "constant": "constants that differ are stacked by themselves",
     "iota": "has no operands that could differ",
+    **dict.fromkeys(
+        ("conv", "conv_transpose", "max_pool", "avg_pool", "resize"),
+        "images keep the layout that is chosen for them only where nothing reshapes them in between",
+    ),
     "matmul_packed": "made by a later pass",
     "conv2d_nchwc": "made by a later pass",
     "depthwise2d_nchwc": "made by a later pass",
@@ -216,8 +218,10 @@ def batching(op: OpDef) -> Batching | None:
     return BATCHING.get(op.name) or (ELEMENTWISE if op.has(Trait.ELEMENTWISE) else None)
 
 
+def unbatched(op: OpDef) -> str:
+    """Why many of an op without a rule stay apart."""
+    return UNBATCHED.get(op.name, f"there is no rule for many of {op.name} at once")
+
+
 def index_array(indices: Sequence[Sequence[int]] | Sequence[int]) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     return np.asarray(indices, DType.I64.numpy)
-
-
-__all__ = ["BATCHING", "UNBATCHED", "Batching", "Value", "batching"]

@@ -62,7 +62,9 @@ class EuclideanDistances(Rule):
 class PairProducts(Rule):
     """sum(gather(x, i) * gather(y, j), last axis) -> gather(matmul(x, transpose(y)), pairs i, j), where these are most pairs"""
 
-    pattern = P("sum", P("mul", P("gather", "x", Const(bind="i"), bind="left"), P("gather", "y", Const(bind="j"), bind="right")))
+    pattern = P(
+        "sum", P("mul", P("gather", "x", Const(bind="i"), bind="left"), P("gather", "y", Const(bind="j"), bind="right"))
+    )
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         x, y, product = m["x"].type, m["y"].type, m.nodes["left"].output.type

@@ -26,15 +26,17 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mlec.ir import Graph, Node, Trait, Value
+from mlec.ir import Dim, Graph, Node, Trait, Value
 from mlec.ir.dim import evaluate, symbols_of
 from mlec.ir.op import Array
-from mlec.passes.vectorize.batching import batching
+from mlec.passes.vectorize.batching import batching, unbatched
 from mlec.pipeline import NOMINAL_EXTENT
 
 Values = tuple[Value, ...]
 MOST_REPEATED_BYTES = 1 << 20
 """Of constants that several lanes share although not all do: stacked, they are in memory more than once."""
+MOST_BYTES = 1 << 22
+"""Read and written by one op for all lanes: beyond what caches hold, steps that are done one by one find their operands there."""
 LARGE_STEP = 1 << 24
 """Arithmetic of one step from which on nothing is gained by joining values that are not side by side already."""
 
@@ -235,7 +237,7 @@ class Search:
             return Joined(values)
         rule = batching(first.op)
         if rule is None:
-            return Joined(values, f"there is no rule for many of {first.name} at once")
+            return Joined(values, unbatched(first.op))
         varying = [i for i, column in enumerate(operands) if any(v is not column[0] for v in column)]
         if reason := rule.refuses(first, varying):
             return Joined(values, reason)
@@ -251,6 +253,8 @@ class Search:
         root = tree.packs.get(tree.lanes) or self.packs[tree.lanes]
         if isinstance(root, (Joined, Shared, Stacked)):
             return root.reason if isinstance(root, Joined) else ""
+        if any(_bytes(step) * len(step.nodes) > MOST_BYTES for step in tree.steps if _reads_twice(step)):
+            return "they are large by themselves"
         joined = [pack for pack in tree.packs.values() if isinstance(pack, Joined)]
         if not joined:
             computes = any(not _is_free(step.nodes[0]) for step in tree.steps)
@@ -326,6 +330,22 @@ def _by_index(pack: Pack) -> bool:
     )
 
 
+def _reads_twice(step: Step) -> bool:
+    """Whether an op could find what it reads in a cache, but not in registers: it is in no loop with what makes it."""
+    op = step.nodes[0].op
+    if op.has(Trait.CONTRACTION):
+        return sum(any(v is not column[0] for v in column) for column in step.operands) > 1
+    return op.has(Trait.NORMALISATION | Trait.REDUCTION)
+
+
+def _bytes(step: Step) -> int:
+    """Read and written in one lane."""
+    return _nominal(step.nodes[0].cost.bytes)
+
+
 def _flops(node: Node) -> int:
-    flops = node.cost.flops
-    return flops if isinstance(flops, int) else evaluate(flops, dict.fromkeys(symbols_of(flops), NOMINAL_EXTENT))
+    return _nominal(node.cost.flops)
+
+
+def _nominal(dim: Dim) -> int:
+    return dim if isinstance(dim, int) else evaluate(dim, dict.fromkeys(symbols_of(dim), NOMINAL_EXTENT))
