@@ -221,8 +221,8 @@ def _audit(
         _NotFoldedError: one of them is on the wrong side, or the function moves too little to say how many must be tried.
     """
     for reach in AUDIT:
-        near = at[_moves(functions, splits.column[at], key[at], reach, dtype) < FAR]
-        far = np.setdiff1d(at, near)
+        moved = _moves(functions, splits.column[at], key[at], reach, dtype)
+        near, far = at[moved < FAR], at[moved >= FAR]
         offsets = np.arange(1 - reach, reach + 1)
         for start in range(0, len(far), max(1, AUDIT_BLOCK // len(offsets))):
             block = np.repeat(far[start : start + max(1, AUDIT_BLOCK // len(offsets))], len(offsets))
@@ -239,9 +239,9 @@ def _audit(
 
 def _moves(functions: ColumnFunctions, columns: Ints, key: Ints, reach: int, dtype: np.dtype[np.floating]) -> Array:
     """``[K]``: the units in the last place by which the functions on the way that are not exactly rounded move, at least, until so many
-    floats away; infinity where there is none. Where one becomes NaN or infinite, it has moved.
+    floats away; NaN where there is none. Where one becomes NaN or infinite, it has moved.
     """
-    moved = np.full(len(columns), np.inf)
+    moved = np.full(len(columns), np.nan)
 
     def visit(node: Node, values: Array, index: Ints) -> None:
         if not is_inexact(node):
@@ -250,7 +250,7 @@ def _moves(functions: ColumnFunctions, columns: Ints, key: Ints, reach: int, dty
         which = index.reshape(3, -1)[0]
         for end in (low, high):
             step = np.abs(end - here) / np.spacing(np.maximum(np.abs(here), np.abs(end)))
-            moved[which] = np.minimum(moved[which], np.where(np.isfinite(end) & np.isfinite(here), step, np.inf))
+            moved[which] = np.fmin(moved[which], np.where(np.isfinite(end) & np.isfinite(here), step, np.inf))
 
     numbers = floats_of(np.concatenate([key, key - reach, key + reach]), dtype)
     functions.value(functions.matrix, np.tile(columns, 3), numbers, visit)
