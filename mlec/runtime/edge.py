@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy import vdot
+from numpy import count_nonzero, isinf, vdot
 from numpy.typing import NDArray
 
 from mlec.errors import InputError
@@ -417,7 +417,7 @@ class _TableReader:
         plain = feed is not None and whole and not coders and dtype is not None and dtype.char in "fd"
         self._plain = dtype if plain else None
         self._width = spec.n_features if plain else None
-        self._any = ((feed.numbers if feed is not None else None) or spec.numbers) == "any"
+        self._accepted = (feed.numbers if feed is not None else None) or spec.numbers
 
     def read(self, table: object) -> list[Array]:
         """One array of shape (n, columns) for each feed."""
@@ -459,11 +459,13 @@ class _TableReader:
         dtype = table.dtype
         if table.ndim != 2 or table.shape[1] != self._width or (dtype is not self._plain and dtype.char not in "fd"):
             return None
-        if self._any and dtype is self._plain:
+        if self._accepted == "any" and dtype is self._plain:
             return table
         # A sum of squares that is finite has no NaN or infinity in it, and one as small no number beyond float32.
         if table.size <= _FEW and float(vdot(table, table)) < _SQUARE:
             return table if dtype is self._plain else table.astype(self._plain)
+        if self._accepted == "nan" and dtype is self._plain and not count_nonzero(isinf(table)):
+            return table
         return None
 
     def _check_names(self, names: Sequence[object]) -> None:
