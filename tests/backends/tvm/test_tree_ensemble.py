@@ -274,6 +274,17 @@ def test_thousands_of_features() -> None:
     check(e, (1, 5, 300))
 
 
+@pytest.mark.parametrize("flags", range(8))
+def test_columns_side_by_side(flags: int) -> None:
+    """Each kind of column copied in vectors, with a feature between them that no split asks for."""
+    e = random_ensemble(27, trees=40, features=37, depth=5, flags=(flags,), thresholds=[-1.5, 0.0, 0.25, 1.5])
+    e = replace(e, feature=np.where(e.feature == 7, 8, e.feature))
+    [(_kind, *columns)] = e.columns.ranges()
+    assert columns == [0, 37]
+    assert e.columns.consecutive(0, 37)
+    check(e, (1, 5, 65), ("walk",))
+
+
 @pytest.mark.parametrize("strategy", ["walk", "sliced"])
 def test_the_number_of_threads_changes_no_bit(strategy: str) -> None:
     """Neither that of the processor, by which rows are shared out, nor that at work."""

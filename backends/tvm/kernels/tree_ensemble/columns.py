@@ -9,7 +9,8 @@ import numpy as np
 from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels.tree_ensemble import ensemble as e
 from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, TreeEnsemble
-from mlec.backends.tvm.kernels.vector import share
+from mlec.backends.tvm.kernels.tree_ensemble.sums import over_vectors
+from mlec.backends.tvm.kernels.vector import const, is_nan, load, share, store
 from mlec.ops.tree import ZERO_LIMIT
 
 Expr: TypeAlias = Any
@@ -30,10 +31,20 @@ def pack_columns(ensemble: TreeEnsemble) -> dict[str, Array]:
 
 
 def fill_columns(
-    ensemble: TreeEnsemble, packed: dict[str, Buffer], x: Buffer, row: Expr, scratch: Buffer, at: Expr
+    ensemble: TreeEnsemble, packed: dict[str, Buffer], x: Buffer, row: Expr, scratch: Buffer, at: Expr, lanes: int
 ) -> None:
-    """Emit ``scratch[at + m] = column m of x[row]`` for every column m."""
-    for kind, begin, end in ensemble.columns.ranges():
+    """Emit ``scratch[at + m] = column m of x[row]`` for every column m, in vectors of ``lanes`` where features lie side by side."""
+    columns = ensemble.columns
+    for kind, begin, end in columns.ranges():
+        if columns.consecutive(begin, end):
+            feature = int(columns.feature[begin])
+
+            def copy(first: Expr, count: int, kind: int = kind, begin: int = begin, feature: int = feature) -> None:
+                value = share(load(x, [row, feature + first], count))
+                store(scratch, _number(value, ensemble.dtype, kind, count), [at + begin + first])
+
+            over_vectors(end - begin, lanes, copy)
+            continue
         with T.serial(end - begin) as i:
             m = i + begin
             T.buffer_store(scratch, column_value(ensemble, packed, x, row, m, kind), [at + m])
@@ -52,11 +63,11 @@ def column_value(
     )
 
 
-def _number(x: Expr, dtype: str, kind: int) -> Expr:
+def _number(x: Expr, dtype: str, kind: int, lanes: int = 1) -> Expr:
     def constant(value: float) -> Expr:
-        return tirx.const(value, dtype)
+        return const(value, dtype, lanes)
 
-    nan, zero, low = T.isnan(x), tirx.abs(x) <= constant(ZERO_LIMIT), constant(-np.inf)
+    nan, zero, low = is_nan(x), tirx.abs(x) <= constant(ZERO_LIMIT), constant(-np.inf)
     match kind:
         case e.PLAIN:
             return x
@@ -88,5 +99,5 @@ def _not_member(x: Expr, dtype: str, sets: Buffer, row: Expr, missing_left: bool
     bit = (sets[row, category >> 5] >> (category & 31)) & 1
     left = tirx.all(inside, bit == 1)
     if missing_left:
-        left = tirx.any(T.isnan(x), left)
+        left = tirx.any(is_nan(x), left)
     return tirx.Select(left, constant(0.0), constant(1.0))

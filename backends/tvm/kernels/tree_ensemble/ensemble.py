@@ -209,13 +209,16 @@ ZERO_PRESENT = 6  # the same, zero being missing
 MEMBER = 7  # category in the set -> 0, else 1, NaN -> 1
 MEMBER_LOW = 8  # the same, NaN -> 0
 
+FEW_GAPS = 16
+"""A gap among so many columns of a kind is filled."""
+
 
 @dataclass(frozen=True)
 class Columns:
     """What the splits compare: each a feature seen through one treatment of missing values, or one set of categories.
 
     All that differs between splits besides the threshold is moved here, so that the splits of all libraries are one
-    comparison. Sorted by kind.
+    comparison. Sorted by kind, then by feature.
 
     Attributes:
         kind: i64[M], one of the constants above.
@@ -259,12 +262,31 @@ class Columns:
         ).astype(np.int64)
         category = np.where(ensemble.categorical, ensemble.category if len(ensemble.category) else 0, 0)
         keys = np.stack([kind, ensemble.feature.astype(np.int64), category.astype(np.int64)], axis=1)
-        unique, node_column = np.unique(keys, axis=0, return_inverse=True)
+        compared, node_column = np.unique(keys, axis=0, return_inverse=True)
+        unique, place = np.unique(np.concatenate([compared, *_gaps(compared)]), axis=0, return_inverse=True)
+        node_column = place.reshape(-1)[node_column.reshape(-1)]
         node_threshold = np.where(kind >= PRESENT, threshold.dtype.type(0.5), threshold)
-        return cls(unique[:, 0], unique[:, 1], unique[:, 2], node_column.reshape(-1), node_threshold)
+        return cls(unique[:, 0], unique[:, 1], unique[:, 2], node_column, node_threshold)
+
+    def consecutive(self, begin: int, end: int) -> bool:
+        """Whether these columns are of features that lie side by side in a row."""
+        feature = self.feature[begin:end]
+        return bool(self.kind[end - 1] < PRESENT and feature[-1] - feature[0] == end - begin - 1)
 
     def ranges(self) -> list[tuple[int, int, int]]:
         """``(kind, first column, end)`` for each kind there is."""
         kinds, first = np.unique(self.kind, return_index=True)
         ends = np.append(first, self.count)[1:]
         return [(int(k), int(a), int(b)) for k, a, b in zip(kinds, first, ends, strict=True)]
+
+
+def _gaps(columns: Ints) -> list[Ints]:
+    """Columns that no split compares, of the few features between others of a kind: all of it is then copied as it lies."""
+    found = []
+    for kind in range(PRESENT):
+        used = columns[columns[:, 0] == kind, 1]
+        if len(used):
+            gaps = np.setdiff1d(np.arange(used[0], used[-1]), used)
+            if len(gaps) <= len(used) // FEW_GAPS:
+                found.append(np.stack([np.full_like(gaps, kind), gaps, np.zeros_like(gaps)], axis=1))
+    return found

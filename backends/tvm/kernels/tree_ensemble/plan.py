@@ -20,7 +20,8 @@ from mlec.backends.tvm.target import TargetInfo
 STEP_NS = 0.7  # one step of one walk, several in flight
 ALONE_STEP_NS = 0.9  # the same where the walks are those of one row
 ALONE_RANK_FACTOR = 2.0  # ranks of one row beside those of a row in a block
-COLUMN_NS = 0.6  # copying a value into its column
+COLUMN_NS = 0.6  # copying a value into its column by itself
+COPY_NS = 0.35  # and with those beside it, mostly the loads of a wide row
 RANK_LEVEL_NS = 0.5  # one level of the search for a rank
 
 DISPATCH_NS = 20_000
@@ -148,8 +149,13 @@ def prepare(
     """
     steps = float(ensemble.layout.depth.sum())
     columns = ensemble.columns.count
-    walk_ns = STEP_NS * steps + COLUMN_NS * columns + 1
-    number_ns = ALONE_STEP_NS * steps + COLUMN_NS * columns + 1
+    copies = (
+        (COPY_NS if ensemble.columns.consecutive(a, b) else COLUMN_NS) * (b - a)
+        for _, a, b in ensemble.columns.ranges()
+    )
+    columns_ns = sum(copies)
+    walk_ns = STEP_NS * steps + columns_ns + 1
+    number_ns = ALONE_STEP_NS * steps + columns_ns + 1
     ranks = Ranks.of(ensemble)
     lanes = info.lanes(np.dtype(ensemble.dtype).itemsize * 8)
     rank_ns = RANK_LEVEL_NS * columns * ranks.levels(ensemble, lanes) if ranks is not None else 0.0

@@ -33,7 +33,8 @@ VECTORS = 2
 """Vectors of rows evaluated together, so that the loads of a split serve both."""
 
 SECTIONS = 4
-"""Sections of a block, where the second-level cache has room for their ranks in its half."""
+"""Sections of a block, where the second-level cache has room for their ranks in its half. Expected of 16, for 26,000 trees, which are
+read from memory for each block: three quarters of the time; measured: 0.98 of it (1,000 trees of depth 6: 0.93, 500 of depth 8: 1.0)."""
 
 NETWORK_DEPTH = 6
 """Deepest network written out in full: 63 splits, each some 80 bytes of code for two vectors."""
