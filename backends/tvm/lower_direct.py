@@ -252,7 +252,8 @@ def direct_tree_ensemble(lowering: Lowering, node: Node, operands: tuple[Tensor,
     x, *structure = operands
     names = OPERANDS.split()[1:]
     leq = node.attrs["compare"] == "le"
-    used = [t for t in structure if t.array is not None and t.array.size]
+    used = {name: t for name, t in zip(names, structure, strict=True) if t.array is not None and t.array.size}
+    distinct = list({id(t): t for t in used.values()}.values())  # one constant may be several operands
 
     def build(name: str, dims: Dims) -> object:
         rows, features = dims.shape(x.shape)
@@ -261,25 +262,29 @@ def direct_tree_ensemble(lowering: Lowering, node: Node, operands: tuple[Tensor,
         words = static(structure[names.index("categories")].shape[1])
 
         def row(inputs: tuple[Buffer, ...], results: tuple[Buffer, ...], index: Expr) -> None:
-            arrays = dict(zip((names[structure.index(t)] for t in used), inputs[1:], strict=True))
+            buffer_of = dict(zip(map(id, distinct), inputs[1:], strict=True))
+            arrays = {name: buffer_of[id(t)] for name, t in used.items()}
             with T.serial(outputs) as k:
                 T.buffer_store(results[0], arrays["base"][k], [index * outputs + k])
+            if not trees:
+                return
             with T.serial(trees) as tree:
                 at = direct.variable(arrays["roots"][tree])
-                with T.While(at.value >= 0):
-                    here = share(at.value)
-                    value = share(inputs[0][index * features + arrays["feature"][here]])
-                    left = _goes_left(value, here, arrays, leq, words)
-                    at.set(tirx.if_then_else(left, arrays["left"][here], arrays["right"][here]))
+                if "feature" in arrays:  # else every tree is a leaf
+                    with T.While(at.value >= 0):
+                        here = share(at.value)
+                        value = share(inputs[0][index * features + arrays["feature"][here]])
+                        left = _goes_left(value, here, arrays, leq, words)
+                        at.set(tirx.if_then_else(left, arrays["left"][here], arrays["right"][here]))
                 leaf = share(-1 - at.value)
                 with T.serial(width) as v:
                     place = share(tirx.Cast("int64", arrays["output"][tree]) + index * outputs + v)
                     T.buffer_store(results[0], results[0][place] + arrays["values"][leaf * width + v], [place])
 
-        specs = [lowering.spec(t, dims) for t in (x, *used)], [lowering.spec(node.output.type, dims)]
+        specs = [lowering.spec(t, dims) for t in (x, *distinct)], [lowering.spec(node.output.type, dims)]
         return direct.direct(name, *specs, rows, 16.0 * trees, row, lowering.spread)
 
-    return lowering.kernel(build, (x, *used), [node.output.type], node=node, strategy="one row at a time")[0]
+    return lowering.kernel(build, (x, *distinct), [node.output.type], node=node, strategy="one row at a time")[0]
 
 
 def _goes_left(x: Expr, node: Expr, arrays: dict[str, Buffer], leq: bool, words: int) -> Expr:

@@ -24,7 +24,7 @@ from mlec.backends.tvm.pipeline import RELAX_PASSES
 from mlec.backends.tvm.relax_module import relax_module
 from mlec.backends.tvm.target import TargetInfo
 from mlec.errors import LoweringError, TargetError
-from mlec.ir import OPS, Graph, GraphBuilder, tensor
+from mlec.ir import OPS, Graph, GraphBuilder, run_graph, tensor
 from mlec.ir.op import Array
 from mlec.ops.tree import OPERANDS, sample_ensemble
 from mlec.runtime.program import Program
@@ -98,6 +98,28 @@ def test_damaged_trees_are_refused(child: int) -> None:
     with pytest.raises(LoweringError) as caught:
         cuda.CudaLowering(graph, TargetInfo.host()).run()
     assert caught.value.code == "E_TREE_ARRAYS"
+
+
+@pytest.mark.parametrize("splits", [0, 1])
+@pytest.mark.parametrize("trees", [0, 2])
+def test_trees_of_few_arrays(trees: int, splits: int) -> None:
+    """No trees, trees that are leaves, and arrays that are one constant: ``feature`` and ``output`` hold the same zeros."""
+    count = trees * splits
+    zeros, flags = np.zeros(trees, np.int32), np.zeros(count, np.uint8)
+    index, none = np.arange(trees, dtype=np.int32), np.zeros(0, np.int32)
+    b = GraphBuilder()
+    x = b.input("x", tensor("f64", ("n", 1)))
+    shared = b.constant(zeros)
+    arrays = {
+        "feature": shared if splits else b.constant(none), "threshold": b.constant(np.arange(count) * 1.0),
+        "left": b.constant(~index[:count]), "right": b.constant(~(index[:count] + trees)), "flags": b.constant(flags),
+        "category": b.constant(none), "categories": b.constant(np.zeros((0, 0), np.int32)),
+        "roots": b.constant(index if splits else ~index), "output": shared,
+        "values": b.constant(np.arange(2.0 * trees).reshape(-1, 1)), "base": b.constant(np.asarray([0.5])),
+    }  # fmt: skip
+    graph = b.finish([b("tree_ensemble", x, *(arrays[k] for k in OPERANDS.split()[1:]))])
+    rows = np.asarray([[-1.0], [0.0], [0.5], [2.0], [np.nan]])
+    np.testing.assert_array_equal(run_on_host(graph, [rows]), run_graph(graph, [rows]))
 
 
 def perceptron() -> Graph:
