@@ -1,0 +1,65 @@
+"""Loops of 64 steps, as the bench compiles them: what is left of them, and how long that takes."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from bench.vectorize import LOOPS, STEPS
+from mlec.ir import Graph, GraphBuilder, tensor
+from mlec.passes.pipelines import named_pipeline
+from mlec.passes.vectorize import Vectorize
+from mlec.pipeline import PassContext, PassPipeline
+from mlec.tolerance import check_equal
+
+NODES = {"assigned_rows": 3, "standardized_rows": 8, "heads": 5, "centres": 1}
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_a_loop_of_64_steps_becomes_a_few_nodes(name: str) -> None:
+    graph = LOOPS[name]()
+    assert len(graph.compute_nodes) >= 3 * STEPS
+    short, records = PassPipeline.parse("cse,vectorize,canonicalize").run(graph)
+    assert len(short.compute_nodes) <= NODES[name]
+    told = next(r.remarks for r in records if r.name == "vectorize")
+    assert any(r.kind == "applied" and f"{STEPS} equal steps" in r.message for r in told)
+    assert not any(r.kind == "missed" for r in told)
+    check_equal(graph, short, Vectorize.preserves, name, seeds=(1,))
+
+
+def test_of_a_recurrence_the_products_with_inputs_and_of_outputs_are_one_each() -> None:
+    graph = LOOPS["recurrence"]()
+    short = PassPipeline.parse("vectorize,canonicalize").run(graph)[0]
+    products = [n for n in short.nodes if n.name == "matmul"]
+    assert len(products) == STEPS + 2
+    assert {str(n.output.type) for n in products} == {"f32[n, 64, 16]", "f32[n, 16]", "f32[n, 64, 4]"}
+    check_equal(graph, short, Vectorize.preserves, "recurrence", seeds=(1,))
+
+
+def test_time_grows_with_the_number_of_nodes() -> None:
+    def loop(steps: int) -> Graph:
+        b = GraphBuilder("loop")
+        x = b.input("x", tensor("f32", ("n", steps)))
+        parts = [b("slice", x, axis=1, start=i, stop=i + 1) for i in range(steps)]
+        return b.finish([b("concat", *[b("exp", b("tanh", b("neg", p))) for p in parts], axis=1)])
+
+    def seconds(steps: int) -> float:
+        graph = loop(steps)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            assert len(Vectorize().run(graph, PassContext()).graph.nodes) <= 5
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert seconds(2000) < 40 * seconds(200)  # quadratic time would be 100 times
+
+
+def test_it_is_in_the_default_pipeline_and_leaves_other_graphs_alone() -> None:
+    assert "vectorize" in str(named_pipeline("default"))
+    b = GraphBuilder("plain")
+    x = b.input("x", tensor("f32", ("n", 8)))
+    graph = b.finish([b("softmax", b("matmul", x, b.constant(np.ones((8, 3), np.float32))), axis=1)])
+    assert Vectorize().run(graph, PassContext()).graph is graph
