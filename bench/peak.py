@@ -29,7 +29,7 @@ class Peak:
     Attributes:
         flops: operations a second by width of the floats in bits; a multiply-add counts as two.
         loaded: the same where each step of a product's register tile loads its vectors and values from L1, as every product must. Less
-            where loads beside multiply-adds cost the processor some of its frequency.
+            on some processors, whatever the tile.
         bandwidth: bytes a second read and written by a copy that does not fit the caches of a core.
     """
 
