@@ -24,15 +24,15 @@ PATH = click.Path(path_type=Path)
 def keygen_command(output: Path, label: str | None, encryption: bool, as_json: bool) -> None:
     """Make a key to sign with: OUTPUT.key, which is secret, and OUTPUT.pub, which those who are to trust it get."""
     if encryption:
-        _encryption_key(output.with_name(output.name + ".key"), as_json)
+        _encryption_key(_beside(output, ".key"), as_json)
         return
     from mlec.artifact import TrustedKey
     from mlec.artifact.signing import generate
     from mlec.errors import UsageError
 
-    secret, public = (output.with_name(output.name + ending) for ending in (".key", ".pub"))
+    secret, public = (_beside(output, ending) for ending in (".key", ".pub"))
     pem, raw = generate()
-    key = TrustedKey(raw, label or output.name)
+    key = TrustedKey(raw, label or secret.stem)
     try:
         TrustedKey.parse(key.line())
     except ValueError as error:
@@ -53,6 +53,11 @@ def keygen_command(output: Path, label: str | None, encryption: bool, as_json: b
             ("key id", key.key_id),
         ]
     )
+
+
+def _beside(output: Path, ending: str) -> Path:
+    """OUTPUT with an ending; ``team.key`` is taken as ``team``."""
+    return output.with_name(output.name.removesuffix(".key") + ending)
 
 
 def _encryption_key(path: Path, as_json: bool) -> None:

@@ -178,9 +178,9 @@ def gemm(
     * Where a panel is more than a quarter of L2 (k > 2048 in 2 MB), a task takes an eighth of that at a time: some 500 steps of
       all its tiles, whose sums wait in L2, before the next 500. Otherwise rows and panel would come from L3 for each tile.
 
-    Measured with AVX-512 on one thread, as parts of the rate of one tile whose operands are in L1 (0.8 to 0.9 of the rate of FMAs
-    on registers alone, whatever the tile; why is not known): squares of 256 to 1024 0.92 to 1.0, of 2048 0.88; 128 x 1536 x 384 with weights
-    from L3 0.87; 256 x 1024 x 8192 0.89 (0.42 with all of k at once).
+    Measured with AVX-512 on one thread, as parts of the rate of one tile whose operands are in L1 (0.8 to 0.9 of the rate of FMAs on
+    registers alone, whatever the tile; why is not known): squares of 256 to 1024 0.92 to 1.0, of 2048 0.88; 128 x 1536 x 384 with
+    weights from L3 0.87; 256 x 1024 x 8192 0.89 (0.42 with all of k at once).
     """
     m = product(lead)
     schedule = schedule or next(GemmSchedule.candidates(m, n, k, dtype, block, target))
