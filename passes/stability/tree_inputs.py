@@ -58,12 +58,13 @@ class _Splits:
         """Whether of most neighbouring thresholds of a feature there are hardly floats in between."""
         order = np.lexsort((self.threshold, self.feature))
         feature, threshold = self.feature[order], self.threshold[order]
-        apart = np.diff(threshold)
-        neighbours = (np.diff(feature) == 0) & (apart > 0)
-        if not neighbours.any():
-            return False
-        steps = apart[neighbours] / np.spacing(np.abs(threshold[1:][neighbours]))
-        return bool(np.median(steps) <= STEPS)
+        with np.errstate(all="ignore"):  # thresholds may be infinite, and far apart
+            apart = np.diff(threshold)
+            neighbours = (np.diff(feature) == 0) & (apart > 0)
+            if not neighbours.any():
+                return False
+            steps = apart[neighbours] / np.spacing(np.abs(threshold[1:][neighbours]))
+            return bool(np.median(steps) <= STEPS)
 
 
 def tree_findings(graph: Graph) -> list[Finding]:
