@@ -428,9 +428,9 @@ def _pipeline(passes: str | PassPipeline | Sequence[Pass], backend: Backend) -> 
 def _stabilizing(pipeline: PassPipeline) -> PassPipeline:
     """The pipeline with stable rewrites: where it looks for them, or else first of all."""
     if not any(isinstance(step, CheckNumerics) for step in pipeline):
-        pipeline = PassPipeline([CheckNumerics(), *pipeline], pipeline.verify)
+        pipeline = PassPipeline([CheckNumerics(), *pipeline], pipeline.verify, pipeline.instruments)
     steps = [replace(step, stabilize=True) if isinstance(step, CheckNumerics) else step for step in pipeline]
-    return PassPipeline(steps, pipeline.verify)
+    return PassPipeline(steps, pipeline.verify, pipeline.instruments)
 
 
 TUNED_ROWS = (1, 64, 1024)

