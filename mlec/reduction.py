@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 
-from mlec.ir import Graph, GraphBuilder, TensorType, Value, verify
+from mlec.ir import Graph, Value, extract, verify
 from mlec.ir.dim import symbols_of
 
 
@@ -80,43 +80,13 @@ def _size(graph: Graph) -> tuple[int, int, int]:
 
 
 def _part(graph: Graph, outputs: Sequence[Value], given: AbstractSet[Value] = frozenset()) -> Graph:
-    """What computes the outputs, from these values instead of their operands; with the inputs that are needed or tell a symbol."""
-    needed, kept = {v for v in outputs if v not in given}, []
-    for node in reversed(graph.nodes):
-        if not needed.isdisjoint(node.outputs):
-            kept.append(node)
-            needed.update(value for value in node.inputs if value not in given)
-    read = {value for node in kept for value in node.inputs} | set(outputs)
-    part = _built(graph, outputs, [v for v in graph.inputs if v in read], given & read, kept)
+    """What computes the outputs, from these values instead of their operands; with the inputs that are read or tell a symbol."""
+    cut = [value for node in graph.nodes for value in node.outputs if value in given]
+    inputs = [*graph.inputs, *cut]
+    whole = extract(graph, inputs, outputs, "reduced")
+    read = [value for value, own in zip(inputs, whole.inputs, strict=True) if whole.use_count(own)]
+    part = extract(graph, read, outputs, "reduced")
     told = {name for value in part.inputs for extent in value.type.shape for name in symbols_of(extent)}
-    return part if told.issuperset(part.symbols) else _built(graph, outputs, graph.inputs, given & read, kept)
-
-
-def _built(
-    graph: Graph, outputs: Sequence[Value], inputs: Sequence[Value], given: AbstractSet[Value], kept: Sequence[object]
-) -> Graph:
-    b = GraphBuilder("reduced")
-    b.adopt_constants(graph.constants)
-    names: set[str] = set()
-
-    def add(value: Value, type: TensorType) -> None:
-        name = value.hint or "x"
-        while name in names:
-            name += "_"
-        names.add(name)
-        b.replace(value, b.input(name, type))
-
-    for value in inputs:
-        add(value, value.type)
-    for node in graph.nodes:
-        for value in node.outputs:
-            if value in given:
-                add(value, value.type)
-    wanted = set(kept)
-    for node in graph.nodes:
-        if node in wanted:
-            # Results of a node that are given stay given.
-            for old, new in zip(node.outputs, b.copy_node(node), strict=True):
-                if old not in given:
-                    b.replace(old, new)
-    return b.finish(outputs)
+    if told.issuperset(part.symbols):
+        return part
+    return extract(graph, [*graph.inputs, *(value for value in cut if value in read)], outputs, "reduced")

@@ -1,6 +1,6 @@
 """The typed intermediate representation: dims, types, graphs, their text form, their checker and their interpreter."""
 
-from mlec.ir.builder import GraphBuilder
+from mlec.ir.builder import GraphBuilder, extract
 from mlec.ir.dim import Dim, Proof, SymDim, parse_dim, proves_equal
 from mlec.ir.dtype import DType, promote
 from mlec.ir.graph import Graph, Node, Value, constant_array
@@ -16,6 +16,6 @@ from mlec.ir.verify import verify, violations
 __all__ = [
     "OPS", "UNKNOWN", "Attr", "AttrKind", "Case", "Const", "ConstantRef", "Cost", "DType", "Dim", "Edit", "Graph", "GraphBuilder",
     "Location", "Match", "Miss", "Node", "OpDef", "Operand", "P", "Proof", "Rule", "SymDim", "TensorType", "Trait", "Value",
-    "apply_rules", "bind_symbols", "constant_array", "lookup", "parse_dim", "parse_graph", "print_graph", "print_node",
+    "apply_rules", "bind_symbols", "constant_array", "extract", "lookup", "parse_dim", "parse_graph", "print_graph", "print_node",
     "promote", "proves_equal", "register", "run_graph", "tensor", "trace_graph", "verify", "violations",
 ]  # fmt: skip

@@ -196,3 +196,34 @@ class GraphBuilder:
         while name in self._constants:
             name, i = f"{base}_{i}", i + 1
         return name
+
+
+def extract(graph: Graph, inputs: Sequence[Value], outputs: Sequence[Value], name: str) -> Graph:
+    """What computes some values of a graph from some others, as a graph of its own.
+
+    Args:
+        graph: where it is taken from.
+        inputs: any values of that; each is one input of the result, in this order, and what computes it is left away.
+        outputs: of the result. They depend on nothing but ``inputs`` and constants.
+        name: of the result.
+    """
+    b = GraphBuilder(name)
+    b.adopt_constants(graph.constants)
+    taken: set[str] = set()
+    for value in inputs:
+        hint = value.hint or "x"
+        while hint in taken:
+            hint += "_"
+        taken.add(hint)
+        b.replace(value, b.input(hint, value.type))
+    given = set(inputs)
+    needed, kept = set(outputs) - given, []
+    for node in reversed(graph.nodes):
+        if not needed.isdisjoint(node.outputs):
+            kept.append(node)
+            needed.update(value for value in node.inputs if value not in given)
+    for node in reversed(kept):
+        for old, new in zip(node.outputs, b.copy_node(node), strict=True):
+            if old not in given:
+                b.replace(old, new)
+    return b.finish(outputs)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mlec.ir import Graph, GraphBuilder, Node, Value, apply_rules, run_graph, trace_graph
+from mlec.ir import Graph, Node, Value, apply_rules, extract, run_graph, trace_graph
 from mlec.ir.op import Array
 from mlec.passes.stability.hazards import Hazard, exact_integers
 from mlec.passes.stability.probes import Probe
@@ -216,7 +216,7 @@ class Search:
         """The formula alone: by hand, and its stable spelling in the wide precision."""
         if hazard not in self._formulas:
             assert hazard.stable is not None
-            by_hand = _cut_out(self.graph, hazard.leaves, hazard.node)
+            by_hand = extract(self.graph, hazard.leaves, hazard.node.outputs, "formula")
             stable, _ = apply_rules(by_hand, [hazard.stable])
             self._formulas[hazard] = by_hand, WideGraph(stable, self.wide.dtype)
         return self._formulas[hazard]
@@ -279,22 +279,6 @@ def _worst(effects: Iterable[Effect | None]) -> Effect | None:
 def _effect_at(kind: Kind, output: int, got: Array, right: Array, place: int) -> Effect:
     a, b = float(got.flat[place]), float(right.flat[place])
     return Effect(kind, output, abs(a - b) if math.isfinite(a) and math.isfinite(b) else math.inf, a, b)
-
-
-def _cut_out(graph: Graph, leaves: Sequence[Value], root: Node) -> Graph:
-    """The nodes between some values and a node, as a graph of its own."""
-    b = GraphBuilder("formula")
-    b.adopt_constants(graph.constants)
-    for value in leaves:
-        b.replace(value, b.input(value.hint or "x", value.type))
-    wanted, needed = [], {root}
-    for node in reversed(graph.nodes):
-        if node in needed:
-            wanted.append(node)
-            needed |= {graph.producer[v] for v in node.inputs if v in graph.producer and v not in leaves}
-    for node in reversed(wanted):
-        b.keep(node)
-    return b.finish(root.outputs)
 
 
 def _outputs_of_nodes(graph: Graph) -> dict[Node, frozenset[int]]:
