@@ -26,7 +26,6 @@ from mlec.ir import Graph
 from mlec.ir.dtype import DType
 from mlec.machine import Machine, this_machine
 from mlec.packing import executable_of, needed_cpu_flags, pack, unpack
-from mlec.passes.stability import CheckNumerics
 from mlec.pipeline import Pass, PassContext, PassPipeline, PassRecord, Tolerance
 from mlec.probes import probe_inputs
 from mlec.processor import best_of, what_is_missing
@@ -427,6 +426,8 @@ def _pipeline(passes: str | PassPipeline | Sequence[Pass], backend: Backend) -> 
 
 def _stabilizing(pipeline: PassPipeline) -> PassPipeline:
     """The pipeline with stable rewrites: where it looks for them, or else first of all."""
+    from mlec.passes.stability import CheckNumerics  # loading a model needs no passes
+
     if not any(isinstance(step, CheckNumerics) for step in pipeline):
         pipeline = PassPipeline([CheckNumerics(), *pipeline], pipeline.verify, pipeline.instruments)
     steps = [replace(step, stabilize=True) if isinstance(step, CheckNumerics) else step for step in pipeline]

@@ -14,7 +14,6 @@ from mlec.errors import UsageError
 from mlec.ir import Graph, Node
 from mlec.ir.dim import evaluate, parse_dim, symbols_of
 from mlec.machine import Machine
-from mlec.passes.stability.findings import warning_of
 from mlec.pipeline import NOMINAL_EXTENT, PassRecord, Remark
 from mlec.runtime.program import KernelInfo
 
@@ -78,6 +77,8 @@ class OptimizationReport:
                 }
             )
             if record.name == "stability":
+                from mlec.passes.stability.findings import warning_of  # loading a model needs no passes
+
                 self.stability += [dict(finding) for finding in record.findings]
                 self.warnings += filter(None, map(warning_of, record.findings))
 
