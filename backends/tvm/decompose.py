@@ -13,6 +13,7 @@ from mlec.ir.builder import GraphBuilder
 from mlec.ir.dim import Dim, static
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Graph, Node, Value
+from mlec.ops.quant import LIMITS
 
 
 def decompose(node: Node) -> Graph:
@@ -185,3 +186,46 @@ def nearest(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> tuple[V
     attrs = node.attrs
     distances = b("pairwise_distance", *operands, metric=attrs["metric"], p=attrs["p"])
     return tuple(b.multi("topk", distances, k=attrs["k"], axis=1, largest=False))
+
+
+@lowers("quantize", form="graph")
+def quantize(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    (x,) = operands
+    dtype, zero_point = node.attrs["dtype"], node.attrs["zero_point"]
+    low, high = LIMITS[dtype]
+    steps = b("round", b("mul", x, b.constant(1 / node.attrs["scale"], dtype=DType.F32)))
+    known = b("where", b("isnan", steps), b.constant(0.0, dtype=DType.F32), steps)
+    inside = b("clip", known, lo=low - zero_point, hi=high - zero_point)
+    return b("cast", b("add", inside, float(zero_point)), dtype=dtype)
+
+
+@lowers("dequantize", form="graph")
+def dequantize(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    exact = b("cast", _centred(b, operands[0], node.attrs["zero_point"]), dtype=DType.F32)
+    return b("mul", exact, node.attrs["scale"])
+
+
+def _centred(b: GraphBuilder, x: Value, zero_point: int) -> Value:
+    return b("sub", b("cast", x, dtype=DType.I32), zero_point)
+
+
+@lowers("matmul_int8", form="graph")
+def matmul_int8(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    a, w = operands
+    return b("matmul", _centred(b, a, node.attrs["zero_point"]), b("cast", w, dtype=DType.I32))
+
+
+@lowers("conv_int8", form="graph")
+def conv_int8(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    x, w = operands
+    images = b("transpose", _centred(b, x, node.attrs["zero_point"]), perm=(0, 3, 1, 2))
+    weights = b("transpose", b("cast", w, dtype=DType.I32), perm=(3, 2, 0, 1))
+    attrs = {name: value for name, value in node.attrs.items() if name != "zero_point"}
+    return b("transpose", b("conv", images, weights, **attrs), perm=(0, 2, 3, 1))
+
+
+@lowers("max_pool_int8", form="graph")
+def max_pool_int8(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    images = b("transpose", b("cast", operands[0], dtype=DType.F32), perm=(0, 3, 1, 2))
+    pooled = b("max_pool", images, **node.attrs)
+    return b("cast", b("transpose", pooled, perm=(0, 2, 3, 1)), dtype=DType.U8)

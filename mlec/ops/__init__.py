@@ -1,8 +1,23 @@
 """Every op of the IR: one declaration each, grouped by family. Importing this package fills `mlec.ir.OPS`."""
 
 from mlec.ir.op import OPS
-from mlec.ops import attention, conv, elementwise, fused, linalg, norm, pool, recurrent, reduce, resize, shape, tree
+from mlec.ops import (
+    attention,
+    conv,
+    elementwise,
+    fused,
+    linalg,
+    norm,
+    pool,
+    quant,
+    recurrent,
+    reduce,
+    resize,
+    shape,
+    tree,
+)
 
 __all__ = [
-    "OPS", "attention", "conv", "elementwise", "fused", "linalg", "norm", "pool", "recurrent", "reduce", "resize", "shape", "tree",
+    "OPS", "attention", "conv", "elementwise", "fused", "linalg", "norm", "pool", "quant", "recurrent", "reduce",
+    "resize", "shape", "tree",
 ]  # fmt: skip
