@@ -131,13 +131,13 @@ class Ensemble:
 
         reached = _reached(left_ids, right_ids, where)
         is_leaf = left_ids < 0
-        inner, leaves = np.flatnonzero(~is_leaf & reached), np.flatnonzero(is_leaf & reached)
+        (inner,), (leaves,) = (~is_leaf & reached).nonzero(), (is_leaf & reached).nonzero()
         tested = columns["feature"][inner]
-        _require(
-            bool(((tested >= 0) & (tested < self.n_features)).all()),
-            f"{where} tests a feature out of range: the model has {self.n_features} features, the tree uses "
-            f"{tested.min(initial=0)} .. {tested.max(initial=0)}",
-        )
+        least, most = (tested.min(), tested.max()) if len(tested) else (0, -1)
+        if least < 0 or most >= self.n_features:
+            raise _not_a_tree(
+                f"{where} tests a feature out of range: the model has {self.n_features} features, the tree uses {least} .. {most}"
+            )
         new_ids = np.empty(count, np.int64)
         new_ids[inner] = self._n_nodes + np.arange(len(inner))
         new_ids[leaves] = ~(self._n_leaves + np.arange(len(leaves)))
@@ -214,20 +214,24 @@ class Ensemble:
             return b("tree_ensemble", x, *constants, compare=compare, hint=hint)
 
 
+def _not_a_tree(message: str) -> FrontendError:
+    return FrontendError(message, code="E_TREE", hint="the model is damaged; save it again from the source library")
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise FrontendError(message, code="E_TREE", hint="the model is damaged; save it again from the source library")
+        raise _not_a_tree(message)
 
 
 def _reached(left: Array, right: Array, where: str) -> Array:
     """Which nodes the root reaches, after checking that every node has one parent at most."""
     count = len(left)
-    inner = np.flatnonzero(left >= 0)
+    (inner,) = (left >= 0).nonzero()
     children = np.concatenate([left[inner], right[inner]])
     if len(children) == 0:
         return np.asarray(np.arange(count) == 0)
-    outside = (children < 1) | (children >= count)
-    _require(not outside.any(), f"{where} has {count} nodes but a child {children[outside][:1]}")
+    for child in (children.min(), children.max()):
+        _require(1 <= child < count, f"{where} has {count} nodes but a child {child}")
     _require(int(np.bincount(children).max()) == 1, f"{where} is not a tree: a node is the child of two nodes")
     # One parent each and none for the root: all that the root reaches is a tree. Doubled steps find it in log(depth).
     ancestor: Array = np.arange(count)

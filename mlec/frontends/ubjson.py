@@ -11,8 +11,14 @@ from mlec.errors import FrontendError
 
 MAX_DEPTH = 64
 
-_NUMBERS = {"i": ">i1", "U": ">u1", "I": ">i2", "l": ">i4", "L": ">i8", "d": ">f4", "D": ">f8"}
-_LITERALS = {"Z": None, "T": True, "F": False}
+_NUMBERS = {
+    ord(tag): (struct.Struct(f">{code}"), np.dtype(f">{code}"), np.dtype(code))
+    for tag, code in {"i": "b", "U": "B", "I": "h", "l": "i", "L": "q", "d": "f", "D": "d"}.items()
+}
+"""By the byte of its tag, each type of numbers: as one is stored, as an array of them is, and that array in this machine's order."""
+_LENGTHS = {tag: _NUMBERS[tag][0] for tag in b"iUIlL"}
+_LITERALS = {ord("Z"): None, ord("T"): True, ord("F"): False}
+_OBJECT, _OBJECT_END, _ARRAY, _ARRAY_END, _TEXT, _LETTER, _TYPED, _COUNTED = b"{}[]SC$#"
 
 
 def loads(data: bytes) -> Any:
@@ -29,6 +35,8 @@ def loads(data: bytes) -> Any:
 
 
 class _Reader:
+    """Large ensembles have millions of names and numbers, so that each is read where it lies, without a slice of its own."""
+
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.at = 0
@@ -38,52 +46,57 @@ class _Reader:
             f"not valid UBJSON: {what}, at byte {self.at}", code="E_MODEL_FILE", hint="save the model again, or as JSON"
         )
 
-    def take(self, count: int) -> bytes:
-        if count < 0 or count > len(self.data) - self.at:
-            raise self.error(f"{count} bytes expected, {len(self.data) - self.at} left")
-        self.at += count
-        return self.data[self.at - count : self.at]
+    def skip(self, count: int) -> int:
+        """Goes on by so many bytes.
 
-    def tag(self) -> str:
-        return self.take(1).decode("latin-1")
+        Returns:
+            Where they begin.
+        """
+        begin = self.at
+        if count < 0 or count > len(self.data) - begin:
+            raise self.error(f"{count} bytes expected, {len(self.data) - begin} left")
+        self.at = begin + count
+        return begin
 
-    def number(self, tag: str) -> int | float:
-        kind = _NUMBERS[tag]
-        (value,) = struct.unpack(f">{'bBhiqfd'['iUIlLdD'.index(tag)]}", self.take(int(kind[-1])))
-        return value  # type: ignore[no-any-return]
+    def tag(self) -> int:
+        return self.data[self.skip(1)]
+
+    def number(self, stored: struct.Struct) -> Any:
+        return stored.unpack_from(self.data, self.skip(stored.size))[0]
 
     def length(self) -> int:
         tag = self.tag()
-        if tag not in "iUIlL":
-            raise self.error(f"a length of type {tag!r}")
-        return int(self.number(tag))
+        if tag not in _LENGTHS:
+            raise self.error(f"a length of type {chr(tag)!r}")
+        return self.number(_LENGTHS[tag])  # type: ignore[no-any-return]
 
     def text(self) -> str:
+        begin = self.skip(self.length())
         try:
-            return self.take(self.length()).decode()
+            return self.data[begin : self.at].decode()
         except UnicodeDecodeError as error:
             raise self.error("text that is not UTF-8") from error
 
-    def value(self, tag: str, depth: int) -> Any:
+    def value(self, tag: int, depth: int) -> Any:
         if depth > MAX_DEPTH:
             raise self.error(f"nested deeper than {MAX_DEPTH}")
+        if tag == _ARRAY:
+            return self.array(depth)
+        if tag == _OBJECT:
+            return self.object(depth)
+        if tag == _TEXT:
+            return self.text()
         if tag in _NUMBERS:
-            return self.number(tag)
+            return self.number(_NUMBERS[tag][0])
         if tag in _LITERALS:
             return _LITERALS[tag]
-        if tag == "S":
-            return self.text()
-        if tag == "C":
-            return self.tag()
-        if tag == "{":
-            return self.object(depth)
-        if tag == "[":
-            return self.array(depth)
-        raise self.error(f"unknown type {tag!r}")
+        if tag == _LETTER:
+            return chr(self.tag())
+        raise self.error(f"unknown type {chr(tag)!r}")
 
     def object(self, depth: int) -> dict[str, Any]:
         members: dict[str, Any] = {}
-        while self.data[self.at : self.at + 1] != b"}":
+        while self.at >= len(self.data) or self.data[self.at] != _OBJECT_END:
             name = self.text()
             if name in members:
                 raise self.error(f"the name {name[:80]!r} occurs twice")
@@ -93,17 +106,18 @@ class _Reader:
 
     def array(self, depth: int) -> Any:
         tag = self.tag()
-        if tag == "$":
+        if tag == _TYPED:
             kind = self.tag()
-            if kind not in _NUMBERS or self.tag() != "#":
-                raise self.error(f"a typed array of {kind!r}")
-            dtype = np.dtype(_NUMBERS[kind])
-            return np.frombuffer(self.take(self.length() * dtype.itemsize), dtype).astype(dtype.newbyteorder("="))
-        if tag == "#":
+            if kind not in _NUMBERS or self.tag() != _COUNTED:
+                raise self.error(f"a typed array of {chr(kind)!r}")
+            _, stored, native = _NUMBERS[kind]
+            count = self.length()
+            return np.frombuffer(self.data, stored, count, self.skip(count * stored.itemsize)).astype(native)
+        if tag == _COUNTED:
             # Each value takes a byte at least, so a length that lies runs into the end of the data.
             return [self.value(self.tag(), depth + 1) for _ in range(self.length())]
         values: list[Any] = []
-        while tag != "]":
+        while tag != _ARRAY_END:
             values.append(self.value(tag, depth + 1))
             tag = self.tag()
         return values

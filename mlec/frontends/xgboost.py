@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -252,21 +253,30 @@ def _array(node: Mapping[str, Any], key: str, dtype: Any, count: int | None = No
     value = node.get(key)
     if not isinstance(value, list | np.ndarray):
         raise damaged(f"{key!r}: expected an array, got {type(value).__name__}")
-    try:
-        array = np.asarray(value) if len(value) else np.zeros(0)
-        with np.errstate(all="ignore"):
-            exact = array.astype(dtype)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise damaged(f"{key!r}: expected numbers: {error}") from error
-    if (
-        array.ndim != 1
-        or array.dtype.kind not in "biuf"
-        or (np.dtype(dtype).kind == "i" and not (exact == array).all())
-    ):
-        raise damaged(f"{key!r}: expected a flat array of {np.dtype(dtype).name}")
-    if count is not None and len(array) != count:
-        raise damaged(f"{key!r}: expected {count} entries, got {len(array)}")
+    if isinstance(value, np.ndarray) and value.ndim == 1 and _holds(dtype, value.dtype):
+        exact = value.astype(dtype, copy=False)
+    else:
+        try:
+            array = np.asarray(value) if len(value) else np.zeros(0)
+            with np.errstate(all="ignore"):
+                exact = array.astype(dtype)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise damaged(f"{key!r}: expected numbers: {error}") from error
+        if (
+            array.ndim != 1
+            or array.dtype.kind not in "biuf"
+            or (np.dtype(dtype).kind == "i" and not (exact == array).all())
+        ):
+            raise damaged(f"{key!r}: expected a flat array of {np.dtype(dtype).name}")
+    if count is not None and len(exact) != count:
+        raise damaged(f"{key!r}: expected {count} entries, got {len(exact)}")
     return exact
+
+
+@cache
+def _holds(dtype: Any, stored: np.dtype[Any]) -> bool:
+    """Whether ``dtype`` holds every value of another one, so that nothing is to be checked."""
+    return stored.kind in "biuf" and np.can_cast(stored, dtype, "safe")
 
 
 def _base_scores(text: object, n_outputs: int) -> Array:
@@ -555,6 +565,8 @@ def _category_sets(tree: Mapping[str, Any], inner: Array) -> dict[int, Array]:
     starts = _array(tree, "categories_segments", np.int64, len(nodes))
     sizes = _array(tree, "categories_sizes", np.int64, len(nodes))
     codes = _array(tree, "categories", np.int64)
+    if not kinds.any() and not len(nodes):
+        return {}
     if sorted(nodes.tolist()) != np.flatnonzero((kinds == 1) & inner).tolist():
         raise damaged("'categories_nodes' are not the categorical splits")
     if ((starts < 0) | (sizes < 0) | (starts > len(codes)) | (sizes > len(codes) - starts)).any():
