@@ -15,10 +15,11 @@ from typing import ClassVar
 from mlec.ir import Graph, GraphBuilder, Location, Node, Trait, Value
 from mlec.ir.op import Array
 from mlec.ops.conv import blocked_depthwise_weights, blocked_weights
-from mlec.ops.linalg import pack_columns
+from mlec.ops.linalg import pack_columns, pack_narrow
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, ulp
 
 MIN_BLOCK = 4
+PRODUCTS = {"matmul": pack_columns, "matmul_narrow": pack_narrow}
 POOLS = frozenset({"max_pool", "avg_pool"})
 
 
@@ -78,8 +79,8 @@ class _Layout:
     # -- matrix products -----------------------------------------------------------------------------------------
 
     def product(self, node: Node) -> bool:
-        """matmul(x, w) -> matmul_packed(x, w in column blocks), for a constant matrix w"""
-        if node.name != "matmul" or node.inputs[1].type.rank != 2 or not node.output.type.dtype.is_float:
+        """matmul(x, w) -> matmul_packed(x, w in column blocks), for a constant matrix w; the same of matmul_narrow"""
+        if node.name not in PRODUCTS or node.inputs[1].type.rank != 2 or not node.output.type.dtype.is_float:
             return False
         weights = self.graph.constant_value(node.inputs[1])
         if weights is None or 0 in weights.shape:
@@ -91,8 +92,9 @@ class _Layout:
             )
             return False
         self.plain(node.inputs[0])
-        packed = self.b.constant(pack_columns(weights, block), node.inputs[1].hint)
-        result = self.b("matmul_packed", node.inputs[0], packed, n=weights.shape[1], hint=node.output.hint)
+        pack = PRODUCTS[node.name]
+        packed = self.b.constant(pack(weights, block), node.inputs[1].hint)
+        result = self.b(f"{node.name}_packed", node.inputs[0], packed, n=weights.shape[1], hint=node.output.hint)
         self.b.replace(node.output, result)
         self.applied(node, f"weights [{weights.shape[0]}, {weights.shape[1]}] packed in blocks of {block} columns")
         return True

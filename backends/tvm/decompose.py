@@ -156,6 +156,24 @@ def matmul_packed(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> V
     return b("matmul", x, b("slice", flat, axis=1, stop=node.attrs["n"]))
 
 
+@lowers("matmul_narrow", form="graph")
+def matmul_narrow(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    x, w = (b("cast", operand, dtype=DType.F32) for operand in operands)
+    return b("matmul", x, w)
+
+
+@lowers("matmul_narrow_packed", form="graph")
+def matmul_narrow_packed(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    x, w = operands
+    if w.type.rank == 4:
+        blocks, pairs, block, two = w.type.shape
+        w = b("reshape", b("transpose", w, perm=(0, 1, 3, 2)), shape=(blocks, pairs * two, block))
+    blocks, k, block = w.type.shape
+    flat = b("reshape", b("transpose", w, perm=(1, 0, 2)), shape=(k, blocks * block))
+    rows = b("slice", flat, axis=0, stop=x.type.shape[-1])
+    return b("matmul_narrow", x, b("slice", rows, axis=1, stop=node.attrs["n"]))
+
+
 @lowers("conv2d_nchwc", form="graph")
 def conv2d_nchwc(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
     x, w = operands

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from mlec.backends.tvm.kernels.gemm import GemmSchedule, MatmulSchedule, column_block, gemm, matmul, pack_gemm
-from mlec.backends.tvm.lower_fused import Tail
+from mlec.backends.tvm.lower_fused import Tail, lower_decomposed
 from mlec.backends.tvm.lowering import Lowering, Tensor, Version
 from mlec.backends.tvm.region import Dims
 from mlec.backends.tvm.registry import lowers
 from mlec.ir.dim import product, static
 from mlec.ir.graph import Node
+from mlec.ops.linalg import pack_narrow
 
 
 @lowers("matmul", form="anchor")
@@ -50,7 +51,27 @@ def lower_matmul_packed(lowering: Lowering, node: Node, operands: tuple[Tensor, 
     return _packed_product(lowering, node, x, w, node.attrs["n"], tail)
 
 
-def _packed_product(lowering: Lowering, node: Node, a: Tensor, w: Tensor, n: int, tail: Tail) -> Tensor:
+@lowers("matmul_narrow", form="anchor")
+def lower_matmul_narrow(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
+    """Constant weights are packed now."""
+    a, w = operands
+    if w.array is None:
+        return tail.apply(lowering, node, lower_decomposed(lowering, node, operands)[0])
+    n = int(w.array.shape[1])
+    block = column_block(n, a.dtype, lowering.target)
+    packed = lowering.packed(w, f"packed{block}", lambda w: pack_narrow(w, block))
+    return _packed_product(lowering, node, a, packed, n, tail, w.dtype)
+
+
+@lowers("matmul_narrow_packed", form="anchor")
+def lower_matmul_narrow_packed(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
+    x, w = operands
+    return _packed_product(lowering, node, x, w, node.attrs["n"], tail, w.dtype)
+
+
+def _packed_product(
+    lowering: Lowering, node: Node, a: Tensor, w: Tensor, n: int, tail: Tail, narrow: str | None = None
+) -> Tensor:
     block = static(w.shape[2])
 
     operands = (a, w, *tail.operands(lowering))
@@ -59,11 +80,13 @@ def _packed_product(lowering: Lowering, node: Node, a: Tensor, w: Tensor, n: int
         def build(name: str, dims: Dims) -> object:
             *lead, k = dims.shape(a.shape)
             return gemm(
-                lead, n, k, a.dtype, block, lowering.target, tail.epilogue(lowering, dims), name, schedule, lowering.weights_nbytes
+                lead, n, k, a.dtype, block, lowering.target, tail.epilogue(lowering, dims), name, schedule, lowering.weights_nbytes,
+                narrow,
             )  # fmt: skip
 
-        return Version(build, operands, f"gemm, blocks of {block} columns{tail}")
+        widened = f", {narrow} weights widened" if narrow else ""
+        return Version(build, operands, f"gemm, blocks of {block} columns{widened}{tail}")
 
-    k = static(w.shape[1])
-    schedules = GemmSchedule.candidates(product(a.shape[:-1]), n, k, a.dtype, block, lowering.target)
+    rows = product(a.shape[:-1])
+    schedules = GemmSchedule.candidates(rows, n, static(a.shape[-1]), a.dtype, block, lowering.target, narrow)
     return lowering.scheduled(schedules, version, [tail.type], node=node)[0]

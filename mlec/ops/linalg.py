@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mlec.ir.dim import Dim
 from mlec.ir.dtype import DType
 from mlec.ir.op import Array, Attrs, Case, Cost, OpDef, Trait, moved_bytes, register
 from mlec.ir.types import TensorType
@@ -97,6 +98,94 @@ register(
     OpDef(
         "matmul_packed", operands("x w"), (int_attr("n"),), _packed_type, _matmul_packed, _packed_sample, _matmul_cost,
         Trait.CONTRACTION, 64.0, "x [.., k] times weights stored in column blocks [blocks, k, block], of which n columns are real",
+    )
+)  # fmt: skip
+
+
+NARROW = (DType.I8, DType.F16, DType.BF16)
+"""What weights are stored as in fewer bits than the numbers that are computed with."""
+PAIRED = DType.BF16
+"""Narrow weights that are packed with those of two successive k beside each other: two bf16 become two f32 by a shift and a mask, and the
+matrix units of processors take them so."""
+
+
+def _narrow_type(x: TensorType, w: TensorType, k: Dim) -> None:
+    require(x.rank >= 2, f"needs rows, got {x}", "E_SHAPE")
+    require(x.dtype in (DType.F32, DType.F16, DType.BF16), f"needs f32, f16 or bf16 rows, got {x}", "E_DTYPE")
+    require(w.dtype in NARROW, f"needs weights in {', '.join(map(str, NARROW))}, got {w}", "E_DTYPE")
+    same_dim(x.shape[-1], k, "the shared axis")
+
+
+def _matmul_narrow_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
+    x, w = types
+    require(w.rank == 2, f"needs a matrix of weights, got {w}", "E_SHAPE")
+    _narrow_type(x, w, w.shape[0])
+    return TensorType((*x.shape[:-1], w.shape[1]), DType.F32)
+
+
+def _matmul_narrow(x: Array, w: Array) -> Array:
+    return np.asarray(np.matmul(x.astype(np.float32), w.astype(np.float32)))
+
+
+def _narrow_operands(rng: np.random.Generator) -> tuple[Array, Array]:
+    dtype = DType(str(rng.choice([str(d) for d in NARROW])))
+    rows = DType.F32 if dtype is DType.I8 or rng.integers(2) else dtype
+    shape = [(N, 5), (2, N, 5)][int(rng.integers(2))]
+    return floats(rng, *shape).astype(rows.numpy), floats(rng, 5, 13, low=-99.0, high=99.0).astype(dtype.numpy)
+
+
+register(
+    OpDef(
+        "matmul_narrow", operands("x w"), (), _matmul_narrow_type, _matmul_narrow,
+        lambda rng: Case(_narrow_operands(rng), {}), _matmul_cost, Trait.CONTRACTION, 64.0,
+        "x [.., m, k] times weights [k, n] of i8, f16 or bf16, which are widened as they are read; products and sums in f32",
+    )
+)  # fmt: skip
+
+
+def pack_narrow(w: Array, block: int) -> Array:
+    """As `pack_columns`; `PAIRED` weights to ``[ceil(n / block), ceil(k / 2), block, 2]``, a zero beside an odd last one."""
+    packed = pack_columns(w, block)
+    if DType.of(w.dtype) is not PAIRED:
+        return packed
+    blocks, k, _ = packed.shape
+    even = np.concatenate([packed, np.zeros((blocks, k % 2, block), w.dtype)], axis=1)
+    return np.ascontiguousarray(even.reshape(blocks, -1, 2, block).transpose(0, 1, 3, 2))
+
+
+def unpack_narrow(w: Array, k: int, n: int) -> Array:
+    """The weights ``[k, n]`` that `pack_narrow` packed."""
+    single = w if w.ndim == 3 else w.transpose(0, 1, 3, 2).reshape(w.shape[0], -1, w.shape[2])
+    return np.ascontiguousarray(single[:, :k].transpose(1, 0, 2).reshape(k, -1)[:, :n])
+
+
+def _narrow_packed_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
+    x, w = types
+    n, k, paired = attrs["n"], x.shape[-1], w.dtype is PAIRED
+    shape = "[blocks, ceil(k / 2), block, 2]" if paired else "[blocks, k, block]"
+    require(w.rank == 3 + paired and w.shape[3:] == (2,) * paired, f"needs weights {shape}, got {w}", "E_SHAPE")
+    require(isinstance(k, int), f"the shared axis must be known, got {x}", "E_SHAPE")
+    blocks, steps, block = w.shape[:3]
+    _narrow_type(x, w, k if paired and steps == (k + 1) // 2 else steps)
+    fits = isinstance(blocks, int) and isinstance(block, int) and 0 <= blocks * block - n < max(block, 1)
+    require(fits, f"{w} does not hold {n} columns", "E_SHAPE")
+    return TensorType((*x.shape[:-1], n), DType.F32)
+
+
+def _matmul_narrow_packed(x: Array, w: Array, n: int) -> Array:
+    return _matmul_narrow(x, unpack_narrow(w, x.shape[-1], n))
+
+
+def _narrow_packed_sample(rng: np.random.Generator) -> Case:
+    x, w = _narrow_operands(rng)
+    return Case((x, pack_narrow(w, 8)), {"n": 13})
+
+
+register(
+    OpDef(
+        "matmul_narrow_packed", operands("x w"), (int_attr("n"),), _narrow_packed_type, _matmul_narrow_packed,
+        _narrow_packed_sample, _matmul_cost, Trait.CONTRACTION, 64.0,
+        "matmul_narrow with weights stored in column blocks [blocks, k, block], of bf16 in pairs [blocks, ceil(k / 2), block, 2]",
     )
 )  # fmt: skip
 

@@ -206,6 +206,8 @@ UNBATCHED = {
         "images keep the layout that is chosen for them only where nothing reshapes them in between",
     ),
     "matmul_packed": "made by a later pass",
+    "matmul_narrow": "made by a later pass",
+    "matmul_narrow_packed": "made by a later pass",
     "conv2d_nchwc": "made by a later pass",
     "depthwise2d_nchwc": "made by a later pass",
     "fused": "made by a later pass",

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.skipif(QEMU is None, reason="qemu-aarch64 is not instal
 
 OPS = [
     "argmax", "attention", "avg_pool", "cast", "conv", "conv2d_nchwc", "cumsum", "depthwise2d_nchwc", "erf", "exp",
-    "gather", "group_norm", "gru", "layer_norm", "log", "logsumexp", "lstm", "matmul", "matmul_packed", "max",
+    "gather", "group_norm", "gru", "layer_norm", "log", "logsumexp", "lstm", "matmul", "matmul_narrow",
+    "matmul_narrow_packed", "matmul_packed", "max",
     "max_pool", "nearest", "pairwise_distance", "prod", "resize", "rnn", "round", "sigmoid", "softmax", "sort", "sum",
     "tanh", "topk", "transpose", "tree_ensemble", "where",
 ]  # fmt: skip

@@ -40,7 +40,7 @@ from mlec.backends.tvm.kernels.tile import (
     unrolled,
 )
 from mlec.backends.tvm.kernels.transpose import turn
-from mlec.backends.tvm.kernels.vector import LINE, cast_to, const, load, prefetch, share, store
+from mlec.backends.tvm.kernels.vector import LINE, bits_as, cast_to, const, const_like, load, prefetch, share, store
 from mlec.backends.tvm.target import TargetInfo
 
 
@@ -78,21 +78,24 @@ class GemmSchedule:
     depth: int
 
     @staticmethod
-    def candidates(m: Dim, n: int, k: int, dtype: str, block: int, target: TargetInfo) -> Iterator[GemmSchedule]:
+    def candidates(
+        m: Dim, n: int, k: int, dtype: str, block: int, target: TargetInfo, narrow: str | None = None
+    ) -> Iterator[GemmSchedule]:
         """For ``m`` rows, which may be symbolic. Tiles that leave no register for the operands do not fit."""
         columns = _Columns.of(n, dtype, block, target)
         item = bits(dtype) // 8
+        weight = bits(accumulator_dtype(dtype) if narrow else dtype) // 8
         vectors = columns.width(tile_vectors(target))
         rows = tile_rows(target, vectors)
         groups = -(-columns.vectors // vectors)
-        row, panel = max(1, k * item), max(1, k * vectors * columns.lanes * item)
+        row, panel = max(1, k * item), max(1, k * vectors * columns.lanes * weight)
         depth, most, room, tasks = k, 64, target.l2_bytes // 4, 2 * target.cores
-        if groups * panel > target.l2_bytes // 2:  # weights come anew for each chunk: more rows, fewer chunks
+        if narrow or groups * panel > target.l2_bytes // 2:  # weights come anew for each chunk: more rows, fewer chunks
             most, room, tasks = 132, target.l2_bytes // 2, 4 * target.cores
         if panel > target.l2_bytes // 4:
             parts = -(-panel * 16 // target.l2_bytes)
             depth = -(-k // (parts * UNROLL)) * UNROLL
-            row, panel = depth * item, depth * vectors * columns.lanes * item
+            row, panel = depth * item, depth * vectors * columns.lanes * weight
         row_tiles = max(4, min(most, room // row) // rows)
         column_tiles = max(1, min(target.l2_bytes // 2 // panel, -(-groups // tasks)))
         default = GemmSchedule(rows, vectors, columns.width(8), row_tiles, column_tiles, depth)
@@ -155,8 +158,13 @@ def gemm(
     name: str = "gemm",
     schedule: GemmSchedule | None = None,
     program_weights: int = 0,
+    narrow: str | None = None,
 ) -> tirx.PrimFunc:
     """``c[*lead, n] = epilogue(a[*lead, k] @ w)`` for packed weights ``w[ceil(n / block), k, block]``.
+
+    ``narrow`` is the dtype of weights in fewer bits, packed by `pack_narrow` of the op; the result is float32. They are widened in
+    registers as they are read, which takes two instructions for a vector (of bfloat16, which lie in pairs, one) beside an FMA for each row.
+    Where many rows are shared out, a task widens a panel once, for all its row tiles.
 
     Parameters of the program: a, w, the epilogue's inputs, c. Extents in ``lead`` may be symbolic; their product is the
     number of rows. ``block`` is a multiple of the vector length or shorter than one vector. A tile takes vectors of columns
@@ -180,19 +188,38 @@ def gemm(
 
     Measured with AVX-512 on one thread, as parts of the rate of one tile whose operands are in L1 (0.8 to 0.9 of the rate of FMAs on
     registers alone, whatever the tile; why is not known): squares of 256 to 1024 0.92 to 1.0, of 2048 0.88; 128 x 1536 x 384 with
-    weights from L3 0.87; 256 x 1024 x 8192 0.89 (0.42 with all of k at once).
+    weights from L3 0.87; 256 x 1024 x 8192 0.89 (0.42 with all of k at once). Times of float32 weights as multiples of those of narrow
+    ones: a row times 4096 x 4096 from L3 3.5 for int8, 1.9 for 16 bits (4 and 2 by the bytes), 1024 x 1024 4.7 and 3.4 to 4.3, where
+    float32 just exceeds L2 and they do not; 128 or 512 rows 0.92 to 1.0.
     """
     m = product(lead)
-    schedule = schedule or next(GemmSchedule.candidates(m, n, k, dtype, block, target))
+    schedule = schedule or next(GemmSchedule.candidates(m, n, k, dtype, block, target, narrow))
     with prim_func(name) as kernel:
         a = parameter("a", BufferSpec((*lead, k), dtype))
-        w = parameter("w", BufferSpec((-(-n // block), k, block), dtype))
-        c = Result.parameter("c", (*lead, n), dtype, epilogue)
+        paired, kind = narrow == "bfloat16", narrow or dtype
+        blocks, steps, held = -(-n // block), -(-k // 2) if paired else k, "uint32" if paired else kind
+        w = parameter("w", BufferSpec((blocks, steps, block, *(2,) * paired), kind))
+        c = Result.parameter("c", (*lead, n), accumulator_dtype(dtype) if narrow else dtype, epilogue)
         a, c = flat_view(a, (m, k), dtype), c.viewed((m, n))
         columns = _Columns.of(n, dtype, block, target)
-        stream = flat_view(w, (-(-n // block) * k * block,), dtype)
-        in_turn = max(n * k * (bits(dtype) // 8), program_weights)
-        _Gemm(a, w, stream, c, lead, (m, n, k), columns, in_turn, schedule, dtype, target).all_rows()
+        w, stream = (flat_view(w, shape, held) for shape in ((blocks, steps, block), (blocks * steps * block,)))
+        in_turn = max(n * k * (bits(kind) // 8), program_weights)
+        _Gemm(
+            a,
+            w,
+            stream,
+            c,
+            lead,
+            (m, n, k),
+            columns,
+            in_turn,
+            schedule,
+            dtype,
+            kind,
+            narrow is not None,
+            paired,
+            target,
+        ).all_rows()
     return kernel.func
 
 
@@ -205,6 +232,7 @@ class _Place:
         number: among the tiles of its task on the same columns; None where it is the only one.
         first, count: vectors of columns: the first, which is a number or a multiple of ``count``, and how many.
         panel: which columns of its task these are.
+        wide: its weights over the steps at hand, widened before, ``[steps, columns]``; None where it reads them itself.
     """
 
     rows: int
@@ -213,6 +241,7 @@ class _Place:
     first: Expr
     count: int
     panel: Expr
+    wide: Buffer | None = None
 
 
 @dataclass(frozen=True)
@@ -220,10 +249,13 @@ class _Gemm:
     """The parts of the program, see `gemm`.
 
     Attributes:
-        a, w, c: ``[m, k]``, ``[blocks, k, block]`` and ``[m, n]``.
+        a, w, c: ``[m, k]``, ``[blocks, k, block]`` (two k in one element where they are paired) and ``[m, n]``.
         stream: w as one axis.
         lead, extents: the leading axes as the epilogue knows them; m (their product), n, k.
         in_turn: bytes of weights that are read between two reads of the same one, in successive calls.
+        dtype, kind: of the rows and of the weights.
+        narrow: whether the weights have to be widened.
+        paired: whether those of two successive k are one element of ``w``, of twice the bits.
     """
 
     a: Buffer
@@ -236,11 +268,24 @@ class _Gemm:
     in_turn: int
     schedule: GemmSchedule
     dtype: str
+    kind: str
+    narrow: bool
+    paired: bool
     target: TargetInfo
 
     @property
     def acc(self) -> str:
         return accumulator_dtype(self.dtype)
+
+    @property
+    def together(self) -> int:
+        """Successive k in one element of the weights."""
+        return 2 if self.paired else 1
+
+    @property
+    def bits(self) -> int:
+        """Of an element of the weights."""
+        return bits(self.kind) * self.together
 
     @property
     def groups(self) -> int:
@@ -258,7 +303,8 @@ class _Gemm:
         """Rows that one thread computes alone, or with the columns spread over the threads."""
         _, _, k = self.extents
         row = multiply_adds(self.columns.vectors * self.columns.lanes * k, self.dtype, self.target)
-        return max(SERIAL_WORK // (row + 1), self.schedule.rows - 1)
+        few = 4 if self.narrow else 1  # tiles of rows for which a panel is not worth widening
+        return max(SERIAL_WORK // (row + 1), few * self.schedule.rows - 1)
 
     def all_rows(self) -> None:
         """The whole program: a choice by the number of rows."""
@@ -313,9 +359,17 @@ class _Gemm:
             chunk, first_group = index // group_chunks, index % group_chunks * some
             begin, end = tiles * chunk // row_chunks, tiles * (chunk + 1) // row_chunks
 
-            def tiles_of_task(body: Callable[[_Place], None]) -> None:
+            held = min(k, self.schedule.depth), wide * self.columns.lanes
+            widened = T.alloc_buffer(held, self.acc) if self.narrow else None
+
+            def tiles_of_task(body: Callable[[_Place], None], steps: tuple[Expr, int] | None = None) -> None:
+                """All tiles of a task; ``steps`` are the first and the number of those over k that ``body`` reads weights for."""
+
                 def columns(first: Expr, count: int, panel: Expr) -> None:
-                    self.row_tiles(begin, end, lambda rows, row, i: body(_Place(rows, row, i, first, count, panel)))
+                    if self.narrow and steps is not None:
+                        self.widen(widened, first, count, *steps)
+                    place = partial(_Place, first=first, count=count, panel=panel, wide=widened)
+                    self.row_tiles(begin, end, lambda rows, row, i: body(place(rows, row, i)))
 
                 with T.serial(tirx.max(0, tirx.min(some, vectors // wide - first_group))) as g:
                     columns((first_group + g) * wide, wide, g)
@@ -324,7 +378,7 @@ class _Gemm:
                         columns(vectors // wide * wide, vectors % wide, vectors // wide - first_group)
 
             if self.schedule.depth >= k:
-                tiles_of_task(lambda at: self.finish(at.row, at.first, self.sums(at)))
+                tiles_of_task(lambda at: self.finish(at.row, at.first, self.sums(at)), (0, k))
             else:
                 self.in_parts(tiles_of_task)
 
@@ -342,7 +396,20 @@ class _Gemm:
                 with T.Else():
                     body(half, m - half, i)
 
-    def in_parts(self, tiles_of_task: Callable[[Callable[[_Place], None]], None]) -> None:
+    def widen(self, to: Buffer, first: Expr, count: int, begin: Expr, steps: int) -> None:
+        """Some steps over k of ``count`` vectors of columns in the type of the sums."""
+
+        def step(turn: Expr, parts: int = self.together) -> None:
+            for v in range(count):
+                vector = share(self.weights(first, v, count, begin // self.together + turn))
+                for part in range(parts):
+                    store(to, self.widened(vector, part), [turn * self.together + part, v * self.columns.lanes])
+
+        unrolled(steps // self.together, 1, step)
+        if steps % self.together:
+            step(steps // self.together, 1)
+
+    def in_parts(self, tiles_of_task: Callable[..., None]) -> None:
         """A few steps over k of all tiles before the next few. Every tile has a place of its own for its sums, as tiles overlap."""
         (_, _, k), depth, lanes = self.extents, self.schedule.depth, self.columns.lanes
         tile = (self.schedule.rows, self.schedule.vectors * lanes)
@@ -372,9 +439,9 @@ class _Gemm:
 
         tiles_of_task(clear)
         with T.serial(k // depth) as part:
-            tiles_of_task(lambda at: add(at, part * depth, depth))
+            tiles_of_task(lambda at: add(at, part * depth, depth), (part * depth, depth))
         if k % depth:
-            tiles_of_task(lambda at: add(at, k // depth * depth, k % depth))
+            tiles_of_task(lambda at: add(at, k // depth * depth, k % depth), (k // depth * depth, k % depth))
         tiles_of_task(finish)
 
     def across(self, count: int, rows: int, body: Callable[[Expr, int], None]) -> None:
@@ -386,7 +453,8 @@ class _Gemm:
         (_, _, k), lanes, vectors = self.extents, self.columns.lanes, self.columns.vectors
         per_byte = 1 if self.in_turn <= self.target.l2_bytes else 3
         weights = k * count * lanes
-        work = max(multiply_adds(rows * weights, self.dtype, self.target), per_byte * weights * (bits(self.dtype) // 8))
+        steps = rows + 1 if self.narrow else rows  # widening takes about as long as a row
+        work = max(multiply_adds(steps * weights, self.dtype, self.target), per_byte * weights * (bits(self.kind) // 8))
         parallel_if_large(vectors // count, work, lambda g: body(g * count, count))
         if vectors % count:
             body(vectors // count * count, vectors % count)
@@ -402,17 +470,29 @@ class _Gemm:
         return [[cell.value for cell in row] for row in sums.cells]
 
     def multiply_add(self, sums: RegisterTile, at: _Place, begin: Expr, steps: int, unroll: int | None = None) -> None:
-        """Some steps over k: each loads ``rows`` values and ``count`` vectors for their product of FMAs."""
+        """Some steps over k: each loads ``rows`` values and ``count`` vectors for their product of FMAs. ``begin`` is even."""
+        together = self.together if at.wide is None else 1
 
-        def step(kk: Expr) -> None:
-            sums.multiply_add(
-                [cast_to(self.acc, self.a[at.row + i, begin + kk]) for i in range(at.rows)],
-                [self.weights(at.first, v, at.count, begin + kk) for v in range(at.count)],
-            )
+        def step(turn: Expr, parts: int = together) -> None:
+            if at.wide is None:
+                vectors = [
+                    share(self.weights(at.first, v, at.count, begin // together + turn)) for v in range(at.count)
+                ]
+            else:
+                lanes = self.columns.lanes
+                vectors = [load(at.wide, [turn, v * lanes], lanes) for v in range(at.count)]
+            for part in range(parts):
+                values = [cast_to(self.acc, self.a[at.row + i, begin + turn * together + part]) for i in range(at.rows)]
+                sums.multiply_add(
+                    values, [self.widened(vector, part) for vector in vectors] if at.wide is None else vectors
+                )
 
         times = unroll or (UNROLL if at.rows == self.schedule.rows else 1)
         fetch = at.number is not None and times == UNROLL and self.fetches_ahead
-        unrolled(steps, times, step, partial(self.fetch_ahead, at, begin, steps) if fetch else None)
+        each_turn = partial(self.fetch_ahead, at, begin, steps) if fetch else None
+        unrolled(steps // together, max(1, times // together), step, each_turn)
+        if steps % together:
+            step(steps // together, 1)
 
     def finish(self, row: Expr, first: Expr, values: Sequence[Sequence[Expr]]) -> None:
         """Stores the sums of a tile."""
@@ -426,7 +506,7 @@ class _Gemm:
     def fetches_ahead(self) -> bool:
         """Whether weights have left L2 when they are read again, and the panels of tiles are whole blocks of whole lines."""
         wide, (in_block, lanes) = self.schedule.vectors, (self.columns.in_block, self.columns.lanes)
-        lines = wide % in_block == 0 and in_block * lanes * bits(self.dtype) // 8 % LINE == 0
+        lines = wide % in_block == 0 and in_block * lanes * self.bits // 8 % LINE == 0
         return lines and self.in_turn > self.target.l2_bytes // 2
 
     def fetch_ahead(self, at: _Place, begin: Expr, steps: int, turn: Expr) -> None:
@@ -434,17 +514,18 @@ class _Gemm:
 
         The tiles of a chunk of rows, eight or more, share its lines: each asks for an eighth of what it reads itself.
         """
-        k, block = self.extents[2], self.columns.in_block * self.columns.lanes
-        line = LINE * 8 // bits(self.dtype)
-        lines = ceildiv(UNROLL * block, line * 8)
-        place = tirx.min((at.number * (steps // UNROLL) + turn) * lines, max(0, steps * block // line - lines)) * line
+        together, block = self.together, self.columns.in_block * self.columns.lanes
+        k, steps, each = ceildiv(self.extents[2], together), steps // together, UNROLL // together
+        line = LINE * 8 // self.bits
+        lines = ceildiv(each * block, line * 8)
+        place = tirx.min((at.number * (steps // each) + turn) * lines, max(0, steps * block // line - lines)) * line
         for b in range(at.count // self.columns.in_block):
-            start = ((at.first + at.count) // self.columns.in_block + b) * (k * block) + begin * block
+            start = ((at.first + at.count) // self.columns.in_block + b) * (k * block) + begin // together * block
             for i in range(lines):
                 prefetch(self.stream, start + place + i * line)
 
     def weights(self, first: Expr, v: int, count: int, kk: Expr) -> Expr:
-        """Vector ``first + v`` of a row of weights; ``first`` is a number or a multiple of ``count``."""
+        """Vector ``first + v`` of a row of weights as it lies in memory; ``first`` is a number or a multiple of ``count``."""
         in_block, lanes = self.columns.in_block, self.columns.lanes
         if isinstance(first, int):
             at, offset = divmod(first + v, in_block)
@@ -452,7 +533,14 @@ class _Gemm:
             at, offset = first // in_block + v // in_block, v % in_block
         else:
             at, offset = first // in_block, first % in_block + v
-        return cast_to(self.acc, load(self.w, [at, kk, offset * lanes], lanes))
+        return load(self.w, [at, kk, offset * lanes], lanes)
+
+    def widened(self, vector: Expr, part: int) -> Expr:
+        """A vector of weights in the type of the sums; of pairs the first or the second. A bfloat16 is the upper half of a float32."""
+        if not self.paired:
+            return cast_to(self.acc, vector)
+        half = const_like(16, vector) if part == 0 else const_like(0xFFFF0000, vector)
+        return bits_as("float32", vector << half if part == 0 else vector & half)
 
 
 @dataclass(frozen=True)

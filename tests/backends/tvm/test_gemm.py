@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
 from mlec.backends.tvm.kernels.gemm import GemmSchedule, column_block, gemm, matmul, pack_gemm
 from mlec.backends.tvm.kernels.vector import select
 from mlec.backends.tvm.target import TargetInfo
+from mlec.ops.linalg import pack_narrow
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
 
 ROWS = (0, 1, 2, 5, 7, 8, 11, 33, 1000)
@@ -52,6 +54,57 @@ def test_columns_that_do_not_fill_the_tiles(n, target):
     for m in ROWS:
         a = normal((m, k))
         assert_close(run(a, pack_gemm(w, 32), out=(m, n)), a @ w, terms=k)
+
+
+NARROW = {"int8": np.int8, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+def narrow_operands(m, n, k, narrow, rows="float32"):
+    w = (20 * normal((k, n), seed=1)).astype(NARROW[narrow])
+    return normal((m, k)).astype(NARROW.get(rows, rows)), w
+
+
+@pytest.mark.parametrize("cpu", ["host", "x86-64-v3", "x86-64-v2"])
+@pytest.mark.parametrize("narrow", NARROW)
+@pytest.mark.parametrize(("n", "k"), [(64, 64), (10, 71), (1, 30), (300, 33), (40, 1)])
+def test_narrow_weights_are_widened(n, k, narrow, cpu):
+    """By tiles that read them themselves, and from panels that are widened once, for all of an odd sum."""
+    target = HOST if cpu == "host" else TargetInfo.for_cpu(cpu)
+    block = column_block(n, "float32", target)
+    run = compile_kernel(gemm((symbol("m"),), n, k, "float32", block, target, narrow=narrow), target)
+    a, w = narrow_operands(300, n, k, narrow)
+    want, packed = a @ w.astype("float32"), pack_narrow(w, block)
+    for m in (0, 1, 2, 5, 8, 11, 33, 300):
+        assert_close(run(a[:m], packed, out=(m, n)), want[:m], terms=400 * k)
+
+
+@pytest.mark.parametrize("narrow", ["float16", "bfloat16"])
+def test_narrow_rows_times_narrow_weights(narrow):
+    n, k, block = 70, 33, 32
+    run = compile_kernel(gemm((symbol("m"),), n, k, narrow, block, HOST, narrow=narrow))
+    a, w = narrow_operands(50, n, k, narrow, narrow)
+    for m in (1, 6, 50):
+        got = run(a[:m], pack_narrow(w, block), out=(m, n))
+        assert_close(got, a[:m].astype("float32") @ w.astype("float32"), terms=400 * k)
+
+
+@pytest.mark.parametrize("narrow", NARROW)
+def test_narrow_weights_give_the_same_bits_as_wide_ones(narrow):
+    """In every batch, and where a long sum is cut into parts."""
+    n, k, block = 150, 203, 32
+    m = symbol("m")
+    default = next(GemmSchedule.candidates(m, n, k, "float32", block, HOST, narrow))
+    whole = replace(default, row_tiles=4, column_tiles=2)
+    kernels = [
+        compile_kernel(gemm((m,), n, k, "float32", block, HOST, schedule=s, narrow=narrow, program_weights=program))
+        for s, program in ((default, 1 << 40), (whole, 0), (replace(whole, depth=64), 0))
+    ]
+    wide = compile_kernel(gemm((m,), n, k, "float32", block, HOST))
+    a, w = narrow_operands(100, n, k, narrow)
+    want = wide(a, pack_gemm(w.astype("float32"), block), out=(100, n))
+    for run in kernels:
+        for rows in (1, 9, 37, 100):
+            np.testing.assert_array_equal(run(a[:rows], pack_narrow(w, block), out=(rows, n)), want[:rows])
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [(3, 0, 4), (0, 5, 4), (3, 5, 0)])
