@@ -5,9 +5,11 @@ They are named as Linux names them in /proc/cpuinfo, where one that the operatin
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
 
 from mlec.errors import UsageError
 
@@ -129,14 +131,28 @@ def host_flags() -> frozenset[str]:
 
 
 def _listed_flags() -> list[str]:
-    """Those of the first processor in /proc/cpuinfo; none where there is no such file."""
+    """Those of the first processor in /proc/cpuinfo, less AMX where this process may not use it; none where there is no such file."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            return next(
+            listed = next(
                 (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), []
             )
     except OSError:
         return []
+    return listed if "amx_tile" not in listed or _may_use_tiles() else [f for f in listed if not f.startswith("amx_")]
+
+
+@cache
+def _may_use_tiles() -> bool:
+    """Asks Linux for the registers of AMX, which a process gets only then: its first instruction of AMX would be illegal otherwise.
+
+    Threads and forked children have the permission with it. Refused by systems that do not know the call.
+    """
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    try:
+        return int(ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data)) == 0
+    except (OSError, AttributeError):
+        return False
 
 
 def needed_flags(triple: str, features: Iterable[str]) -> frozenset[str]:

@@ -1,0 +1,297 @@
+"""2-d convolutions of bytes over images with their channels last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from mlec.backends.tvm.compat import T, prim_func, tirx
+from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.gemm_int8 import fits, vector_tile
+from mlec.backends.tvm.kernels.int8 import HELD, QUAD, SLACK, STRIP, Dots, Multiplier, Packed, Rows, Tiles, has_amx, put
+from mlec.backends.tvm.kernels.result import Result
+from mlec.backends.tvm.kernels.schedule import around, variations
+from mlec.backends.tvm.kernels.tile import (
+    copy_run,
+    flat_view,
+    parallel_if_large,
+    parameter,
+    product,
+    tasks_worth,
+    unflatten,
+)
+from mlec.backends.tvm.kernels.vector import load, share
+from mlec.backends.tvm.target import TargetInfo
+from mlec.ir.dim import static_dims
+from mlec.ops.windows import Geometry
+
+
+def conv_packing(w_shape: Sequence[int], geometry: Geometry, groups: int) -> Packed:
+    """How weights ``[kh, kw, c / groups, o]`` are packed: a window is ``kh`` rows of ``kw * c`` bytes where these lie in one piece."""
+    kh, kw, channels, outputs = w_shape
+    whole = groups == 1 and (geometry.dilations[1] == 1 or kw == 1)
+    segments, length = (kh, kw * channels) if whole else (kh * kw, channels)
+    return Packed(groups, outputs // groups, segments, length)
+
+
+def is_pointwise(w_shape: Sequence[int], geometry: Geometry, groups: int) -> bool:
+    """Whether the convolution is a product of the pixels, as they lie, with a matrix."""
+    return (*w_shape[:2], *geometry.strides, groups) == (1, 1, 1, 1, 1) and not any(geometry.pads)
+
+
+@dataclass(frozen=True)
+class Int8ConvSchedule:
+    """How a convolution of bytes goes over an image.
+
+    Attributes:
+        amx: whether by tiles of 16 columns of outputs and up to 16 positions of a row; ``columns`` are those positions.
+        columns, vectors: of a tile: output positions of a row, vectors of channels (of AMX: blocks).
+        parts: tasks that share the rows.
+        channel_parts: tasks that share the channels.
+    """
+
+    amx: bool
+    columns: int
+    vectors: int
+    parts: int
+    channel_parts: int
+
+    @staticmethod
+    def candidates(
+        x_shape: Sequence[Dim], w_shape: Sequence[int], geometry: Geometry, packed: Packed, target: TargetInfo
+    ) -> Iterator[Int8ConvSchedule]:
+        """For an image whose extents but the first are numbers."""
+        p, q = static_dims(geometry.positions(x_shape[1:3], w_shape[:2]))
+        work = p * q * packed.groups * packed.blocks * 16 * packed.terms // (16 * QUAD)
+
+        def shares(products: int) -> tuple[int, int]:
+            tasks = tasks_worth(work * 64 // products, target)
+            nbytes = product(x_shape[1:])
+            by_channel = math.prod(packed.shape) > nbytes
+            least = -(-nbytes * 2 // target.l2_bytes)
+            parts = max(1, min(p, 1 if by_channel else tasks))
+            return max(parts, min(p, least)), max(
+                1, min(tasks if by_channel else 1, packed.groups * packed.blocks // HELD)
+            )
+
+        strip = -(-q // -(-q // STRIP))
+        columns, vectors = vector_tile(q, packed, target)
+        plain = Int8ConvSchedule(False, columns, vectors, *shares(Dots.of(target).products))
+        widths = sorted({-(-q // -(-q // width)) for width in range(2, 15)}, key=lambda c: abs(c - columns))
+
+        def possible(s: Int8ConvSchedule) -> bool:
+            return s.amx or fits(s.columns, s.vectors, target)
+
+        if has_amx(target) and min(strip * p, 16) >= 4:
+            tiles = Int8ConvSchedule(True, strip, min(HELD, packed.blocks), *shares(512))
+            yield from variations(
+                tiles, possible, parts=around(tiles.parts, most=p), channel_parts=around(tiles.channel_parts)
+            )
+        yield from variations(
+            plain, possible, columns=widths, vectors=range(1, 5), parts=around(plain.parts, most=p),
+            channel_parts=around(plain.channel_parts, most=packed.groups * packed.blocks),
+        )  # fmt: skip
+
+
+def conv_int8(
+    x_shape: Sequence[Dim],
+    w_shape: Sequence[int],
+    geometry: Geometry,
+    groups: int,
+    zero_point: int,
+    target: TargetInfo,
+    epilogue: Epilogue = IDENTITY,
+    name: str = "conv_int8",
+    schedule: Int8ConvSchedule | None = None,
+) -> tirx.PrimFunc:
+    """``y[n, p, q, o] = epilogue(conv(x[n, h, w, c] - zero_point, w[kh, kw, c / groups, o]))``, u8 by i8 in i32; n may be symbolic.
+
+    Parameters of the program: x, the weights as `conv_packing` has them, their offsets, the epilogue's inputs, y.
+
+    A tile is some neighbouring positions of an output row times some vectors of channels: a product whose rows begin ``stride * c`` bytes
+    apart and overlap. A task is an image, or some of its rows, or some of its channels; it copies the input rows that it meets, with the
+    zero point around them, into a scratch that stays in L2 (one byte for ``kh * kw * o`` products), unless there is no padding and
+    no window ends within what a step reads. For each panel of channels it then goes over all positions, so the panel's weights stay in L1.
+
+    With AMX the positions of a row are strips of equal length, at most 16: the time of a tile goes with its rows.
+    """
+    packed = conv_packing(w_shape, geometry, groups)
+    n, _, _, c = x_shape
+    p, q = static_dims(geometry.positions(x_shape[1:3], w_shape[:2]))
+    outputs = w_shape[3]
+    chosen = schedule or next(Int8ConvSchedule.candidates(x_shape, w_shape, geometry, packed, target))
+    with prim_func(name) as kernel:
+        x = parameter("x", BufferSpec(x_shape, "uint8"))
+        w = parameter("w", BufferSpec(packed.shape, "int8"))
+        offsets = parameter("offsets", BufferSpec((groups * packed.blocks * 16,), "int32"))
+        y = Result.parameter("y", (n, p, q, outputs), "int32", epilogue)
+        x, y = flat_view(x, (product(x_shape),), "uint8"), y.viewed((n * p * q, outputs))
+        multiplier = Multiplier(flat_view(w, (math.prod(packed.shape),), "int8"), offsets, packed, Dots.of(target))
+        program = _Convolution(x, multiplier, y, x_shape, w_shape, geometry, (p, q), zero_point, chosen, c)
+        tasks = program.parts * program.channel_parts
+        work = p * q * math.prod(packed.shape) // (512 if chosen.amx else multiplier.dots.products)
+        if p * q * outputs == 0:
+            T.evaluate(0)
+        else:
+            parallel_if_large(product((n, program.channel_parts, program.parts)), work // tasks, program.task, tasks)
+    return kernel.func
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """The parts of the program, see `conv_int8`."""
+
+    x: Buffer
+    multiplier: Multiplier
+    y: Result
+    x_shape: Sequence[Dim]
+    w_shape: Sequence[int]
+    geometry: Geometry
+    extent: tuple[int, int]
+    zero_point: int
+    chosen: Int8ConvSchedule
+    channels: int
+
+    @property
+    def packed(self) -> Packed:
+        return self.multiplier.packed
+
+    @property
+    def rows(self) -> int:
+        """Output rows of a task: the last one begins early enough to have as many."""
+        return -(-self.extent[0] // self.chosen.parts)
+
+    @property
+    def parts(self) -> int:
+        return -(-self.extent[0] // self.rows)
+
+    @cached_property
+    def panels(self) -> tuple[int, int, int]:
+        """Panels of channels: vectors (of AMX: blocks) of each, how many a group has, and how many a task takes of all groups."""
+        all_of_them = self.packed.blocks if self.chosen.amx else self.multiplier.vectors
+        width = min(self.chosen.vectors, all_of_them)
+        each = -(-all_of_them // width)
+        return width, each, -(-each * self.packed.groups // self.chosen.channel_parts)
+
+    @property
+    def channel_parts(self) -> int:
+        _, each, some = self.panels
+        return -(-each * self.packed.groups // some)
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Input rows and columns, with padding, that the output rows of a task meet."""
+        (sh, sw), (dh, dw), (kh, kw) = self.geometry.strides, self.geometry.dilations, self.w_shape[:2]
+        return (self.rows - 1) * sh + (kh - 1) * dh + 1, (self.extent[1] - 1) * sw + (kw - 1) * dw + 1
+
+    @property
+    def copies(self) -> bool:
+        """Whether a task works on a copy of its input."""
+        read = (self.packed.quads if self.chosen.amx else self.packed.read) * QUAD
+        return any(self.geometry.pads) or read > self.packed.length
+
+    def task(self, index: Expr) -> None:
+        """Some output rows of an image, for some panels of channels."""
+        n, h, w, c = self.x_shape
+        (sh, sw), (dh, dw), (kh, kw) = self.geometry.strides, self.geometry.dilations, self.w_shape[:2]
+        image, channel_part, part = unflatten(index, (n, self.channel_parts, self.parts))
+        first = share(tirx.min(part * self.rows, self.extent[0] - self.rows))
+        if self.copies:
+            pitch = self.reach[1] * c
+            buffer, origin = self.padded(image, first, pitch), 0
+        else:
+            pitch, buffer = w * c, self.x
+            origin = share((image * h + first * sh) * pitch)
+        across = kw if self.packed.segments == kh * kw else 1
+        rows = Rows(buffer, sw * c, lambda number: number // across * (dh * pitch) + number % across * (dw * c))
+        width, each, some = self.panels
+        strips = -(-self.extent[1] // self.chosen.columns)
+        tiles = Tiles.begin(self.multiplier, self.chosen.columns) if self.chosen.amx else None
+        count = share(tirx.min(some, each * self.packed.groups - channel_part * some))
+        with T.serial(count) as i:
+            group, panel = (part_of for part_of in unflatten(channel_part * some + i, (self.packed.groups, each)))
+            all_of_them = self.packed.blocks if self.chosen.amx else self.multiplier.vectors
+            at = share(tirx.min(panel * width, all_of_them - width)) if each > 1 else 0
+            group = share(group) if self.packed.groups > 1 else 0
+
+            def strip(number: Expr, at: Expr = at, group: Expr = group) -> tuple[Expr, Expr, Expr]:
+                """Row and column of a strip, and where its first window begins."""
+                row, column = (
+                    number // strips,
+                    tirx.min(number % strips * self.chosen.columns, self.extent[1] - self.chosen.columns),
+                )
+                row, column = share(row), share(column)
+                return row, column, share(origin + row * (sh * pitch) + column * (sw * c) + group * self.packed.length)
+
+            if tiles is None:
+                with T.serial(self.rows * strips) as number:
+                    row, column, start = strip(number)
+                    self.vectors(rows, start, (image, first + row, column), (group, at, width))
+            else:
+                with T.serial(self.rows * strips // HELD) as pair:
+                    self.tiles(
+                        tiles, rows, [strip(pair * HELD + s) for s in range(HELD)], (image, first), (group, at, width)
+                    )
+                if self.rows * strips % HELD:
+                    self.tiles(tiles, rows, [strip(self.rows * strips - 1)], (image, first), (group, at, width))
+        if tiles is not None:
+            tiles.end()
+
+    def padded(self, image: Expr, first: Expr, pitch: int) -> Buffer:
+        """A copy of the input that the rows meet."""
+        _, h, w, c = self.x_shape
+        (top, left), (height, width) = self.geometry.before, self.reach
+        before = min(left, width)
+        inside = min(w, width - before)
+        copy = T.alloc_buffer((height * pitch + SLACK,), "uint8")
+        with T.serial(height) as row:
+            source, to = share(first * self.geometry.strides[0] + row - top), row * pitch
+            with T.If(tirx.And(source >= 0, source < h)):
+                with T.Then():
+                    begin = share((image * h + source) * (w * c))
+                    copy_run(copy, [], to, before * c, 64, None, self.zero_point)
+                    copy_run(copy, [], to + before * c, inside * c, 64, lambda i, n: load(self.x, [begin + i], n))
+                    copy_run(
+                        copy, [], to + (before + inside) * c, pitch - (before + inside) * c, 64, None, self.zero_point
+                    )
+                with T.Else():
+                    copy_run(copy, [], to, pitch, 64, None, self.zero_point)
+        return copy
+
+    def vectors(self, rows: Rows, start: Expr, at: tuple[Expr, Expr, Expr], columns: tuple[Expr, Expr, int]) -> None:
+        """A tile of vectors at an output row and column of an image."""
+        image, row, column = at
+        group, first, width = columns
+        starts = [share(start + i * rows.pitch) for i in range(self.chosen.columns)]
+        base = group * (self.packed.blocks * self.multiplier.in_block)
+        for i, line in enumerate(self.multiplier.sums(rows, starts, base + first, width)):
+            self.put((image, row, column + i), group, first, line)
+
+    def tiles(
+        self,
+        tiles: Tiles,
+        rows: Rows,
+        strips: Sequence[tuple[Expr, Expr, Expr]],
+        at: tuple[Expr, Expr],
+        columns: tuple[Expr, Expr, int],
+    ) -> None:
+        """One or two strips by AMX."""
+        (image, first_row), (group, block, width) = at, columns
+        tiles.sums(rows, [start for _, _, start in strips], group * self.packed.blocks + block, width)
+        for s, (row, column, _) in enumerate(strips):
+            with T.serial(self.chosen.columns) as i:
+                line = tiles.row(i + s * self.chosen.columns, width)
+                self.put(
+                    (image, first_row + row, column + i),
+                    group,
+                    block * self.multiplier.in_block,
+                    line[: self.multiplier.vectors],
+                )
+
+    def put(self, where: tuple[Expr, Expr, Expr], group: Expr, first: Expr, values: Sequence[Expr]) -> None:
+        """Stores the sums of a position."""
+        image, row, column = where
+        at = share((image * self.extent[0] + row) * self.extent[1] + column)
+        put(self.y, where, at, group, first, self.packed, values)

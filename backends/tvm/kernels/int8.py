@@ -1,0 +1,388 @@
+"""Products of bytes: sums in 32 bits of u8 times i8, by whatever the processor has for them.
+
+Four products along the summed axis make one step: a *quad* of the first operand, 4 bytes in a row of memory, meets the quads of many
+columns of the weights. Weights are packed so that this is a plain load, the same for every processor: ``[column block of 16][segment]
+[quad][16 columns][4]``. So a vector of 512 bits is one quad of 16 columns (VNNI), and 16 quads of a block are a tile of 1 KB (AMX).
+
+A row of the first operand need not lie in one piece: it is some *segments* of equal length, each in one piece. That of a matrix product is
+one; that of a convolution over an image with its channels last is a row of its window: ``taps * channels`` bytes, wherever the window
+lies. So a convolution is a product whose rows overlap in memory, and is never unfolded.
+
+A segment is read in whole quads, and by AMX in whole steps of up to 16 quads: the bytes beyond its end meet weights that are zero. Where
+they could lie beyond the operand, the template works on a copy.
+
+The zero point of the first operand is a constant for each column: ``sum((a - z) w) = sum(a w) - z sum(w)``. Sums begin with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mlec.backends.tvm.compat import T, tirx
+from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
+from mlec.backends.tvm.kernels.result import Result
+from mlec.backends.tvm.kernels.tile import UNROLL, buffer_dtype, first_lanes, unrolled
+from mlec.backends.tvm.kernels.vector import Cell, broadcast, cast_to, const, load, ramp, share, store
+from mlec.backends.tvm.target import TargetInfo, architecture_of
+
+QUAD = 4
+"""Products of one step."""
+BLOCK = 16
+"""Columns of a block of packed weights."""
+STRIP = 16
+"""Rows of a tile of AMX, at most; and quads of a step."""
+SLACK = 64
+"""Bytes behind a copy that may be read."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The weights of a product in blocks of columns.
+
+    Attributes:
+        groups: products side by side, each with columns and a part of the rows of its own.
+        columns: of a group.
+        segments, length: of a row: how many, and bytes of each.
+    """
+
+    groups: int
+    columns: int
+    segments: int
+    length: int
+
+    @property
+    def read(self) -> int:
+        """Quads of a segment that hold any of it; at least one."""
+        return max(1, -(-self.length // QUAD))
+
+    @property
+    def step(self) -> int:
+        """Quads of a step of AMX: 12 to 16 that divide a segment, or steps that are as equal as can be."""
+        exact = [quads for quads in range(STRIP, 11, -1) if self.read % quads == 0]
+        return exact[0] if exact else -(-self.read // -(-self.read // STRIP))
+
+    @property
+    def quads(self) -> int:
+        """Quads of a packed segment: whole steps."""
+        return -(-self.read // self.step) * self.step
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a group."""
+        return -(-self.columns // BLOCK)
+
+    @property
+    def terms(self) -> int:
+        """Products of a sum."""
+        return self.segments * self.length
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the packed array."""
+        return self.groups * self.blocks, self.segments, self.quads, BLOCK * QUAD
+
+    def pack(self, weights: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+        """From ``[segments * length (in any number of axes), groups * columns]``; zeros in what is not there."""
+        given = weights.reshape(self.segments, self.length, self.groups, self.columns)
+        padded = np.zeros((self.segments, self.quads * QUAD, self.groups, self.blocks * BLOCK), np.int8)
+        padded[:, : self.length, :, : self.columns] = given
+        split = padded.reshape(self.segments, self.quads, QUAD, self.groups, self.blocks, BLOCK)
+        return np.ascontiguousarray(split.transpose(3, 4, 0, 1, 5, 2)).reshape(self.shape)
+
+    def offsets(self, weights: npt.NDArray[np.int8], zero_point: int) -> npt.NDArray[np.int32]:
+        """What the sum of each packed column begins with."""
+        sums = weights.reshape(self.terms, self.groups, self.columns).sum(axis=0, dtype=np.int32)
+        padded = np.zeros((self.groups, self.blocks * BLOCK), np.int32)
+        padded[:, : self.columns] = -zero_point * sums
+        return padded.reshape(-1)
+
+
+@dataclass(frozen=True)
+class Dots:
+    """How four products are added to each lane of a vector of sums.
+
+    Attributes:
+        kind: ``vnni``: one instruction; ``pairs``: x86 without it, two multiplications of 16-bit numbers whose sums of pairs are exact
+            in 32 bits (the one of u8 by i8 saturates in 16); ``usdot``: one instruction of aarch64; ``widened``: four multiplications
+            in 32 bits.
+        lanes: of a vector of sums.
+    """
+
+    kind: str
+    lanes: int
+
+    @staticmethod
+    def of(target: TargetInfo) -> Dots:
+        lanes, features = target.lanes(32), target.features
+        if architecture_of(target.triple) == "x86_64":
+            short = lanes < 16 and ("avxvnni" in features or {"avx512vnni", "avx512vl"} <= features)
+            if short or (lanes == 16 and "avx512vnni" in features):
+                return Dots("vnni", lanes)
+            if lanes < 16 or "avx512bw" in features:
+                return Dots("pairs", lanes)
+        return Dots("usdot" if "i8mm" in features and "neon" in features else "widened", lanes)
+
+    @property
+    def parts(self) -> int:
+        """Vectors that a quad becomes."""
+        return {"vnni": 1, "usdot": 1, "pairs": 2, "widened": 4}[self.kind]
+
+    @property
+    def products(self) -> int:
+        """Products of a vector instruction that takes the time of a multiply-add of float32."""
+        return self.lanes * QUAD // self.parts
+
+    def weights(self, vector: Expr) -> list[Expr]:
+        """The quads of as many columns as there are lanes, as `add` wants them."""
+        if self.kind in ("vnni", "usdot"):
+            return [share(vector)]
+        if self.kind == "pairs":
+            whole = share(tirx.reinterpret(f"int16x{self.lanes * 2}", vector))
+            eight = const(8, "int16", self.lanes * 2)
+            return [share((whole << eight) >> eight), share(whole >> eight)]
+        whole = share(tirx.reinterpret(f"int32x{self.lanes}", vector))
+        top = const(24, "int32", self.lanes)
+        return [share((whole << const(24 - 8 * j, "int32", self.lanes)) >> top) for j in range(QUAD)]
+
+    def row(self, quad: Expr) -> list[Expr]:
+        """A quad of the first operand, an i32."""
+        if self.kind in ("vnni", "usdot"):
+            return [share(tirx.reinterpret(f"uint8x{self.lanes * QUAD}", share(broadcast(quad, self.lanes))))]
+        quad = share(tirx.reinterpret("uint32", quad))
+        if self.kind == "pairs":
+            halves = [quad & const(0x00FF00FF, "uint32"), (quad >> const(8, "uint32")) & const(0x00FF00FF, "uint32")]
+            return [
+                share(tirx.reinterpret(f"int16x{self.lanes * 2}", share(broadcast(share(half), self.lanes))))
+                for half in halves
+            ]
+        return [
+            share(
+                broadcast(share(cast_to("int32", (quad >> const(8 * j, "uint32")) & const(255, "uint32"))), self.lanes)
+            )
+            for j in range(QUAD)
+        ]
+
+    def add(self, cell: Cell, row: Sequence[Expr], weights: Sequence[Expr]) -> None:
+        """One step of a vector of sums."""
+        wide = f"int32x{self.lanes}"
+        for a, w in zip(row, weights, strict=True):
+            if self.kind == "vnni":
+                cell.set(T.call_llvm_pure_intrin(wide, f"llvm.x86.avx512.vpdpbusd.{self.lanes * 32}", cell.value, a, w))
+            elif self.kind == "usdot":
+                # The intrinsic takes the unsigned operand first.
+                cell.set(T.call_llvm_pure_intrin(wide, "llvm.aarch64.neon.usdot", cell.value, a, w))
+            elif self.kind == "pairs":
+                name = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}[self.lanes]
+                cell.set(cell.value + T.call_llvm_pure_intrin(wide, f"llvm.x86.{name}", a, w))
+            else:
+                cell.set(cell.value + a * w)
+
+
+def has_amx(target: TargetInfo) -> bool:
+    """Whether there are tiles of bytes."""
+    return {"amx-int8", "amx-tile"} <= target.features
+
+
+def quad_at(buffer: Buffer, position: Expr) -> Expr:
+    """Four bytes as an i32."""
+    return tirx.reinterpret("int32", load(buffer, [position], QUAD))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of the first operand.
+
+    Attributes:
+        buffer: flat.
+        pitch: from a row to the next one of a strip.
+        segment: position of a segment in its row, given its number.
+    """
+
+    buffer: Buffer
+    pitch: int
+    segment: Callable[[Expr], Expr]
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """Tiles of a product.
+
+    Attributes:
+        w, offsets: what `Packed` makes, both as one axis.
+    """
+
+    w: Buffer
+    offsets: Buffer
+    packed: Packed
+    dots: Dots
+
+    @property
+    def in_block(self) -> int:
+        """Vectors of a block of columns."""
+        return BLOCK // self.dots.lanes
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of a group that hold any of its columns."""
+        return -(-self.packed.columns // self.dots.lanes)
+
+    def sums(self, rows: Rows, starts: Sequence[Expr], first: Expr, count: int) -> list[list[Expr]]:
+        """The sums of rows that begin at ``starts``, for ``count`` vectors of columns from vector ``first`` of all groups on.
+
+        A step loads a quad of each row and a vector of weights for each vector of columns. With VNNI, 6 rows and 4 vectors: 10 loads for
+        24 instructions of 64 products, of which two go in a cycle beside two loads.
+        """
+        lanes, quads = self.dots.lanes, self.packed.quads
+        columns = [self.column(first + v) for v in range(count)]
+        sums = [[Cell("int32", lanes, load(self.offsets, [at], lanes)) for at, _ in columns] for _ in starts]
+
+        def segment(number: Expr) -> None:
+            begins = [share(start + rows.segment(number)) for start in starts]
+            panels = [share(panel + number * (quads * BLOCK * QUAD)) for _, panel in columns]
+
+            def step(quad: Expr) -> None:
+                weights = [
+                    self.dots.weights(load(self.w, [panel + quad * (BLOCK * QUAD)], lanes * QUAD)) for panel in panels
+                ]
+                for begin, cells in zip(begins, sums, strict=True):
+                    row = self.dots.row(share(quad_at(rows.buffer, begin + quad * QUAD)))
+                    for cell, vector in zip(cells, weights, strict=True):
+                        self.dots.add(cell, row, vector)
+
+            unrolled(self.packed.read, UNROLL, step)
+
+        if self.packed.segments == 1:
+            segment(0)
+        else:
+            with T.serial(self.packed.segments) as number:
+                segment(number)
+        return [[cell.value for cell in row] for row in sums]
+
+    def column(self, vector: Expr) -> tuple[Expr, Expr]:
+        """Where a vector of columns begins: its column among the packed ones, and its first weight."""
+        lanes, (_, segments, quads, width) = self.dots.lanes, self.packed.shape
+        block, part = vector // self.in_block, vector % self.in_block
+        return vector * lanes, block * (segments * quads * width) + part * (lanes * QUAD)
+
+
+# -- AMX ---------------------------------------------------------------------------------------------------------------------
+
+HELD = 2
+"""Strips of rows, and blocks of columns, of a tile: four tiles of sums, two of each operand, of the eight that there are."""
+
+
+def amx(name: str, *arguments: Expr) -> None:
+    """An instruction; numbers are those of tiles."""
+    values = [tirx.const(a, "int8") if isinstance(a, int) else a for a in arguments]
+    T.evaluate(tirx.call_llvm_intrin("void", f"llvm.x86.{name}", *values))
+
+
+def address(buffer: Buffer, position: Expr) -> Expr:
+    """Of an element of a flat buffer."""
+    return tirx.address_of(buffer[position])
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The same by tiles: sums in tiles 0 to 3, rows in 4 and 5, weights in 6 and 7.
+
+    Attributes:
+        strip: rows of a tile, at most 16.
+        held: where the sums go on their way to vectors: ``[2 * 16 rows, 2 * 16 columns]``, as one axis. It stays in L1.
+    """
+
+    multiplier: Multiplier
+    strip: int
+    held: Buffer
+
+    @staticmethod
+    def begin(multiplier: Multiplier, strip: int) -> Tiles:
+        """Sets the tiles up, for the thread that runs this; `end` frees them."""
+        config = np.zeros(64, np.uint8)
+        quads = multiplier.packed.step
+        config[0] = 1
+        for tile in range(8):
+            config[16 + 2 * tile] = quads * QUAD if tile in (4, 5) else BLOCK * QUAD
+            config[48 + tile] = quads if tile in (6, 7) else strip
+        described = T.alloc_buffer((8,), "int64")
+        for i, word in enumerate(config.view(np.int64)):
+            T.buffer_store(described, tirx.const(int(word), "int64"), [i])
+        amx("ldtilecfg", address(described, 0))
+        return Tiles(multiplier, strip, T.alloc_buffer((HELD * STRIP * HELD * BLOCK,), "int32"))
+
+    def end(self) -> None:
+        """Without this, every switch of the thread would save the tiles."""
+        amx("tilerelease")
+
+    def sums(self, rows: Rows, starts: Sequence[Expr], first: Expr, count: int) -> None:
+        """Those of strips that begin at ``starts``, for ``count`` blocks of columns from the block ``first`` of all groups on, to ``held``.
+
+        A step of 64 products loads 4 KB for four instructions of 16 cycles each: 64 lines, of which L1 gives two in a cycle.
+        """
+        packed, (_, segments, quads, width) = self.multiplier.packed, self.multiplier.packed.shape
+        apart, line = tirx.const(rows.pitch, "int64"), tirx.const(width, "int64")
+        panels = [share((first + b) * (segments * quads * width)) for b in range(count)]
+        cells = [(s, b, HELD * s + b) for s in range(len(starts)) for b in range(count)]
+        for _, b, tile in cells:
+            amx("tileloadd64", tile, address(self.multiplier.offsets, (first + b) * BLOCK), tirx.const(0, "int64"))
+        with T.serial(segments) as number:
+            begins = [share(start + rows.segment(number)) for start in starts]
+            with T.serial(quads // packed.step) as step:
+                for b, panel in enumerate(panels):
+                    place = panel + (number * quads + step * packed.step) * width
+                    amx("tileloadd64", 6 + b, address(self.multiplier.w, place), line)
+                for s, begin in enumerate(begins):
+                    place = begin + step * (packed.step * QUAD)
+                    amx("tileloadd64", 4 + s, address(rows.buffer, place), apart)
+                    for b in range(count):
+                        amx("tdpbusd", HELD * s + b, 4 + s, 6 + b)
+        for s, b, tile in cells:
+            place = s * self.strip * (HELD * BLOCK) + b * BLOCK
+            amx("tilestored64", tile, address(self.held, place), tirx.const(HELD * BLOCK * 4, "int64"))
+
+    def row(self, number: Expr, count: int) -> list[Expr]:
+        """The sums of a row, counted over the strips, as ``count`` blocks in vectors."""
+        lanes = self.multiplier.dots.lanes
+        return [load(self.held, [number * (HELD * BLOCK) + v * lanes], lanes) for v in range(count * BLOCK // lanes)]
+
+
+# -- results -----------------------------------------------------------------------------------------------------------------
+
+
+def put(
+    result: Result, where: tuple[Expr, ...], at: Expr, group: Expr, first: Expr, packed: Packed, values: Sequence[Expr]
+) -> None:
+    """Finish vectors of neighbouring columns of one row and store those columns that exist.
+
+    Args:
+        result: its buffer is ``[rows, groups * columns]``.
+        where: indices of the row in the shape that the epilogue knows.
+        at: number of the row.
+        group: of the columns.
+        first: the first vector, counted in its group.
+    """
+    lanes, n = int(str(values[0].ty.dtype).rpartition("x")[2]), packed.columns
+
+    def write(value: Expr, column: Expr, width: int) -> None:
+        place = group * n + column
+        value = share(value if width == lanes else first_lanes(value, width))
+        finished = result.epilogue.apply(value, (*where, ramp(place, width)), result.extra)
+        store(result.buffer, cast_to(buffer_dtype(result.buffer), finished), [at, place])
+
+    for v, value in enumerate(values):
+        column = (first + v) * lanes
+        if n % lanes == 0:
+            write(value, column, lanes)
+        elif isinstance(column, int):
+            if column < n:
+                write(value, column, min(lanes, n - column))
+        else:
+            with T.If(column + lanes <= n):
+                with T.Then():
+                    write(value, column, lanes)
+                with T.Else(), T.If(column < n), T.Then():
+                    write(value, column, n % lanes)

@@ -1,0 +1,77 @@
+"""The largest byte of each window of an image with its channels last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mlec.backends.tvm.compat import T, prim_func, tirx
+from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.result import Result
+from mlec.backends.tvm.kernels.tile import flat_view, parallel_if_large, parameter, product, unflatten, vector_loop
+from mlec.backends.tvm.kernels.vector import Cell, load, select, share
+from mlec.backends.tvm.target import TargetInfo
+from mlec.ops.windows import Geometry
+
+
+def max_pool_int8(
+    x_shape: Sequence[Dim],
+    kernel: Sequence[int],
+    geometry: Geometry,
+    out: Sequence[Dim],
+    target: TargetInfo,
+    epilogue: Epilogue = IDENTITY,
+    name: str = "max_pool_int8",
+) -> tirx.PrimFunc:
+    """``y[n, p, q, c]``: the largest of a window of ``x[n, h, w, c]``, u8; extents may be symbolic. ``out`` are p and q.
+
+    Parameters of the program: x, the epilogue's inputs, y. A task is a row of the result. Vectors run over the channels, whole registers
+    of bytes; a window that lies in the image is unrolled: a load and a maximum for each element and vector. Each element of x is
+    loaded as often as windows hold it, from L1 or L2.
+    """
+    n, h, w, c = x_shape
+    (kh, kw), (sh, sw), (dh, dw), (top, left) = kernel, geometry.strides, geometry.dilations, geometry.before
+    p, q = out
+    lanes = target.lanes(8)
+    with prim_func(name) as program:
+        x = parameter("x", BufferSpec(x_shape, "uint8"))
+        y = Result.parameter("y", (n, p, q, c), "uint8", epilogue)
+        x = flat_view(x, (product(x_shape),), "uint8")
+
+        def row_of_windows(index: Expr) -> None:
+            image, row = unflatten(index, (n, p))
+            above = share(row * sh - top)
+
+            def window(column: Expr) -> None:
+                before = share(column * sw - left)
+                corner = share(((image * h + above) * w + before) * c)
+                ends = tirx.And(above + (kh - 1) * dh < h, before + (kw - 1) * dw < w)
+                inside = share(tirx.And(tirx.And(above >= 0, before >= 0), ends))
+
+                def largest(start: Expr, width: int) -> None:
+                    best = Cell("uint8", width, 0)
+
+                    def take(i: Expr, j: Expr) -> None:
+                        value = share(load(x, [corner + (i * (dh * w) + j * dw) * c + start], width))
+                        best.set(select(best.value < value, value, best.value))
+
+                    with T.If(inside):
+                        with T.Then():
+                            for i in range(kh):
+                                for j in range(kw):
+                                    take(i, j)
+                        with T.Else(), T.serial(kh) as i, T.serial(kw) as j:
+                            at = above + i * dh, before + j * dw
+                            with T.If(tirx.all(at[0] >= 0, at[0] < h, at[1] >= 0, at[1] < w)), T.Then():
+                                take(i, j)
+                    where = (image, row, column)
+                    y.put(where, where, start, c, [best.value])
+
+                vector_loop(c, lanes, largest)
+
+            with T.serial(q) as column:
+                window(column)
+
+        known = math.prod(extent for extent in (q, c) if isinstance(extent, int))
+        parallel_if_large(product((n, p)), max(1, known * kh * kw // lanes * 2), row_of_windows)
+    return program.func
