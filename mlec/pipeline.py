@@ -49,10 +49,26 @@ class TargetFacts:
         vector_bytes: width of the vector registers.
         row_programs: whether what goes over narrow rows once (`mlec.ops.rows`) becomes one kernel.
     """
+        cache_bytes: of weights that a core reads again and again as fast as it computes with them.
+        bf16_tiles: whether products of bf16 by bf16 are many times faster than those of float32.
 
     vector_bytes: int = 32
     row_programs: bool = True
 
+    cache_bytes: int = 1 << 20
+    bf16_tiles: bool = False
+
+
+class Trials(Protocol):
+    """Runs graphs on the side, for passes that decide by what comes out."""
+
+    def compiled(self, graph: Graph) -> Callable[[Sequence[Array]], Sequence[Array]]:
+        """Something that runs the graph: inputs to outputs."""
+        ...
+
+    def times(self, graph: Graph, inputs: Sequence[Array]) -> Sequence[tuple[str, str, float]]:
+        """Op, location and seconds of each kernel of the graph, where it will run; nothing where that cannot be measured here."""
+        ...
 
 @dataclass(frozen=True)
 class PassContext:

@@ -59,7 +59,8 @@ class TVMBackend(Backend):
         """
         if target.kind == "cuda":
             return TargetFacts(row_programs=False)
-        return TargetFacts(cpu_info(target).vector_bits // 8)
+        info = cpu_info(target)
+        return TargetFacts(info.vector_bits // 8, cache_bytes=info.l2_bytes)
 
     def check_tunable(self, target: Target) -> None:
         """Whether the kernels of a target run on the processor of this machine.

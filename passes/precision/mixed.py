@@ -1,0 +1,232 @@
+"""mixed-precision: weights in 16 bits; where the processor multiplies them so, the rows of products too; all sums in 32.
+
+What is in 16 bits and what is not:
+
+* Weights of products that come from behind the cache are read in 16 bits and widened on the way (`matmul_narrow`): half the bytes is twice
+  the speed for few rows, and costs a few percent for many. So are the rows that are picked from a table.
+* Other weights are rounded to numbers of 16 bits, and stay constants of float32 in the graph: their kernels are as fast as before, and the
+  file holds them in 16 bits.
+* The rows of a product are rounded only where the processor has instructions that multiply 16 bits by 16 bits into sums of 32, and where
+  the range of their numbers allows it. Elsewhere they would have to be widened again, for each product.
+* Everything else computes in float32: norms, softmax, exponentials, sums, whatever leaves the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mlec.errors import UsageError
+from mlec.ir import DType, Graph, GraphBuilder, Location, Node, Trait, Value
+from mlec.ir.dim import product
+from mlec.ir.op import Array, ConstantRef
+from mlec.passes.precision.formats import Format, format_of
+from mlec.passes.precision.observe import observe
+from mlec.passes.stability.input_ranges import input_ranges
+from mlec.passes.stability.intervals import Interval, value_intervals
+from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance
+
+FEW_ROWS = 32
+"""Of a product that is bound by its weights rather than by its arithmetic."""
+TILE_ROWS = 16
+"""Rows from which on the matrix unit of a processor is worth its while."""
+READERS = frozenset({"gather", "add", "lstm", "gru", "rnn"})
+"""What reads weights, beside contractions."""
+SUMS = frozenset({"sum", "mean", "avg_pool", "cumsum", "logsumexp"})
+EXACTING = frozenset({"exp", "expm1", "log", "log1p", "pow", "prod"})
+"""Of what stays in float32 anyway, that for which it matters."""
+SETTINGS = ("auto", "always", "never")
+
+
+@dataclass(frozen=True)
+class MixedPrecision(Pass):
+    """Weights, and where that pays the rows of products, in 16 bits.
+
+    Options:
+        dtype: fp16 (10 bits of fraction, up to 65504) or bf16 (7 bits, the range of float32).
+        activations: rows of products in 16 bits: always, never, or where the processor multiplies them so (auto).
+        min_weights: elements of a constant that is worth the rounding.
+        examples: inputs that show which numbers occur inside: batches of one array for each input of the graph.
+    """
+
+    dtype: str = "bf16"
+    activations: str = "auto"
+    min_weights: int = 4096
+    examples: Any = field(default=None, compare=False, repr=False)
+    name: ClassVar[str] = "mixed-precision"
+    preserves: ClassVar[Tolerance] = Tolerance(rtol=0.05, atol=1e-3, signed_zeros=False, specials=False)
+    before: ClassVar[str] = "layout"
+
+    def run(self, graph: Graph, context: PassContext) -> PassResult:
+        form = format_of(self.dtype)
+        if self.activations not in SETTINGS:
+            raise UsageError(
+                f"mixed-precision takes activations {', '.join(SETTINGS)}, got {self.activations!r}",
+                hint="mixed-precision{activations = never}",
+            )
+        return _Work(graph, context, form, self).run()
+
+
+@dataclass(eq=False)
+class _Work:
+    graph: Graph
+    context: PassContext
+    form: Format
+    options: MixedPrecision
+    b: GraphBuilder = field(init=False)
+    rounded: dict[Value, Array] = field(default_factory=dict)  # constants in 16 bits
+    narrow: dict[Value, Value] = field(default_factory=dict)  # values and constants in 16 bits, in the new graph
+    remarks: list[Remark] = field(default_factory=list)
+    changed: bool = False
+
+    def run(self) -> PassResult:
+        self.b = GraphBuilder(self.graph.name)
+        self.b.adopt_interface(self.graph)
+        for node in self.graph.nodes:
+            with self.b.at(Location.merged((node.loc,), self.options.name)):
+                if not (self.constant(node) or self.product(node) or self.embedding(node)):
+                    self.explain(node)
+                    self.b.keep(node)
+        if not self.changed:
+            return PassResult(self.graph, tuple(self.remarks))
+        return PassResult(self.b.finish(self.graph.outputs, signature=self.graph.given_signature), tuple(self.remarks))
+
+    def said(self, kind: str, node: Node, message: str) -> None:
+        self.remarks.append(Remark("applied" if kind == "applied" else "missed", message, node.loc, self.options.name))
+
+    # -- weights -------------------------------------------------------------------------------------------------
+
+    def constant(self, node: Node) -> bool:
+        """A constant that is worth it becomes one of numbers that the format holds."""
+        if not node.is_constant or not isinstance(node.attrs["value"], ConstantRef):
+            return False
+        array, readers = self.graph.constant_value(node.output), self.graph.users.get(node.output, ())
+        if array is None or array.dtype != DType.F32.numpy or array.ndim < 2 or array.size < self.options.min_weights:
+            return False
+        if not readers or not all(r.op.has(Trait.CONTRACTION) or r.name in READERS for r in readers):
+            return False
+        if reason := self.form.why_not_weights(array):
+            self.said("missed", readers[0], f"the weights of {readers[0].name} stay in f32: {reason}")
+            return False
+        self.rounded[node.output] = narrow = array.astype(self.form.dtype.numpy)
+        wide = narrow.astype(array.dtype)
+        if np.array_equal(wide, array, equal_nan=True):
+            return False
+        self.changed = True
+        self.b.replace(node.output, self.b.constant(wide, node.output.hint))
+        plain = [r for r in readers if not (self.streams(r) or r.name == "gather")]
+        if plain:
+            message = f"the weights of {plain[0].name} are rounded to {self.form.dtype} and stored so"
+            self.said("applied", plain[0], f"{message}; {self.kept_wide(plain[0])}")
+        return True
+
+    def kept_wide(self, node: Node) -> str:
+        """Why a kernel reads rounded weights in float32."""
+        if node.name != "matmul":
+            return "its kernel reads them in f32"
+        return "f32 from the cache is faster than widening them"
+
+    def narrow_constant(self, value: Value) -> Value:
+        """A constant in 16 bits, once for all that read it."""
+        if value not in self.narrow:
+            self.narrow[value] = self.b.constant(self.rounded[value], value.hint)
+        return self.narrow[value]
+
+    @cached_property
+    def weights_nbytes(self) -> int:
+        return sum(array.nbytes for array in self.graph.constants.values())
+
+    def streams(self, node: Node) -> bool:
+        """Whether a product reads weights of 16 bits: for few rows if they come from behind the cache, or if they are multiplied so."""
+        if node.name != "matmul" or node.inputs[1].type.rank != 2 or node.inputs[0] in self.rounded:
+            return False
+        rows = product(node.output.type.shape[:-1])
+        few = not isinstance(rows, int) or rows < FEW_ROWS
+        return self.multiplied(node) or (few and self.weights_nbytes > self.context.target.cache_bytes)
+
+    def multiplied(self, node: Node) -> bool:
+        """Whether the processor multiplies the product's operands in 16 bits."""
+        rows = product(node.output.type.shape[:-1])
+        tiles = self.form.dtype is DType.BF16 and self.context.target.bf16_tiles
+        return tiles and (not isinstance(rows, int) or rows >= TILE_ROWS)
+
+    def product(self, node: Node) -> bool:
+        """matmul(x, w) -> matmul_narrow(x, w in 16 bits), with x in 16 bits where that pays"""
+        if node.name != "matmul" or node.inputs[1] not in self.rounded or not self.streams(node):
+            return False
+        x, w = node.inputs
+        rows = self.rows(node, x)
+        result = self.b("matmul_narrow", rows, self.narrow_constant(w), hint=node.output.hint)
+        self.b.replace(node.output, result)
+        self.changed = True
+        shape = ", ".join(map(str, w.type.shape))
+        self.said(
+            "applied", node, f"weights [{shape}] are read in {self.form.dtype}, rows in {rows.type.dtype}, sums in f32"
+        )
+        return True
+
+    def embedding(self, node: Node) -> bool:
+        """gather(table, i) -> the same of the table in 16 bits, widened"""
+        if node.name != "gather" or node.inputs[0] not in self.rounded:
+            return False
+        picked = self.b("gather", self.narrow_constant(node.inputs[0]), node.inputs[1], **node.attrs)
+        self.narrow[node.output], self.changed = picked, True
+        self.b.replace(node.output, self.b("cast", picked, dtype=DType.F32, hint=node.output.hint))
+        self.said("applied", node, f"rows of a table are picked in {self.form.dtype}")
+        return True
+
+    # -- activations ---------------------------------------------------------------------------------------------
+
+    def rows(self, node: Node, x: Value) -> Value:
+        """The rows of a product: in 16 bits if that is wanted and their numbers fit."""
+        wanted = self.options.activations
+        if wanted == "never" or (wanted == "auto" and not self.multiplied(node)):
+            if wanted == "auto":
+                self.said(
+                    "missed",
+                    node,
+                    f"its rows stay in f32: this processor would have to widen {self.form.dtype} for each product",
+                )
+            return x
+        if x in self.narrow:
+            return self.narrow[x]
+        if reason := self.form.why_not_values(self.proven[x], lambda: self.seen.get(x)):
+            self.said("missed", node, f"its rows stay in f32: {reason}")
+            return x
+        made = self.graph.producer.get(x)
+        widened = made is not None and made.name == "cast" and made.inputs[0].type.dtype is self.form.dtype
+        self.narrow[x] = (
+            made.inputs[0] if made is not None and widened else self.b("cast", x, dtype=self.form.dtype, hint=x.hint)
+        )
+        return self.narrow[x]
+
+    @cached_property
+    def proven(self) -> Mapping[Value, Interval]:
+        found = input_ranges(self.graph, self.context.given_ranges, self.context.seen_ranges)
+        return value_intervals(self.graph, {value: r.interval for value, r in found.items()})
+
+    @cached_property
+    def seen(self) -> Mapping[Value, Interval]:
+        """Where the rows of all products lie on the examples, if there are any."""
+        batches: Sequence[Sequence[Array]] | None = self.options.examples
+        if not batches:
+            return {}
+        rows = [node.inputs[0] for node in self.graph.nodes if node.name == "matmul" and node.inputs[1] in self.rounded]
+        return observe(self.graph, rows, batches)
+
+    # -- everything else -----------------------------------------------------------------------------------------
+
+    def explain(self, node: Node) -> None:
+        """Says why a node that works on floats computes in float32."""
+        if node.outputs[0].type.dtype is not DType.F32 or not self.rounded:
+            return
+        if node.op.has(Trait.NORMALISATION):
+            self.said("missed", node, f"{node.name} stays in f32: its statistics are sums")
+        elif node.name in SUMS:
+            self.said("missed", node, f"{node.name} stays in f32: the rounding of a sum grows with its length")
+        elif node.name in EXACTING:
+            self.said("missed", node, f"{node.name} stays in f32: it magnifies the rounding of its operand")
