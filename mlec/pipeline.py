@@ -58,18 +58,6 @@ class TargetFacts:
     cache_bytes: int = 1 << 20
     bf16_tiles: bool = False
 
-
-class Trials(Protocol):
-    """Runs graphs on the side, for passes that decide by what comes out."""
-
-    def compiled(self, graph: Graph) -> Callable[[Sequence[Array]], Sequence[Array]]:
-        """Something that runs the graph: inputs to outputs."""
-        ...
-
-    def times(self, graph: Graph, inputs: Sequence[Array]) -> Sequence[tuple[str, str, float]]:
-        """Op, location and seconds of each kernel of the graph, where it will run; nothing where that cannot be measured here."""
-        ...
-
 @dataclass(frozen=True)
 class PassContext:
     """What passes may know besides the graph.
