@@ -48,15 +48,15 @@ class TargetFacts:
     Attributes:
         vector_bytes: width of the vector registers.
         row_programs: whether what goes over narrow rows once (`mlec.ops.rows`) becomes one kernel.
-    """
         cache_bytes: of weights that a core reads again and again as fast as it computes with them.
         bf16_tiles: whether products of bf16 by bf16 are many times faster than those of float32.
+    """
 
     vector_bytes: int = 32
     row_programs: bool = True
-
     cache_bytes: int = 1 << 20
     bf16_tiles: bool = False
+
 
 @dataclass(frozen=True)
 class PassContext:
