@@ -64,12 +64,15 @@ class RegionKernel:
         result: TensorType,
         pieces: Sequence[tuple[Shape, Value, Shape]],
         flat: Shape | None = None,
+        into: Tensor | None = None,
+        lines: Dim | None = None,
     ) -> Tensor:
         """Adds the kernel.
 
         Args:
             pieces: shape of a box of the result, the value that fills it, and where the box begins (none: the whole).
             flat: shape by which the region is computed when it is not the result's (see `flattened`).
+            into, lines: see `Lowering.kernel`.
         """
         read = {v: t for v, t in self.inputs.items() if t.number is None}
         producers = {v: n for n in self.nodes for v in n.outputs}
@@ -110,7 +113,10 @@ class RegionKernel:
                 lowering.spread if lowering.on_gpu else None,
             )
 
-        return lowering.kernel(build, operands, [result], node=node, strategy="loop over elements", extents=extents)[0]
+        strategy = "loop over elements" if lines is None else f"copies, which are not needed where {lines} is 1"
+        return lowering.kernel(
+            build, operands, [result], node=node, strategy=strategy, extents=extents, into=into, lines=lines
+        )[0]
 
     def flattened(self, output: Value) -> Shape | None:
         """The result's shape with axes merged that every operand of a purely elementwise region has or lacks together.

@@ -10,7 +10,7 @@ from mlec.backends.tvm.kernels.epilogue import Expr
 from mlec.backends.tvm.kernels.transpose import transpose
 from mlec.backends.tvm.kernels.vector import broadcast, const_like, int64, lanes_of, select, share
 from mlec.backends.tvm.lower_elementwise import RegionKernel, lower_node
-from mlec.backends.tvm.lowering import Lowering, Tensor
+from mlec.backends.tvm.lowering import Joined, Lowering, Part, Tensor, is_aligned
 from mlec.backends.tvm.region import Dims, Index, Region
 from mlec.backends.tvm.registry import BOTH, lowers
 from mlec.backends.tvm.scalar import TVM_NAMES
@@ -135,17 +135,91 @@ def flip_element(region: Region, node: Node, indices: tuple[Index, ...]) -> Expr
 
 @lowers("concat", on=BOTH)
 def lower_concat(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
-    """One loop nest for each operand, into its part of the result."""
-    axis = node.attrs["axis"] % node.output.type.rank
-    inputs = {Value(t.type): t for t in operands}
-    begin: Dim = 0
-    pieces = []
-    for value in inputs:
-        offset: list[Dim] = [0] * value.type.rank
-        offset[axis] = begin
-        pieces.append((value.type.shape, value, tuple(offset)))
-        begin = begin + value.type.shape[axis]
-    return RegionKernel((node,), inputs).lower(lowering, node, node.output.type, pieces)
+    """One loop nest for each operand, into its part of the result.
+
+    Where nothing but one line comes before the axis, a part is compact in memory: kernels that make operands then write there at once,
+    and only what no kernel makes is copied.
+    """
+    result, axis = node.output.type, node.attrs["axis"] % node.output.type.rank
+    lines, inner = product(result.shape[:axis]), product(result.shape[axis + 1 :])
+
+    def copy(pieces: Sequence[tuple[Tensor, Dim]], into: Tensor | None = None, lines: Dim | None = None) -> Tensor:
+        inputs = [(Value(x.type), x, begin) for x, begin in pieces]
+        boxes = [(v.type.shape, v, _along(axis, begin, result.rank)) for v, _, begin in inputs]
+        region = RegionKernel((node,), {v: x for v, x, _ in inputs})
+        return region.lower(lowering, node, result, boxes, into=into, lines=lines)
+
+    if lowering.on_gpu or (isinstance(lines, int) and lines != 1):
+        return copy(_one_after_another(operands, axis))
+    own = {
+        lowering.in_memory(x).root for v, x in zip(node.inputs, operands, strict=True) if v in lowering.graph.outputs
+    }
+    joined = _continued(lowering, [lowering.in_memory(x) for x in operands], axis)
+    whole = Tensor(result)
+    placed: list[tuple[Tensor, Dim]] = []
+    others: list[tuple[Tensor, Dim]] = []
+    for x, begin in _one_after_another(joined, axis):
+        if x.root not in own and lowering.can_lie_in(x, begin * inner):
+            lowering.put_in(x, Part(whole, begin * inner, lines))
+            placed.append((x, begin))
+        else:
+            others.append((x, begin))
+    with lowering.variant(tuple((str(x.type), pieces is placed) for pieces in (placed, others) for x, _ in pieces)):
+        if not placed:
+            return copy(others)
+        if others:
+            copy(others, into=whole)
+        if lines != 1:
+            copy(placed, into=whole, lines=lines)
+    lowering.join(Joined(whole, axis, tuple(joined)))
+    return whole
+
+
+def _along(axis: int, begin: Dim, rank: int) -> tuple[Dim, ...]:
+    """Where a box begins that is moved along one axis only."""
+    return tuple(begin if a == axis else 0 for a in range(rank))
+
+
+def _one_after_another(operands: Sequence[Tensor], axis: int) -> list[tuple[Tensor, Dim]]:
+    """The operands of a concatenation and where they begin."""
+    begins: list[Dim] = [0]
+    for x in operands:
+        begins.append(begins[-1] + x.shape[axis])
+    return list(zip(operands, begins, strict=False))
+
+
+def _continued(lowering: Lowering, operands: list[Tensor], axis: int) -> list[Tensor]:
+    """The operands, those that an earlier concatenation has joined already as one."""
+    for earlier in reversed(lowering.joined):
+        count = len(earlier.operands)
+        for first in range(len(operands) - count + 1):
+            if earlier.axis == axis and operands[first : first + count] == list(earlier.operands):
+                return _continued(lowering, [*operands[:first], earlier.whole, *operands[first + count :]], axis)
+    return operands
+
+
+@lowers("slice", on=BOTH)
+def lower_slice(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
+    """Read where it lies, where it is compact there, see `lower_concat`."""
+    (x,) = operands
+    axis = node.attrs["axis"] % len(x.shape)
+    lines, begin = product(x.shape[:axis]), node.attrs["start"] * product(x.shape[axis + 1 :])
+    compact = node.attrs["step"] == 1 and not (isinstance(lines, int) and lines != 1) and is_aligned(x, begin)
+    if lowering.on_gpu or x.array is not None or x.number is not None or not compact:
+        return lower_node(lowering, node, operands)
+    x = lowering.in_memory(x)
+    result = Tensor(node.output.type, part=Part(x, begin, lines))
+    if lines != 1:
+        boxes = [(node.output.type.shape, node.output, ())]
+        region = RegionKernel((node,), {node.inputs[0]: x})
+        region.lower(lowering, node, node.output.type, boxes, into=result, lines=lines)
+    return result
+
+
+def copied(lowering: Lowering, x: Tensor) -> Tensor:
+    """The same elements once more."""
+    node = Node(lookup("reshape"), (Value(x.type),), (Value(x.type),), {"shape": x.shape})
+    return lower_node(lowering, node, (x,))
 
 
 @lowers("concat", form="element")

@@ -25,13 +25,22 @@ from mlec.backends.tvm.registry import Device
 from mlec.backends.tvm.scalar import TVM_NAMES
 from mlec.backends.tvm.target import TargetInfo
 from mlec.backends.tvm.tuning import Draft, Subject, Tuner
-from mlec.ir.dim import Dim, SymDim, static_dims
+from mlec.ir.dim import Dim, SymDim, divide_exact, static_dims
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Graph, Node
 from mlec.ir.op import Array, ConstantRef
 from mlec.ir.types import Location, TensorType
 from mlec.runtime.program import KernelInfo
 from mlec.tuning import TunedKernel
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a tensor lies in another one: from element ``offset`` on, if ``lines`` is 1; elsewhere in memory of its own."""
+
+    whole: Tensor
+    offset: Dim
+    lines: Dim
 
 
 @dataclass(eq=False)
@@ -44,6 +53,8 @@ class Tensor:
         number: the one number that it holds everywhere, where it does.
         name: of a constant.
         transposed: the tensor that this one is a transposition of, and the permutation.
+        viewed: the tensor whose memory this one is, with another shape.
+        part: where it lies, if that is in another tensor.
     """
 
     type: TensorType
@@ -51,6 +62,8 @@ class Tensor:
     number: bool | int | float | None = None
     name: str = ""
     transposed: tuple[Tensor, tuple[int, ...]] | None = None
+    viewed: Tensor | None = None
+    part: Part | None = None
     _memory: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -62,12 +75,18 @@ class Tensor:
         """TVM's name of the element type."""
         return TVM_NAMES[self.type.dtype]
 
+    @property
+    def root(self) -> Tensor:
+        """The tensor whose memory this one is: itself, or what it is a view of."""
+        return self if self.viewed is None else self.viewed.root
+
 
 @dataclass(frozen=True, eq=False)
 class CallStep:
     """One kernel call; ``extents`` are passed after the operands.
 
-    ``function`` is None for a kernel that another call has made already: the one of the symbol ``code``.
+    ``function`` is None for a kernel that another call has made already: the one of the symbol ``code``. The call is not needed where
+    ``lines`` is 1: it copies between a tensor and its parts.
     """
 
     symbol: str
@@ -76,6 +95,7 @@ class CallStep:
     operands: tuple[Tensor, ...]
     results: tuple[Tensor, ...]
     extents: tuple[Dim, ...]
+    lines: Dim | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +200,8 @@ class Lowering:
         self._made_of_form = 0
         self._symbols: dict[tuple[Hashable, int], str] = {}
         self._content: Callable[[], str] = str
+        self._placeable: set[Tensor] = set()
+        self.joined: list[Joined] = []
         tuning = self._options.tuning
         self._tuner = None if tuning is None else Tuner(tuning, target, self._options.report)
 
@@ -206,7 +228,7 @@ class Lowering:
             with self._lowering_of(node_form(node, operands)):
                 results = self.lower(node, operands)
             values.update(zip(node.outputs, results, strict=True))
-        outputs = [self.in_memory(values[v]) for v in self.graph.outputs]
+        outputs = [self._whole(self.in_memory(values[v])) for v in self.graph.outputs]
         inputs = tuple(values[v] for v in self.graph.inputs)
         steps, kernels, notes = tuple(self._steps), tuple(self._kernels), tuple(self._notes)
         tuned = () if self._tuner is None else tuple(self._tuner.tuned)
@@ -243,6 +265,8 @@ class Lowering:
         node: Node,
         strategy: str,
         extents: Sequence[str] = (),
+        into: Tensor | None = None,
+        lines: Dim | None = None,
     ) -> tuple[Tensor, ...]:
         """Adds a call of a kernel.
 
@@ -252,18 +276,21 @@ class Lowering:
             node: whose arithmetic this kernel does (for the profile).
             strategy: what was chosen, for the report.
             extents: names of symbols that no buffer's shape tells.
+            into: the tensor that it writes, where there is one already.
+            lines: the call is not needed where this is 1, see `Part`.
         """
         symbol = self._next_name()
         self._names.add(symbol)
         memory = tuple(self.in_memory(t) for t in operands)
-        made = tuple(Tensor(t) for t in results)
+        made = tuple(Tensor(t) for t in results) if into is None else (into,)
+        self._placeable.update(made if into is None else ())
         first = self._symbols.setdefault((self._form, self._made_of_form), symbol)
         self._made_of_form += 1
         function = None
         if first == symbol:
             function = self._function(build, symbol, [t.type for t in (*memory, *made)], extents)
         named = tuple(SymDim.named(name) for name in extents)
-        self._steps.append(CallStep(symbol, first, function, memory, made, named))
+        self._steps.append(CallStep(symbol, first, function, memory, made, named, lines))
         moved: Dim = 0
         for tensor in (*memory, *made):
             moved = moved + tensor.type.nbytes
@@ -318,9 +345,23 @@ class Lowering:
             return Tensor(result_type, number=x.number)
         if x.array is not None:
             return self.packed(x, f"{'x'.join(map(str, shape))}", lambda a: a.reshape([int(str(d)) for d in shape]))
-        result = Tensor(result_type)
+        result = Tensor(result_type, viewed=self.in_memory(x))
         self._steps.append(ViewStep(self.in_memory(x), result))
         return result
+
+    def can_lie_in(self, x: Tensor, offset: Dim) -> bool:
+        """Whether a tensor in memory could be part of another one: a kernel writes it, to where nothing has put it yet."""
+        return x.root in self._placeable and is_aligned(x, offset)
+
+    def put_in(self, x: Tensor, part: Part) -> None:
+        """Lets a tensor that `can_lie_in` another one lie there."""
+        self._placeable.remove(x.root)
+        x.root.part = part
+
+    def join(self, joined: Joined) -> None:
+        """Tells of a concatenation whose operands lie in it, for those that continue it."""
+        self.joined.append(joined)
+        self._placeable.add(joined.whole)
 
     def packed(self, x: Tensor, what: str, pack: Callable[[Array], Array]) -> Tensor:
         """A constant in another layout, computed now. ``what`` names the layout."""
@@ -384,6 +425,15 @@ class Lowering:
             free, Tensor(TensorType(array.shape, DType.of(array.dtype)), array, name=free)
         )
 
+    def _whole(self, x: Tensor) -> Tensor:
+        """An output in memory of its own."""
+        from mlec.backends.tvm.lower_shape import copied
+
+        if x.root.part is None:
+            return x
+        with self._lowering_of(("copy", str(x.type))):
+            return copied(self, x)
+
     def _transpose(self, x: Tensor) -> Tensor:
         from mlec.backends.tvm.lower_shape import transposed
 
@@ -409,6 +459,24 @@ class Lowering:
             count += 1
             name = f"{self._label}_{count}"
         return name
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A concatenation along an axis of tensors in memory."""
+
+    whole: Tensor
+    axis: int
+    operands: tuple[Tensor, ...]
+
+
+PART_ALIGNMENT = 8
+"""Bytes that a part's place in a buffer is a multiple of, as kernels are made for (`kernels.tile.PARAMETER_ALIGNMENT`)."""
+
+
+def is_aligned(x: Tensor, offset: Dim) -> bool:
+    """Whether kernels take a tensor that begins at this element of another one."""
+    return divide_exact(offset * x.type.dtype.itemsize, PART_ALIGNMENT) is not None
 
 
 def needed_extents(types: Sequence[TensorType], used: frozenset[str]) -> tuple[str, ...]:

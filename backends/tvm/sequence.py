@@ -27,8 +27,13 @@ def call_sequence(lowered: Lowered) -> CallSequence:
     numbers: dict[Tensor, int] = {}
 
     def define(x: Tensor, view: int | None = None) -> int:
-        numbers[x] = len(buffers)
-        buffers.append(Buffer(str(x.type.dtype), _plain(x.shape), view))  # type: ignore[arg-type]
+        if x not in numbers:
+            place: tuple[int | None, int | str | None, int | str] = view, None, 1
+            if x.part is not None:  # nothing need have been written to what it lies in, nor to itself
+                offset, lines = _plain((x.part.offset, x.part.lines))
+                place = define(x.part.whole), offset, lines
+            numbers[x] = len(buffers)
+            buffers.append(Buffer(str(x.type.dtype), _plain(x.shape), *place))  # type: ignore[arg-type]
         return numbers[x]
 
     for x in (*lowered.inputs, *lowered.parameters.values()):
@@ -36,10 +41,11 @@ def call_sequence(lowered: Lowered) -> CallSequence:
     calls = []
     for step in lowered.steps:
         if isinstance(step, ViewStep):
-            define(step.result, numbers[step.source])
+            define(step.result, define(step.source))
         else:
-            reads = tuple(numbers[x] for x in step.operands)
-            calls.append(Call(step.code, reads, tuple(map(define, step.results)), _plain(step.extents)))
+            reads, writes = (tuple(map(define, tensors)) for tensors in (step.operands, step.results))
+            lines = None if step.lines is None else _plain((step.lines,))[0]
+            calls.append(Call(step.code, reads, writes, _plain(step.extents), lines))
     outputs = tuple(numbers[x] for x in lowered.outputs)
     return CallSequence(len(lowered.inputs), len(lowered.parameters), tuple(buffers), tuple(calls), outputs)
 

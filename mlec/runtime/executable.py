@@ -223,11 +223,11 @@ class Executable:
             context.drive(frame.address, first, last, *arrays)
             return time.perf_counter() - begin
 
-        runs = [[seconds(call, call + 1) for call in range(len(self.program.kernels))] for _ in range(repeats)]
+        runs = [[seconds(call, call + 1) for call in range(len(frame.made))] for _ in range(repeats)]
         cost = min(seconds(0, 0) for _ in range(100))
         return {
-            kernel.symbol: (1, median(max(0.0, run[call] - cost) for run in runs))
-            for call, kernel in enumerate(self.program.kernels)
+            self.program.kernels[number].symbol: (1, median(max(0.0, run[call] - cost) for run in runs))
+            for call, number in enumerate(frame.made)
         }
 
     def activation_nbytes(self, inputs: Sequence[Array]) -> int:
@@ -319,7 +319,7 @@ class _Frame:
         whole: what `DRIVER` takes to make all calls, before the arrays.
         outputs: shape and element type of each output.
         copies: see `Layout`.
-        arena_nbytes: see `Plan`.
+        made, arena_nbytes: see `Plan`.
     """
 
     def __init__(self, layout: Layout, plan: Plan, constants: Sequence[Array], alignment: int) -> None:
@@ -327,22 +327,21 @@ class _Frame:
         self.outputs = plan.outputs
         self.copies = layout.copies
         self.arena_nbytes = plan.arena_nbytes
+        self.made = plan.made
         self._constants = constants
-        passed = sorted({number for call in sequence.calls for number in (*call.reads, *call.writes)})
+        calls = [sequence.calls[number] for number in plan.made]
+        passed = sorted({number for call in calls for number in (*call.reads, *call.writes)})
         first_array = {"arena": 0, "input": 1, "output": 1 + sequence.inputs}
-        patched = [number for number in passed if layout.homes[layout.roots[number]].kind != "constant"]
-        arguments = [
-            (*call.reads, *(None for _ in extents), *call.writes)
-            for call, extents in zip(sequence.calls, plan.extents, strict=True)
-        ]
+        patched = [number for number in passed if plan.places[number].home.kind != "constant"]
+        arguments = [(*call.reads, *(None for _ in call.extents), *call.writes) for call in calls]
         patches_at = _HEADER
         calls_at = patches_at + _PATCH * len(patched)
-        tensors_at = calls_at + _CALL * len(sequence.calls)
+        tensors_at = calls_at + _CALL * len(calls)
         shapes_at = tensors_at + _DLTENSOR * len(passed)
         arguments_at = shapes_at + sum(len(plan.shapes[number]) for number in passed)
         self._words = np.zeros(arguments_at + 2 * sum(map(len, arguments)), np.int64)
         self.address = int(self._words.ctypes.data)
-        self.whole = self.address, 0, len(sequence.calls)
+        self.whole = self.address, 0, len(calls)
 
         def at(word: int) -> int:
             return self.address + 8 * word
@@ -350,26 +349,25 @@ class _Frame:
         words = [alignment - 1, _POINTER, at(patches_at), len(patched), at(calls_at), 0]
         tensor_of = {number: at(tensors_at + _DLTENSOR * i) for i, number in enumerate(passed)}
         for number in patched:
-            home = layout.homes[layout.roots[number]]
-            offset = plan.offsets[layout.roots[number]] if home.kind == "arena" else 0
+            home, offset = plan.places[number]
             words += [tensor_of[number], first_array[home.kind] + home.number, offset]
         codes = {code: i for i, code in enumerate(sequence.codes)}
         position = arguments_at
-        for call, given in zip(sequence.calls, arguments, strict=True):
+        for call, given in zip(calls, arguments, strict=True):
             words += [codes[call.code], at(position), len(given)]
             position += 2 * len(given)
         position = shapes_at
         for number in passed:
-            home = layout.homes[layout.roots[number]]
-            address = constants[home.number].ctypes.data if home.kind == "constant" else 0
+            home, offset = plan.places[number]
+            address = constants[home.number].ctypes.data + offset if home.kind == "constant" else 0
             kind, bits = _DTYPES[sequence.buffers[number].dtype]
             rank = len(plan.shapes[number])
             words += [address, _CPU, rank | kind << 32 | bits << 40 | 1 << 48, at(position), 0, 0]
             position += rank
         for number in passed:
             words += plan.shapes[number]
-        for given, extents in zip(arguments, plan.extents, strict=True):
-            values = iter(extents)
+        for number, given in zip(plan.made, arguments, strict=True):
+            values = iter(plan.extents[number])
             for item in given:
                 words += [_INT, next(values)] if item is None else [_TENSOR, tensor_of[item]]
         self._words[:] = words
@@ -377,7 +375,7 @@ class _Frame:
     @property
     def failed_call(self) -> int:
         """Which call failed, after one did."""
-        return int(self._words[_FAILED_CALL])
+        return self.made[int(self._words[_FAILED_CALL])]
 
     def copy(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         """Fill the outputs that no kernel writes."""

@@ -35,33 +35,33 @@ class Home(NamedTuple):
     number: int = 0
 
 
+class Place(NamedTuple):
+    """Where a buffer lies: in whose memory, from which byte on."""
+
+    home: Home
+    offset: int
+
+
 class Layout:
     """What is known of a call sequence whatever the shapes.
 
     Attributes:
-        roots: for each buffer the one whose memory it is.
-        homes: whose memory each root lies in; None for results that nobody reads.
+        homes: of the inputs, the constants and the buffers that outputs are; everything else lies in the arena.
         copies: outputs that must be copied at the end, from where: inputs, constants, and what another output holds already.
-        lives: for each root in the arena the first and the last call that touches it.
     """
 
     def __init__(self, sequence: CallSequence) -> None:
         self.sequence = sequence
-        self.roots = sequence.roots()
+        roots = sequence.roots()
         self.homes: dict[int, Home] = {i: Home("input", i) for i in range(sequence.inputs)}
         self.homes |= {sequence.inputs + i: Home("constant", i) for i in range(sequence.constants)}
         self.copies: list[tuple[int, Home]] = []
         for position, number in enumerate(sequence.outputs):
-            root = self.roots[number]
+            root = roots[number]
             if root in self.homes:
                 self.copies.append((position, self.homes[root]))
             else:
                 self.homes[root] = Home("output", position)
-        self.lives: dict[int, tuple[int, int]] = {}
-        for position, call in enumerate(sequence.calls):
-            for root in (self.roots[number] for number in (*call.reads, *call.writes)):
-                if self.homes.setdefault(root, Home("arena")).kind == "arena":
-                    self.lives[root] = self.lives.get(root, (position, position))[0], position
 
     def plan(self, shapes: Shapes) -> Plan:
         """The plan for inputs of these shapes.
@@ -86,22 +86,36 @@ class Layout:
         if of_buffers[: sequence.inputs] != list(shapes):
             expected = _text(buffer.shape for buffer in sequence.buffers[: sequence.inputs])
             raise _failed(f"expected inputs of shapes {expected}, got {_text(shapes)}")
-        nbytes = [
-            math.prod(shape) * numpy_dtype(buffer.dtype).itemsize
-            for shape, buffer in zip(of_buffers, sequence.buffers, strict=True)
-        ]
-        for number, root in enumerate(self.roots):
-            if nbytes[number] != nbytes[root]:
-                raise _failed(f"a view of {nbytes[number]} bytes on a buffer of {nbytes[root]}")
+        nbytes: list[int] = []
+        roots: list[tuple[int, int]] = []  # of each buffer the one whose memory it lies in, and where in it
+        for number, (shape, buffer) in enumerate(zip(of_buffers, sequence.buffers, strict=True)):
+            itemsize = numpy_dtype(buffer.dtype).itemsize
+            nbytes.append(math.prod(shape) * itemsize)
             if nbytes[number] > _MOST_BYTES:
-                raise _failed(f"a buffer of shape {of_buffers[number]} is larger than any memory")
+                raise _failed(f"a buffer of shape {shape} is larger than any memory")
+            is_part = buffer.offset is not None
+            if buffer.view is None or (is_part and value(buffer.lines) != 1):
+                roots.append((number, 0))
+                continue
+            begin = value(buffer.offset or 0) * itemsize
+            end, whole = begin + nbytes[number], nbytes[buffer.view]
+            if end > whole or (end < whole and not is_part):
+                raise _failed(f"a view of {nbytes[number]} bytes on a buffer of {whole}")
+            root, offset = roots[buffer.view]
+            roots.append((root, offset + begin))
         if sum(nbytes) > 1 << 62:  # beyond what `place` can add up
             raise _failed("its buffers are larger than any memory")
-        lives = {root: (nbytes[root], *life) for root, life in self.lives.items()}
+        made = [i for i, call in enumerate(sequence.calls) if call.lines is None or value(call.lines) != 1]
+        lives: dict[int, tuple[int, int, int]] = {}
+        for position in made:
+            call = sequence.calls[position]
+            for root in {roots[number][0] for number in (*call.reads, *call.writes)} - self.homes.keys():
+                lives[root] = nbytes[root], lives.get(root, (0, position))[1], position
         offsets, arena_nbytes = place(lives)
+        places = [Place(self.homes.get(root, Home("arena")), offsets.get(root, 0) + offset) for root, offset in roots]
         outputs = [(of_buffers[number], numpy_dtype(sequence.buffers[number].dtype)) for number in sequence.outputs]
         output_nbytes = sum(nbytes[number] for number in sequence.outputs)
-        return Plan(of_buffers, of_calls, offsets, arena_nbytes, live_nbytes(lives), outputs, output_nbytes)
+        return Plan(of_buffers, of_calls, made, places, arena_nbytes, live_nbytes(lives), outputs, output_nbytes, lives)
 
 
 @dataclass(frozen=True)
@@ -111,20 +125,24 @@ class Plan:
     Attributes:
         shapes: of every buffer.
         extents: that each call passes.
-        offsets: in the arena, of each root that lies there.
+        made: the numbers of the calls that are made, in order: those that would copy between a buffer and its parts may not be needed.
+        places: of every buffer; those of buffers that no call is given mean nothing.
         arena_nbytes: its size.
         live_nbytes: the most that buffers in the arena hold at one time: no arena can be smaller.
         outputs: shape and element type of each output.
         output_nbytes: of all outputs together.
+        lives: of each buffer in the arena its bytes, and the numbers of the first and the last call that touch it.
     """
 
     shapes: list[tuple[int, ...]]
     extents: list[tuple[int, ...]]
-    offsets: Mapping[int, int]
+    made: list[int]
+    places: list[Place]
     arena_nbytes: int
     live_nbytes: int
     outputs: list[tuple[tuple[int, ...], np.dtype[Any]]]
     output_nbytes: int
+    lives: Mapping[int, tuple[int, int, int]]
 
 
 def live_nbytes(buffers: Mapping[int, tuple[int, int, int]]) -> int:

@@ -48,11 +48,15 @@ class Buffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         dtype: element type, as in `mlec.signature.TensorSpec`.
         shape: its extents.
         view: number of the earlier buffer whose memory this one is, with another shape.
+        offset: of a *part*: the element of that buffer at which this one, which may be smaller, begins.
+        lines: of a part: where this is 1, it lies there; elsewhere it has memory of its own.
     """
 
     dtype: ElementType
     shape: tuple[Dim, ...]
     view: int | None = None
+    offset: Dim | None = None
+    lines: Dim = 1
 
 
 class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -63,12 +67,14 @@ class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
         reads: numbers of the operands.
         writes: numbers of the results.
         extents: passed as integers.
+        lines: of a call that copies between a buffer and its parts: it is not made where this is 1.
     """
 
     code: str
     reads: tuple[int, ...]
     writes: tuple[int, ...]
     extents: tuple[Dim, ...] = ()
+    lines: Dim | None = None
 
 
 class CallSequence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,7 +83,7 @@ class CallSequence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         inputs: how many inputs the graph has.
         constants: how many constants follow them.
-        buffers: the inputs, the constants, then what calls write and views. The symbols in their shapes are those that are an
+        buffers: the inputs, the constants, then what calls write, views and parts. The symbols in their shapes are those that are an
             extent of an input by themselves.
         calls: in their order.
         outputs: numbers of the buffers that the program returns.
@@ -95,10 +101,10 @@ class CallSequence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(dict.fromkeys(call.code for call in self.calls))
 
     def roots(self) -> list[int]:
-        """For each buffer the one whose memory it is: itself, unless it is a view."""
+        """For each buffer the one whose memory it is, all of it: itself, unless it is a view that is no part."""
         roots: list[int] = []
         for number, buffer in enumerate(self.buffers):
-            roots.append(number if buffer.view is None else roots[buffer.view])
+            roots.append(number if buffer.view is None or buffer.offset is not None else roots[buffer.view])
         return roots
 
     def __post_init__(self) -> None:
@@ -112,31 +118,56 @@ class CallSequence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"buffer {number} cannot be a view of buffer {buffer.view}")
             if buffer.view is not None and buffer.dtype != self.buffers[buffer.view].dtype:
                 raise ValueError(f"buffer {number} is a view with another element type")
+            if (buffer.offset is None and buffer.lines != 1) or (buffer.offset is not None and buffer.view is None):
+                raise ValueError(f"buffer {number} is part of no other")
         self._check_dims()
+        self._check_calls(given)
+
+    def _check_calls(self, given: int) -> None:
+        """What is read was written before, in part at least, and nothing is written twice, except for buffers of parts."""
         roots = self.roots()
+        above = {
+            number: roots[b.view]
+            for number, b in enumerate(self.buffers)
+            if b.view is not None and b.offset is not None
+        }
+        bottoms = list(range(len(roots)))
+        for number in above:  # in the order of the buffers
+            bottoms[number] = bottoms[above[number]]
+        wholes = set(above.values())
         written = set(range(given))
+
+        def holds(root: int) -> bool:
+            return root in written or (root in above and holds(above[root]))
+
         for position, call in enumerate(self.calls):
             for number in (*call.reads, *call.writes):
                 if not 0 <= number < len(roots):
                     raise ValueError(f"call {position}: there is no buffer {number}")
             for number in call.reads:
-                if roots[number] not in written:
+                if not holds(roots[number]):
                     raise ValueError(f"call {position} reads buffer {number} before anything is written to it")
             for number in call.writes:
-                if roots[number] != number or number in written:
+                mine = bottoms[number] >= given or (number >= given and call.lines == self.buffers[number].lines)
+                again = number in written and number not in wholes
+                if roots[number] != number or not mine or again:
                     raise ValueError(f"call {position} writes buffer {number}, which is not its to write")
-                written.add(number)
+                while number not in written:
+                    written.add(number)
+                    number = above.get(number, number)
         for number in self.outputs:
-            if not 0 <= number < len(roots) or roots[number] not in written:
+            if not 0 <= number < len(roots) or not holds(roots[number]):
                 raise ValueError(f"nothing is written to the output, buffer {number}")
+            if roots[number] in above:
+                raise ValueError(f"the output, buffer {number}, is part of another one")
 
     def _check_dims(self) -> None:
         inputs = {dim for buffer in self.buffers[: self.inputs] for dim in buffer.shape}
         known = {dim for dim in inputs if isinstance(dim, str) and dim.isidentifier()}
-        dims = {dim for buffer in self.buffers for dim in buffer.shape} | {
-            d for call in self.calls for d in call.extents
-        }
-        for dim in dims:
+        of_buffers = {dim for b in self.buffers for dim in (*b.shape, b.offset, b.lines)}
+        for dim in of_buffers | {dim for call in self.calls for dim in (*call.extents, call.lines)}:
+            if dim is None:
+                continue
             if isinstance(dim, int):
                 if dim < 0:
                     raise ValueError(f"an extent of {dim}")

@@ -22,7 +22,7 @@ import numpy as np
 from mlec.backends.tvm.assembly import ENTRY, object_of
 from mlec.runtime.edge import numpy_dtype
 from mlec.runtime.executable import _DTYPES, DRIVER
-from mlec.runtime.plan import Layout
+from mlec.runtime.plan import Home, Layout
 from mlec.runtime.program import Program
 
 QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
@@ -41,32 +41,36 @@ def run(program: Program, objects: Sequence[bytes], tensors: Mapping[str, Any], 
     """The outputs of a program for these inputs."""
     sequence = program.sequence
     assert sequence is not None
-    layout = Layout(sequence)
-    plan = layout.plan(tuple(np.shape(x) for x in inputs))
+    plan = Layout(sequence).plan(tuple(np.shape(x) for x in inputs))
     given = [*inputs, *program.constants_in(tensors)]
     data = Data()
 
-    tensors_at, elements_at = [], {}
-    for number, (buffer, root) in enumerate(zip(sequence.buffers, layout.roots, strict=True)):
-        shape, dtype = plan.shapes[number], numpy_dtype(buffer.dtype)
-        if number < len(given):
-            elements_at[number] = data.put(np.ascontiguousarray(given[number], dtype).tobytes())
-        elif number == root:
-            elements_at[number] = data.put(b"\xff" * (math.prod(shape) * dtype.itemsize))
+    homes = {Home("arena"): data.put(b"\xff" * plan.arena_nbytes)}
+    for number, (shape, dtype) in enumerate(plan.outputs):
+        homes[Home("output", number)] = data.put(b"\xff" * (math.prod(shape) * dtype.itemsize))
+    for number, value in enumerate(given):
+        kind, place = ("input", number) if number < len(inputs) else ("constant", number - len(inputs))
+        homes[Home(kind, place)] = data.put(
+            np.ascontiguousarray(value, numpy_dtype(sequence.buffers[number].dtype)).tobytes()
+        )
+
+    elements_at = [homes[place.home] + place.offset for place in plan.places]
+    tensors_at = []
+    for buffer, shape, elements in zip(sequence.buffers, plan.shapes, elements_at, strict=True):
         kind, bits = _DTYPES[buffer.dtype]
-        extents = data.words(*shape)
         described = len(shape) | kind << 32 | bits << 40 | 1 << 48
-        tensors_at.append(data.words(elements_at[root], _CPU, described, extents, 0, 0))
+        tensors_at.append(data.words(elements, _CPU, described, data.words(*shape), 0, 0))
 
     calls: list[int] = []
-    for call, values in zip(sequence.calls, plan.extents, strict=True):
+    for number in plan.made:
+        call, values = sequence.calls[number], plan.extents[number]
         reads, writes = ([(_TENSOR, tensors_at[i]) for i in numbers] for numbers in (call.reads, call.writes))
         arguments = [*reads, *((_INT, value) for value in values), *writes]
         calls += [sequence.codes.index(call.code), data.words(*(w for a in arguments for w in a)), len(arguments)]
     frame = data.words(program.alignment - 1, 0, 0, 0, data.words(*calls), 0)
-    arguments_at = data.words(_INT, frame, _INT, 0, _INT, len(sequence.calls))
+    arguments_at = data.words(_INT, frame, _INT, 0, _INT, len(plan.made))
 
-    places = [elements_at[layout.roots[number]] for number in sequence.outputs]
+    places = [elements_at[number] for number in sequence.outputs]
     sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in plan.outputs]
     main = object_of(_main(arguments_at, list(zip(places, sizes, strict=True))), "aarch64-unknown-linux-gnu")
     printed = emulated(linked([*objects, main], data))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlec.errors import MlecError
-from mlec.runtime.plan import ARENA_ALIGNMENT, Home, Layout, live_nbytes, place
+from mlec.runtime.plan import ARENA_ALIGNMENT, Home, Layout, Place, live_nbytes, place
 from mlec.runtime.program import Buffer, Call, CallSequence, Program
 from tests.runtime.programs import SEQUENCES
 
@@ -56,18 +57,80 @@ def test_homes() -> None:
     )  # fmt: skip
     layout = Layout(sequence)
     assert layout.homes == {
-        0: Home("input", 0), 1: Home("constant", 0), 2: Home("arena"), 4: Home("output", 1), 5: Home("output", 0),
-        6: Home("arena"),
+        0: Home("input", 0), 1: Home("constant", 0), 4: Home("output", 1), 5: Home("output", 0),
     }  # fmt: skip
     assert layout.copies == [(2, Home("output", 0)), (3, Home("constant", 0))]
-    assert layout.lives == {2: (0, 2), 6: (2, 2)}  # a view keeps what it looks at alive
     plan = layout.plan(((16, 4),))
+    assert plan.places[2] == plan.places[3]
+    assert plan.places[4:6] == [Place(Home("output", 1), 0), Place(Home("output", 0), 0)]
+    assert sorted(plan.places[number] for number in (2, 6)) == [Place(Home("arena"), 0), Place(Home("arena"), 256)]
     assert plan.shapes[3] == (64,)
     assert plan.arena_nbytes == plan.live_nbytes == 2 * 256
     assert plan.output_nbytes == 3 * 256 + 16
     for shapes in ((), ((16, 5),), ((16,),), ((16, 4), (16, 4))):
         with pytest.raises(MlecError, match="expected inputs of shapes"):
             layout.plan(shapes)
+
+
+def joined(**changes: Any) -> dict[str, Any]:
+    """Two results of the columns of x, joined side by side, and columns of that; as a file holds it."""
+    half, both = {"dtype": "f32", "shape": ["n", 4]}, {"dtype": "f32", "shape": ["n", 8]}
+    buffers = [
+        {**half}, both, {**half, "view": 1, "offset": 0, "lines": "n"}, {**half, "view": 1, "offset": 4, "lines": "n"},
+        {"dtype": "f32", "shape": ["2*n", 2], "view": 3}, {**half, "view": 1, "offset": 2, "lines": "n"}, half,
+    ]  # fmt: skip
+    calls = [
+        {"code": "f", "reads": [0], "writes": [2]}, {"code": "g", "reads": [0], "writes": [3]},
+        {"code": "join", "reads": [2, 3], "writes": [1], "lines": "n"},
+        {"code": "cut", "reads": [1], "writes": [5], "lines": "n"}, {"code": "h", "reads": [4, 5], "writes": [6]},
+    ]  # fmt: skip
+    return {"inputs": 1, "constants": 0, "buffers": buffers, "calls": calls, "outputs": [6], **changes}
+
+
+def test_parts_of_one_line_lie_in_their_buffer() -> None:
+    layout = Layout(msgspec.convert(joined(), CallSequence))
+    arena = Home("arena")
+    plan = layout.plan(((1, 4),))
+    assert plan.made == [0, 1, 4]
+    assert plan.places[1:6] == [Place(arena, at) for at in (0, 0, 16, 16, 8)]
+    assert plan.arena_nbytes == ARENA_ALIGNMENT
+    for rows in (0, 2, 5):
+        plan = layout.plan(((rows, 4),))
+        assert plan.made == [0, 1, 2, 3, 4]
+        nbytes = 16 * rows
+        begins = sorted(place.offset for place in plan.places[1:4])
+        assert not rows or all(b - a >= nbytes for a, b in itertools.pairwise(begins))
+
+
+def test_parts_that_do_not_fit_are_refused() -> None:
+    record = joined()
+    record["buffers"][3]["offset"] = 5
+    with pytest.raises(MlecError, match="a view of 16 bytes on a buffer of 32"):
+        Layout(msgspec.convert(record, CallSequence)).plan(((1, 4),))
+    assert Layout(msgspec.convert(record, CallSequence)).plan(((2, 4),)).made == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("buffer", "change", "message"),
+    [
+        (6, {"offset": 0}, "part of no other"),
+        (6, {"lines": "n"}, "part of no other"),
+        (2, {"lines": "m"}, "no input tells m"),
+        (2, {"offset": "m"}, "no input tells m"),
+        (2, {"offset": -1}, "an extent of -1"),
+        (2, {"view": 0}, "is not its to write"),
+        (3, {"view": 2, "lines": 1}, ""),
+        (6, {"view": 1, "offset": 0}, "the output, buffer 6, is part of another one"),
+    ],
+)
+def test_parts_that_could_not_be_are_refused(buffer: int, change: dict[str, Any], message: str) -> None:
+    record = joined()
+    record["buffers"][buffer] |= change
+    if not message:  # a part of a part
+        assert Layout(msgspec.convert(record, CallSequence)).sequence.buffers[3].view == 2
+        return
+    with pytest.raises(msgspec.ValidationError, match=message):
+        msgspec.convert(record, CallSequence)
 
 
 def test_views_of_another_size_are_refused() -> None:
