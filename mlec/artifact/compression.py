@@ -18,6 +18,8 @@ LEVEL: Final = 9
 """Of compression: above it, frames of weights and code get much slower to make and hardly smaller."""
 
 _MAGIC: Final = bytes.fromhex("28b52ffd")
+_DICTIONARY: Final = 0b11
+"""The bits of a frame's fifth byte that say how long the name of its dictionary is."""
 _FEED: Final = 1 << 17
 """Compressed bytes that the library gets at a time."""
 _PIECE: Final = 1 << 20
@@ -65,7 +67,8 @@ def declared_size(frame: bytes | bytearray | memoryview) -> int | None:
     """Decoded bytes as the frame's header says; None if it does not, or is none."""
     zstd = _zstd()
     head = bytes(frame[:18])  # the longest header of a frame
-    if head[:4] != _MAGIC:  # the library would also take frames that hold nothing and are to be skipped
+    # The library would also take frames that hold nothing and are to be skipped, and a dictionary named 0 for none.
+    if head[:4] != _MAGIC or head[4:5] == b"" or head[4] & _DICTIONARY:
         return None
     try:
         size: int | None = zstd.get_frame_info(head).decompressed_size

@@ -434,10 +434,11 @@ def _check_crcs(
     section: _Bytes,
 ) -> None:
     """Compare all checksums first, so that the error can say what of the file is still good."""
-    damaged = [name for name, digest in hashes.items() if digest.crc != header.sections[name].crc]
+    looked_at = {name: section.crc for name, section in header.sections.items() if name in hashes}
+    damaged = [name for name, crc in looked_at.items() if hashes[name].crc != crc]
     if not damaged:
         return
-    intact = [name for name in hashes if name not in damaged]
+    intact = [name for name in looked_at if name not in damaged]
     notes = [f"intact: {', '.join(intact) or 'nothing'}"]
     if damaged == ["weights"]:
         notes += _damaged_tensors(header, graph, section)

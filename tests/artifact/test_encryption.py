@@ -26,6 +26,7 @@ from mlec.artifact import (
 )
 from mlec.errors import MlecError, RuntimeUnavailableError, UsageError
 from tests.artifact.conftest import made
+from tests.artifact.mutants import second_opinion
 from tests.artifact.surgery import Parts, join, split
 
 GOLDEN = Path(__file__).parents[1] / "artifacts"
@@ -241,6 +242,7 @@ def test_broken_rule(large: bytes, load: Load, code: str, change: Callable[[Part
     data = join(parts)
     for verify in ("full", "fast"):
         assert code_of(lambda verify=verify: load(data, key=EncryptionKey(MASTER), verify=verify)) == code
+    assert second_opinion(data) == code
 
 
 def test_chunks_of_another_file_are_refused(large: bytes, load: Load, tmp_path: Path) -> None:
