@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from mlec.passes.fusion import FuseOperators
     from mlec.passes.infer_shapes import InferShapes
     from mlec.passes.layout import ChooseLayout
+    from mlec.passes.recognize import Recognize
     from mlec.passes.sink_transposes import SinkTransposes
     from mlec.passes.split_products import SplitProducts
     from mlec.passes.stability import CheckNumerics
@@ -84,6 +85,7 @@ _WHERE = {
     "mlec.passes.fusion": "FuseOperators",
     "mlec.passes.infer_shapes": "InferShapes",
     "mlec.passes.layout": "ChooseLayout",
+    "mlec.passes.recognize": "Recognize",
     "mlec.passes.sink_transposes": "SinkTransposes",
     "mlec.passes.split_products": "SplitProducts",
     "mlec.passes.stability": "CheckNumerics",
@@ -128,6 +130,7 @@ __all__ = [
     "PassResult",
     "Profile",
     "PruneTrees",
+    "Recognize",
     "Remark",
     "RuntimeUnavailableError",
     "SecurityError",

@@ -39,6 +39,7 @@ PASSES = {
     "fold-into-thresholds": "mlec.passes.trees:FoldIntoThresholds",
     "prune-trees": "mlec.passes.trees:PruneTrees",
     "merge-trees": "mlec.passes.trees:MergeTrees",
+    "recognize": "mlec.passes.recognize:Recognize",
     "sink-transposes": "mlec.passes.sink_transposes:SinkTransposes",
     "split-products": "mlec.passes.split_products:SplitProducts",
     "fold-batch-norm": "mlec.passes.fold_batch_norm:FoldBatchNorm",

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mlec.ir import Const, DType, Graph, GraphBuilder, Match, Miss, P, Rule, Trait, Value, apply_rules
+from mlec.ir import Const, DType, Graph, GraphBuilder, Match, Miss, Node, P, Rule, Trait, Value, apply_rules
+from mlec.ir.dim import product
+from mlec.ir.types import Shape
 from mlec.pipeline import Pass, PassContext, PassResult, Tolerance
 
 
@@ -166,6 +168,146 @@ class TransposeAsReshape(Rule):
         return b("reshape", m["x"], shape=m.node.output.type.shape)
 
 
+class TransposeUnsqueezed(Rule):
+    """transpose(reshape(x)) -> reshape(transpose(x)), where the reshape only adds axes of extent 1"""
+
+    pattern = P("transpose", P("reshape", "x", bind="inner"))
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        wide = m.nodes["inner"].output.type.shape
+        return None if len(wide) > m["x"].type.rank and _own_axes(m["x"].type.shape, wide) is not None else Miss()
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        axes = _own_axes(m["x"].type.shape, m.nodes["inner"].output.type.shape)
+        assert axes is not None
+        perm = tuple(axes[p] for p in m.node.attrs["perm"] if p in axes)
+        return b("reshape", b("transpose", m["x"], perm=perm), shape=m.node.output.type.shape)
+
+
+def _own_axes(shape: Shape, wide: Shape) -> dict[int, int] | None:
+    """Which axis of ``shape`` each axis of ``wide`` is, but for the axes of extent 1 that it has besides; None if it has others."""
+    axes: dict[int, int] = {}
+    for place, extent in enumerate(wide):
+        if len(axes) < len(shape) and extent == shape[len(axes)]:
+            axes[place] = len(axes)
+        elif extent != 1:
+            return None
+    return axes if len(axes) == len(shape) else None
+
+
+class KeepReducedAxes(Rule):
+    """reshape(reduction(x)) -> reduction(x) with keepdims = true, where the reshape puts back the axes that are gone"""
+
+    pattern = P("reshape", P(Trait.REDUCTION, "x", bind="reduction"))
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        node, x = m.nodes["reduction"], m["x"].type
+        if graph.use_count(node.output) > 1 or node.attrs.get("keepdims", True) or "axes" not in node.attrs:
+            return Miss()
+        axes = {axis % x.rank for axis in node.attrs["axes"]}
+        kept = tuple(1 if axis in axes else extent for axis, extent in enumerate(x.shape))
+        return None if m.node.output.type.shape == kept else Miss()
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        node = m.nodes["reduction"]
+        return b(node.op, m["x"], **{**node.attrs, "keepdims": True})
+
+
+class SumAsMean(Rule):
+    """sum(x) / n -> mean(x), for as many elements"""
+
+    pattern = P("div", P("sum", "x", bind="sum"), Const(bind="n"))
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        total, x, n = m.nodes["sum"], m["x"].type, m.constants["n"]
+        count = product(tuple(x.shape[axis] for axis in total.attrs["axes"]))
+        wide = x.dtype.is_float and x.dtype.bits >= 32  # narrower sums are rounded, means are not
+        same = wide and n.size == 1 and isinstance(count, int) and count > 0 and float(n.reshape(())) == count
+        return (
+            None if same and total.output.type == m.node.output.type and graph.use_count(total.output) == 1 else Miss()
+        )
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        return b("mean", m["x"], **m.nodes["sum"].attrs)
+
+
+class DropBroadcast(Rule):
+    """f(broadcast_to(x), y) -> f(x, y), where f broadcasts by itself"""
+
+    pattern = P(Trait.ELEMENTWISE | Trait.CONTRACTION)
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        return None if self.narrowed(m.node, graph) is not None else Miss()
+
+    def narrowed(self, node: Node, graph: Graph) -> list[Value] | None:
+        """The operands with one broadcast less."""
+        if not node.op.has(Trait.ELEMENTWISE) and node.name not in ("matmul", "attention"):
+            return None
+        fixed = 0 if node.op.has(Trait.ELEMENTWISE) else 2
+        for place, value in enumerate(node.inputs):
+            producer = graph.producer.get(value)
+            if producer is None or producer.name != "broadcast_to":
+                continue
+            (x,) = producer.inputs
+            if (
+                x.type.shape[x.type.rank - fixed :] != value.type.shape[value.type.rank - fixed :]
+                or x.type.rank < fixed
+            ):
+                continue
+            operands = [*node.inputs[:place], x, *node.inputs[place + 1 :]]
+            stated = tuple(v.type for v in node.outputs)
+            if node.op.result_types([v.type for v in operands], node.attrs) == stated:
+                return operands
+        return None
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        operands = self.narrowed(m.node, graph)
+        assert operands is not None
+        return b(m.node.op, *operands, **m.node.attrs)
+
+
+class ReshapeProduct(Rule):
+    """reshape(matmul(a, b)) -> matmul(reshape(a), reshape(b)), where only leading axes change and operands were reshaped to them"""
+
+    pattern = P("reshape", P("matmul", "a", "b", bind="product"))
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        product, (a, w) = m.nodes["product"].output, (m["a"], m["b"])
+        lead = self.lead(m)
+        was_reshaped = any(v in graph.producer and graph.producer[v].name == "reshape" for v in (a, w))
+        if lead is None or not was_reshaped or graph.use_count(product) > 1 or lead == product.type.shape[:-2]:
+            return Miss()
+        return None if a.type.shape[:-2] == w.type.shape[:-2] else Miss()
+
+    def lead(self, m: Match) -> Shape | None:
+        """The new leading axes; None where the matrices change too. Further axes of extent 1 among them do no harm."""
+        shape, matrix = list(m.node.output.type.shape), m.nodes["product"].output.type.shape[-2:]
+        for extent in matrix[::-1]:
+            while shape and shape[-1] == 1 != extent:
+                shape.pop()
+            if not shape or shape.pop() != extent:
+                return None
+        return tuple(shape) if shape else None
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        lead = self.lead(m)
+        assert lead is not None
+        operands = [b("reshape", v, shape=(*lead, *v.type.shape[-2:])) for v in (m["a"], m["b"])]
+        return b("reshape", b("matmul", *operands), shape=m.node.output.type.shape)
+
+
+class NotEqual(Rule):
+    """not (a == b) -> a != b, and the other way round"""
+
+    pattern = P("logical_not", P("eq|ne", "a", "b", bind="inner"))
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        return None if graph.use_count(m.nodes["inner"].output) == 1 else Miss()
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        return b("ne" if m.nodes["inner"].name == "eq" else "eq", m["a"], m["b"])
+
+
 class DropWideningCast(Rule):
     """cast(cast(x, wider), dtype of x) -> x"""
 
@@ -193,7 +335,7 @@ def _holds(wide: DType, narrow: DType) -> bool:
 RULES: tuple[Rule, ...] = (
     DropAddZero(), DropSubZero(), DropMulOne(), DropDivOne(), DropPowOne(), PowTwo(), RecogniseRelu(), RecogniseSilu(),
     CancelInvolution(), MergeIdempotent(), DropIdentityView(), MergeReshapes(), MergeTransposes(), TransposeAsReshape(),
-    DropWideningCast(),
+    DropWideningCast(), TransposeUnsqueezed(), KeepReducedAxes(), SumAsMean(), DropBroadcast(), ReshapeProduct(), NotEqual(),
 )  # fmt: skip
 
 

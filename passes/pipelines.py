@@ -12,6 +12,7 @@ from mlec.passes.fold_scales import FoldScales
 from mlec.passes.fusion import FuseOperators
 from mlec.passes.infer_shapes import InferShapes
 from mlec.passes.layout import ChooseLayout
+from mlec.passes.recognize import Recognize
 from mlec.passes.sink_transposes import SinkTransposes
 from mlec.passes.split_products import SplitProducts
 from mlec.passes.stability import CheckNumerics
@@ -37,6 +38,8 @@ def pipeline_for_level(level: int) -> PassPipeline:
         steps.append(PruneTrees())  # what comes to a split is known once it compares numbers of the input
         steps.append(MergeTrees())  # what pruning leaves equal
         steps.append(Vectorize())  # equal parts are one by now, and what it stacks is transposed where it has to be
+        steps.append(Recognize())  # `stability` has seen the spelled-out forms; what follows knows the ops only
+        steps.append(Canonicalize())  # the transposes that it leaves
         steps.append(SinkTransposes())  # once weights are plain constants; what cancels is work that no later pass sees
         steps.append(Canonicalize())  # the views that it leaves
         steps.append(SplitProducts())  # what attention reads is slices by now, without transposes in between

@@ -130,9 +130,9 @@ def attention(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value
     wide_q, wide_k, wide_v = (_wide(b, x) for x in (q, k, v))
     perm = (*range(k.type.rank - 2), k.type.rank - 1, k.type.rank - 2)
     scores = b("matmul", b("mul", wide_q, node.attrs["scale"]), b("transpose", wide_k, perm=perm))
-    hidden = b.constant(-math.inf, dtype=scores.type.dtype)
+    hidden, fill = (b.constant(number, dtype=scores.type.dtype) for number in (-math.inf, node.attrs["fill"]))
     for m in mask:
-        scores = b("where", m, scores, hidden) if m.type.dtype.is_bool else b("add", scores, _wide(b, m))
+        scores = b("where", m, scores, fill) if m.type.dtype.is_bool else b("add", scores, _wide(b, m))
     if node.attrs["causal"]:
         shape = scores.type.shape[-2:]
         rows, columns = (b("iota", shape=shape, axis=axis) for axis in (0, 1))

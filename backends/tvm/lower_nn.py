@@ -243,7 +243,8 @@ def lower_attention(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]
             scale, causal = node.attrs["scale"], node.attrs["causal"]
             shapes = dims.shape(q.shape), dims.shape(k.shape), dims.shape(v.shape)
             orders = [*(order for _, order in lying), y_order]
-            return attention(*shapes, spec, scale, causal, q.dtype, lowering.target, name, orders, schedule)
+            fill, target = node.attrs["fill"], lowering.target
+            return attention(*shapes, spec, scale, causal, q.dtype, target, name, orders, schedule, fill)
 
         return Version(build, memory, "one head at a time, scores in cache")
 

@@ -4,6 +4,7 @@ P("add", P("matmul", "x", "w"), "b")          any add of a matmul and something,
 P("mul", "x", Const(1))                        multiplication by a constant that is 1 everywhere
 P("reshape", P("reshape", "x", bind="inner"))  binds the inner node under the name "inner"
 P(Trait.INVOLUTION, "x")                       any op with that trait
+P("div", "x", AnyOf(P("sqrt", "v"), "v"))      whichever of these fits first
 """
 
 from __future__ import annotations
@@ -27,6 +28,16 @@ class Const:
 
 
 @dataclass(frozen=True, init=False)
+class AnyOf:
+    """Several spellings: each is tried in turn, also where a later part of the pattern does not fit the first one that fits here."""
+
+    choices: tuple[P | Const | AnyOf | str, ...]
+
+    def __init__(self, *choices: P | Const | AnyOf | str) -> None:
+        object.__setattr__(self, "choices", choices)
+
+
+@dataclass(frozen=True, init=False)
 class P:
     """A node of one of the ops named (separated by ``|``) or with a trait, with operands that match in turn.
 
@@ -35,10 +46,10 @@ class P:
     """
 
     ops: frozenset[str] | Trait
-    operands: tuple[P | Const | str, ...]
+    operands: tuple[P | Const | AnyOf | str, ...]
     bind: str = ""
 
-    def __init__(self, ops: str | Trait, *operands: P | Const | str, bind: str = "") -> None:
+    def __init__(self, ops: str | Trait, *operands: P | Const | AnyOf | str, bind: str = "") -> None:
         object.__setattr__(self, "ops", frozenset(ops.split("|")) if isinstance(ops, str) else ops)
         object.__setattr__(self, "operands", operands)
         object.__setattr__(self, "bind", bind)
@@ -58,9 +69,11 @@ class Match:
         return self.values[name]
 
 
-def match(pattern: P, node: Node, graph: Graph) -> Match | None:
+def match(pattern: P | AnyOf, node: Node, graph: Graph) -> Match | None:
     """The first way in which the pattern fits at ``node``, or None."""
-    return next(_node(pattern, node, graph, Match(node)), None)
+    choices = pattern.choices if isinstance(pattern, AnyOf) else (pattern,)
+    found = (m for choice in choices if isinstance(choice, P) for m in _node(choice, node, graph, Match(node)))
+    return next(found, None)
 
 
 def _node(pattern: P, node: Node, graph: Graph, found: Match) -> Iterator[Match]:
@@ -81,7 +94,7 @@ def _node(pattern: P, node: Node, graph: Graph, found: Match) -> Iterator[Match]
 
 
 def _operands(
-    patterns: tuple[P | Const | str, ...], values: tuple[Value, ...], graph: Graph, found: Match
+    patterns: tuple[P | Const | AnyOf | str, ...], values: tuple[Value, ...], graph: Graph, found: Match
 ) -> Iterator[Match]:
     if not patterns:
         yield found
@@ -90,8 +103,11 @@ def _operands(
         yield from _operands(patterns[1:], values[1:], graph, step)
 
 
-def _operand(pattern: P | Const | str, value: Value, graph: Graph, found: Match) -> Iterator[Match]:
-    if isinstance(pattern, str):
+def _operand(pattern: P | Const | AnyOf | str, value: Value, graph: Graph, found: Match) -> Iterator[Match]:
+    if isinstance(pattern, AnyOf):
+        for choice in pattern.choices:
+            yield from _operand(choice, value, graph, found)
+    elif isinstance(pattern, str):
         if found.values.get(pattern, value) is value:
             yield Match(found.node, {**found.values, pattern: value}, found.nodes, found.constants, found.matched)
     elif isinstance(pattern, Const):

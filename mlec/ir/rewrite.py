@@ -14,7 +14,7 @@ from typing import ClassVar
 from mlec.errors import PassError
 from mlec.ir.builder import GraphBuilder
 from mlec.ir.graph import Graph, Node, Value
-from mlec.ir.pattern import Match, P, match
+from mlec.ir.pattern import AnyOf, Match, P, match
 from mlec.ir.printer import print_node, value_names
 from mlec.ir.types import Location
 
@@ -44,7 +44,7 @@ class Rule(ABC):
     Subclasses set ``pattern``, may refuse a match in `check`, and build the replacement in `rewrite`.
     """
 
-    pattern: ClassVar[P]
+    pattern: ClassVar[P | AnyOf]
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,10 +42,12 @@ def _attention_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return TensorType((*batch, q.shape[-2], v.shape[-1]), dtype)
 
 
-def _attention(q: Array, k: Array, v: Array, mask: Array | None = None, *, scale: float, causal: bool) -> Array:
+def _attention(
+    q: Array, k: Array, v: Array, mask: Array | None = None, *, scale: float, causal: bool, fill: float
+) -> Array:
     scores = np.matmul(wide_float(q) * scale, np.swapaxes(wide_float(k), -1, -2))
     if mask is not None:
-        scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
+        scores = np.where(mask, scores, np.asarray(fill, scores.dtype)) if mask.dtype == bool else scores + mask
     if causal:
         scores = np.where(np.tri(*scores.shape[-2:]) > 0, scores, -np.inf)
     return np.asarray(np.matmul(softmax(scores, -1), wide_float(v)), q.dtype)
@@ -60,10 +63,11 @@ def _attention_sample(rng: np.random.Generator) -> Case:
     return Case((q, k, v, keep if kind == 1 else np.where(keep, 0, -2).astype(np.float32)), {"scale": 0.5})
 
 
+_ATTRS = (float_attr("scale"), bool_attr("causal"), float_attr("fill", default=-math.inf))
 register(
     OpDef(
-        "attention", operands("q k v mask?"), (float_attr("scale"), bool_attr("causal")), _attention_type, _attention, _attention_sample,
+        "attention", operands("q k v mask?"), _ATTRS, _attention_type, _attention, _attention_sample,
         lambda i, r, a: Cost(r[0].size * i[1].shape[-2] * 4, moved_bytes(i, r)), Trait.CONTRACTION, 256.0,
-        "softmax(q k^T * scale + mask) v; a bool mask keeps where true; causal hides later positions",
+        "softmax(q k^T * scale + mask) v; a bool mask keeps where true, what it hides is `fill`; causal hides later positions",
     )
 )  # fmt: skip

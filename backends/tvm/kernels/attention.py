@@ -85,10 +85,12 @@ def attention(
     name: str = "attention",
     orders: Sequence[Sequence[int]] = (),
     schedule: AttentionSchedule | None = None,
+    fill: float = -math.inf,
 ) -> tirx.PrimFunc:
     """``y = softmax(q k^T * scale + mask) v`` for q ``[.., m, d]``, k ``[.., t, d]``, v ``[.., t, e]``.
 
-    Leading axes broadcast. A bool mask keeps where it is true, a float mask is added; it broadcasts to ``[.., m, t]``.
+    Leading axes broadcast. A bool mask keeps where it is true and puts ``fill`` elsewhere, a float mask is added; it broadcasts to
+    ``[.., m, t]``.
     ``causal`` hides positions after the row's own. d and e are static, all other extents may be symbolic. Parameters of
     the program: q, k, v, the mask if there is one, y.
 
@@ -116,7 +118,7 @@ def attention(
         )
         given = None if mask is None else parameter("mask", mask)
         y = _Operand(parameter("y", specs[3]), lead, orders[3])
-        masked = None if mask is None else _Mask(given, mask)
+        masked = None if mask is None else _Mask(given, mask, fill)
         program = _Attention(q, k, v, y, masked, (m, t, d, e), scale, causal, dtype, target, schedule)
         work = math.prod(extent if isinstance(extent, int) else 32 for extent in (m, t)) * (d + e)
         parallel_if_large(
@@ -139,10 +141,10 @@ class _Operand:
 
 
 class _Mask:
-    """The mask in memory."""
+    """The mask in memory; ``fill`` is what a bool mask puts in the place of scores."""
 
-    def __init__(self, buffer: Buffer, spec: BufferSpec) -> None:
-        self.shape, self.keeps = spec.shape, spec.dtype == "bool"
+    def __init__(self, buffer: Buffer, spec: BufferSpec, fill: float) -> None:
+        self.shape, self.keeps, self.fill = spec.shape, spec.dtype == "bool", fill
         # Booleans are bytes in memory; a vector of them is loaded as such.
         self.buffer = flat_view(buffer, spec.shape, "int8") if self.keeps else buffer
 
@@ -152,7 +154,7 @@ class _Mask:
         narrow = isinstance(self.shape[-1], int) and self.shape[-1] == 1
         term = load(self.buffer, list(at), 1 if narrow else lanes_of(score))
         if self.keeps:
-            return select(tirx.NE(term, const_like(0, term)), score, -math.inf)
+            return select(tirx.NE(term, const_like(0, term)), score, self.fill)
         return score + broadcast(cast_to(dtype_of(score), term), lanes_of(score))
 
 
