@@ -60,7 +60,9 @@ class TVMBackend(Backend):
         if target.kind == "cuda":
             return TargetFacts(row_programs=False)
         info = cpu_info(target)
-        return TargetFacts(info.vector_bits // 8, cache_bytes=info.l2_bytes)
+        return TargetFacts(
+            info.vector_bits // 8, cache_bytes=info.l2_bytes, bf16_tiles={"amx-bf16", "amx-tile"} <= info.features
+        )
 
     def check_tunable(self, target: Target) -> None:
         """Whether the kernels of a target run on the processor of this machine.

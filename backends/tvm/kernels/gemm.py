@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.gemm_bf16 import STRIP, TiledGemm, pairs_of_step
 from mlec.backends.tvm.kernels.result import Result
 from mlec.backends.tvm.kernels.schedule import around, variations
 from mlec.backends.tvm.kernels.tile import (
@@ -164,7 +165,8 @@ def gemm(
 
     ``narrow`` is the dtype of weights in fewer bits, packed by `pack_narrow` of the op; the result is float32. They are widened in
     registers as they are read, which takes two instructions for a vector (of bfloat16, which lie in pairs, one) beside an FMA for each row.
-    Where many rows are shared out, a task widens a panel once, for all its row tiles.
+    Where many rows are shared out, a task widens a panel once, for all its row tiles. Rows and weights of bfloat16 are multiplied as
+    they are by a matrix unit, where there is one and 16 rows or more, see `TiledGemm`.
 
     Parameters of the program: a, w, the epilogue's inputs, c. Extents in ``lead`` may be symbolic; their product is the
     number of rows. ``block`` is a multiple of the vector length or shorter than one vector. A tile takes vectors of columns
@@ -309,11 +311,15 @@ class _Gemm:
     def all_rows(self) -> None:
         """The whole program: a choice by the number of rows."""
         (m, n, _), rows, tallest, most = self.extents, self.schedule.rows, self.tallest, self.most_for_one
+        tiled = self.tiled
+        share_out = self.share_out if tiled is None else tiled.all_rows
+        if tiled is not None:
+            most = STRIP - 1
         if n == 0:
             T.evaluate(0)
         elif not isinstance(m, int):
             tall = [(m == r, partial(self.tall, r)) for r in range(rows + 1, tallest + 1)]
-            otherwise([(m == 1, self.one_row), *tall, (m <= most, self.walk)], self.share_out)
+            otherwise([(m == 1, self.one_row), *tall, (m <= most, self.walk)], share_out)
         elif m == 1:
             self.one_row()
         elif rows < m <= tallest:
@@ -321,7 +327,17 @@ class _Gemm:
         elif m <= most:
             self.walk()
         else:
-            self.share_out()
+            share_out()
+
+    @property
+    def tiled(self) -> TiledGemm | None:
+        """The product by the processor's matrix unit, if that takes it."""
+        (m, n, k), block = self.extents, self.columns.in_block * self.columns.lanes
+        pairs = pairs_of_step(k, self.target) if self.paired and self.dtype == "bfloat16" and block % STRIP == 0 else 0
+        if not pairs:
+            return None
+        rows = flat_view(self.a, (m, k), "uint16")
+        return TiledGemm(rows, self.w, (m, n, k), block, pairs, self.finish, self.target)
 
     def one_row(self) -> None:
         """Weights in the order of memory, each read once for one FMA."""

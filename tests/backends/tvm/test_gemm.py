@@ -9,6 +9,7 @@ import pytest
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
 from mlec.backends.tvm.kernels.gemm import GemmSchedule, column_block, gemm, matmul, pack_gemm
+from mlec.backends.tvm.kernels.gemm_bf16 import pairs_of_step
 from mlec.backends.tvm.kernels.vector import select
 from mlec.backends.tvm.target import TargetInfo
 from mlec.ops.linalg import pack_narrow
@@ -64,9 +65,10 @@ def narrow_operands(m, n, k, narrow, rows="float32"):
     return normal((m, k)).astype(NARROW.get(rows, rows)), w
 
 
-@pytest.mark.parametrize("cpu", ["host", "x86-64-v3", "x86-64-v2"])
 @pytest.mark.parametrize("narrow", NARROW)
-@pytest.mark.parametrize(("n", "k"), [(64, 64), (10, 71), (1, 30), (300, 33), (40, 1)])
+@pytest.mark.parametrize(
+    ("n", "k", "cpu"), [(1, 30, "host"), (300, 33, "host"), (40, 1, "x86-64-v3"), (70, 64, "x86-64-v2")]
+)
 def test_narrow_weights_are_widened(n, k, narrow, cpu):
     """By tiles that read them themselves, and from panels that are widened once, for all of an odd sum."""
     target = HOST if cpu == "host" else TargetInfo.for_cpu(cpu)
@@ -88,16 +90,32 @@ def test_narrow_rows_times_narrow_weights(narrow):
         assert_close(got, a[:m].astype("float32") @ w.astype("float32"), terms=400 * k)
 
 
-@pytest.mark.parametrize("narrow", NARROW)
+@pytest.mark.parametrize(("n", "k", "block"), [(48, 64, 32), (10, 60, 16), (100, 160, 32), (30, 34, 32)])
+def test_bfloat16_rows_times_bfloat16_weights_by_the_matrix_unit_where_there_is_one(n, k, block):
+    """17 pairs of k (34) divide into no steps, and are widened."""
+    run = compile_kernel(gemm((symbol("m"),), n, k, "bfloat16", block, HOST, narrow="bfloat16"))
+    a, w = narrow_operands(520, n, k, "bfloat16", "bfloat16")
+    want, packed = a.astype("float32") @ w.astype("float32"), pack_narrow(w, block)
+    for m in (15, 16, 17, 33, 48, 300, 520):
+        assert_close(run(a[:m], packed, out=(m, n)), want[:m], terms=400 * k)
+
+
+def test_steps_of_the_matrix_unit():
+    tiles = replace(HOST, vector_bits=512, features=frozenset({"amx-tile", "amx-bf16"}))
+    assert [pairs_of_step(k, tiles) for k in (768, 60, 34, 33)] == [16, 15, 0, 0]
+    assert pairs_of_step(768, replace(tiles, features=frozenset())) == 0
+
+
+@pytest.mark.parametrize("narrow", ["int8", "bfloat16"])
 def test_narrow_weights_give_the_same_bits_as_wide_ones(narrow):
     """In every batch, and where a long sum is cut into parts."""
-    n, k, block = 150, 203, 32
+    n, k, block = 100, 203, 32
     m = symbol("m")
     default = next(GemmSchedule.candidates(m, n, k, "float32", block, HOST, narrow))
     whole = replace(default, row_tiles=4, column_tiles=2)
     kernels = [
         compile_kernel(gemm((m,), n, k, "float32", block, HOST, schedule=s, narrow=narrow, program_weights=program))
-        for s, program in ((default, 1 << 40), (whole, 0), (replace(whole, depth=64), 0))
+        for s, program in ((whole, 1 << 40), (replace(whole, depth=64), 0))
     ]
     wide = compile_kernel(gemm((m,), n, k, "float32", block, HOST))
     a, w = narrow_operands(100, n, k, narrow)

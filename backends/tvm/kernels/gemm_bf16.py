@@ -1,0 +1,129 @@
+"""Products of bf16 by bf16 with sums in float32, by the matrix unit of x86 processors (AMX)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlec.backends.tvm.compat import T, tirx
+from mlec.backends.tvm.kernels.epilogue import Buffer, Dim, Expr
+from mlec.backends.tvm.kernels.int8 import address, amx
+from mlec.backends.tvm.kernels.tile import SERIAL_WORK, ceildiv, if_, otherwise
+from mlec.backends.tvm.kernels.vector import load, share
+from mlec.backends.tvm.target import TargetInfo
+
+STRIP = 16
+"""Rows, and columns, of a tile."""
+HELD = 2
+"""Strips of rows, and of columns, at once: four tiles of sums, two of each operand, of the eight that there are."""
+RATE = 15
+"""Multiply-adds that take the time of one of float32."""
+TASK_ROWS = 256
+
+
+def pairs_of_step(k: int, target: TargetInfo) -> int:
+    """Pairs of successive k that one instruction takes; 0 where the processor has none, or they do not divide ``k``."""
+    if not {"amx-bf16", "amx-tile"} <= target.features or target.lanes(32) != STRIP or k % 2:
+        return 0
+    return next((pairs for pairs in range(STRIP, STRIP // 2, -1) if k // 2 % pairs == 0), 0)
+
+
+@dataclass(frozen=True)
+class TiledGemm:
+    """``a[m, k] @ w`` for 16 rows or more.
+
+    A task is some rows and some columns. It takes 32 columns at a time, whose weights, 64 k bytes, all its rows share: 32 by 32 sums in
+    tiles, k outside. An instruction multiplies 16 x 32 by 32 x 16 in 16 cycles; four of them load four tiles, 64 lines in 64 cycles.
+
+    Measured on one core, as multiples of the rate of float32: 5 to 7, where 15 are the most; the lines come from L2 too slowly.
+
+    Attributes:
+        a: ``[m, k]`` in 16 bits.
+        w: ``[blocks, k / 2, block]``, two k in one element of 32 bits; a block is one or two vectors of 16 columns.
+        pairs: of a step, see `pairs_of_step`.
+        finish: ``(row, first vector of columns, rows of vectors)`` stores sums.
+    """
+
+    a: Buffer
+    w: Buffer
+    extents: tuple[Dim, int, int]
+    block: int
+    pairs: int
+    finish: Callable[[Expr, Expr, Sequence[Sequence[Expr]]], None]
+    target: TargetInfo
+
+    @property
+    def vectors(self) -> int:
+        """Of columns."""
+        return -(-self.extents[1] // STRIP)
+
+    def all_rows(self) -> None:
+        """Chunks of rows times chunks of columns, for all threads if there is enough to do."""
+        (m, n, k), groups = self.extents, -(-self.vectors // HELD)
+        some = max(1, groups // (4 * self.target.cores))
+        rows, columns = ceildiv(m, TASK_ROWS), -(-groups // some)
+
+        def tasks(parallel: bool) -> None:
+            with (T.parallel if parallel else T.serial)(rows * columns) as index:
+                self.task(index // columns * TASK_ROWS, index % columns * some, some)
+
+        row_work = -(-n * k // RATE)
+        if isinstance(m, int):
+            tasks(m * row_work >= SERIAL_WORK)
+        else:
+            otherwise([(m * row_work < SERIAL_WORK, lambda: tasks(False))], lambda: tasks(True))
+
+    def task(self, begin: Expr, first: Expr, some: int) -> None:
+        """Up to `TASK_ROWS` rows, and ``some`` groups of columns from ``first`` on."""
+        m, whole = self.extents[0], self.vectors // HELD
+        strips = share(ceildiv(tirx.min(m - begin, TASK_ROWS), STRIP))
+        config = np.zeros(64, np.uint8)
+        config[0] = 1
+        for tile in range(8):
+            config[16 + 2 * tile] = 4 * (self.pairs if tile in (4, 5) else STRIP)
+            config[48 + tile] = self.pairs if tile in (6, 7) else STRIP
+        described = T.alloc_buffer((8,), "int64")
+        for i, word in enumerate(config.view(np.int64)):
+            T.buffer_store(described, tirx.const(int(word), "int64"), [i])
+        amx("ldtilecfg", address(described, 0))
+        held = T.alloc_buffer((HELD * STRIP, HELD * STRIP), "float32")
+
+        def columns(vector: Expr, count: int) -> None:
+            with T.serial(strips // HELD) as pair:
+                self.tile(held, begin + pair * (HELD * STRIP), HELD, vector, count)
+            with if_(strips % HELD > 0):
+                self.tile(held, begin + (strips - 1) * STRIP, 1, vector, count)
+
+        with T.serial(tirx.max(0, tirx.min(some, whole - first))) as group:
+            columns((first + group) * HELD, HELD)
+        if self.vectors % HELD:
+            with if_(first + some > whole):
+                columns(whole * HELD, self.vectors % HELD)
+        amx("tilerelease")
+
+    def tile(self, held: Buffer, row: Expr, strips: int, vector: Expr, count: int) -> None:
+        """``strips`` times 16 rows, the last of which begin early enough to be 16, and ``count`` vectors of columns."""
+        (m, _, k), in_block = self.extents, self.block // STRIP
+        rows = [share(tirx.min(row + s * STRIP, m - STRIP)) for s in range(strips)]
+        cells = [(s, v, HELD * s + v) for s in range(strips) for v in range(count)]
+        apart, line = tirx.const(2 * k, "int64"), tirx.const(4 * self.block, "int64")
+        for _, _, tile in cells:
+            amx("tilezero", tile)
+        with T.serial(k // 2 // self.pairs) as step:
+            for v in range(count):
+                block, part = (vector + v) // in_block, (vector + v) % in_block
+                place = self.w[block, step * self.pairs, part * STRIP]
+                amx("tileloadd64", 6 + v, tirx.address_of(place), line)
+            for s, first in enumerate(rows):
+                amx("tileloadd64", 4 + s, tirx.address_of(self.a[first, step * (2 * self.pairs)]), apart)
+                for v in range(count):
+                    amx("tdpbf16ps", HELD * s + v, 4 + s, 6 + v)
+        for s, v, tile in cells:
+            amx(
+                "tilestored64", tile, tirx.address_of(held[s * STRIP, v * STRIP]), tirx.const(4 * HELD * STRIP, "int64")
+            )
+        for s, first in enumerate(rows):
+            with T.serial(STRIP) as i:
+                self.finish(first + i, vector, [[load(held, [s * STRIP + i, v * STRIP], STRIP) for v in range(count)]])
