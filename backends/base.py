@@ -10,13 +10,29 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from mlec.errors import TargetError, UnsupportedOpError
-from mlec.ir.graph import Graph
+from mlec.ir.graph import Graph, Node
 from mlec.ir.op import Array
 from mlec.pipeline import TargetFacts
 from mlec.runtime.program import Program
 from mlec.signature import Signature
 from mlec.target import Target
 from mlec.tuning import TunedKernel, Tuning
+
+
+@dataclass(frozen=True)
+class RowTimes:
+    """What a backend expects of a kernel whose time is a matter of data that the ops' costs do not tell, such as the shape of trees.
+
+    Attributes:
+        alone, block: seconds of a row, of few that go one by one, and in blocks; on a processor of 3 GHz, or one as fast.
+        block_rows: rows from which blocks are used.
+        parallel_rows: rows from which several threads are used.
+    """
+
+    alone: float
+    block: float
+    block_rows: int
+    parallel_rows: int
 
 
 @dataclass(frozen=True)
@@ -28,12 +44,18 @@ class KernelNote:
         op: the IR op.
         strategy: which template, and what was decided for it, e.g. ``"gemm, packed by 32 columns, epilogue: add relu"``.
         bits: width of the widest floats that it reads or writes, for the peak that it can reach.
+        node: whose arithmetic it does.
+        weights: bytes of the constants that it reads.
+        rows: its expected time, where the backend knows better than the cost model.
     """
 
     symbol: str
     op: str
     strategy: str
     bits: int = 32
+    node: Node | None = field(default=None, repr=False)
+    weights: int = 0
+    rows: RowTimes | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +135,10 @@ class Backend(Protocol):
             TargetError: they can't, as those of most backends.
         """
         raise TargetError(f"kernels for {target} can't be tuned", hint="leave tune at 0")
+
+    def multiply_adds(self, bits: int, threads: int) -> float:
+        """Operations a second on floats of ``bits`` bits, at most, by threads of this machine; 0 where the backend cannot tell."""
+        return 0.0
 
     def compile(self, graph: Graph, target: Target, options: CompileOptions | None = None) -> CompiledModule:
         """Compiles a verified graph.

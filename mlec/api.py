@@ -17,6 +17,7 @@ from mlec import registry
 from mlec.artifact import TrustDigest
 from mlec.backends.base import Backend, CompiledModule, CompileOptions, refuse_unsupported
 from mlec.capabilities import check_precision
+from mlec.cost_model import CostModel
 from mlec.errors import MlecError, UsageError
 from mlec.frontends.base import Frontend, InputShapes, LowerOptions, Oracle
 from mlec.frontends.example_inputs import for_model, for_signature
@@ -25,8 +26,9 @@ from mlec.frontends.source_process import SourceProcess
 from mlec.ir import Graph
 from mlec.ir.dtype import DType
 from mlec.machine import Machine, this_machine
+from mlec.observation import observe
 from mlec.packing import executable_of, needed_cpu_flags, pack, unpack
-from mlec.pipeline import Pass, PassContext, PassPipeline, PassRecord, Tolerance
+from mlec.pipeline import NOMINAL_EXTENT, Pass, PassContext, PassPipeline, PassRecord, Tolerance
 from mlec.probes import probe_inputs
 from mlec.processor import best_of, what_is_missing
 from mlec.progress import progress_bar
@@ -181,7 +183,9 @@ def compile(
                 v.target: CompiledModel(v.graph.signature, executable_of(v.module, v.graph, num_threads))
                 for v in variants[1:] if not v.missing
             }  # fmt: skip
-            _run_and_check(compiled, others, source, examples, tolerance, validate, report)
+            inputs = _run_and_check(compiled, others, source, examples, tolerance, validate, report)
+            if inputs is not None:
+                observe(report, compiled, inputs, first.module, CostModel(machine, num_threads))
             if measure_passes:
                 graphs = [r.before for r in first.records] + [first.graph]
                 _measure_passes(report, graphs, source, examples, first.target, num_threads)
@@ -525,6 +529,9 @@ class _OnUse:
         return getattr(self._executable, name)
 
 
+PREDICTED_ROWS = (1, NOMINAL_EXTENT, 1024)
+
+
 def _fill(report: OptimizationReport, before: Graph, variants: Sequence[_Variant], machine: Machine) -> None:
     after, module = variants[0].graph, variants[0].module
     if len(variants) > 1:
@@ -533,7 +540,10 @@ def _fill(report: OptimizationReport, before: Graph, variants: Sequence[_Variant
         "kind": after.signature.kind,
         "target": {"device": module.program.device, "backend": module.program.backend, **module.program.target},
     }
-    report.add_kernels(module.program.kernels, {note.symbol: note for note in module.notes}, machine)
+    model = CostModel(machine)
+    predicted = {n: model.module_seconds(module, dict.fromkeys(after.symbols, n)) for n in PREDICTED_ROWS}
+    notes = {note.symbol: note for note in module.notes}
+    report.add_kernels(module.program.kernels, notes, predicted[NOMINAL_EXTENT][1])
     report.tuning = [
         {
             "symbol": kernel.symbol, "op": kernel.op, "location": kernel.location, "remembered": kernel.remembered,
@@ -545,7 +555,7 @@ def _fill(report: OptimizationReport, before: Graph, variants: Sequence[_Variant
     report.machine = machine.to_dict()
     report.timing = {
         "compile_seconds": sum(variant.module.seconds for variant in variants),
-        "predicted_seconds": {str(n): machine.graph_seconds(after, n) for n in (1, 64, 1024)},
+        "predicted_seconds": {str(n): seconds for n, (seconds, kernels) in predicted.items() if kernels},
     }
     report.memory = {
         "weights_bytes": sum(a.nbytes for a in module.constants.values()),
@@ -557,8 +567,8 @@ def _fill(report: OptimizationReport, before: Graph, variants: Sequence[_Variant
 def _run_and_check(
     compiled: CompiledModel, others: Mapping[Target, CompiledModel], source: _Source, examples: tuple[Any, ...] | None,
     tolerance: Tolerance | None, check: bool, report: OptimizationReport,
-) -> None:  # fmt: skip
-    """Compares all variants with the source, and times the first."""
+) -> list[Any] | None:  # fmt: skip
+    """Compares all variants with the source, and times the first: on the inputs that are returned, if there are any."""
     oracle = source.oracle if check else None
     if oracle is not None and not oracle:
         assert source.frontend is not None
@@ -578,15 +588,14 @@ def _run_and_check(
                 name: max(worst, found["methods"].get(name, worst), key=lambda comparison: comparison["excess"])
                 for name, worst in report.parity["methods"].items()
             }
-    if not check:
-        return
-    inputs = examples or taken_probes(source.graph, oracle)[0]
+    inputs = (examples or taken_probes(source.graph, oracle)[0]) if check else None
     if not inputs:
-        return
+        return None
     apart = isinstance(oracle, SourceProcess)  # through a pipe: its time would say nothing
     report.timing["measured"] = _timing(compiled, list(inputs), None if apart else oracle)
     usage = compiled.memory_usage()
     report.memory |= {f"{what}_bytes": usage[what] for what in ("peak", "arena", "live") if what in usage}
+    return list(inputs)
 
 
 def _timing(compiled: CompiledModel, inputs: list[Any], oracle: Oracle | None) -> dict[str, Any]:

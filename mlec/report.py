@@ -10,6 +10,7 @@ from typing import Any
 
 from mlec.artifact.atomic import replace_file
 from mlec.backends.base import KernelNote
+from mlec.cost_model import CostModel
 from mlec.errors import UsageError
 from mlec.ir import Graph, Node
 from mlec.ir.dim import evaluate, parse_dim, symbols_of
@@ -31,6 +32,7 @@ class OptimizationReport:
         timing: predicted and measured seconds.
         memory: bytes.
         kernels: name, op, source location, strategy, width of its floats, flops and bytes of each.
+        profile: what the kernels took on the measured inputs, beside what was predicted.
         tuning: what measuring schedules found, one entry for each distinct kernel that had a choice.
         graphs: the text of the graph before and after, and their nodes and edges for the picture.
         quantization, stability: findings of the passes of those names.
@@ -43,6 +45,7 @@ class OptimizationReport:
     timing: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     kernels: list[dict[str, Any]] = field(default_factory=list)
+    profile: dict[str, Any] = field(default_factory=dict)
     tuning: list[dict[str, Any]] = field(default_factory=list)
     graphs: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
@@ -58,12 +61,15 @@ class OptimizationReport:
 
     def add_passes(self, records: Sequence[PassRecord], machine: Machine | None) -> None:
         """Appends what a pipeline did. With a machine, predicts what each pass is worth."""
+        model = None if machine is None else CostModel(machine)
+        predicted: dict[Graph, float] = {}
         for record in records:
             before, after = graph_stats(record.before), graph_stats(record.after)
             gain = None
-            if machine is not None:
-                seconds = machine.graph_seconds(record.before), machine.graph_seconds(record.after)
-                gain = seconds[0] / seconds[1] if seconds[1] else 1.0
+            if model is not None:
+                for graph in {record.before, record.after} - predicted.keys():
+                    predicted[graph] = model.graph_seconds(graph, nominal_binding(graph))
+                gain = predicted[record.before] / predicted[record.after]
             self.passes.append(
                 {
                     "name": record.name,
@@ -82,13 +88,15 @@ class OptimizationReport:
                 self.stability += [dict(finding) for finding in record.findings]
                 self.warnings += filter(None, map(warning_of, record.findings))
 
-    def add_kernels(self, kernels: Sequence[KernelInfo], notes: Mapping[str, KernelNote], machine: Machine) -> None:
-        """Appends the kernels, with what the roofline predicts for each.
+    def add_kernels(
+        self, kernels: Sequence[KernelInfo], notes: Mapping[str, KernelNote], predicted: Mapping[str, float]
+    ) -> None:
+        """Appends the kernels.
 
         Args:
             kernels: in the order in which they run.
             notes: by symbol, how the kernel was made.
-            machine: where it will run.
+            predicted: by symbol, the seconds that the cost model expects of a call at the nominal extent.
         """
         for kernel in kernels:
             note = notes.get(kernel.symbol) or KernelNote(kernel.symbol, kernel.op, "")
@@ -100,11 +108,12 @@ class OptimizationReport:
                     "location": kernel.location,
                     "strategy": note.strategy,
                     "bits": note.bits,
+                    "weights_bytes": note.weights,
                     "flops": kernel.flops,
                     "bytes": kernel.bytes,
                     "nominal_flops": flops,
                     "nominal_bytes": moved,
-                    "predicted_seconds": machine.roofline(flops, moved, note.bits),
+                    "predicted_seconds": predicted.get(kernel.symbol),
                 }
             )
 
@@ -160,6 +169,11 @@ def _nominal(work: int | str, extent: int = NOMINAL_EXTENT) -> int:
     """A number, or the text of an expression in the symbolic dims, each of which counts as ``extent``."""
     dim = parse_dim(work)
     return evaluate(dim, dict.fromkeys(symbols_of(dim), extent))
+
+
+def nominal_binding(graph: Graph) -> dict[str, int]:
+    """The extent of each symbol that estimates take."""
+    return dict.fromkeys(graph.symbols, NOMINAL_EXTENT)
 
 
 def graph_stats(graph: Graph, extent: int = NOMINAL_EXTENT) -> dict[str, int]:

@@ -1,17 +1,14 @@
 """Tuning: which schedules of kernels were tried on this machine, and what is remembered of it.
 
 The search itself belongs to the backend. Here is what it shares with the rest: how much to try and at which extents, the record of one
-kernel for the report, and the memory, a directory ``$XDG_STATE_HOME/mlec/tuned`` with one small file for each kernel. Its name
-is a digest of all that the measurement depends on; the processor and the versions of mlec and of its compiler are part of it. A file is
-written when its kernel has been measured, and appears whole, so that work which is interrupted loses one kernel. One that cannot be
-read, or says anything else than is expected, counts as none and is written anew. Of each kernel the last finding is kept under a name
-that leaves out extents and threads as well: where a file that was tuned is compiled again, these are not known.
+kernel for the report, and the memory, a directory ``$XDG_STATE_HOME/mlec/tuned`` with one small file for each kernel. The processor and
+the versions of mlec and of its compiler are part of what a measurement depends on. A file is written when its kernel has been measured,
+so that work which is interrupted loses one kernel. Of each kernel the last finding is kept under a name that leaves out extents and
+threads as well: where a file that was tuned is compiled again, these are not known.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
 import platform
 import sys
@@ -23,14 +20,8 @@ from typing import Annotated
 
 import msgspec
 
-from mlec.artifact.atomic import replace_file
 from mlec.artifact.trust import state_directory
-from mlec.errors import WriteError
-
-logger = logging.getLogger("mlec")
-
-LONGEST = 1 << 16
-"""Bytes of a file of the memory; what is longer is none of ours."""
+from mlec.state_files import StateFiles
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -82,7 +73,7 @@ class TunedKernel:
     remembered: bool
 
 
-class Memory:
+class Memory(StateFiles[Finding]):
     """Findings by the text of what they depend on.
 
     Args:
@@ -90,38 +81,12 @@ class Memory:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+        super().__init__(folder, Finding)
 
     @staticmethod
     def of_user() -> Memory:
         state = state_directory()
         return Memory(None if state is None else state / "tuned")
-
-    def recall(self, key: str) -> Finding | None:
-        """What is known under a key; None for nothing, and for a file that is damaged."""
-        if self.folder is None:
-            return None
-        try:
-            with self._path(key).open("rb") as file:
-                return msgspec.json.decode(file.read(LONGEST), type=Finding)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            logger.debug("no measurement of a kernel: %s", error)
-            return None
-
-    def keep(self, key: str, finding: Finding) -> None:
-        """Remembers a finding. That it cannot be written is no error: it will be measured again."""
-        if self.folder is None:
-            return
-        content = msgspec.json.encode(finding)
-        try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            replace_file(self._path(key), len(content), lambda: [content])
-        except (OSError, WriteError) as error:
-            logger.info("the measurement of a kernel cannot be kept: %s", error)
-
-    def _path(self, key: str) -> Path:
-        assert self.folder is not None
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 
 @dataclass(frozen=True)

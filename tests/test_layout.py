@@ -26,7 +26,8 @@ ALLOWED = {
     "mlec.artifact": ("mlec.signature", "mlec.runtime"),
     "mlec.runtime": ("mlec.signature",),
     "mlec.target": ("mlec.registry",),
-    "mlec.tuning": ("mlec.artifact",),
+    "mlec.state_files": ("mlec.artifact",),
+    "mlec.tuning": ("mlec.artifact", "mlec.state_files"),
     "mlec.ir": ("mlec.signature", "mlec.registry"),
     "mlec.ops": ("mlec.ir", "mlec.signature"),
     "mlec.registry": ("mlec.capabilities",),
@@ -34,7 +35,7 @@ ALLOWED = {
     "mlec.reduction": ("mlec.ir",),
     "mlec.instruments": ("mlec.ir", "mlec.tolerance", "mlec.reduction", "mlec.pipeline"),
     "mlec.pipeline": ("mlec.ir", "mlec.registry", "mlec.tolerance", "mlec.instruments", "mlec.passes.pipelines"),
-    "mlec.machine": ("mlec.ir", "mlec.ops", "mlec.pipeline"),
+    "mlec.machine": ("mlec.artifact", "mlec.registry", "mlec.runtime", "mlec.state_files", "mlec.tuning"),
     "mlec.passes": ("mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature"),
     "mlec.backends": (
         "mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.target", "mlec.runtime", "mlec.registry", "mlec.capabilities",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from mlec.backends.base import Backend, CompiledModule, CompileOptions
-from mlec.backends.tvm import cuda
+from mlec.backends.tvm import cuda, peak
 from mlec.backends.tvm.assembly import second_names
 from mlec.backends.tvm.compat import llvm, tvm
 from mlec.backends.tvm.device_code import DEFAULT_ARCHS, compile_for_cuda, device_compiler, pack_device_code
@@ -25,6 +25,7 @@ from mlec.errors import TargetError
 from mlec.ir.graph import Graph
 from mlec.pipeline import TargetFacts
 from mlec.processor import needed_flags, what_is_missing
+from mlec.runtime.library import use_threads
 from mlec.runtime.program import Program
 from mlec.target import Target
 
@@ -81,6 +82,11 @@ class TVMBackend(Backend):
                 f"tune measures kernels for {target} on this machine: {missing}",
                 hint='leave tune at 0, tune where the model will run, or compile for target="cpu"',
             )
+
+    def multiply_adds(self, bits: int, threads: int) -> float:
+        """What the processor of this machine computes, measured."""
+        use_threads(threads)
+        return peak.rate(peak.multiply_adds(f"float{bits}", threads), f"float{bits}")
 
     def compile(self, graph: Graph, target: Target, options: CompileOptions | None = None) -> CompiledModule:
         """Compiles a verified graph.

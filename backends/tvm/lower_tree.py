@@ -38,7 +38,10 @@ def lower_tree_ensemble(lowering: Lowering, node: Node, operands: tuple[Tensor, 
             for part, array in plan.packed.items()
         ]
         return Version(
-            lambda name, dims: build(plan, dims(x.shape[0]), lowering.target, name), (x, *packed), plan.explain()
+            lambda name, dims: build(plan, dims(x.shape[0]), lowering.target, name),
+            (x, *packed),
+            plan.explain(),
+            plan.row_times,
         )
 
     schedules = TreeSchedule.candidates(preferred, lowering.target)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mlec.backends.base import CompileOptions, KernelNote
+from mlec.backends.base import CompileOptions, KernelNote, RowTimes
 from mlec.backends.tvm.kernels.direct import Spread, spread_on_cpu, spread_on_gpu
 from mlec.backends.tvm.kernels.epilogue import BufferSpec
 from mlec.backends.tvm.kernels.vector import cells_in
@@ -162,11 +162,13 @@ class Version:
         build: makes it.
         operands: some constants are packed as the schedule wants them.
         strategy: what was chosen, for the report.
+        rows: the time that is expected of it, where it is known.
     """
 
     build: BuildKernel
     operands: tuple[Tensor, ...]
     strategy: str
+    rows: RowTimes | None = None
 
 
 class Lowering:
@@ -264,6 +266,7 @@ class Lowering:
         *,
         node: Node,
         strategy: str,
+        rows: RowTimes | None = None,
         extents: Sequence[str] = (),
         into: Tensor | None = None,
         lines: Dim | None = None,
@@ -275,6 +278,7 @@ class Lowering:
             results: types of what it computes.
             node: whose arithmetic this kernel does (for the profile).
             strategy: what was chosen, for the report.
+            rows: the time that is expected of it, where it is known.
             extents: names of symbols that no buffer's shape tells.
             into: the tensor that it writes, where there is one already.
             lines: the call is not needed where this is 1, see `Part`.
@@ -298,8 +302,13 @@ class Lowering:
         self._kernels.append(KernelInfo(symbol, node.name, self._place.summary(), flops, _plain(moved)))
         floats = [t.type.dtype.bits for t in (*memory, *made) if t.type.dtype.is_float]
         note = f"{strategy}, {self._remark}" if self._remark else strategy
-        self._notes.append(KernelNote(symbol, node.name, note, max(floats, default=32)))
+        self._notes.append(KernelNote(symbol, node.name, note, max(floats, default=32), node, self._held(memory), rows))
         return made
+
+    def _held(self, operands: Sequence[Tensor]) -> int:
+        """Bytes of the constants among the operands of a kernel."""
+        constants = set(self._constants.values())
+        return sum(int(str(t.type.nbytes)) for t in dict.fromkeys(operands) if t in constants)
 
     def scheduled(
         self,
@@ -334,7 +343,7 @@ class Lowering:
             chosen = self._tuner.choose(Subject(key, schedules, draft, self._next_name(), node.name, location, typical))
         made = version(chosen)
         with self._lowering_of((self._form, place, chosen)):
-            return self.kernel(made.build, made.operands, results, node=node, strategy=made.strategy)
+            return self.kernel(made.build, made.operands, results, node=node, strategy=made.strategy, rows=made.rows)
 
     def reshape(self, x: Tensor, shape: Sequence[Dim]) -> Tensor:
         """The same elements with another shape; costs nothing."""

@@ -316,17 +316,24 @@ class CompiledModel:
         Raises:
             UsageError: the backend has no kernels to time.
         """
+        times, binding = self.kernel_times(inputs, num_runs)
+        total = self.benchmark(inputs, num_runs).p50 / 1e3
+        return Profile.of(times, self.executable.program.kernels, binding, total)  # type: ignore[attr-defined]
+
+    def kernel_times(self, inputs: object, num_runs: int = 10) -> tuple[dict[str, tuple[int, float]], dict[str, int]]:
+        """For each kernel its calls in one run and the seconds of them all (median of the runs); and the extents of the symbolic dims.
+
+        Raises:
+            UsageError: the backend has no kernels to time.
+        """
         time_kernels = getattr(self.executable, "time_kernels", None)
         if time_kernels is None:
             raise UsageError("this backend has no kernels to profile", hint="compile with the tvm backend")
         try:
             arrays = self._edge.read(inputs)
-            binding = self._edge.bind(arrays)
-            times = time_kernels(arrays, num_runs)
+            return time_kernels(arrays, num_runs), dict(self._edge.bind(arrays))
         except MemoryError as error:
             raise _too_large(error) from error
-        total = self.benchmark(inputs, num_runs).p50 / 1e3
-        return Profile.of(times, self.executable.program.kernels, binding, total)  # type: ignore[attr-defined]
 
     def peak_memory_usage(self) -> int:
         """Bytes that running needs: weights, inputs, and the buffers for intermediate values and outputs.
@@ -354,6 +361,11 @@ class CompiledModel:
             plan: Plan = plan_of(arrays)
             usage |= {"arena": plan.arena_nbytes, "live": plan.live_nbytes, "outputs": plan.output_nbytes}
         return usage
+
+    def memory_plan(self, inputs: object) -> Plan | None:
+        """Where the buffers of a run with these inputs lie, and while which calls; None where they are not laid out in advance."""
+        plan_of = getattr(self.executable, "plan", None)
+        return None if plan_of is None else plan_of(self._edge.read(inputs))
 
     def _traced(self, arrays: list[Array]) -> int:
         """Peak of what numpy and Python allocate during one run."""

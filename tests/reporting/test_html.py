@@ -54,9 +54,8 @@ def test_every_kernel_with_arithmetic_is_on_the_roofline(page: Page, report: Opt
 def test_kernels_of_float64_have_the_peak_of_float64() -> None:
     report = OptimizationReport(machine=MACHINE.to_dict())
     kernels = [KernelInfo(name, "matmul", "", flops=10**9, bytes=10**6) for name in ("single", "double")]
-    report.add_kernels(kernels, {"double": KernelNote("double", "matmul", "gemm", bits=64)}, MACHINE)
-    single, double = (k["predicted_seconds"] for k in report.kernels)
-    assert (single, double) == pytest.approx((1e9 / MACHINE.flops + 5e-7, 1e9 / MACHINE.flops64 + 5e-7))
+    notes = {"double": KernelNote("double", "matmul", "gemm", bits=64)}
+    report.add_kernels(kernels, notes, {"single": 0.01, "double": 0.02})
     page = Page(report.to_html())
     assert "float32, 100 GFLOP/s" in page.text
     assert "float64, 50.0 GFLOP/s" in page.text

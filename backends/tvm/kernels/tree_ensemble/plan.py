@@ -7,6 +7,7 @@ from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
+from mlec.backends.base import RowTimes
 from mlec.backends.tvm.kernels.schedule import around
 from mlec.backends.tvm.kernels.tree_ensemble.columns import pack_columns
 from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, TreeEnsemble
@@ -101,6 +102,13 @@ class Plan:
     def schedule(self) -> TreeSchedule:
         """What was decided."""
         return TreeSchedule(self.strategy, self.ranked is not None, self.block)
+
+    @property
+    def row_times(self) -> RowTimes:
+        """What the kernel is expected to take."""
+        alone = self.number_ns if self.ranked is None else self.ranked_ns
+        block = self.walk_ns if self.sliced is None else self.sliced_ns
+        return RowTimes(1e-9 * alone, 1e-9 * block, self.block_rows, self.parallel_rows)
 
     def explain(self) -> str:
         """What was picked and why, for the report: the choices with what each candidate is expected to take, then the facts."""

@@ -1,0 +1,179 @@
+"""Predicts how long kernels take, from the work that their nodes state and what the machine does at most.
+
+A kernel takes as long as its arithmetic or its traffic, whichever is longer, and the overhead of a call. Arithmetic of each *family* of ops
+reaches a part of the machine's peak (`RATES`). Traffic goes at the rate of the cache that holds the data: intermediate values were
+just written, weights were last used a whole call of the model ago. What a backend knows better - trees, whose time is a matter of
+their shape - it says itself (`mlec.backends.base.RowTimes`).
+
+The rates are parts of the peak, so that they hold from one machine to the next; ``python -m bench.cost_model`` compares predictions with
+measurements, and says which models the rates were fitted on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mlec.backends.base import CompiledModule, KernelNote, RowTimes
+from mlec.ir import Graph, Node
+from mlec.ir.dim import Dim, evaluate, parse_dim, symbols_of
+from mlec.ir.op import Trait
+from mlec.machine import Machine
+from mlec.runtime.program import KernelInfo
+
+Binding = Mapping[str, int]
+
+RATES: Mapping[str, float] = {
+    "product": 0.78,
+    "distance": 0.64,
+    "convolution": 0.6,
+    "depthwise": 0.25,
+    "recurrent": 0.5,
+    "transcendental": 0.1,
+    "library": 0.01,
+    "simple": 0.1,
+    "reduction": 0.1,
+    "movement": 0.05,
+    "tree": 0.02,
+}
+"""By family, the part of one thread's peak of multiply-adds that its operations reach."""
+
+FAMILIES: Mapping[str, str] = {
+    **dict.fromkeys(("matmul", "matmul_packed", "attention"), "product"),
+    **dict.fromkeys(("pairwise_distance", "nearest"), "distance"),
+    **dict.fromkeys(("conv", "conv2d_nchwc", "conv_transpose"), "convolution"),
+    "depthwise2d_nchwc": "depthwise",
+    **dict.fromkeys(("lstm", "gru", "rnn"), "recurrent"),
+    **dict.fromkeys(
+        (
+            "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "erf", "silu", "gelu", "softmax", "log_softmax", "sqrt", "rsqrt", "div",
+        ),
+        "transcendental",
+    ),
+    "tree_ensemble": "tree",
+}  # fmt: skip
+"""Of the ops whose traits do not tell it."""
+
+SHARED_FROM = 4.0
+"""A kernel uses several threads where it takes this many times as long as sharing it out does."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a kernel does.
+
+    Attributes:
+        operations: number of them, by family.
+        weights, values: bytes of constants, and of intermediate values, that it reads or writes.
+        bits: width of its widest floats.
+    """
+
+    operations: Mapping[str, int]
+    weights: int
+    values: int
+    bits: int
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Predicts seconds.
+
+    Attributes:
+        machine: where kernels run.
+        threads: of one call; None: all of the machine.
+    """
+
+    machine: Machine
+    threads: int | None = None
+
+    def graph_seconds(self, graph: Graph, binding: Binding) -> float:
+        """Of one call of a model whose nodes become a kernel each. Symbols that have no value in ``binding`` count as 1."""
+        constants = {v for node in graph.nodes if node.is_constant for v in node.outputs}
+        held = sum(array.nbytes for array in graph.constants.values())
+        seconds = self.machine.call_seconds
+        for node in graph.compute_nodes:
+            if not node.op.has(Trait.VIEW):
+                inputs = list(dict.fromkeys(node.inputs))
+                weights = sum(_value(v.type.nbytes, binding) for v in inputs if v in constants)
+                values = sum(_value(v.type.nbytes, binding) for v in (*inputs, *node.outputs) if v not in constants)
+                floats = [v.type.dtype.bits for v in (*inputs, *node.outputs) if v.type.dtype.is_float]
+                work = Work(operations_of(node, binding), weights, values, max(floats, default=32))
+                seconds += self.seconds(work, held)
+        return seconds
+
+    def module_seconds(self, module: CompiledModule, binding: Binding) -> tuple[float, dict[str, float]]:
+        """Of one call of a compiled model, and of each of its kernels by symbol: those whose making is known."""
+        notes = {note.symbol: note for note in module.notes}
+        held = sum(array.nbytes for array in module.constants.values())
+        kernels = {
+            kernel.symbol: self.kernel_seconds(kernel, note, held, binding)
+            for kernel in module.program.kernels
+            if (note := notes.get(kernel.symbol)) is not None and note.node is not None
+        }
+        return sum(kernels.values()) + self.machine.call_seconds, kernels
+
+    def kernel_seconds(self, kernel: KernelInfo, note: KernelNote, held: int, binding: Binding) -> float:
+        """Of one call of a kernel.
+
+        Args:
+            kernel, note: what it moves, and what it was made of.
+            held: bytes of all weights of the model.
+            binding: extents of the symbols.
+        """
+        assert note.node is not None
+        if note.rows is not None:
+            return self._rows(_value(note.node.outputs[0].type.shape[0], binding), note.rows)
+        moved = _value(parse_dim(kernel.bytes), binding)
+        operations = operations_of(note.node, binding)
+        return self.seconds(Work(operations, note.weights, max(0, moved - note.weights), note.bits), held)
+
+    def seconds(self, work: Work, held: int) -> float:
+        """Of one call of a kernel that does this work, in a model with ``held`` bytes of weights."""
+        peak = self.machine.peak(work.bits, 1)
+        compute = sum(count / (RATES[family] * peak) for family, count in work.operations.items())
+        traffic = work.values / self.machine.traffic(work.values)
+        if work.weights:
+            traffic += work.weights / self.machine.traffic(held + work.values)
+        single, dispatch = max(compute, traffic), self.machine.dispatch_seconds
+        shared = self._threads > 1 and single > SHARED_FROM * dispatch
+        return (single / self._threads + dispatch if shared else single) + self.machine.kernel_seconds
+
+    def _rows(self, count: int, rows: RowTimes) -> float:
+        single = count * (rows.alone if count < rows.block_rows else rows.block) / self.machine.clock
+        shared = self._threads > 1 and count >= rows.parallel_rows
+        seconds = single / self._threads + self.machine.dispatch_seconds if shared else single
+        return seconds + self.machine.kernel_seconds
+
+    @property
+    def _threads(self) -> int:
+        return self.threads or self.machine.threads
+
+
+def operations_of(node: Node, binding: Binding) -> dict[str, int]:
+    """The operations of a node by family, those in its body included; what only moves elements counts one for each."""
+    operations: Counter[str] = Counter()
+    body = node.attrs.get("body")
+    nodes: Sequence[Node] = body.compute_nodes if isinstance(body, Graph) else [node]
+    for inner in nodes:
+        if inner.attrs.get("body") is not None and inner is not node:
+            operations.update(operations_of(inner, binding))
+        elif not inner.op.has(Trait.VIEW):
+            flops = _value(inner.cost.flops, binding)
+            operations[family_of(inner)] += flops or sum(_value(v.type.size, binding) for v in inner.outputs)
+    return dict(operations)
+
+
+def family_of(node: Node) -> str:
+    """To which of `RATES` the arithmetic of a node counts."""
+    if (known := FAMILIES.get(node.name)) is not None:
+        return known
+    if node.op.has(Trait.LIBRARY_CALL):
+        return "library"
+    if node.op.has(Trait.REDUCTION):
+        return "reduction"
+    return "simple" if node.op.has(Trait.ELEMENTWISE) else "movement"
+
+
+def _value(dim: Dim, binding: Binding) -> int:
+    return evaluate(dim, {name: binding.get(name, 1) for name in symbols_of(dim)})
