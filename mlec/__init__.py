@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from mlec.passes.fusion import FuseOperators
     from mlec.passes.infer_shapes import InferShapes
     from mlec.passes.layout import ChooseLayout
+    from mlec.passes.quantize import QuantizeInt8
     from mlec.passes.recognize import Recognize
     from mlec.passes.sink_transposes import SinkTransposes
     from mlec.passes.split_products import SplitProducts
@@ -85,6 +86,7 @@ _WHERE = {
     "mlec.passes.fusion": "FuseOperators",
     "mlec.passes.infer_shapes": "InferShapes",
     "mlec.passes.layout": "ChooseLayout",
+    "mlec.passes.quantize": "QuantizeInt8",
     "mlec.passes.recognize": "Recognize",
     "mlec.passes.sink_transposes": "SinkTransposes",
     "mlec.passes.split_products": "SplitProducts",
@@ -130,6 +132,7 @@ __all__ = [
     "PassResult",
     "Profile",
     "PruneTrees",
+    "QuantizeInt8",
     "Recognize",
     "Remark",
     "RuntimeUnavailableError",

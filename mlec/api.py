@@ -14,6 +14,7 @@ import numpy as np
 
 import mlec.ops  # noqa: F401  (fills the op table)
 from mlec import registry
+from mlec.agreement import LOWERED, measured
 from mlec.artifact import TrustDigest
 from mlec.backends.base import Backend, CompiledModule, CompileOptions, refuse_unsupported
 from mlec.capabilities import check_precision
@@ -29,6 +30,7 @@ from mlec.machine import Machine, this_machine
 from mlec.observation import observe
 from mlec.packing import executable_of, needed_cpu_flags, pack, unpack
 from mlec.pipeline import NOMINAL_EXTENT, Pass, PassContext, PassPipeline, PassRecord, Tolerance
+from mlec.precision import Batches, calibrated, check_network, in_precision, precision_of
 from mlec.probes import probe_inputs
 from mlec.processor import best_of, what_is_missing
 from mlec.progress import progress_bar
@@ -36,9 +38,11 @@ from mlec.ranges import ranges_of
 from mlec.report import OptimizationReport, graph_picture, graph_stats
 from mlec.runtime import CompiledModel
 from mlec.runtime.device import DEVICES
+from mlec.runtime.nested import Nesting
 from mlec.runtime.threads import checked_num_threads
 from mlec.target import Target
 from mlec.timing import disturbance, interleaved, spread
+from mlec.trials import HostTrials
 from mlec.tuning import Tuning
 from mlec.validation import compare, default_tolerance, taken_probes
 from mlec.validation import validate as validate_model
@@ -109,12 +113,14 @@ def compile(
         target: ``"cpu"``, ``"cpu:x86-64-v3,x86-64-v4"`` (code for each; the best that the processor has runs), ``"cpu:portable"``,
             ``"cuda"``, ``"cuda:sm_90"``, ``"numpy"`` (the reference interpreter), a mapping as TVM writes targets, or a `Target`; its
             kind decides the backend.
-        precision: ``"fp32"`` (as the source computes) or ``"fp64"``.
+        precision: ``"fp32"`` (as the source computes), ``"fp64"``, or of a network ``"int8"``: 8 bits where that keeps the results, see
+            docs/quantization.md.
         dynamic_batch: any number of rows; otherwise the number in the examples.
         passes: ``"O0"`` .. ``"O3"``, ``"default"`` (the `pipeline` of the backend, mostly O2), the text of a pipeline, a
             `PassPipeline`, or a list of passes.
-        calibration: example inputs for quantisation.
-        tolerance: the bound that validation must hold; the documented parity bound by default.
+        calibration: inputs to measure the ranges of numbers on, for int8: an array, a tuple with one for each input, a mapping from their
+            names, or an iterable of such; by default the examples.
+        tolerance: the bound that validation must hold; the documented bound by default.
         tune: for each distinct kernel, how many schedules to measure on this machine beside the cost model's; one that is clearly faster
             takes its place. Measured at 1 row, 64 and as many as the examples have (without examples at 1, 64 and 1024), less those
             that take a kernel too long. What was found is remembered, see `mlec.tuning`.
@@ -135,7 +141,7 @@ def compile(
     Raises:
         MlecError: see the subclasses in `mlec.errors`.
     """
-    _check_options(precision, calibration, tune, tolerance)
+    _check_options(precision, tune, tolerance)
     wanted = Target.parse(target)
     if tune:
         for one in wanted.variants:
@@ -151,29 +157,33 @@ def compile(
         if validate and not tune:  # tuning measures, and wants no company
             _ = source.oracle  # the library of a file starts in a process of its own, and is ready when it is asked
         backend = registry.backend_of(wanted.kind)
-        pipeline = _pipeline(passes, backend)
+        pipeline = in_precision(_pipeline(passes, backend), precision)
+        precision = precision_of(pipeline, precision)
+        check_network(source.graph, precision)
+        pipeline, batches, notes = calibrated(pipeline, source.graph.signature, calibration, examples)
         if stabilize:
             pipeline = _stabilizing(pipeline)
         given, seen = ranges_of(source.graph.signature, examples, input_ranges)
+
+        def context_for(one: Target) -> PassContext:
+            trials = None if one.kind == "numpy" else HostTrials(one, num_threads)
+            return PassContext(backend.facts(one), precision, given, seen, trials)
 
         def options_for(graph: Graph) -> CompileOptions:
             advance("generate", 2, 4)
             return CompileOptions(advance, _tuning(tune, graph, examples, num_threads))
 
         variants = _best_first(
-            [
-                _build(
-                    source.graph, pipeline, PassContext(backend.facts(one), precision, given, seen), one, options_for
-                )
-                for one in wanted.variants
-            ]
+            [_build(source.graph, pipeline, context_for(one), one, options_for) for one in wanted.variants]
         )
         first = variants[0]
         report = OptimizationReport(
             model={"name": source.name, "source": source.frontend.name if source.frontend else "graph"}
         )
-        report.warnings += options.notes
+        report.model["precision"] = precision
+        report.warnings += [*options.notes, *notes]
         report.add_passes(first.records, machine)
+        report.quantization += _quantization(first.records)
         advance("validate", 3, 4)
         compiled = _assemble(source, variants, report, num_threads)
         _fill(report, source.graph, variants, machine)
@@ -183,7 +193,7 @@ def compile(
                 v.target: CompiledModel(v.graph.signature, executable_of(v.module, v.graph, num_threads))
                 for v in variants[1:] if not v.missing
             }  # fmt: skip
-            inputs = _run_and_check(compiled, others, source, examples, tolerance, validate, report)
+            inputs = _run_and_check(compiled, others, source, examples, tolerance, validate, report, batches)
             if inputs is not None:
                 observe(report, compiled, inputs, first.module, CostModel(machine, num_threads))
             if measure_passes:
@@ -254,6 +264,7 @@ def optimize(
     optimized, records = _pipeline(passes, backend).run(graph, context)
     report = OptimizationReport(model={"name": graph.name, "source": "graph"}, machine=machine.to_dict())
     report.add_passes(records, machine)
+    report.quantization += _quantization(records)
     report.graphs = {"before": graph_picture(graph), "after": graph_picture(optimized)}
     return optimized, report
 
@@ -318,7 +329,7 @@ def validate_export(
     """
     oracle = frontend_for(original).oracle(original)
     compiled = load(path)
-    bound = tolerance or default_tolerance(compiled.graph)
+    bound = tolerance or LOWERED.get(compiled.report.model.get("precision")) or default_tolerance(compiled.graph)
     found = compare(compiled, oracle, list(_examples(inputs, original) or ()), bound)
     return {
         "passed": all(c.excess <= 1 for c in found),
@@ -335,14 +346,8 @@ def validate_export(
 # -- steps ---------------------------------------------------------------------------------------------------------------
 
 
-def _check_options(precision: str, calibration: Any, tune: int, tolerance: object) -> None:
+def _check_options(precision: str, tune: int, tolerance: object) -> None:
     check_precision(precision)
-    if calibration is not None:
-        raise UsageError(
-            f"precision {precision!r} with calibration is not offered in this version",
-            code="E_NOT_OFFERED",
-            hint="leave calibration out",
-        )
     if isinstance(tune, bool) or not isinstance(tune, int) or tune < 0:
         raise UsageError(
             f"tune takes a whole number of trials for each kernel, got {tune!r}",
@@ -532,6 +537,11 @@ class _OnUse:
 PREDICTED_ROWS = (1, NOMINAL_EXTENT, 1024)
 
 
+def _quantization(records: Sequence[PassRecord]) -> list[dict[str, Any]]:
+    """What the pass of that found, for the report."""
+    return [dict(finding) for record in records if record.name == "quantize-int8" for finding in record.findings]
+
+
 def _fill(report: OptimizationReport, before: Graph, variants: Sequence[_Variant], machine: Machine) -> None:
     after, module = variants[0].graph, variants[0].module
     if len(variants) > 1:
@@ -566,13 +576,19 @@ def _fill(report: OptimizationReport, before: Graph, variants: Sequence[_Variant
 
 def _run_and_check(
     compiled: CompiledModel, others: Mapping[Target, CompiledModel], source: _Source, examples: tuple[Any, ...] | None,
-    tolerance: Tolerance | None, check: bool, report: OptimizationReport,
+    tolerance: Tolerance | None, check: bool, report: OptimizationReport, calibration: Batches,
 ) -> list[Any] | None:  # fmt: skip
     """Compares all variants with the source, and times the first: on the inputs that are returned, if there are any."""
     oracle = source.oracle if check else None
     if oracle is not None and not oracle:
         assert source.frontend is not None
         report.warnings.append(f"not compared with its source: install {source.frontend.name} to compare")
+    elif oracle is not None and report.model["precision"] in LOWERED:
+        bound = tolerance or LOWERED[report.model["precision"]]
+        flat = Nesting([spec.name for spec in source.graph.signature.inputs]).is_flat
+        shown = [list(examples)] if examples is not None else []
+        for one in (compiled, *others.values()):
+            report.parity = measured(one, oracle, [*shown, *(calibration if flat else [])], bound)
     elif oracle is not None:
         bound = tolerance or default_tolerance(source.graph)
         if any(finding["applied"] for finding in report.stability):

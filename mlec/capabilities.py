@@ -26,7 +26,7 @@ PRECISIONS: dict[str, str | None] = {
     "fp64": "what the source computes in 64 bits stays so",
     "fp16": None,
     "bf16": None,
-    "int8": None,
+    "int8": "networks with 8 bits where that keeps their results, calibrated on inputs of yours",
 }
 """What a precision means; None for one that is planned, but not offered yet."""
 

@@ -13,18 +13,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_type_hints
 
 from mlec import registry
 from mlec.errors import MlecError, ParseError, PassError, UsageError, WriteError
 from mlec.instruments import Instrument, VerifyNumerics, VerifyStructure
 from mlec.ir import Edit, Graph, Location, Rule, apply_rules
+from mlec.ir.op import Array
 from mlec.ir.types import UNKNOWN
 from mlec.tolerance import EXACT, Tolerance, approx, ulp
 
 __all__ = [
     "EXACT", "NOMINAL_EXTENT", "Pass", "PassContext", "PassPipeline", "PassRecord", "PassResult", "Remark", "TargetFacts",
-    "Tolerance", "Verification", "approx", "register_pass", "ulp",
+    "Tolerance", "Trials", "Verification", "approx", "register_pass", "ulp",
 ]  # fmt: skip
 
 NOMINAL_EXTENT = 64
@@ -58,6 +59,18 @@ class TargetFacts:
     bf16_tiles: bool = False
 
 
+class Trials(Protocol):
+    """Runs graphs on the side, for passes that decide by what comes out."""
+
+    def compiled(self, graph: Graph) -> Callable[[Sequence[Array]], Sequence[Array]]:
+        """Something that runs the graph: inputs to outputs."""
+        ...
+
+    def times(self, graph: Graph, inputs: Sequence[Array]) -> Sequence[tuple[str, str, float]]:
+        """Op, location and seconds of each kernel of the graph, where it will run; nothing where that cannot be measured here."""
+        ...
+
+
 @dataclass(frozen=True)
 class PassContext:
     """What passes may know besides the graph.
@@ -67,12 +80,14 @@ class PassContext:
         precision: asked for by the user.
         given_ranges: smallest and largest number that an input can hold, by its name, as the user says.
         seen_ranges: the same of the examples.
+        trials: runs graphs on the side; None leaves the reference interpreter.
     """
 
     target: TargetFacts = TargetFacts()
     precision: str = "fp32"
     given_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     seen_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    trials: Trials | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +108,7 @@ class PassResult:
 
 @dataclass(frozen=True)
 class Pass(ABC):
-    """One transformation. Subclasses are frozen dataclasses whose fields are their options.
+    """One transformation. Subclasses are frozen dataclasses whose fields are their options; one with ``repr=False`` has no text form.
 
     Attributes:
         name: as in the text form of a pipeline.
@@ -113,7 +128,7 @@ class Pass(ABC):
         changed = [
             f"{f.name} = {_option_text(getattr(self, f.name))}"
             for f in dataclasses.fields(self)
-            if getattr(self, f.name) != f.default
+            if f.repr and getattr(self, f.name) != f.default
         ]
         return f"{self.name}{{{', '.join(changed)}}}" if changed else self.name
 
@@ -394,7 +409,7 @@ def _parse_part(part: str) -> Sequence[Pass]:
         return named_pipeline(name).passes
     kind: type[Pass] = registry.load("passes", name)
     hints = get_type_hints(kind)
-    fields = {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+    fields = {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.repr}
     given: dict[str, Any] = {}
     for pair in _split(options or ""):
         key, _, value = (s.strip() for s in pair.partition("="))

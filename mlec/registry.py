@@ -44,6 +44,7 @@ PASSES = {
     "split-products": "mlec.passes.split_products:SplitProducts",
     "fold-batch-norm": "mlec.passes.fold_batch_norm:FoldBatchNorm",
     "fold-scales": "mlec.passes.fold_scales:FoldScales",
+    "quantize-int8": "mlec.passes.quantize:QuantizeInt8",
     "mixed-precision": "mlec.passes.precision:MixedPrecision",
     "fuse": "mlec.passes.fusion:FuseOperators",
     "layout": "mlec.passes.layout:ChooseLayout",

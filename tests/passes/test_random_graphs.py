@@ -16,7 +16,9 @@ assert mlec.ops.OPS
 UNARY = sorted(
     n
     for n, op in OPS.items()
-    if op.has(Trait.ELEMENTWISE) and len(op.operands) == 1 and n not in ("cast", "logical_not")
+    if op.has(Trait.ELEMENTWISE)
+    and len(op.operands) == 1
+    and n not in ("cast", "logical_not", "quantize", "dequantize")
 )
 SAFE_UNARY = [
     n for n in UNARY if n not in ("log", "log1p", "sqrt", "rsqrt", "tan", "exp", "expm1", "isnan", "isinf", "isfinite")

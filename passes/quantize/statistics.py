@@ -1,0 +1,134 @@
+"""What the numbers inside a network are on calibration data: ranges, means, histograms. Batch after batch; no activation is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from mlec.ir import Graph, Value, extract, run_graph
+from mlec.ir.dim import evaluate, symbols_of
+from mlec.ir.op import Array
+from mlec.passes.quantize.observers import Histogram
+from mlec.pipeline import PassContext
+
+MOST_BYTES = 1 << 28
+"""Of the activations that one run may give back."""
+MADE_ROWS = 64
+WORTH_COMPILING = 2e9
+"""Operations that the interpreter does about as fast as the compiler compiles."""
+
+Batch = Sequence[Array]
+
+
+def made_inputs(graph: Graph) -> list[list[Array]]:
+    """Random inputs, for a graph without calibration data: normal floats, 0 and 1 elsewhere."""
+    rng = np.random.default_rng(0)
+    arrays: list[Array] = []
+    for value in graph.inputs:
+        shape = tuple(evaluate(dim, dict.fromkeys(symbols_of(dim), MADE_ROWS)) for dim in value.type.shape)
+        numbers = rng.normal(size=shape) if value.type.dtype.is_float else rng.integers(0, 2, shape)
+        arrays.append(numbers.astype(value.type.dtype.numpy))
+    return [arrays]
+
+
+def runner(graph: Graph, batches: Sequence[Batch], context: PassContext) -> Callable[[Batch], Sequence[Array]]:
+    """Something that runs the graph: compiled, unless the interpreter is done with the batches before the compiler is."""
+    rows = sum(max((len(array) for array in batch if array.ndim), default=1) for batch in batches)
+    if context.trials is None or evaluate(graph.cost.flops, dict.fromkeys(graph.symbols, 1)) * rows < WORTH_COMPILING:
+        return lambda inputs: run_graph(graph, inputs)
+    return context.trials.compiled(graph)
+
+
+def parts_of(graph: Graph, batches: Sequence[Batch], watched: Sequence[Value]) -> Iterator[Batch]:
+    """The batches, cut into parts of so many rows that the watched values take `MOST_BYTES` at most."""
+    first = {str(value.type.shape[0]) if value.type.shape else "" for value in graph.inputs}
+    symbol = next(iter(first))
+    if len(first) > 1 or symbol not in graph.symbols:
+        yield from batches
+        return
+    row = sum(evaluate(value.type.nbytes, dict.fromkeys(graph.symbols, 1)) for value in watched)
+    most = max(1, MOST_BYTES // max(row, 1))
+    for batch in batches:
+        count = len(batch[0])
+        for start, stop in pairwise([*range(0, count, most), count]):
+            yield [array[start:stop] for array in batch]
+
+
+@dataclass(eq=False)
+class Watched:
+    """What was seen of one value.
+
+    Attributes:
+        axis: of its channels, counted from the end.
+        largest: of each channel the largest magnitude.
+        mean: of each channel.
+    """
+
+    axis: int
+    low: float = np.inf
+    high: float = -np.inf
+    count: int = 0
+    largest: Array = field(default_factory=lambda: np.zeros(1))
+    sums: Array = field(default_factory=lambda: np.zeros(1))
+
+    def add(self, array: Array) -> None:
+        """Numbers that are not finite count as 0."""
+        known = array if np.isfinite(array).all() else np.where(np.isfinite(array), array, 0)
+        if not known.size:
+            return
+        self.low, self.high = min(self.low, float(known.min())), max(self.high, float(known.max()))
+        axes = tuple(i for i in range(known.ndim) if i != known.ndim + self.axis)
+        self.largest = np.maximum(self.largest, np.abs(known).max(axis=axes))
+        self.sums = self.sums + known.sum(axis=axes, dtype=np.float64)
+        self.count += known.size // known.shape[self.axis]
+
+    @property
+    def mean(self) -> Array:
+        return np.asarray(self.sums / max(self.count, 1))
+
+
+Place = tuple[Value, int]
+"""A value, and the axis of its channels, counted from the end."""
+Parts = Callable[[], Iterator[dict[Value, Array]]]
+"""Runs the network on all batches, and gives the values that are watched part by part."""
+
+
+def watch(
+    graph: Graph, places: Sequence[Place], batches: Sequence[Batch], context: PassContext
+) -> tuple[dict[Place, Watched], Parts]:
+    """Runs the graph on the batches: what was seen, and something that runs it all again."""
+    values = list(dict.fromkeys(value for value, _ in places))
+    inner = [value for value in values if value not in graph.inputs]
+    run = runner(extract(graph, graph.inputs, inner, f"{graph.name}_watched"), batches, context) if inner else None
+
+    def parts() -> Iterator[dict[Value, Array]]:
+        for part in parts_of(graph, batches, values):
+            outputs = run(part) if run is not None else []
+            yield dict(zip(graph.inputs, part, strict=True)) | dict(zip(inner, outputs, strict=True))
+
+    seen = {place: Watched(place[1]) for place in places}
+    for part in parts():
+        for place, found in seen.items():
+            found.add(np.asarray(part[place[0]]))
+    return seen, parts
+
+
+def histograms(
+    seen: Mapping[Place, Watched], divisors: Mapping[Value, Array], parts: Parts
+) -> tuple[dict[Value, Histogram], dict[Value, Histogram]]:
+    """Histograms of the values, and of those that are balanced with their channels (the last axis) divided."""
+    plain = {value: Histogram.between(found.low, found.high) for (value, _), found in seen.items()}
+    balanced = {}
+    for value, divisor in divisors.items():
+        found = seen[value, -1]
+        most = float(np.max(found.largest / divisor))
+        balanced[value] = Histogram.between(-most if found.low < 0 else 0.0, most)
+    for part in parts():
+        for value, histogram in plain.items():
+            histogram.add(np.asarray(part[value]))
+        for value, histogram in balanced.items():
+            histogram.add(np.asarray(part[value]) / divisors[value])
+    return plain, balanced
