@@ -206,7 +206,7 @@ def compile(
 
 def load(
     path: str | os.PathLike[str], device: str = "auto", num_threads: int | None = None, trust: str | TrustDigest = "auto",
-    encryption_key: Any = None,
+    encryption_key: Any = None, *, require_signature: bool = False, require_native: bool = False,
 ) -> CompiledModel:  # fmt: skip
     """Loads a ``.mle`` file; needs neither the training framework nor, for kernels that may run here, the compiler.
 
@@ -217,6 +217,8 @@ def load(
         trust: ``"auto"`` runs the file's machine code if a trusted key signed it or this user built it, and otherwise compiles its
             graph here; ``"sha256:..."`` (or a `TrustDigest`) runs the code of exactly that digest.
         encryption_key: of an encrypted file, as `CompiledModel.save` takes it; by default that in the environment variable ``MLEC_KEY``.
+        require_signature: refuse a file that no trusted key signed (``E_UNSIGNED``), whoever built it.
+        require_native: refuse a file whose own machine code may not run here (``E_UNTRUSTED_NATIVE``) instead of compiling its graph.
 
     Raises:
         ArtifactError: for a file that is damaged, of another version, or not to be trusted.
@@ -228,7 +230,10 @@ def load(
             f"load takes the path of a .mle file, got {type(path).__name__}", hint='mlec.load("model.mle")'
         )
     wanted = TrustDigest(trust) if isinstance(trust, str) and trust.startswith("sha256:") else trust
-    return unpack(Path(path), num_threads=num_threads, trust=wanted, device=device, key=encryption_key)
+    return unpack(
+        Path(path), num_threads=num_threads, trust=wanted, device=device, key=encryption_key,
+        require_signature=require_signature, require_native=require_native,
+    )  # fmt: skip
 
 
 def lower(

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from mlec import registry
+from mlec import code_cache, registry
 from mlec.artifact import (
     Artifact,
     KernelBlob,
     ModelMetadata,
     TrustDigest,
+    check_signed,
     decide,
     is_built_here,
     read_model,
     record_built,
 )
+from mlec.artifact.trust import WAYS_OUT, not_native
 from mlec.backends.base import Backend, CompiledModule, CompileOptions, Interpreter
 from mlec.errors import CorruptedFileError, LoweringError, MlecError, RuntimeUnavailableError, TargetError, UsageError
 from mlec.ir import Graph, parse_graph, print_graph
@@ -112,10 +114,19 @@ def _content(array: Array) -> tuple[str, tuple[int, ...], bytes]:
 
 
 def unpack(
-    path: Path, *, num_threads: int | None, trust: str | TrustDigest, device: str, key: Any = None
+    path: Path,
+    *,
+    num_threads: int | None,
+    trust: str | TrustDigest,
+    device: str,
+    key: Any = None,
+    require_signature: bool = False,
+    require_native: bool = False,
 ) -> CompiledModel:
-    """Loads a file: its own kernels where they may run here, else the graph compiled on this machine."""
+    """Loads a file: its own kernels where they may run here, else the graph compiled on this machine. Arguments as for `mlec.load`."""
     artifact = Artifact.open(path, key=key)
+    if require_signature:
+        check_signed(artifact)
     model = read_model(artifact)
     signature, program = model.signature, model.program
     chosen, refused = variant_here(model)
@@ -142,18 +153,12 @@ def unpack(
         )
         logger.info("%s: runs the kernels for %s", path, processor_name(program.target) or runs_on)
     else:
-        target = _target_here(program)
         foreign = chosen is not None and bool(artifact.kernels)
-        backend = _compiler_here(
-            target, path, reason, _TRUST if foreign else "compile the model again for this processor"
-        )
-        logger.warning("%s: %s; the graph is compiled on this machine instead", path, reason)
-        graph = _graph(artifact, signature)
-        # Kernels that were tuned keep their schedules where this machine, or its like, is the one that measured them.
-        tuning = Tuning(trials=0) if model.report.get("tuning") else None
-        module = backend.compile(graph, target, CompileOptions(tuning=tuning))
-        executable = executable_of(module, graph, num_threads)
-        runs_on = module.program.device
+        instead = WAYS_OUT if foreign else "compile the model again for this processor"
+        if require_native:
+            raise not_native(path, reason, instead)
+        program, executable = _compiled_here(artifact, model, path, num_threads, reason, instead)
+        runs_on = program.device
     return CompiledModel(
         signature,
         executable,
@@ -163,6 +168,36 @@ def unpack(
         saver=lambda target, **options: _save_again(target, artifact, options),
         device=DEVICES.get(runs_on),
     )
+
+
+def _compiled_here(
+    artifact: Artifact, model: ModelMetadata, path: Path, num_threads: int | None, reason: str, instead: str
+) -> tuple[Program, Any]:
+    """The program that this machine makes of a file's graph, or made of it before, and what runs it.
+
+    Args:
+        artifact, model, path: the file.
+        num_threads: of one call.
+        reason: why its own program does not run.
+        instead: what one can do about that, beside installing a compiler.
+    """
+    target = _target_here(model.program)
+    # Kernels that were tuned keep their schedules where this machine, or its like, is the one that measured them: what is known of
+    # that can change from one time to the next.
+    tuned = bool(model.report.get("tuning"))
+    entry = None if tuned else code_cache.entry_for(artifact, target)
+    if entry is not None and (found := code_cache.find(entry, artifact)):
+        logger.warning("%s: %s; the graph is compiled on this machine instead, as it was before", path, reason)
+        program, objects, tensors = found
+        return program, open_program(program, objects, tensors, num_threads)
+    backend = _compiler_here(target, path, reason, instead)
+    logger.warning("%s: %s; the graph is compiled on this machine instead", path, reason)
+    graph = _graph(artifact, model.signature)
+    module = backend.compile(graph, target, CompileOptions(tuning=Tuning(trials=0) if tuned else None))
+    executable = executable_of(module, graph, num_threads)
+    if entry is not None and module.objects:
+        code_cache.keep(entry, graph, module)
+    return module.program, executable
 
 
 def executable_of(module: CompiledModule, graph: Graph, num_threads: int | None = None) -> Any:
@@ -191,12 +226,6 @@ def _target_here(program: Program) -> Target:
     """What to compile a file's graph for when the file cannot run as it is."""
     kind = str(program.target.get("kind", program.device))
     return Target(kind) if kind in registry.target_kinds() else Target()
-
-
-_TRUST = (
-    "trust the key that signed the file (`mlec trust add KEY.pub`), or name its code: trust=TrustDigest('sha256:...'), "
-    "as `mlec inspect` shows it"
-)
 
 
 def _compiler_here(target: Target, path: Path, reason: str, instead: str) -> Backend:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mlec.artifact.kernels import KINDS, KernelBlob
 from mlec.artifact.model import ModelMetadata, read_model
 from mlec.artifact.reader import Artifact
-from mlec.artifact.trust import TrustDecision, TrustDigest, decide, is_built_here, record_built
+from mlec.artifact.trust import TrustDecision, TrustDigest, check_signed, decide, is_built_here, record_built
 from mlec.artifact.weights import DTYPES, TensorEntry, Tensors
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ __all__ = [
     "TrustDecision",
     "TrustDigest",
     "TrustedKey",
+    "check_signed",
     "decide",
     "is_built_here",
     "read_model",

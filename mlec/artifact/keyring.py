@@ -101,10 +101,10 @@ class TrustedKey:
             words += [f"{name}={time.isoformat()}"] if time else []
         return " ".join(words)
 
-    def fault(self, model_name: str, now: datetime) -> str:
-        """Why the key does not vouch for the machine code of a model with that name; empty if it does."""
-        if "kernels" not in self.scope:
-            return "is trusted for data only"
+    def fault(self, model_name: str, now: datetime, scope: str | None) -> str:
+        """Why the key does not vouch for a model with that name, or for its ``scope`` if given; empty if it does."""
+        if scope is not None and scope not in self.scope:
+            return f"is trusted for {', '.join(self.scope)} only"
         if self.not_before is not None and now < self.not_before:
             return f"is not valid before {self.not_before.isoformat()}"
         if self.not_after is not None and now >= self.not_after:

@@ -61,17 +61,18 @@ class Signature:
     revoked: bool
     attributes: Attributes
 
-    def fault(self, now: datetime | None = None) -> str:
+    def fault(self, now: datetime | None = None, scope: str | None = "kernels") -> str:
         """Why the signature does not let machine code run; empty if it does.
 
         Args:
             now: the time, by default that of this machine.
+            scope: what the key must be trusted for; None: whatever it is.
         """
         if self.revoked:
             return f"signed by a key that was revoked ({self.key_id[:16]}...)"
         if self.key is None:
             return f"signed by an unknown key ({self.key_id[:16]}...)"
-        fault = self.key.fault(self.attributes.model_name, now or datetime.now(UTC))
+        fault = self.key.fault(self.attributes.model_name, now or datetime.now(UTC), scope)
         return fault and f"signed by {self.key.label}, a key that {fault}"
 
     def describe(self) -> dict[str, Any]:

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+WAYS_OUT: Final = (
+    "trust the key that signed the file (`mlec trust add KEY.pub`), or name its code: trust=TrustDigest('sha256:...'), "
+    "as `mlec inspect` shows it"
+)
+"""What a user can do where machine code is not trusted, beside compiling."""
+
 _CODE_ID: Final = re.compile(r"[0-9a-f]{64}")
 _KEY_BYTES: Final = 32
 _DOMAIN: Final = b"mle:built:v1\0"
@@ -115,6 +121,29 @@ def _decide(artifact: Artifact, trust: object) -> TrustDecision:
     if artifact.writable_by_others:
         return TrustDecision(False, "other users can write to the file or its directory")
     return TrustDecision(True, "built by this user on this machine")
+
+
+def not_native(path: str | os.PathLike[str], reason: str, hint: str = WAYS_OUT) -> SecurityError:
+    """The error for a file whose own machine code must run and may not."""
+    return SecurityError(
+        f"the machine code in {os.fsdecode(path)} does not run here: {reason}", code="E_UNTRUSTED_NATIVE", hint=hint
+    )
+
+
+def check_signed(artifact: Artifact) -> None:
+    """Refuse a file that nobody vouches for.
+
+    Raises:
+        SecurityError: ``E_UNSIGNED``: no key of the keyring signed it, or the one that did does not count for it.
+    """
+    signature = artifact.signature
+    fault = "it is not signed" if signature is None else signature.fault(scope=None)
+    if fault:
+        raise SecurityError(
+            f"{artifact.path} needs the signature of a key that is trusted here: {fault}",
+            code="E_UNSIGNED",
+            hint="fetch it from whoever signs it; `mlec trust add KEY.pub` trusts a key, `mlec inspect` shows who signed",
+        )
 
 
 def record_built(code_id: str) -> bool:

@@ -26,6 +26,16 @@ CHECKED_BYTES = 2_000_000_000
 trust_option = click.option(
     "--trust", metavar="sha256:...", help="Run the machine code with this identity although it was not built here."
 )
+
+
+def policy_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that make of what may run a condition; the command gets them as keyword arguments for `mlec.load`."""
+    native = click.option("--require-native", is_flag=True, help="Refuse a model whose own code may not run here.")
+    return click.option("--require-signature", is_flag=True, help="Refuse a model that no trusted key signed.")(
+        native(command)
+    )
+
+
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads of one call. [default: every usable CPU]"
 )
@@ -45,6 +55,7 @@ model_class_option = click.option(
 @click.option("--method", help="Method of the source to call, e.g. predict_proba. [default: its main ones]")
 @threads_option
 @trust_option
+@policy_options
 @json_option
 def run_command(
     model: Path,
@@ -54,6 +65,7 @@ def run_command(
     threads: int | None,
     trust: str | None,
     as_json: bool,
+    **policy: bool,
 ) -> None:
     """Run MODEL (.mle) on INPUT (.npy, .npz, .csv, .parquet).
 
@@ -66,7 +78,7 @@ def run_command(
         writer_for(output)
         check_replaceable(output)
     values = read_inputs(inputs)
-    with _load(model, threads, trust) as compiled:
+    with _load(model, threads, trust, policy) as compiled:
         results = _results(compiled, values, method)
     if output is not None:
         write_outputs(output, results)
@@ -85,10 +97,13 @@ def run_command(
             click.echo(np.array2string(array, threshold=200))
 
 
-def _load(path: Path, threads: int | None, trust: str | None) -> CompiledModel:
+def _load(path: Path, threads: int | None, trust: str | None, policy: dict[str, bool]) -> CompiledModel:
     import mlec
 
-    return mlec.load(path, num_threads=threads, trust="auto" if trust is None else mlec.TrustDigest(trust))
+    wanted = "auto" if trust is None else mlec.TrustDigest(trust)
+    return mlec.load(
+        path, num_threads=threads, trust=wanted, require_signature=policy["require_signature"], require_native=policy["require_native"]
+    )  # fmt: skip
 
 
 def _results(model: CompiledModel, values: Any, method: str | None) -> dict[str, Any]:
@@ -123,10 +138,11 @@ def _count(method: Any) -> int:
 @trust_pickle_option
 @model_class_option
 @trust_option
+@policy_options
 @json_option
 def verify_command(
     model: Path, against: Path | None, inputs: Path | None, full: bool, trust_pickle: bool, model_class: str | None, trust: str | None,
-    as_json: bool,
+    as_json: bool, **policy: bool,
 ) -> None:  # fmt: skip
     """Check that MODEL (.mle) is intact, whose code it holds, and that it computes what its source computes.
 
@@ -135,7 +151,8 @@ def verify_command(
     """
     if inputs is not None and against is None:
         raise click.UsageError("--inputs needs --against: the source model to compare with")
-    from mlec.artifact import Artifact, TrustDigest, decide, read_model
+    from mlec.artifact import Artifact, TrustDigest, check_signed, decide, read_model
+    from mlec.artifact.trust import not_native
     from mlec.cli.files import examples
     from mlec.report import OptimizationReport
     from mlec.reporting.schema import typed
@@ -144,6 +161,10 @@ def verify_command(
     checked = full or not model.is_file() or model.stat().st_size <= CHECKED_BYTES
     with Artifact.open(model, verify="full" if checked else "fast") as artifact:
         decision = decide(artifact, "auto" if trust is None else TrustDigest(trust))
+        if policy["require_signature"]:
+            check_signed(artifact)
+        if policy["require_native"] and not decision.native:
+            raise not_native(artifact.path, decision.reason)
         facts = {
             "path": artifact.path,
             "integrity": "every byte checked"
@@ -164,7 +185,7 @@ def verify_command(
 
         frontend, source = _source(against, trust_pickle, model_class)
         oracle = _oracle(against, frontend, source)
-        with _load(model, None, trust) as compiled:
+        with _load(model, None, trust, policy) as compiled:
             if isinstance(given, dict):
                 by_name = hasattr(source, "forward")
                 given = for_model(given, source) if by_name else for_signature(given, compiled.signature)
@@ -275,10 +296,11 @@ def _a_number(context: click.Context, option: click.Parameter, value: float) -> 
 @trust_pickle_option
 @model_class_option
 @trust_option
+@policy_options
 @json_option
 def bench_command(
     model: Path, batches: str, against: Path | None, seconds: float, threads: int | None, trust_pickle: bool, model_class: str | None,
-    trust: str | None, as_json: bool,
+    trust: str | None, as_json: bool, **policy: bool,
 ) -> None:  # fmt: skip
     """Time MODEL (.mle), and its source with it, on random inputs; runs are interleaved, the speedup is the ratio of the minima."""
     rows = [int(word) for word in batches.split(",") if word.strip().isdigit()]
@@ -291,7 +313,7 @@ def bench_command(
     from mlec.timing import disturbance, interleaved, spread
 
     results: list[dict[str, Any]] = []
-    with _load(model, threads, trust) as compiled:
+    with _load(model, threads, trust, policy) as compiled:
         oracle = None if against is None else _oracle(against, *_source(against, trust_pickle, model_class))
         if isinstance(oracle, SourceProcess):
             raise UsageError(

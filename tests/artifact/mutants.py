@@ -116,7 +116,7 @@ def mutant(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
         data: any bytes; of those that are no file of ours, bytes are changed.
         others: files to take sections from.
     """
-    if rng.random() < 0.4:
+    if rng.random() < 0.5:
         return _raw(rng, data)
     try:
         if rng.random() < 0.2:

@@ -514,7 +514,11 @@ def test_every_code_is_tested_and_documented() -> None:
     written |= {f"E_CRC_{name}" for name in ("METADATA", "GRAPH", "WEIGHTS", "KERNELS", "SIGNATURE")}
     written |= {f"E_DIGEST_{name}" for name in ("GRAPH", "WEIGHTS", "KERNELS")}
     written |= {"E_DIGEST_ALG", "E_SIG_ALG", "E_AEAD_ALG"}
-    testing = [*Path(__file__).parent.glob("test_*.py"), ROOT / "tests" / "e2e" / "test_variants.py"]
+    testing = [
+        *Path(__file__).parent.glob("test_*.py"),
+        ROOT / "tests" / "e2e" / "test_variants.py",
+        ROOT / "tests" / "test_code_cache.py",
+    ]
     tests = "".join(path.read_text() for path in testing)
     documented = set(re.findall(r"`(E_[A-Z0-9_]+)`", (ROOT / "docs" / "format.md").read_text()))
     assert written - set(re.findall(r'"(E_[A-Z0-9_]+)"', tests)) == set()
