@@ -15,6 +15,7 @@ import numpy as np
 import mlec.ops  # noqa: F401  (fills the op table)
 from mlec import registry
 from mlec.agreement import LOWERED, measured
+from mlec.answers import SourceAnswers, ask_beside
 from mlec.artifact import TrustDigest
 from mlec.backends.base import Backend, CompiledModule, CompileOptions, refuse_unsupported
 from mlec.capabilities import check_precision
@@ -44,7 +45,7 @@ from mlec.target import Target
 from mlec.timing import disturbance, interleaved, spread
 from mlec.trials import HostTrials
 from mlec.tuning import Tuning
-from mlec.validation import compare, default_tolerance, taken_probes
+from mlec.validation import compare, default_tolerance
 from mlec.validation import validate as validate_model
 
 if TYPE_CHECKING:
@@ -62,8 +63,14 @@ class _Source:
     examples: tuple[Any, ...] | None
 
     @cached_property
-    def oracle(self) -> Oracle | None:
-        return None if self.frontend is None else self.frontend.oracle(self.model)
+    def oracle(self) -> Oracle:
+        """The functions of the source; none of a graph, or where its library is not installed."""
+        return {} if self.frontend is None else self.frontend.oracle(self.model)
+
+    @cached_property
+    def answers(self) -> Callable[[], SourceAnswers]:
+        """What the compiled model is compared with; a source in another process begins to answer when this is first looked at."""
+        return ask_beside(self.graph, self.oracle, self.examples)
 
 
 @dataclass(frozen=True)
@@ -155,7 +162,7 @@ def compile(
         advance("optimise", 1, 4)
         machine = this_machine()
         if validate and not tune:  # tuning measures, and wants no company
-            _ = source.oracle  # the library of a file starts in a process of its own, and is ready when it is asked
+            _ = source.answers  # the library of a file works in a process of its own, beside this one
         backend = registry.backend_of(wanted.kind)
         pipeline = in_precision(_pipeline(passes, backend), precision)
         precision = precision_of(pipeline, precision)
@@ -193,7 +200,7 @@ def compile(
                 v.target: CompiledModel(v.graph.signature, executable_of(v.module, v.graph, num_threads))
                 for v in variants[1:] if not v.missing
             }  # fmt: skip
-            inputs = _run_and_check(compiled, others, source, examples, tolerance, validate, report, batches)
+            inputs = _run_and_check(compiled, others, source, tolerance, report, batches) if validate else None
             if inputs is not None:
                 observe(report, compiled, inputs, first.module, CostModel(machine, num_threads))
             if measure_passes:
@@ -580,28 +587,25 @@ def _fill(report: OptimizationReport, before: Graph, variants: Sequence[_Variant
 
 
 def _run_and_check(
-    compiled: CompiledModel, others: Mapping[Target, CompiledModel], source: _Source, examples: tuple[Any, ...] | None,
-    tolerance: Tolerance | None, check: bool, report: OptimizationReport, calibration: Batches,
+    compiled: CompiledModel, others: Mapping[Target, CompiledModel], source: _Source, tolerance: Tolerance | None,
+    report: OptimizationReport, calibration: Batches,
 ) -> list[Any] | None:  # fmt: skip
     """Compares all variants with the source, and times the first: on the inputs that are returned, if there are any."""
-    oracle = source.oracle if check else None
-    if oracle is not None and not oracle:
-        assert source.frontend is not None
-        report.warnings.append(f"not compared with its source: install {source.frontend.name} to compare")
-    elif oracle is not None and report.model["precision"] in LOWERED:
+    oracle, answers = source.oracle, source.answers()
+    if oracle and report.model["precision"] in LOWERED:
         bound = tolerance or LOWERED[report.model["precision"]]
         flat = Nesting([spec.name for spec in source.graph.signature.inputs]).is_flat
-        shown = [list(examples)] if examples is not None else []
+        shown = [list(source.examples)] if source.examples is not None else []
         for one in (compiled, *others.values()):
             report.parity = measured(one, oracle, [*shown, *(calibration if flat else [])], bound)
-    elif oracle is not None:
+    elif oracle:
         bound = tolerance or default_tolerance(source.graph)
         if any(finding["applied"] for finding in report.stability):
             bound = replace(bound, specials=False)  # where the source lost the result, there is nothing to compare with
-        report.parity = validate_model(compiled, source.graph, oracle, examples, bound)
+        report.parity = validate_model(compiled, answers, bound)
         for target, other in others.items():
             try:
-                found = validate_model(other, source.graph, oracle, examples, bound)
+                found = validate_model(other, answers, bound)
             except MlecError as error:
                 error.notes = (*error.notes, f"compiled for {target}")
                 raise
@@ -609,17 +613,18 @@ def _run_and_check(
                 name: max(worst, found["methods"].get(name, worst), key=lambda comparison: comparison["excess"])
                 for name, worst in report.parity["methods"].items()
             }
-    inputs = (examples or taken_probes(source.graph, oracle)[0]) if check else None
-    if not inputs:
+    elif source.frontend is not None:
+        report.warnings.append(f"not compared with its source: install {source.frontend.name} to compare")
+    if not answers.timed:
         return None
     apart = isinstance(oracle, SourceProcess)  # through a pipe: its time would say nothing
-    report.timing["measured"] = _timing(compiled, list(inputs), None if apart else oracle)
+    report.timing["measured"] = _timing(compiled, answers.timed, {} if apart else oracle)
     usage = compiled.memory_usage()
     report.memory |= {f"{what}_bytes": usage[what] for what in ("peak", "arena", "live") if what in usage}
-    return list(inputs)
+    return answers.timed
 
 
-def _timing(compiled: CompiledModel, inputs: list[Any], oracle: Oracle | None) -> dict[str, Any]:
+def _timing(compiled: CompiledModel, inputs: list[Any], oracle: Oracle) -> dict[str, Any]:
     """Milliseconds a call of the compiled model and of its source, in turn, on the same inputs: the least of many."""
     argument: Any = inputs if compiled.signature.table is None else inputs[0]
     shape = np.shape(inputs[0])
@@ -627,15 +632,12 @@ def _timing(compiled: CompiledModel, inputs: list[Any], oracle: Oracle | None) -
 
     def source() -> None:
         for name in names:
-            assert oracle is not None
             oracle[name](argument)
 
     def ours() -> None:
         compiled.run(inputs)
 
-    actions = {"compiled": ours} | (
-        {"source": source} if oracle is not None and all(n in oracle for n in names) else {}
-    )
+    actions = {"compiled": ours} | ({"source": source} if all(n in oracle for n in names) else {})
     spreads = {name: spread(values) for name, values in interleaved(actions).items()}
     result: dict[str, Any] = {"rows": int(shape[0]) if shape else 1, "compiled_ms": spreads["compiled"]["min"]}
     if "source" in spreads:
@@ -662,7 +664,7 @@ def _measure_passes(
         if graph not in seconds:
             module = registry.backend_of(target.kind).compile(graph, target, CompileOptions())
             compiled = CompiledModel(graph.signature, executable_of(module, graph, num_threads))
-            seconds[graph] = _timing(compiled, list(inputs), None)["compiled_ms"]
+            seconds[graph] = _timing(compiled, list(inputs), {})["compiled_ms"]
         return seconds[graph]
 
     for entry, before, after in zip(report.passes, graphs, graphs[1:], strict=False):

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from mlec.errors import MlecError, ToleranceError, UsageError
-from mlec.frontends.base import Oracle, SourceMethods
+from mlec.answers import Answered, SourceAnswers, answer, unheard
+from mlec.errors import ToleranceError
+from mlec.frontends.base import Oracle
 from mlec.ir import Graph
 from mlec.ir.dtype import DType
 from mlec.ir.op import Array
 from mlec.pipeline import Tolerance
-from mlec.probes import PROBE_ROWS, probe_inputs, probe_rows
 from mlec.runtime import CompiledModel
-from mlec.runtime.nested import Nesting
-from mlec.signature import Signature
-
-BATCHES = (1, 5)
 
 NETWORK = Tolerance(rtol=1e-4, atol=1e-6)
 HALF = Tolerance(rtol=8 * 2.0**-10, atol=1e-6)  # some units in the last place: each op of the source rounds to 16 bits
@@ -60,40 +55,24 @@ def default_tolerance(graph: Graph) -> Tolerance:
     return TREES if any(node.name == "tree_ensemble" for node in graph.nodes) else ESTIMATOR
 
 
-def validate(
-    compiled: CompiledModel, graph: Graph, oracle: Oracle, examples: Sequence[Any] | None, tolerance: Tolerance
-) -> dict[str, Any]:
+def validate(compiled: CompiledModel, answers: SourceAnswers, tolerance: Tolerance) -> dict[str, Any]:
     """Compares every method of the source that the compiled model offers, on examples, probes, single rows and odd batches.
 
     Args:
         compiled: what was made.
-        graph: as lowered, before any pass.
-        oracle: the source's functions.
-        examples: the user's inputs, one for each input of the model.
+        answers: of the source.
         tolerance: the bound.
 
     Returns:
-        For the report: the bound, the worst comparison of each method, and with what the source refused some of the probes.
+        For the report: the bound, the worst comparison of each method, with what the source refused some of the probes, and why there are
+        fewer of them than there could be.
 
     Raises:
-        UsageError: the source fails on the examples, or, without examples, on all probes.
         ToleranceError: for a difference beyond the bound; nothing should be shipped then.
     """
     worst: dict[str, Comparison] = {}
-    flat = Nesting(
-        [spec.name for spec in graph.signature.inputs]
-    ).is_flat  # else the source takes them as the examples are, below
-    probes, refused = taken_probes(graph, oracle if flat else None, probe_rows(graph))
-    batches = _batches(graph.signature, examples, probes)
-    if not batches and refused is not None:
-        raise UsageError(
-            f"the source takes none of the inputs that were made to compare on: {refused.message}",
-            code="E_SOURCE_FAILS", hint="pass example_inputs (--example) that it takes, or validate=False to compile without comparing",
-        ) from refused  # fmt: skip
-    for number, batch in enumerate(batches):
-        if number and graph.signature.table is None and _refusal(oracle, batch) is not None:
-            continue  # probes in containers, or a part of probes, whose numbers need not fit fewer rows
-        for comparison in compare(compiled, oracle, batch, tolerance):
+    for batch in answers.batches:
+        for comparison in compare_with(compiled, batch, tolerance):
             known = worst.get(comparison.method)
             if known is None or (comparison.excess, comparison.rows) > (known.excess, known.rows):
                 worst[comparison.method] = comparison
@@ -108,7 +87,8 @@ def validate(
     return {
         "tolerance": {"rtol": tolerance.rtol, "atol": tolerance.atol},
         "methods": {k: asdict(v) for k, v in worst.items()},
-        "refused": refused.message if refused is not None else "",
+        "refused": answers.refused,
+        "shortened": answers.shortened,
     }
 
 
@@ -122,48 +102,33 @@ def difference(found: Comparison) -> str:
 
 
 def compare(compiled: CompiledModel, oracle: Oracle, inputs: Sequence[Any], tolerance: Tolerance) -> list[Comparison]:
-    """One comparison for each method of the oracle that the compiled model offers, on one set of inputs."""
+    """One comparison for each method of the oracle that the compiled model offers, on one set of inputs.
+
+    Raises:
+        UsageError: the source fails on these inputs.
+    """
+    offered = [name for name in oracle if hasattr(compiled, name)]  # the frontend's notes say which are not
+    with unheard(oracle):
+        answered = answer(oracle, offered, list(inputs))
+    return compare_with(compiled, answered, tolerance)
+
+
+def compare_with(compiled: CompiledModel, answered: Answered, tolerance: Tolerance) -> list[Comparison]:
+    """One comparison for each answer of the source that the compiled model offers, too."""
+    inputs = answered.inputs
     results: dict[str, tuple[list[Array], list[Array]]] = {}
-    for method, function in oracle.items():
-        if not hasattr(compiled, method):  # the frontend's notes say which
+    for method, wanted in answered.wanted.items():
+        if not hasattr(compiled, method):
             continue
-        argument = list(inputs) if method == "run" else inputs[0]
-        wanted = _of_source(function, argument, method)
-        got = getattr(compiled, method)(argument)
+        got = getattr(compiled, method)(inputs if method == "run" else inputs[0])
         same_form = _form(got) == _form(wanted)
         results[method] = _arrays(wanted), _arrays(got) if same_form else []
-    if isinstance(oracle, SourceMethods) and oracle.decided is not None:
-        rows = _of_source(oracle.decided, inputs[0], "the search for rows without one right answer")
+    if answered.decided is not None:
+        rows = answered.decided
         results = {name: ([a[rows] for a in wanted], [a[rows] for a in got]) for name, (wanted, got) in results.items()}
     scores = [results[m] for m in ("predict_proba", "decision_function") if m in results]
     ties = _tied_rows([pair for wanted, got in scores for pair in zip(wanted, got, strict=False)], tolerance)
     return [_worst_of(method, wanted, got, ties, tolerance) for method, (wanted, got) in results.items()]
-
-
-def _of_source(function: Callable[[Any], Any], argument: Any, method: str) -> Any:
-    """What the source gives; what it warns about on probing inputs is not the user's concern.
-
-    Raises:
-        UsageError: the source fails: the examples, or the source, are not those of the compiled model.
-    """
-    try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            return function(argument)
-    except MlecError:
-        raise
-    except Exception as error:
-        raise UsageError(
-            f"the source model fails on the inputs it is compared on: {method}: {_first_line(error)}",
-            code="E_SOURCE_FAILS",
-            hint="check that the source is the model that was compiled, and that it takes the examples as they are given; "
-            "validate=False compiles without comparing",
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    """Of an error of others: libraries add pages of advice."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _form(value: Any) -> object:
@@ -234,96 +199,3 @@ def _tied_rows(scores: list[tuple[Array, Array]], tolerance: Tolerance) -> Array
         close = (margin <= bound) & (margin <= 4 * error) & (error > 0)
         tied = close if tied is None else tied | close
     return tied
-
-
-# -- inputs ----------------------------------------------------------------------------------------------------------
-
-
-def _batches(signature: Signature, examples: Sequence[Any] | None, probes: list[Any] | None) -> list[list[Any]]:
-    """The examples, and probes: all, and parts with 1 and 5 rows; for a fixed batch only what fits it."""
-    batches: list[list[Any]] = []
-    if examples is not None:
-        batches.append(list(examples))
-    if probes is not None:
-        batches.append(probes)
-        symbolic = [str(s.shape[0]) for s in signature.inputs if s.shape and isinstance(s.shape[0], str)]
-        if signature.table is not None or symbolic:
-            least = max((signature.symbols.get(dim, (0, None))[0] for dim in symbolic), default=0)
-            batches += [
-                [_head(p, rows, _is_batched(signature, i)) for i, p in enumerate(probes)]
-                for rows in BATCHES
-                if rows >= least
-            ]
-    if examples is not None and signature.table is None:
-        nesting = Nesting([spec.name for spec in signature.inputs])
-        if not nesting.is_flat:  # the source takes its arguments as the examples are
-            batches[1:] = [nesting.like(examples, batch) for batch in batches[1:]]
-    return batches
-
-
-def taken_probes(
-    graph: Graph, oracle: Oracle | None, rows: int = PROBE_ROWS
-) -> tuple[list[Any] | None, UsageError | None]:
-    """Probes that the source takes: numbers made here need not lie where its functions are defined (a logarithm, positions in a text).
-
-    Args:
-        oracle: the source's functions; None takes everything.
-
-    Returns:
-        The probes, of a table without the rows that the source refuses, None where nothing is left or none could be made; and with what
-        the source refused some, if it did.
-    """
-    probes = probe_inputs(graph, rows)
-    if probes is None or oracle is None:
-        return probes, None
-    refused = _refusal(oracle, probes)
-    if refused is None:
-        return probes, None
-    if graph.signature.table is None:
-        return None, refused
-    kept = _taken_rows(lambda index: _refusal(oracle, [_rows_of(probes[0], index)]) is None, len(probes[0]))
-    return [_rows_of(probes[0], kept)] if len(kept) else None, refused
-
-
-def _refusal(oracle: Oracle, inputs: list[Any]) -> UsageError | None:
-    for method, function in oracle.items():
-        try:
-            _of_source(function, inputs if method == "run" else inputs[0], method)
-        except UsageError as error:
-            return error
-    return None
-
-
-def _taken_rows(takes: Callable[[Array], bool], rows: int, patience: int = 600) -> Array:
-    """Rows that are taken together with any others that are taken, found by halving.
-
-    Args:
-        takes: whether these rows are taken.
-        rows: how many there are.
-        patience: calls, after which what is not known to be taken is left out.
-    """
-    kept: list[Array] = []
-    unknown = [np.arange(rows)]
-    while unknown and patience > 0:
-        part = unknown.pop()
-        patience -= 1
-        if takes(part):
-            kept.append(part)
-        elif len(part) > 1:
-            unknown += np.array_split(part, 2)
-    return np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
-
-
-def _rows_of(table: Any, index: Array) -> Any:
-    return table.iloc[index] if hasattr(table, "iloc") else table[index]
-
-
-def _is_batched(signature: Signature, index: int) -> bool:
-    if signature.table is not None:
-        return True
-    shape = signature.inputs[index].shape
-    return bool(shape) and isinstance(shape[0], str)
-
-
-def _head(value: Any, rows: int, batched: bool) -> Any:
-    return value[:rows] if batched else value

@@ -24,9 +24,10 @@ from sklearn.preprocessing import FunctionTransformer, MinMaxScaler
 from xgboost import XGBRegressor
 
 import mlec
+from mlec import answers
 from mlec.frontends.base import SourceMethods
 from mlec.frontends.select import frontend_for
-from mlec.probes import probe_inputs
+from mlec.probes import MAX_PROBE_ROWS, PROBE_ROWS, probe_inputs
 from mlec.validation import ESTIMATOR, TREES, compare, difference
 
 X = np.arange(6.0)[:, None]
@@ -198,6 +199,47 @@ def test_probes_hold_the_codes_of_category_sets_and_infinity() -> None:
     (table,) = probe_inputs(mlec.lower(model)) or [None]
     assert set(range(6)) <= set(table[:, 0])
     assert np.isinf(table[:, 1]).any()
+
+
+def _forest() -> Any:
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(3000, 3)).astype(np.float32)
+    return RandomForestClassifier(10, random_state=0).fit(table, rng.integers(0, 2, 3000))
+
+
+def test_the_source_is_asked_once_about_all_probes() -> None:
+    model = _forest()
+    asked: list[int] = []
+
+    def predict(table: Any) -> Any:
+        asked.append(len(table))
+        return model.predict(table)
+
+    found = answers.ask(mlec.lower(model), {"predict": predict, "not_offered": lambda table: 1 / 0}, None)
+    assert asked == [1, PROBE_ROWS, MAX_PROBE_ROWS, 1, 5]  # what a row costs; all; few
+    assert [len(batch.inputs[0]) for batch in found.batches] == [MAX_PROBE_ROWS, 1, 5]
+    assert (found.refused, found.shortened) == ("", "")
+    assert found.timed is not None
+    assert len(found.timed[0]) == PROBE_ROWS
+
+
+def test_a_slow_source_is_asked_about_fewer_rows_and_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "SOURCE_SECONDS", 1e-6)
+    report = mlec.compile(_forest(), progress=False).report
+    assert report.parity["methods"]["predict"]["rows"] == PROBE_ROWS
+    assert report.parity["shortened"].startswith("256 of 4,096 rows, as the source takes ")
+    for text in (report.to_text(), report.to_html()):
+        assert "256 of 4,096 rows, as the source takes" in " ".join(text.split())
+
+
+def test_all_targets_are_compared_with_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _forest()
+    rows: list[int] = []
+    monkeypatch.setattr(
+        model, "predict", lambda table, own=model.predict: (rows.append(len(table)), own(table))[1], raising=False
+    )
+    mlec.compile(model, target="cpu:x86-64-v2,x86-64-v3", progress=False)
+    assert rows.count(MAX_PROBE_ROWS) == 1
 
 
 def test_probes_that_the_source_refuses_are_left_out() -> None:

@@ -4,7 +4,7 @@ Nobody vouches for a model file, and the libraries read it in C++ that believes 
 memory loads it, and whatever becomes of that process is a clear error here. It starts at once, and the parent need not wait before its
 first question. What it answers are plain arrays:
 
-    parent --- length, pickle of the file's bytes ---> child   (first of all)
+    parent --- the file, in memory that both see ----> child   (a pipe would pass 64 KiB at a time, while the parent works)
     parent --- length, pickle of (method, table) --> child     (ours: it may be a pickle)
     parent <-- status, length, array or text ------- child     (the file's, maybe: never a pickle)
 """
@@ -38,6 +38,8 @@ MAX_ANSWER = 1 << 30
 MEMORY = 4 << 30
 """Bytes that the child may take besides `MEMORY_PER_BYTE` for each byte of the file."""
 MEMORY_PER_BYTE = 64
+MOST_THREADS = 8
+"""That answer, unless the environment names a number: each reserves some 100 MiB of the address space that the child may take."""
 
 _REQUEST, _ANSWER = struct.Struct("<Q"), struct.Struct("<?Q")
 
@@ -60,16 +62,17 @@ class SourceProcess(Mapping[str, Callable[[Any], NDArray[Any]]]):
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "OMP_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(min(len(os.sched_getaffinity(0)), MOST_THREADS))),
+            "OMP_WAIT_POLICY": "passive",  # the parent compiles meanwhile
             "OPENBLAS_NUM_THREADS": "1",
         }
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "mlec.frontends.source_process", frontend, kind], env=environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert self._process.stdin is not None
-        self._opening = threading.Thread(target=_open, args=(self._process.stdin, data), daemon=True)
-        self._opening.start()
+        with open(os.memfd_create("model"), "wb") as file:
+            file.write(data)
+            file.flush()
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "mlec.frontends.source_process", frontend, kind, str(file.fileno())], env=environment,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[file.fileno()],
+            )  # fmt: skip
         self._asking, self._overdue = threading.Lock(), threading.Event()
         self._ended: str | None = None
         self.close = weakref.finalize(self, _end, self._process)
@@ -109,7 +112,6 @@ class SourceProcess(Mapping[str, Callable[[Any], NDArray[Any]]]):
         late = threading.Timer(SECONDS, _stop, (process, self._overdue))
         try:
             late.start()
-            self._opening.join()
             _send(process.stdin, (method, table))
             return _receive(process.stdout)
         except BaseException as error:  # also an interrupt: what is left in the pipe is no answer to the next question
@@ -161,12 +163,6 @@ def _send(pipe: IO[bytes], message: object) -> None:
     pipe.flush()
 
 
-def _open(pipe: IO[bytes], data: bytes) -> None:
-    """Sends the file; where the child is gone, the next question finds out."""
-    with contextlib.suppress(OSError, ValueError):
-        _send(pipe, data)
-
-
 def _receive(pipe: IO[bytes]) -> tuple[bool, bytes]:
     good, length = _ANSWER.unpack(_exactly(pipe, _ANSWER.size))
     if length > MAX_ANSWER:
@@ -191,9 +187,9 @@ def _limit_memory(file_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def _serve(requests: IO[bytes], answers: IO[bytes], frontend_name: str, kind: str) -> None:
-    """Opens the file that the first message holds, and answers the others until there are no more."""
-    for name, limit in (("RLIMIT_CORE", 0), ("RLIMIT_FSIZE", 0), ("RLIMIT_CPU", int(4 * SECONDS))):
+def _serve(requests: IO[bytes], answers: IO[bytes], frontend_name: str, kind: str, file: int) -> None:
+    """Opens the model in the file of this descriptor, and answers questions until there are no more."""
+    for name, limit in (("RLIMIT_CORE", 0), ("RLIMIT_FSIZE", 0), ("RLIMIT_CPU", int(4 * SECONDS * MOST_THREADS))):
         resource.setrlimit(getattr(resource, name), (limit, limit))
 
     def request() -> Any:
@@ -208,7 +204,9 @@ def _serve(requests: IO[bytes], answers: IO[bytes], frontend_name: str, kind: st
         __import__(frontend_name)
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
-    data = request()
+    with open(file, "rb") as opened:
+        opened.seek(0)
+        data = opened.read()
     if not problem:
         try:
             _limit_memory(len(data))
@@ -236,7 +234,8 @@ def main() -> None:
     # The library may print: its output goes where errors go, and the answers through a pipe that only we know.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    _serve(sys.stdin.buffer, answers, *sys.argv[1:])
+    frontend, kind, file = sys.argv[1:]
+    _serve(sys.stdin.buffer, answers, frontend, kind, int(file))
 
 
 if __name__ == "__main__":

@@ -115,13 +115,15 @@ class XGBoostFrontend:
             return gbdt.file_oracle(self.name, use.name, model.data, methods, model.path)
         booster = _booster(model)
         use = _use(model)
-        read = _Model.read(_document(booster), use)
         if use.role == "booster":
             functions: dict[str, Callable[[Any], Any]] = {"predict": _booster_predict(booster)}
         else:
             functions = {"predict": model.predict}
             if use.role == "classifier":
                 functions["predict_proba"] = model.predict_proba
+        if "c" not in (booster.feature_types or ()):
+            return functions
+        read = _Model.read(_document(booster), use)  # all of it: seconds for a large ensemble
         return {name: gbdt.with_categories(f, read.codings, read.names) for name, f in functions.items()}
 
     def sniff(self, head: bytes, path: Path) -> bool:

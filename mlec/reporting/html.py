@@ -334,6 +334,8 @@ def _parity(data: ReportData) -> Html | None:
     note = f"The worst comparison of each result, on examples and on rows made to find differences. Bound: {data.parity.tolerance}."
     if data.parity.refused:
         note += f" Left out: rows made for this that the source refuses ({data.parity.refused})."
+    if data.parity.shortened:
+        note += f" Fewer rows than the thresholds of the model call for: {data.parity.shortened}."
     return _section(
         "parity",
         "Parity with the source",

@@ -166,6 +166,7 @@ class Parity(msgspec.Struct, frozen=True):
     tolerance: Bound = Bound()
     methods: dict[str, Comparison] = field(default_factory=dict)
     refused: str = ""
+    shortened: str = ""
 
     @property
     def comparisons(self) -> list[tuple[str, Comparison]]:

@@ -141,10 +141,12 @@ def _parity(data: ReportData) -> list[str]:
         for name, c in data.parity.comparisons
     ]  # fmt: skip
     left_out = _wrapped(f"left out: rows made for this that the source refuses ({data.parity.refused})", 2)
+    fewer = _wrapped(f"fewer rows than the thresholds of the model call for: {data.parity.shortened}", 2)
     return [
         f"parity with the source, bound: {data.parity.tolerance}",
         *_table(rows, numbers=range(1, 7)),
         *(left_out if data.parity.refused else []),
+        *(fewer if data.parity.shortened else []),
     ]
 
 
