@@ -22,13 +22,13 @@ from mlec.backends.tvm.kernels.rows import (
     write_columns,
 )
 from mlec.backends.tvm.kernels.tile import bits, parameter, product, unrolled
-from mlec.backends.tvm.kernels.vector import Cell, broadcast, const, load, select, share, store
+from mlec.backends.tvm.kernels.vector import Cell, broadcast, const, int64, load, select, share, store
 from mlec.backends.tvm.lowering import Lowering, Tensor, Version
 from mlec.backends.tvm.region import Dims, Load, Number, Region, Source, is_elementwise
-from mlec.ir.dim import SymDim, static
+from mlec.ir.dim import Dim, static
 from mlec.ir.graph import Node, Value
 from mlec.ir.op import Trait
-from mlec.ops.rows import MOVES, PRODUCTS, columns_of, has_rows, rows_of
+from mlec.ops.rows import MOVES, PRODUCTS, columns_of, row_operands, rows_of
 
 ELEMENT_WORK, NORMALISED_WORK = 4, 64
 """Multiply-adds that take as long as a cheap operation or a move of one element, and as an element of a softmax."""
@@ -47,6 +47,10 @@ def lower_rows(
     (n,) = extents
     if n is None:
         return None
+    read_by_row = {inner.inputs[i] for inner in nodes for i in row_operands(inner)}
+    fixed = {v for inner in nodes for i, v in enumerate(inner.inputs) if i not in row_operands(inner)}
+    if fixed & (read_by_row | {v for inner in nodes for v in inner.outputs}):
+        return None  # all rows depend on rows of it
     mixes = len(outputs) > 1 or any(inner.name in PRODUCTS | MOVES for inner in nodes)
     mixes = mixes or any(inner.name in VERTICAL and inner.output not in outputs for inner in nodes)
     if not mixes or _is_plain_product(lowering, nodes, outputs):
@@ -83,7 +87,7 @@ def _is_plain_product(lowering: Lowering, nodes: Sequence[Node], outputs: Sequen
 class RowProgram:
     """A body, its rows, and what the values that it reads are."""
 
-    n: SymDim
+    n: Dim
     nodes: tuple[Node, ...]
     values: dict[Value, Tensor]
     outputs: tuple[Value, ...]
@@ -99,11 +103,12 @@ class RowProgram:
         lanes = lowering.target.lanes(widest)
         producers = {v: inner for inner in self.nodes for v in inner.outputs}
         held = self._held()
-        turned = sum(columns_of(t.type) for v, t in read.items() if has_rows(v.type, self.n))
+        rowwise = {inner.inputs[i] for inner in self.nodes for i in row_operands(inner)}
+        turned = sum(columns_of(t.type) for v, t in read.items() if v in rowwise)
         work = (sum(map(_work_of, self.nodes)) + ELEMENT_WORK * turned) * widest // 32
 
         def build(name: str, dims: Dims, schedule: RowSchedule) -> object:
-            rows, block = dims(self.n), schedule.vectors * lanes
+            rows, block = int64(dims(self.n)), schedule.vectors * lanes
             with prim_func(name) as kernel:
                 sources = [parameter(f"x{i}", lowering.spec(t, dims)) for i, t in enumerate(operands)]
                 results = [parameter(f"y{i}", lowering.spec(v.type, dims)) for i, v in enumerate(self.outputs)]
@@ -120,7 +125,7 @@ class RowProgram:
                 for value, tensor in read.items():
                     if tensor.number is not None:
                         fixed[value] = Number(tensor.number, tensor.type.dtype)
-                    elif has_rows(value.type, self.n):
+                    elif value in rowwise:
                         by_rows[value] = flat[lowering.in_memory(tensor)]
                     else:
                         memory = flat[lowering.in_memory(tensor)]

@@ -5,7 +5,7 @@ Passes form row programs by this rule and backends compile them by it, so what o
 
 from __future__ import annotations
 
-from mlec.ir.dim import Dim, SymDim, static, symbols_of
+from mlec.ir.dim import Dim, static
 from mlec.ir.graph import Node
 from mlec.ir.op import Trait
 from mlec.ir.types import TensorType
@@ -21,33 +21,51 @@ OVER_COLUMNS = frozenset({"sum", "mean", "max", "min", "argmax", "argmin", "soft
 """Reductions and normalisations whose axis may be the columns."""
 
 
-def rows_of(node: Node) -> SymDim | None:
-    """The extent over whose rows the node works one by one; None if it does not, or rows are wide."""
+LEAST_ROWS = 16
+"""Of a number of rows that is known: fewer leave most lanes of a block empty."""
+
+
+def rows_of(node: Node) -> Dim | None:
+    """The extent over whose rows the node works one by one; None if it does not, or rows are wide, or known to be few."""
     if len(node.outputs) != 1 or node.output.type.rank not in (1, 2):
         return None
-    n = node.output.type.shape[0]
-    if not isinstance(n, SymDim) or str(n) not in symbols_of(n) or not has_rows(node.output.type, n):
+    kind = node.output.type
+    n, rank = kind.shape[0], kind.rank
+    if not has_rows(kind, n) or (isinstance(n, int) and n < LEAST_ROWS):
         return None
-    rows = [v for v in node.inputs if v.type.symbols]
-    fixed = [v for v in node.inputs if not v.type.symbols]
-    if not all(has_rows(v.type, n) for v in rows):
+    rows = row_operands(node)
+    fixed = [v for i, v in enumerate(node.inputs) if i not in rows]
+    if any(v.type.symbols for v in fixed) or not all(has_rows(node.inputs[i].type, n) for i in rows):
         return None
-    rank = node.output.type.rank
+    first = node.inputs[0].type if node.inputs else kind
     if node.op.has(Trait.ELEMENTWISE):
-        aligned = all(v.type.rank == rank for v in rows) and all(v.type.rank <= rank for v in fixed)
-        fits = aligned and not node.op.has(Trait.LIBRARY_CALL)
+        fits = not node.op.has(Trait.LIBRARY_CALL)
     elif node.name in OVER_COLUMNS:
-        x = node.inputs[0].type
-        fits = x.rank == 2 and x.dtype.is_float and _over_columns(node)
+        fits = first.rank == 2 and first.dtype.is_float and _over_columns(node)
     elif node.name in PRODUCTS:
-        fits = rank == 2 and columns_of(node.output.type) <= MAX_PRODUCT and rows == [node.inputs[0]]
+        fits = first.rank == rank == 2 and columns_of(kind) <= MAX_PRODUCT
     elif node.name == "gather":
-        fits = _over_columns(node) and rows == [node.inputs[0]] and node.inputs[1].type.rank == 1
+        fits = first.rank == 2 and _over_columns(node) and node.inputs[1].type.rank == 1
     elif node.name in ("concat", "slice"):
-        fits = _over_columns(node) and rank == 2 and not fixed
+        fits = rank == 2 and _over_columns(node)
     else:
-        fits = node.name == "broadcast_to" or (node.name == "reshape" and columns_of(node.output.type) == 1)
+        fits = node.name == "broadcast_to" or (node.name == "reshape" and columns_of(kind) == columns_of(first) == 1)
     return n if fits else None
+
+
+def row_operands(node: Node) -> frozenset[int]:
+    """The positions of the operands that have the rows of the result, if it has rows; the others are the same for all of them.
+
+    An operand that is broadcast has the result's rows if it has its axes and its rows; another one only fits if it is fixed.
+    """
+    if node.op.has(Trait.ELEMENTWISE) or node.name == "broadcast_to":
+        shape = node.output.type.shape
+        return frozenset(
+            i for i, v in enumerate(node.inputs) if v.type.rank == len(shape) and v.type.shape[0] == shape[0]
+        )
+    if node.name in PRODUCTS or node.name == "gather":
+        return frozenset({0})
+    return frozenset(range(len(node.inputs)))
 
 
 def has_rows(kind: TensorType, n: Dim) -> bool:

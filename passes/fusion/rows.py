@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from mlec.ir import Graph, Node, Trait
 from mlec.ir.dim import Dim
-from mlec.ops.rows import MOVES, OVER_COLUMNS, PRODUCTS, rows_of
+from mlec.ops.rows import MOVES, OVER_COLUMNS, PRODUCTS, row_operands, rows_of
 
 MIXES = PRODUCTS | OVER_COLUMNS | (MOVES - {"reshape", "broadcast_to"})
 
@@ -57,17 +57,18 @@ def _components(graph: Graph) -> list[list[Node]]:
             epilogues.add(node)
             n = None
         level[node] = 0
-        for value in node.inputs:
+        by_row = row_operands(node) if n is not None else frozenset()
+        for i, value in enumerate(node.inputs):
             producer = graph.producer.get(value)
             if producer is None or producer.is_constant:
                 continue
-            leaves = producer in rows and (n is None or rows[producer] != n)
+            leaves = producer in rows and (i not in by_row or rows[producer] != n)
             level[node] = max(level[node], level[producer] + leaves)
         if n is None:
             continue
         rows[node], leader[node] = n, node
-        for value in node.inputs:
-            producer = graph.producer.get(value)
+        for i in by_row:
+            producer = graph.producer.get(node.inputs[i])
             if producer in rows and rows[producer] == n and level[producer] == level[node]:
                 leader[find(node)] = find(producer)
     parts: dict[Node, list[Node]] = {}

@@ -33,15 +33,15 @@ def array(b: GraphBuilder, values: Array, dtype: str) -> Value:
 def logistic(b: GraphBuilder, x: Value, dtype: str) -> list[Value]:
     scaled = b("div", b("sub", x, array(b, normal(30), dtype)), array(b, np.abs(normal(30, seed=1)) + 0.1, dtype))
     margin = b("add", b("matmul", scaled, array(b, normal(30, 1), dtype)), array(b, normal(1), dtype))
-    flat = b("reshape", margin, shape=("n",))
+    flat = b("reshape", margin, shape=x.type.shape[:1])
     p = b("sigmoid", flat)
-    columns = [b("reshape", v, shape=("n", 1)) for v in (b("sub", 1.0, p), p)]
+    columns = [b("reshape", v, shape=(x.type.shape[0], 1)) for v in (b("sub", 1.0, p), p)]
     return [b("cast", b("gt", flat, 0.0), dtype="i64"), b("concat", *columns, axis=1), flat]
 
 
 def polynomial(b: GraphBuilder, x: Value, dtype: str) -> list[Value]:
     first, second = (b.constant(picks) for picks in np.triu_indices(5))
-    ones = b("broadcast_to", array(b, np.ones((1, 1)), dtype), shape=("n", 1))
+    ones = b("broadcast_to", array(b, np.ones((1, 1)), dtype), shape=(x.type.shape[0], 1))
     products = b("mul", b("gather", x, first, axis=1), b("gather", x, second, axis=1))
     return [b("matmul", b("concat", ones, x, products, axis=1), array(b, normal(21, 3), dtype))]
 
@@ -80,10 +80,12 @@ CASES: dict[str, tuple[Body, int]] = {
 }
 
 
-def compiled(case: str, dtype: str, target: Target, threads: int = 1) -> tuple[Graph, Executable, int]:
+def compiled(
+    case: str, dtype: str, target: Target, threads: int = 1, rows: int | str = "n"
+) -> tuple[Graph, Executable, int]:
     body, features = CASES[case]
     b = GraphBuilder()
-    x = b.input("x", tensor(dtype, ("n", features)))
+    x = b.input("x", tensor(dtype, (rows, features)))
     graph = b.finish(body(b, x, dtype))
     fused, _ = PassPipeline([FuseOperators()]).run(graph)
     module = TVMBackend().compile(fused, target)
@@ -105,6 +107,54 @@ def test_one_kernel_that_computes_the_graph(case: str, dtype: str) -> None:
         for ours, theirs in zip(executable.run([x]), want, strict=True):
             assert ours.dtype == theirs.dtype
             np.testing.assert_allclose(ours, theirs, rtol=2e-5 if dtype == "f32" else 1e-12, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("case", "rows"), [(case, 5 + 14 * i) for i, case in enumerate(CASES, 1)] + [("imputed", 1000)]
+)
+def test_a_number_of_rows_that_is_known(case: str, rows: int) -> None:
+    graph, executable, kernels = compiled(case, "f32", Target(), rows=rows)
+    assert kernels == (3 if case == "reduced" else 1)
+    x = normal(rows, CASES[case][1]).astype(np.float32)
+    for ours, theirs in zip(executable.run([x]), run_graph(graph, [x]), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-5)
+
+
+def test_rows_that_are_a_multiple_of_an_extent() -> None:
+    graph = parse_graph("""
+        graph @g(%x: f32[n, 12]) -> (f32[3*n, 1], i64[3*n]) {
+          %rows = reshape(%x) {shape = [3*n, 4]} : f32[3*n, 4]
+          %w = constant {value = 0.5} : f32[4, 3]
+          %scores = matmul(%rows, %w) : f32[3*n, 3]
+          %best = max(%scores) {axes = [1], keepdims = true} : f32[3*n, 1]
+          %where = argmax(%rows) {axis = 1, keepdims = false} : i64[3*n]
+          return %best, %where
+        }""")
+    fused, _ = PassPipeline([FuseOperators()]).run(graph)
+    module = TVMBackend().compile(fused, Target())
+    assert any(note.strategy.startswith("row program") for note in module.notes)
+    for rows in (0, 1, 7, 200):
+        x = normal(rows, 12).astype(np.float32)
+        got = Executable(module.program, module.objects, module.constants).run([x])
+        for ours, theirs in zip(got, run_graph(graph, [x]), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_what_has_as_many_rows_by_chance_is_none_of_them() -> None:
+    """As many weights as rows, a bias of as many columns as rows, and a product of rows with themselves."""
+    b = GraphBuilder()
+    x = b.input("x", tensor("f32", (16, 16)))
+    w = b("tanh", b("concat", x, b("neg", x), axis=1))
+    hidden = b("add", b("matmul", x, array(b, normal(16, 16), "f32")), array(b, normal(16), "f32"))
+    both = b("matmul", b("slice", w, axis=1, start=0, stop=16), b("slice", w, axis=1, start=16, stop=32))
+    along_rows = b("softmax", b("gather", hidden, b.constant(np.arange(16)[::-1].copy()), axis=0), axis=0)
+    graph = b.finish([b("concat", hidden, both, axis=1), b("add", along_rows, b("max", x, axes=(1,)))])
+    fused, _ = PassPipeline([FuseOperators()]).run(graph)
+    module = TVMBackend().compile(fused, Target())
+    inputs = [normal(16, 16, seed=1).astype(np.float32)]
+    got = Executable(module.program, module.objects, module.constants).run(inputs)
+    for ours, theirs in zip(got, run_graph(graph, inputs), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
