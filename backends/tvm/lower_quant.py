@@ -10,6 +10,12 @@ import numpy as np
 
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.conv_int8 import Int8ConvSchedule, conv_int8, conv_packing, is_pointwise
+from mlec.backends.tvm.kernels.depthwise_int8 import (
+    DepthwiseInt8Schedule,
+    depthwise_int8,
+    is_depthwise,
+    pack_depthwise,
+)
 from mlec.backends.tvm.kernels.epilogue import Expr
 from mlec.backends.tvm.kernels.gemm_int8 import Int8Schedule, gemm_int8
 from mlec.backends.tvm.kernels.int8 import Packed
@@ -40,9 +46,13 @@ def quantize(x: Expr, scale: float, zero_point: int, dtype: DType) -> Expr:
     low, high = LIMITS[dtype]
     steps = share(x * const_like(np.float32(1 / scale), x))
     least, most = const_like(low - zero_point, steps), const_like(high - zero_point, steps)
-    raised = share(select(steps < least, least, steps))
-    inside = share(select(most < raised, most, raised))
-    known = share(select(tirx.isnan(steps), const_like(0.0, steps), inside))
+    if zero_point == low:  # the comparison is false for NaN, which becomes the bound
+        raised = share(select(steps > least, steps, least))
+        known = share(select(most < raised, most, raised))
+    else:
+        raised = share(select(steps < least, least, steps))
+        inside = share(select(most < raised, most, raised))
+        known = share(select(tirx.isnan(steps), const_like(0.0, steps), inside))
     shifted = bits_as("int32", share(known + const_like(_SHIFTER, known)))
     return share(cast_to(TVM_NAMES[dtype], shifted + const_like(zero_point, shifted)))
 
@@ -83,11 +93,14 @@ def _product(lowering: Lowering, node: Node, a: Tensor, w: Tensor, packed: Packe
 
 def _packed(lowering: Lowering, node: Node, w: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
     """The weights in blocks, and what the sums begin with."""
-    assert w.array is not None
+    return lowering.packed(w, f"quads{packed.segments}", packed.pack), _offsets(node, w, packed)
+
+
+def _offsets(node: Node, w: Tensor, packed: Packed) -> Tensor:
     zero_point = node.attrs["zero_point"]
-    blocks = lowering.packed(w, f"quads{packed.segments}", packed.pack)
+    assert w.array is not None
     offsets = packed.offsets(w.array, zero_point)
-    return blocks, Tensor(TensorType(offsets.shape, DType.I32), offsets, name=f"{w.name}.offsets{zero_point}")
+    return Tensor(TensorType(offsets.shape, DType.I32), offsets, name=f"{w.name}.offsets{zero_point}")
 
 
 def _by(amx: bool) -> str:
@@ -104,6 +117,8 @@ def lower_conv_int8(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]
     packed = conv_packing(w_shape, geometry, groups)
     if is_pointwise(w_shape, geometry, groups):
         return _product(lowering, node, x, w, packed, tail)
+    if is_depthwise(w_shape, groups):
+        return _depthwise(lowering, node, x, w, tail)
     operands = (x, *_packed(lowering, node, w, packed), *tail.operands(lowering))
 
     def version(schedule: Int8ConvSchedule) -> Version:
@@ -116,6 +131,26 @@ def lower_conv_int8(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]
         return Version(build, operands, f"convolution of bytes, channels last{_by(schedule.amx)}{tail}")
 
     schedules = Int8ConvSchedule.candidates(x.shape, w_shape, geometry, packed, target)
+    return lowering.scheduled(schedules, version, [tail.type], node=node)[0]
+
+
+def _depthwise(lowering: Lowering, node: Node, x: Tensor, w: Tensor, tail: Tail) -> Tensor:
+    """A convolution of each channel by itself."""
+    geometry, target, w_shape = Geometry.of(node.attrs, 2), lowering.target, static_dims(w.shape)
+    channels = Packed(1, w_shape[3], w_shape[0] * w_shape[1], 1)
+    weights = lowering.packed(w, "taps", pack_depthwise)
+    operands = (x, weights, _offsets(node, w, channels), *tail.operands(lowering))
+
+    def version(schedule: DepthwiseInt8Schedule) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            shape, epilogue = dims.shape(x.shape), tail.epilogue(lowering, dims)
+            return depthwise_int8(
+                shape, w_shape, geometry, node.attrs["zero_point"], target, epilogue, name, schedule
+            )  # fmt: skip
+
+        return Version(build, operands, f"depthwise convolution of bytes{tail}")
+
+    schedules = DepthwiseInt8Schedule.candidates(x.shape, w_shape, geometry, target)
     return lowering.scheduled(schedules, version, [tail.type], node=node)[0]
 
 

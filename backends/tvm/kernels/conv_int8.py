@@ -10,11 +10,22 @@ from functools import cached_property
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
 from mlec.backends.tvm.kernels.gemm_int8 import fits, vector_tile
-from mlec.backends.tvm.kernels.int8 import HELD, QUAD, SLACK, STRIP, Dots, Multiplier, Packed, Rows, Tiles, has_amx, put
+from mlec.backends.tvm.kernels.int8 import (
+    HELD,
+    QUAD,
+    STRIP,
+    Dots,
+    Multiplier,
+    Packed,
+    Rows,
+    Tiles,
+    copied_rows,
+    has_amx,
+    put,
+)
 from mlec.backends.tvm.kernels.result import Result
 from mlec.backends.tvm.kernels.schedule import around, variations
 from mlec.backends.tvm.kernels.tile import (
-    copy_run,
     flat_view,
     parallel_if_large,
     parameter,
@@ -22,7 +33,7 @@ from mlec.backends.tvm.kernels.tile import (
     tasks_worth,
     unflatten,
 )
-from mlec.backends.tvm.kernels.vector import load, share
+from mlec.backends.tvm.kernels.vector import share
 from mlec.backends.tvm.target import TargetInfo
 from mlec.ir.dim import static_dims
 from mlec.ops.windows import Geometry
@@ -200,7 +211,8 @@ class _Convolution:
         first = share(tirx.min(part * self.rows, self.extent[0] - self.rows))
         if self.copies:
             pitch = self.reach[1] * c
-            buffer, origin = self.padded(image, first, pitch), 0
+            corner = image, first * sh
+            buffer, origin = copied_rows(self.x, corner, self.x_shape, self.geometry, self.reach, self.zero_point), 0
         else:
             pitch, buffer = w * c, self.x
             origin = share((image * h + first * sh) * pitch)
@@ -238,27 +250,6 @@ class _Convolution:
                     self.tiles(tiles, rows, [strip(self.rows * strips - 1)], (image, first), (group, at, width))
         if tiles is not None:
             tiles.end()
-
-    def padded(self, image: Expr, first: Expr, pitch: int) -> Buffer:
-        """A copy of the input that the rows meet."""
-        _, h, w, c = self.x_shape
-        (top, left), (height, width) = self.geometry.before, self.reach
-        before = min(left, width)
-        inside = min(w, width - before)
-        copy = T.alloc_buffer((height * pitch + SLACK,), "uint8")
-        with T.serial(height) as row:
-            source, to = share(first * self.geometry.strides[0] + row - top), row * pitch
-            with T.If(tirx.And(source >= 0, source < h)):
-                with T.Then():
-                    begin = share((image * h + source) * (w * c))
-                    copy_run(copy, [], to, before * c, 64, None, self.zero_point)
-                    copy_run(copy, [], to + before * c, inside * c, 64, lambda i, n: load(self.x, [begin + i], n))
-                    copy_run(
-                        copy, [], to + (before + inside) * c, pitch - (before + inside) * c, 64, None, self.zero_point
-                    )
-                with T.Else():
-                    copy_run(copy, [], to, pitch, 64, None, self.zero_point)
-        return copy
 
     def vectors(self, rows: Rows, start: Expr, at: tuple[Expr, Expr, Expr], columns: tuple[Expr, Expr, int]) -> None:
         """A tile of vectors at an output row and column of an image."""

@@ -23,11 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mlec.backends.tvm.compat import T, tirx
-from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
+from mlec.backends.tvm.kernels.epilogue import Buffer, Dim, Expr
 from mlec.backends.tvm.kernels.result import Result
-from mlec.backends.tvm.kernels.tile import UNROLL, buffer_dtype, first_lanes, unrolled
-from mlec.backends.tvm.kernels.vector import Cell, broadcast, cast_to, const, load, ramp, share, store
+from mlec.backends.tvm.kernels.tile import UNROLL, buffer_dtype, copy_run, first_lanes, unrolled
+from mlec.backends.tvm.kernels.vector import LINE, Cell, broadcast, cast_to, const, load, ramp, share, store
 from mlec.backends.tvm.target import TargetInfo, architecture_of
+from mlec.ops.windows import Geometry
 
 QUAD = 4
 """Products of one step."""
@@ -166,10 +167,26 @@ class Dots:
             for j in range(QUAD)
         ]
 
+    def taps(self, values: Sequence[Expr]) -> list[Expr]:
+        """Up to four vectors of bytes, widened to 32 bits, as the quads of a row of which every lane has one of its own."""
+        if self.kind == "widened":
+            return [*values]
+        shifted = [
+            value if not i else share(value << const(8 * i, "int32", self.lanes)) for i, value in enumerate(values)
+        ]
+        if self.kind == "pairs":
+            wide = [share(value << const(16, "int32", self.lanes)) for value in values[2:]]
+            halves = [share(value | wide[i]) if i < len(wide) else value for i, value in enumerate(values[:2])]
+            return [share(tirx.reinterpret(f"int16x{self.lanes * 2}", half)) for half in halves]
+        word = shifted[0]
+        for value in shifted[1:]:
+            word = word | value
+        return [share(tirx.reinterpret(f"uint8x{self.lanes * QUAD}", share(word)))]
+
     def add(self, cell: Cell, row: Sequence[Expr], weights: Sequence[Expr]) -> None:
         """One step of a vector of sums."""
         wide = f"int32x{self.lanes}"
-        for a, w in zip(row, weights, strict=True):
+        for a, w in zip(row, weights, strict=False):  # taps that are not there have no part of their own
             if self.kind == "vnni":
                 cell.set(T.call_llvm_pure_intrin(wide, f"llvm.x86.avx512.vpdpbusd.{self.lanes * 32}", cell.value, a, w))
             elif self.kind == "usdot":
@@ -348,6 +365,36 @@ class Tiles:
         """The sums of a row, counted over the strips, as ``count`` blocks in vectors."""
         lanes = self.multiplier.dots.lanes
         return [load(self.held, [number * (HELD * BLOCK) + v * lanes], lanes) for v in range(count * BLOCK // lanes)]
+
+
+# -- images ---------------------------------------------------------------------------------------------------------------------
+
+
+def copied_rows(
+    x: Buffer, at: tuple[Expr, Expr], shape: Sequence[Dim], geometry: Geometry, extent: tuple[int, int], padding: int
+) -> Buffer:
+    """A copy, as one axis, of part of an image with its channels last, padding included; `SLACK` bytes follow.
+
+    Args:
+        x: flat, of the shape ``[n, h, w, c]``.
+        at: the image, and the first row to copy, counted with padding.
+        extent: rows and columns to copy; the columns from the first one on, counted with padding.
+    """
+    (_, h, w, c), (top, left), (height, width), (image, first) = shape, geometry.before, extent, at
+    before, pitch = min(left, width), width * c
+    inside = min(w, width - before)
+    copy = T.alloc_buffer((height * pitch + SLACK,), "uint8")
+    with T.serial(height) as row:
+        source, to = share(first + row - top), row * pitch
+        with T.If(tirx.And(source >= 0, source < h)):
+            with T.Then():
+                begin = share((image * h + source) * (w * c))
+                copy_run(copy, [], to, before * c, LINE, None, padding)
+                copy_run(copy, [], to + before * c, inside * c, LINE, lambda i, n: load(x, [begin + i], n))
+                copy_run(copy, [], to + (before + inside) * c, pitch - (before + inside) * c, LINE, None, padding)
+            with T.Else():
+                copy_run(copy, [], to, pitch, LINE, None, padding)
+    return copy
 
 
 # -- results -----------------------------------------------------------------------------------------------------------------

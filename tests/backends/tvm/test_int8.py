@@ -5,16 +5,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mlec.backends.tvm.backend import TVMBackend
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.conv_int8 import Int8ConvSchedule, conv_int8, conv_packing
+from mlec.backends.tvm.kernels.depthwise_int8 import DepthwiseInt8Schedule, depthwise_int8, pack_depthwise
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
 from mlec.backends.tvm.kernels.gemm_int8 import Int8Schedule, gemm_int8
 from mlec.backends.tvm.kernels.int8 import Dots, Packed, has_amx
 from mlec.backends.tvm.kernels.pool_int8 import max_pool_int8
 from mlec.backends.tvm.kernels.vector import cast_to
 from mlec.backends.tvm.target import TargetInfo
-from mlec.ir import OPS
+from mlec.ir import OPS, GraphBuilder, TensorType, run_graph
+from mlec.ir.dtype import DType
 from mlec.processor import needed_flags, what_is_missing
+from mlec.runtime.executable import Executable
+from mlec.target import Target
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel, geometry
 
 NAMED = ("x86-64", "x86-64-v3", "x86-64-v4", "alderlake", "cascadelake")
@@ -137,6 +142,50 @@ def test_convolution(way, name):
             x, packed.pack(w), packed.offsets(w, 200), out=want.shape, dtype="int32"
         )  # fmt: skip
         np.testing.assert_array_equal(got, want)
+
+
+DEPTHWISE = {
+    "3 x 3": ((2, 9, 20, 48), (3, 3, 1, 48), {"pads": (1, 1, 1, 1)}),
+    "stride": ((1, 11, 13, 20), (3, 3, 1, 20), {"strides": (2, 2), "pads": (0, 1, 1, 1)}),
+    "dilation": ((1, 9, 9, 16), (2, 3, 1, 16), {"dilations": (1, 2)}),
+    "long": ((1, 8, 9, 37), (7, 5, 1, 37), {"pads": (3, 2, 3, 2)}),
+}
+
+
+@pytest.mark.parametrize("name", DEPTHWISE)
+@pytest.mark.parametrize("where", TARGETS)
+def test_depthwise_convolution(name, where):
+    target, (x_shape, w_shape, attrs) = TARGETS[where], DEPTHWISE[name]
+    if missing := what_is_missing(needed_flags(target.triple, target.features)):
+        pytest.skip(missing)
+    attrs = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1), "groups": x_shape[3], **attrs}
+    g = geometry(attrs["strides"], attrs["pads"], attrs["dilations"])
+    x, w = values(x_shape, "uint8"), values(w_shape, "int8", 1)
+    shape = (tirx.Var("n", "int64"), *x_shape[1:])
+    first = next(DepthwiseInt8Schedule.candidates(shape, w_shape, g, target))
+    want = reference("conv_int8", x, w, zero_point=255, **attrs)
+    offsets = Packed(1, w_shape[3], w_shape[0] * w_shape[1], 1).offsets(w, 255)
+    for schedule in (first, replace(first, parts=2)):
+        kernel = depthwise_int8(shape, w_shape, g, 255, target, schedule=schedule)
+        got = compile_kernel(kernel, target)(x, pack_depthwise(w), offsets, out=want.shape, dtype="int32")
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("zero_point", [0, 255, 128, 7])
+def test_quantize_equals_its_reference(zero_point):
+    """At and around halves, beyond the bounds, infinities, and NaN of any kind."""
+    b, scale = GraphBuilder("g"), 0.125
+    x = np.concatenate([np.arange(-3000, 3000) / 16, [np.inf, -np.inf, 1e30, -1e30]]).astype(np.float32)
+    x = np.concatenate([x, np.array([0x7F800001, 0x7FC00055, 0xFFFFFFFF], np.uint32).view(np.float32)])
+    given = b.input("x", TensorType((len(x),), DType.F32))
+    results = [b("quantize", given, scale=scale, zero_point=zero_point, dtype=DType.U8)]
+    results.append(b("quantize", given, scale=scale, zero_point=zero_point - 128, dtype=DType.I8))
+    results += [b("dequantize", q, scale=scale, zero_point=0) for q in results]
+    graph = b.finish(results)
+    module = TVMBackend().compile(graph, Target())
+    got = Executable(module.program, module.objects, module.constants, num_threads=1).run([x])
+    for ours, theirs in zip(got, run_graph(graph, [x]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 64, 100])
