@@ -43,8 +43,12 @@ _ITEM_SIZE: Final = {name: int(text[2:]) for name, text in _NUMPY_NAMES.items()}
 DTYPES: Final = tuple(_ITEM_SIZE)
 """Names of the element types that a tensor can have. ``bool`` takes one byte, 0 or 1."""
 
-CODECS: Final = ("raw", "zstd")
+HALVES: Final = ("f16", "bf16")
+"""Codecs of f32 tensors whose numbers are all numbers of 16 bits, and stored so."""
+CODECS: Final = ("raw", "zstd", *HALVES)
 """How a tensor's bytes can be stored."""
+MIN_HALVED: Final = 4096
+"""Elements of a tensor from which on half the bytes are worth a copy when it is read."""
 
 _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 _UInt = Annotated[int, msgspec.Meta(ge=0)]
@@ -156,7 +160,11 @@ def check_index(entries: Sequence[TensorEntry], section_size: int, *, compressed
             raise broken("E_TENSOR_RAW", f"shape and dtype need {needed} bytes, the entry says raw = {entry.raw}")
         if entry.codec == "raw" and entry.size != entry.raw:
             raise broken("E_TENSOR_SIZE", f"a raw tensor takes raw = {entry.raw} bytes, the entry says {entry.size}")
-        if entry.codec != "raw" and not compression.plausible(entry.size, entry.raw):
+        if entry.codec in HALVES and (entry.dtype != "f32" or 2 * entry.size != entry.raw):
+            raise broken(
+                "E_TENSOR_SIZE", f"f32 in 16 bits takes half of raw = {entry.raw} bytes, the entry says {entry.size}"
+            )
+        if entry.codec == "zstd" and not compression.plausible(entry.size, entry.raw):
             raise broken("E_TENSOR_RATIO", f"{entry.size} bytes cannot hold {entry.raw}")
         if entry.off != align_up(end, ALIGNMENT):
             raise broken("E_TENSOR_PLACEMENT", f"it must start at {align_up(end, ALIGNMENT)}, it starts at {entry.off}")
@@ -169,9 +177,10 @@ def check_index(entries: Sequence[TensorEntry], section_size: int, *, compressed
             code="E_WEIGHTS_END",
         )
     decoded = [entry.raw for entry in entries if entry.codec != "raw"]
-    if bool(decoded) != compressed:
+    frames = sum(entry.codec == "zstd" for entry in entries)
+    if bool(frames) != compressed:
         raise CorruptedFileError(
-            f"{len(decoded)} tensors are compressed, the header says {'some' if compressed else 'none'}",
+            f"{frames} tensors are compressed, the header says {'some' if compressed else 'none'}",
             code="E_CODEC_WEIGHTS",
         )
     if sum(decoded) > limits.DECODED_WEIGHTS:
@@ -188,7 +197,8 @@ def plan(
 
     Args:
         tensors: the weights by name.
-        compress: store as a zstd frame what that makes clearly smaller; the others stay as they are, to be mapped.
+        compress: store as a zstd frame what that makes clearly smaller; the others stay as they are, to be mapped. Large tensors of f32
+            whose numbers are all f16 or bf16 are stored in 16 bits in any case.
 
     Returns:
         the index, the stored bytes of each tensor (in C order and little endian; copied only where the array is not), and
@@ -222,8 +232,12 @@ def plan(
             )
         contiguous = np.asarray(array, dtype=numpy_dtype(dtype), order="C")
         data = contiguous.reshape(-1).view(np.uint8).data
+        codec, stored = "raw", data
+        if halved := _in_halves(contiguous):
+            codec, stored = halved
         frame = compression.encode(data) if compress and data.nbytes else None
-        stored = data if frame is None else memoryview(frame)
+        if frame is not None and len(frame) < stored.nbytes:
+            codec, stored = "zstd", memoryview(frame)
         off = align_up(end, ALIGNMENT)
         entries.append(
             TensorEntry(
@@ -232,7 +246,7 @@ def plan(
                 shape=contiguous.shape,
                 off=off,
                 size=stored.nbytes,
-                codec="raw" if frame is None else "zstd",
+                codec=codec,
                 raw=data.nbytes,
                 crc32=zlib.crc32(data),
                 sha256=hashlib.sha256(data).hexdigest(),
@@ -241,6 +255,33 @@ def plan(
         payloads.append(stored)
         end = off + stored.nbytes
     return entries, payloads, end
+
+
+def _in_halves(array: np.ndarray[Any, Any]) -> tuple[str, memoryview] | None:
+    """The codec and the bytes of an array of f32 whose numbers are all numbers of 16 bits, bit for bit; None of any other."""
+    if array.dtype != np.float32 or array.size < MIN_HALVED:
+        return None
+    words = array.reshape(-1).view(np.uint32)
+    if not (words & 0xFFFF).any():
+        return "bf16", (words >> 16).astype("<u2").view(np.uint8).data
+    with np.errstate(over="ignore"):
+        half = array.reshape(-1).astype("<f2")
+    if np.array_equal(half.astype(np.float32).view(np.uint32), words):
+        return "f16", half.view(np.uint8).data
+    return None
+
+
+def _widened(data: _Bytes, codec: str) -> Iterator[memoryview]:
+    """The bytes of f32 that are stored in 16 bits, piece by piece."""
+    for start in range(0, data.size, _PIECE):
+        part = data[start : start + _PIECE]
+        if codec == "bf16":
+            yield (part.view("<u2").astype("<u4") << 16).view(np.uint8).data
+        else:
+            yield part.view("<f2").astype("<f4").view(np.uint8).data
+
+
+_PIECE = 1 << 20
 
 
 def chunks(entries: Sequence[TensorEntry], payloads: Sequence[memoryview]) -> Iterator[bytes | memoryview]:
@@ -255,7 +296,7 @@ def chunks(entries: Sequence[TensorEntry], payloads: Sequence[memoryview]) -> It
 class Tensors(Mapping[str, np.ndarray[Any, Any]]):
     """The tensors of an open file by name, as read-only arrays.
 
-    Those stored as they are share the file's memory and keep it alive. Compressed ones are decoded when they are asked for, into
+    Those stored as they are share the file's memory and keep it alive. Others are decoded when they are asked for, into
     memory that lasts as long as somebody uses it. A tensor's own checksums are compared when it is first asked for, unless
     `check_all` has done so before.
 
@@ -332,6 +373,8 @@ class Tensors(Mapping[str, np.ndarray[Any, Any]]):
         stored = self._stored(entry).data
         if entry.codec == "raw":
             return [stored]
+        if entry.codec in HALVES:
+            return _widened(self._stored(entry), entry.codec)
         return compression.pieces(stored, entry.raw, what=f"tensor {entry.name[:80]!r}", code="E_TENSOR_ZSTD")
 
     def _decode(self, entry: TensorEntry) -> _Bytes:

@@ -129,7 +129,7 @@ def write(
     entries, payloads, weights_size = weights.plan(tensors, compress=compress)
     graph_bytes = documents.dump_graph(graph, entries)
     kernel_bytes = kernel_table.build(kernels, len(targets), hash_section("graph", graph_bytes).root())
-    codecs = {"weights": int(any(entry.codec != "raw" for entry in entries))}
+    codecs = {"weights": int(any(entry.codec == "zstd" for entry in entries))}
     plain: dict[str, Plain] = {"weights": Plain(weights_size, lambda: weights.chunks(entries, payloads))}
     for name, data in (("graph", graph_bytes), ("kernels", kernel_bytes)):
         check_size(name, len(data))

@@ -364,10 +364,13 @@ def check_weights(document: Any, weights: bytes, compressed: bool) -> None:
         names.add(name)
         check(entry["dtype"] in WIDTHS, "E_TENSOR_DTYPE")
         check(len(shape) <= 32 and max(shape, default=0) <= 2**48, "E_TENSOR_SHAPE")
-        check(entry["codec"] in ("raw", "zstd"), "E_TENSOR_CODEC")
+        check(entry["codec"] in ("raw", "zstd", "f16", "bf16"), "E_TENSOR_CODEC")
         check(raw == prod(shape) * WIDTHS[entry["dtype"]], "E_TENSOR_RAW")
         if entry["codec"] == "raw":
             check(size == raw, "E_TENSOR_SIZE")
+        elif entry["codec"] in ("f16", "bf16"):
+            check(entry["dtype"] == "f32" and 2 * size == raw, "E_TENSOR_SIZE")
+            total += raw
         else:
             check(0 < size < raw <= max(MIB, 1024 * size), "E_TENSOR_RATIO")
             some, total = True, total + raw
@@ -382,6 +385,10 @@ def check_weights(document: Any, weights: bytes, compressed: bool) -> None:
         check(not any(weights[end : entry["off"]]), "E_WEIGHTS_PADDING")
         end = entry["off"] + entry["size"]
         value = weights[entry["off"] : end]
+        if entry["codec"] == "f16":
+            value = b"".join(struct.pack("<f", x) for (x,) in struct.iter_unpack("<e", value))
+        if entry["codec"] == "bf16":
+            value = b"".join(b"\0\0" + value[at : at + 2] for at in range(0, len(value), 2))
         if entry["codec"] == "zstd":
             value = frame_content(value, entry["raw"], entry["raw"], "E_TENSOR_ZSTD", "E_TENSOR_ZSTD")
         check(zlib.crc32(value) == entry["crc32"], "E_TENSOR_CRC")
