@@ -24,6 +24,9 @@ BINS = 2048
 CANDIDATES = 96
 """Ranges that a search tries."""
 
+NEVER = 1e-9
+"""Probability of what should not occur at all, where its logarithm is taken."""
+
 Range = tuple[float, float]
 
 
@@ -99,36 +102,39 @@ def by_squared_error(histogram: Histogram, percentile: float = 100.0) -> Range:
 def divergence(counts: Array, first: int, last: int) -> float:
     """How much is lost (Kullback-Leibler, in nats) when the bins ``first`` up to ``last`` are kept, in `LEVELS` groups of equal width.
 
-    What lies outside counts at the ends, as clipping puts it there. A group spreads its numbers evenly over those of its bins that hold
+    What lies outside counts at the ends, as clipping puts it there. A group spreads its own numbers evenly over those of its bins that hold
     any.
     """
     kept = counts[first:last].astype(np.float64)
-    groups = np.arange(last - first) * LEVELS // (last - first)
-    occupied = kept > 0
-    sums = np.bincount(groups, kept, minlength=LEVELS)
-    sharing = np.bincount(groups, occupied, minlength=LEVELS)
-    spread = np.where(occupied, sums[groups] / np.maximum(sharing[groups], 1), 0.0)
     clipped = kept.copy()
     clipped[0] += counts[:first].sum()
     clipped[-1] += counts[last:].sum()
+    groups = np.arange(last - first) * LEVELS // (last - first)
+    occupied = clipped > 0
+    sums = np.bincount(groups, kept, minlength=LEVELS)
+    sharing = np.bincount(groups, occupied, minlength=LEVELS)
+    spread = np.where(occupied, sums[groups] / np.maximum(sharing[groups], 1), 0.0)
     total, of_kept = clipped.sum(), kept.sum()
     if not of_kept:
         return float("inf")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        parts = np.where(clipped > 0, clipped / total * np.log((clipped / total) / (spread / of_kept)), 0.0)
-    return float(np.sum(parts))
+    wanted, given = clipped[occupied] / total, np.maximum(spread[occupied] / of_kept, NEVER)
+    return float(np.sum(wanted * np.log(wanted / given)))
 
 
 def by_entropy(histogram: Histogram, percentile: float = 100.0) -> Range:
-    """Narrows both ends together; 0 stays inside."""
+    """Narrows both ends together; 0 stays inside. It is exact in any range, so the many zeros behind a ReLU do not count."""
     step = (histogram.high - histogram.low) / BINS
     zero = min(max(round(-histogram.low / step), 0), BINS) if step > 0 else 0
+    counts = histogram.counts.copy()
+    at = min(max(int(-histogram.low / step), 0), BINS - 1) if step > 0 else 0
+    beside = np.delete(counts[max(at - 2, 0) : at + 3], at - max(at - 2, 0))
+    counts[at] = min(counts[at], int(beside.mean()))
     best, least = (0, BINS), np.inf
     for part in np.linspace(1.0, LEVELS / BINS, CANDIDATES):
         first, last = round(zero * (1 - part)), round(zero + (BINS - zero) * part)
         if last - first < LEVELS:
             break
-        lost = divergence(histogram.counts, first, last)
+        lost = divergence(counts, first, last)
         if lost < least:
             best, least = (first, last), lost
     return histogram.low + step * best[0], histogram.low + step * best[1]

@@ -18,11 +18,14 @@ from mlec.passes.quantize.layers import Layer, find_layers
 from mlec.passes.quantize.numbers import Affine
 from mlec.passes.quantize.observers import METHODS, Histogram, check_method
 from mlec.passes.quantize.plans import Plan, plan_of
+from mlec.passes.quantize.race import Times, race
 from mlec.passes.quantize.statistics import Batch, Place, Watched, histograms, made_inputs, watch
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance
 
 BETTER = 1.0
 """Decibels that balancing must be worth."""
+SLOWER = 1.05
+"""A layer may take so many times as long as in float32: within the noise, and its weights take a quarter of the memory."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,17 @@ class QuantizeInt8(Pass):
             )
         plans = self.plans(graph, layers, batches, context)
         judged = signal_to_noise(graph, [plan for found in plans.values() for plan in found], batches, context)
+        best = [self.best(plans[layer], judged) for layer in layers]
+        rows = max((len(array) for batch in batches for array in batch if array.ndim), default=1)
+        times = race([plan for plan in best if self.keeps(judged[plan])], rows, context) if self.measure else {}
         chosen: list[Plan] = []
         findings: list[Mapping[str, Any]] = []
-        for layer in layers:
-            plan = _best(plans[layer], judged)
-            kept, reason = self.decide(judged[plan])
-            message = f"{layer.node.name} {'on 8 bits' if kept else 'stays in float32'}: {reason}"
-            remarks.append(Remark("applied" if kept else "missed", message, layer.node.loc, self.name))
-            findings.append(self.finding(plan, judged[plan], kept, reason))
+        for plan in best:
+            kept, reason = self.decide(judged[plan], times.get(plan))
+            node, what = plan.layer.node, "on 8 bits" if plan.kind == "int8" else "with weights of 8 bits"
+            message = f"{node.name} {what if kept else 'stays in float32'}: {reason}"
+            remarks.append(Remark("applied" if kept else "missed", message, node.loc, self.name))
+            findings.append(self.finding(plan, judged[plan], times.get(plan), kept, reason))
             if kept:
                 chosen.append(plan)
         return PassResult(emit(graph, chosen) if chosen else graph, tuple(remarks), tuple(findings))
@@ -78,7 +84,9 @@ class QuantizeInt8(Pass):
     def plans(
         self, graph: Graph, layers: Sequence[Layer], batches: Sequence[Batch], context: PassContext
     ) -> dict[Layer, list[Plan]]:
-        """The ways to compute each layer on 8 bits: as it is, and balanced where its input channels are uneven."""
+        """The ways to compute each layer, the preferred ones first: on 8 bits, also balanced where its input channels are uneven; a product
+        with its weights in 8 bits only.
+        """
         sources = {layer: source_of(graph, layer.input) for layer in layers}
         places: list[Place] = [(layer.input, layer.channel_axis) for layer in layers]
         places += [(source, -1) for layer, source in sources.items() if source is not layer.input]
@@ -93,6 +101,8 @@ class QuantizeInt8(Pass):
             if not layer.is_conv and layer.input in divisors:
                 affine = self.affine(balanced[layer.input])
                 plans[layer].append(plan_of(layer, "int8", affine, mean, divisors[layer.input]))
+            if not layer.is_conv:
+                plans[layer].append(plan_of(layer, "weights", ranges[sources[layer]], mean))
         return plans
 
     def divisors(self, layers: Sequence[Layer], seen: Mapping[Place, Watched]) -> dict[Value, Array]:
@@ -106,15 +116,35 @@ class QuantizeInt8(Pass):
     def affine(self, histogram: Histogram) -> Affine:
         return Affine.of(*METHODS[self.method](histogram, self.percentile))
 
-    def decide(self, sqnr: float) -> tuple[bool, str]:
+    def keeps(self, sqnr: float) -> bool:
+        """Whether results are near enough; NaN is not."""
+        return sqnr >= self.min_sqnr
+
+    def best(self, plans: Sequence[Plan], judged: Mapping[Plan, float]) -> Plan:
+        """The first way that keeps the results, or else the first; balanced only where that is clearly better."""
+        plain, *others = plans
+        balanced = next(
+            (plan for plan in others if plan.kind == "int8" and judged[plan] > judged[plain] + BETTER), None
+        )
+        first = balanced or plain
+        weights = next((plan for plan in others if plan.kind == "weights"), None)
+        return (
+            weights if weights is not None and not self.keeps(judged[first]) and self.keeps(judged[weights]) else first
+        )
+
+    def decide(self, sqnr: float, times: Times | None) -> tuple[bool, str]:
         """Whether a layer may work on 8 bits, and why."""
         if math.isnan(sqnr):
             return False, "its results on the calibration data are not finite"
-        if sqnr < self.min_sqnr:
+        if not self.keeps(sqnr):
             return False, f"{sqnr:.1f} dB between its results and their error, less than {self.min_sqnr:g}"
-        return True, f"{sqnr:.1f} dB between its results and their error"
+        near = f"{sqnr:.1f} dB between its results and their error"
+        if times is None:
+            return True, near
+        taken = f"{times[1] * 1e6:.3g} us against {times[0] * 1e6:.3g} us in float32"
+        return (True, f"{near}, {taken}") if times[1] <= times[0] * SLOWER else (False, f"slower on 8 bits: {taken}")
 
-    def finding(self, plan: Plan, sqnr: float, kept: bool, reason: str) -> dict[str, Any]:
+    def finding(self, plan: Plan, sqnr: float, times: Times | None, kept: bool, reason: str) -> dict[str, Any]:
         layer = plan.layer
         leaves = layer.node.loc.leaves
         return {
@@ -125,17 +155,12 @@ class QuantizeInt8(Pass):
             "method": self.method + (" balanced" if plan.divisor is not None else ""),
             "scale": plan.input.scale,
             "zero_point": plan.input.zero_point,
-            "sqnr_db": sqnr if math.isfinite(sqnr) else None,
+            "sqnr_db": round(sqnr, 2) if math.isfinite(sqnr) else None,
+            "float32_us": round(times[0] * 1e6, 3) if times is not None else None,
+            "int8_us": round(times[1] * 1e6, 3) if times is not None else None,
             "decision": plan.kind if kept else "float32",
             "reason": reason,
         }
-
-
-def _best(plans: Sequence[Plan], judged: Mapping[Plan, float]) -> Plan:
-    """The plain one, unless another is clearly better."""
-    plain = plans[0]
-    best = max(plans, key=lambda plan: -math.inf if math.isnan(judged[plan]) else judged[plan])
-    return best if judged[best] > judged[plain] + BETTER else plain
 
 
 def _batches(graph: Graph, calibration: Any) -> list[list[Array]]:
