@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -21,6 +22,9 @@ from mlec.artifact.header import DIGEST_SHA256_TREE, SIG_ED25519, Header
 from mlec.artifact.keyring import Keyring, TrustedKey
 from mlec.artifact.small_files import read_small
 from mlec.errors import CorruptedFileError, RuntimeUnavailableError, SecurityError, UsageError
+
+PASSWORD: Final = "MLEC_KEY_PASSWORD"
+"""Name of the environment variable that holds the password of secret keys."""
 
 _DOMAIN: Final = b"mle:artifact:v1\0"
 _MAGIC: Final = b"MLES"
@@ -115,19 +119,28 @@ class Signer:
         return given if isinstance(given, cls) else cls.read(given)  # type: ignore[arg-type]
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Signer:
-        """The key in a file: PEM, PKCS #8, without a password.
+    def read(cls, path: str | os.PathLike[str], ask: Callable[[], str] | None = None) -> Signer:
+        """The key in a file: PEM, PKCS #8.
+
+        Args:
+            path: the file.
+            ask: gives the password of a key that has one; by default it is that of the environment variable `PASSWORD`.
 
         Raises:
-            SecurityError: ``E_KEY_MODE``: others can read the file.
-            UsageError: ``E_KEY_FILE``: it cannot be read, or holds no such key.
+            SecurityError: ``E_KEY_MODE``: others can read the file; ``E_KEY_PASSWORD``: the password is wrong.
+            UsageError: ``E_KEY_FILE``: it cannot be read, or holds no such key; ``E_KEY_PASSWORD``: no password is given.
         """
         data = read_secret(path)
         ed25519, serialization = _library()
+        password = _password(path, ask) if b"ENCRYPTED PRIVATE KEY" in data else None
         try:
-            key = serialization.load_pem_private_key(data, None)
-        except (ValueError, TypeError) as error:  # TypeError: it has a password
-            raise _no_key(path, f"it is no PEM file of a private key without a password: {error}") from None
+            key = serialization.load_pem_private_key(data, password)
+        except (ValueError, TypeError) as error:
+            if password is not None and "password" in str(error).lower():
+                raise SecurityError(
+                    f"the password is not that of {os.fsdecode(path)}", code="E_KEY_PASSWORD", hint="try again"
+                ) from None
+            raise _no_key(path, f"it is no PEM file of a private key: {error}") from None
         if not isinstance(key, ed25519.Ed25519PrivateKey):
             raise _no_key(path, f"it holds a key of another kind: {type(key).__name__}")
         return cls(key.private_bytes_raw())
@@ -246,14 +259,23 @@ def _message(header: Header, metadata_root: bytes, key: bytes, attributes: bytes
 # -- keys in files -----------------------------------------------------------------------------------------------------
 
 
-def generate() -> tuple[bytes, bytes]:
-    """A new key: the PEM text of the private one, and the 32 bytes of the public one."""
+def generate(password: str = "") -> tuple[bytes, bytes]:
+    """A new key: the PEM text of the private one, protected by the password if there is one, and the 32 bytes of the public one."""
     ed25519, serialization = _library()
     key = ed25519.Ed25519PrivateKey.generate()
-    pem: bytes = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    protection = serialization.BestAvailableEncryption(password.encode()) if password else serialization.NoEncryption()
+    pem: bytes = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
     return pem, key.public_key().public_bytes_raw()
+
+
+def _password(path: str | os.PathLike[str], ask: Callable[[], str] | None) -> bytes:
+    password = os.environ.get(PASSWORD) or (ask() if ask else "")
+    if not password:
+        raise UsageError(
+            f"{os.fsdecode(path)} is protected by a password", code="E_KEY_PASSWORD",
+            hint=f"the environment variable {PASSWORD} gives it; `mlec sign` asks for it on a terminal",
+        )  # fmt: skip
+    return password.encode()
 
 
 def read_secret(path: str | os.PathLike[str]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import click
 
 from mlec.capabilities import COMPILABLE_FILES, PRECISIONS, TARGETS, offered_precisions
 from mlec.cli.output import json_option, print_json, print_pairs, size_text, time_text
+from mlec.cli.signing import read_signer
 from mlec.reporting.units import plural
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ MODEL is a file of one of these kinds; its content decides which. Pickles need -
 {chr(10).join(f"  {name}: {files}" for name, files in COMPILABLE_FILES.items())}
 """
 TARGET_HELP = f"{', '.join(form for forms in TARGETS.values() for form in forms)} ...: see `mlec targets`."
-PRECISION_HELP = f"{', '.join(offered_precisions())}; not offered yet: {', '.join(sorted(set(PRECISIONS) - set(offered_precisions())))}."
+PRECISION_HELP = "; ".join(f"{name}: {meaning}" for name, meaning in PRECISIONS.items() if meaning) + "."
 
 
 def check_target(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
@@ -72,6 +74,10 @@ def check_target(context: click.Context, option: click.Parameter, value: str | N
 @click.option("--compress", type=click.Choice(["zstd"]), help="Compress the file: what gets clearly smaller.")
 @click.option("--sign", type=PATH, help="Secret key to sign the file with: see `mlec keygen`.")
 @click.option("--encrypt-key-file", type=PATH, help="Encrypt the file with the key in this one.")
+@click.option(
+    "--cipher", type=click.Choice(["AES-256-GCM", "ChaCha20-Poly1305"], case_sensitive=False),
+    help="What to encrypt with. [default: AES-256-GCM]",
+)  # fmt: skip
 @click.option("--report", type=PATH, help="Also write the report: .html, .json or .txt.")
 @click.option("--trust-pickle", is_flag=True, help="Allow a pickled model to execute its code.")
 @click.option("--model-class", metavar="pkg.mod:Class", help="The class whose state dict the file holds.")
@@ -91,7 +97,7 @@ def check_target(context: click.Context, option: click.Parameter, value: str | N
 @json_option
 def compile_command(
     model: Path, output: Path | None, target: str, precision: str, shapes: Sequence[str], example: Path | None, calibration: Path | None,
-    passes: str, tune: int, compress: str | None, sign: Path | None, encrypt_key_file: Path | None, report: Path | None,
+    passes: str, tune: int, compress: str | None, sign: Path | None, encrypt_key_file: Path | None, cipher: str | None, report: Path | None,
     trust_pickle: bool, model_class: str | None, fixed_batch: bool, no_validate: bool, measure_passes: bool, stabilize: bool,
     ranges: Sequence[str], as_json: bool,
 ) -> None:  # fmt: skip
@@ -101,13 +107,20 @@ def compile_command(
         raise click.UsageError(f"the output {output} is the model itself: name another file with -o")
 
     import mlec
-    from mlec.artifact import Storage
+    from mlec.artifact import EncryptionKey, Storage
     from mlec.artifact.atomic import check_replaceable
     from mlec.cli.files import examples
     from mlec.report import check_report_name
 
     # Whatever can go wrong at the end is found before the long work.
-    saving: dict[str, Any] = {"compression": compress, "sign_key": sign, "encryption_key": encrypt_key_file}
+    saving: dict[str, Any] = {"compression": compress}
+    if sign is not None:
+        saving["sign_key"] = read_signer(sign)
+    if encrypt_key_file is not None:
+        key = EncryptionKey.of(encrypt_key_file)
+        saving["encryption_key"] = replace(key, cipher=cipher or key.cipher)
+    elif cipher is not None:
+        raise click.UsageError("--cipher goes with --encrypt-key-file")
     Storage.of(saving)
     if report is not None:
         check_report_name(report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import click
 from mlec.cli.output import json_option, print_json, print_pairs, print_table, size_text
 
 if TYPE_CHECKING:
-    from mlec.artifact import TrustedKey
+    from mlec.artifact import Signer, TrustedKey
 
 PATH = click.Path(path_type=Path)
 
@@ -20,18 +21,24 @@ PATH = click.Path(path_type=Path)
 @click.argument("output", type=PATH)
 @click.option("--label", help="A name for the key. [default: OUTPUT's name]")
 @click.option("--encryption", is_flag=True, help="Make a key to encrypt with: OUTPUT.key alone.")
+@click.option(
+    "--password", is_flag=True, help="Protect the key to sign with by a password. [asked for, or MLEC_KEY_PASSWORD]"
+)
 @json_option
-def keygen_command(output: Path, label: str | None, encryption: bool, as_json: bool) -> None:
+def keygen_command(output: Path, label: str | None, encryption: bool, password: bool, as_json: bool) -> None:
     """Make a key to sign with: OUTPUT.key, which is secret, and OUTPUT.pub, which those who are to trust it get."""
     if encryption:
+        if password:
+            raise click.UsageError("--password goes with keys to sign with: an encryption key has none")
         _encryption_key(_beside(output, ".key"), as_json)
         return
     from mlec.artifact import TrustedKey
-    from mlec.artifact.signing import generate
+    from mlec.artifact.signing import PASSWORD, generate
     from mlec.errors import UsageError
 
     secret, public = (_beside(output, ending) for ending in (".key", ".pub"))
-    pem, raw = generate()
+    given = (os.environ.get(PASSWORD) or _asked("Password of the key", confirm=True)) if password else ""
+    pem, raw = generate(given)
     key = TrustedKey(raw, label or secret.stem)
     try:
         TrustedKey.parse(key.line())
@@ -53,6 +60,22 @@ def keygen_command(output: Path, label: str | None, encryption: bool, as_json: b
             ("key id", key.key_id),
         ]
     )
+
+
+def read_signer(path: Path) -> Signer:
+    """The key in a file; its password, if it has one, is asked for."""
+    from mlec.artifact import Signer
+
+    return Signer.read(path, lambda: _asked(f"Password of {path}"))
+
+
+def _asked(question: str, confirm: bool = False) -> str:
+    """What the user types, unseen; nothing where there is no terminal to ask on."""
+    if not sys.stdin.isatty():
+        if confirm:
+            raise click.UsageError("there is no terminal to ask for the password: MLEC_KEY_PASSWORD gives it")
+        return ""
+    return str(click.prompt(question, hide_input=True, confirmation_prompt=confirm, err=True))
 
 
 def _beside(output: Path, ending: str) -> Path:
@@ -103,10 +126,10 @@ def sign_command(
     """Sign MODEL (.mle): where the key is trusted, its machine code runs. A signature that it has is replaced."""
     from dataclasses import replace
 
-    from mlec.artifact import Attributes, Signer, sign
+    from mlec.artifact import Attributes, sign
 
     attributes = Attributes(signer, created, model_name, model_version)
-    found = replace(Signer.read(key), attributes=attributes)
+    found = replace(read_signer(key), attributes=attributes)
     saved = sign(model, found, output)
     if as_json:
         print_json(

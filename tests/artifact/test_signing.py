@@ -376,13 +376,30 @@ def test_keys_in_files(tmp_path: Path) -> None:
         assert code_of(lambda: Signer.read(path)) == "E_KEY_MODE"
 
 
+def test_keys_with_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "k.key"
+    pem, public = generate("a secret é")
+    path.write_bytes(pem)
+    path.chmod(0o600)
+    monkeypatch.delenv("MLEC_KEY_PASSWORD", raising=False)
+    assert Signer.read(path, lambda: "a secret é").public == public
+    with pytest.raises(UsageError, match="protected by a password") as missing:
+        Signer.read(path)
+    with pytest.raises(SecurityError, match="not that of") as wrong:
+        Signer.read(path, lambda: "another")
+    assert missing.value.code == wrong.value.code == "E_KEY_PASSWORD"
+    monkeypatch.setenv("MLEC_KEY_PASSWORD", "a secret é")
+    assert Storage.of({"sign_key": path}).signer == Signer.read(path)
+    assert "a secret" not in repr(Signer.read(path)) + wrong.value.render()
+
+
 def test_files_that_are_no_keys(tmp_path: Path) -> None:
     private = ed25519.Ed25519PrivateKey.generate()
     pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     odd = {
         "empty": b"", "text": b"key", "long": b"x" * 20_000,
         "public": private.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo),
-        "password": private.private_bytes(pem, pkcs8, serialization.BestAvailableEncryption(b"secret")),
+        "cut": private.private_bytes(pem, pkcs8, serialization.NoEncryption())[:-50],
         "other": ec.generate_private_key(ec.SECP256R1()).private_bytes(pem, pkcs8, serialization.NoEncryption()),
     }  # fmt: skip
     for name, data in odd.items():

@@ -92,6 +92,24 @@ def test_keygen(mlec: Run, key: Path, tmp_path: Path) -> None:
     assert "BEGIN" not in str(done)
 
 
+def test_a_key_with_a_password(mlec: Run, tmp_path: Path, iris: Iris) -> None:
+    secret = {"MLEC_KEY_PASSWORD": "secret"}
+    assert mlec("keygen", tmp_path / "k", "--password", env=secret).code == 0
+    assert "ENCRYPTED" in (tmp_path / "k.key").read_text()
+    words = ("sign", iris.mle, "--key", tmp_path / "k.key", "-o", tmp_path / "m.mle")
+    assert mlec(*words, env=secret).code == 0
+    mlec(*words, env={"MLEC_KEY_PASSWORD": "other"}).error("E_KEY_PASSWORD")
+    mlec(*words).error("E_KEY_PASSWORD")  # there is no terminal to ask on
+    assert mlec("keygen", tmp_path / "n", "--password").code == 2
+    assert not (tmp_path / "n.key").exists()
+
+
+def test_policies(other: Command, key: Path, iris: Iris, tmp_path: Path) -> None:
+    for words in (("verify", iris.mle), ("run", iris.mle, iris.csv)):
+        other(*words, "--require-signature").error("E_UNSIGNED")
+        other(*words, "--require-native").error("E_UNTRUSTED_NATIVE")
+
+
 def test_the_keyring(other: Command, key: Path, tmp_path: Path) -> None:
     assert "no key is trusted" in other("trust", "list").out
     public = tmp_path / "acme.pub"
@@ -167,6 +185,8 @@ def test_encrypted_models(mlec: Run, iris: Iris, tmp_path: Path) -> None:
     assert "built by this user" in opened.out
     assert mlec("sign", model, "--key", _signing_key(mlec, tmp_path)).code == 0, "needs no key to decrypt"
     assert "not in the keyring" in mlec("inspect", model).out
+    assert mlec(*words[:-1], tmp_path / "c.mle", "--cipher", "chacha20-poly1305").code == 0
+    assert mlec("inspect", tmp_path / "c.mle", "--json").document()["encrypted"] == "ChaCha20-Poly1305"
     key.write_bytes(bytes(32))
     mlec("verify", model, "--key-file", key).error("E_KEY_WRONG")
     key.write_text("x")
