@@ -122,7 +122,7 @@ def test_op_without_lowering_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ("op", "cpu", "cuda"),
     [
         ("exp", "loop, backends/tvm/scalar.py", "loop, backends/tvm/scalar.py"),
-        ("slice", "loop, backends/tvm/lower_shape.py", "loop, backends/tvm/lower_shape.py"),
+        ("pad", "loop, backends/tvm/lower_shape.py", "loop, backends/tvm/lower_shape.py"),
         ("concat", "template, backends/tvm/lower_shape.py", "template, backends/tvm/lower_shape.py"),
         ("matmul", "template with epilogue, backends/tvm/lower_linalg.py", "template, backends/tvm/cuda.py"),
         ("softmax", "template, backends/tvm/lower_nn.py", "decomposed, backends/tvm/decompose.py"),
