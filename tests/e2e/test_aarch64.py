@@ -19,7 +19,9 @@ from torch import nn
 import mlec
 from mlec.artifact import Artifact, read_model
 from mlec.backends.tvm.backend import TVMBackend
-from mlec.ir import parse_graph, run_graph
+from mlec.ir import GraphBuilder, TensorType, parse_graph, run_graph
+from mlec.ir.dim import SymDim
+from mlec.ir.dtype import DType
 from mlec.target import Target
 from tests.backends.tvm.op_cases import check, graph_of
 from tests.e2e.emulator import QEMU, run
@@ -27,11 +29,11 @@ from tests.e2e.emulator import QEMU, run
 pytestmark = pytest.mark.skipif(QEMU is None, reason="qemu-aarch64 is not installed (apt-get install qemu-user)")
 
 OPS = [
-    "argmax", "attention", "avg_pool", "cast", "conv", "conv2d_nchwc", "cumsum", "depthwise2d_nchwc", "erf", "exp",
-    "gather", "group_norm", "gru", "layer_norm", "log", "logsumexp", "lstm", "matmul", "matmul_narrow",
-    "matmul_narrow_packed", "matmul_packed", "max",
-    "max_pool", "nearest", "pairwise_distance", "prod", "resize", "rnn", "round", "sigmoid", "softmax", "sort", "sum",
-    "tanh", "topk", "transpose", "tree_ensemble", "where",
+    "argmax", "attention", "avg_pool", "cast", "conv", "conv2d_nchwc", "conv_int8", "cumsum", "depthwise2d_nchwc",
+    "dequantize", "erf", "exp", "gather", "group_norm", "gru", "layer_norm", "log", "logsumexp", "lstm", "matmul",
+    "matmul_int8", "matmul_narrow", "matmul_narrow_packed", "matmul_packed", "max", "max_pool", "max_pool_int8",
+    "nearest", "pairwise_distance", "prod", "quantize", "resize", "rnn", "round", "sigmoid", "softmax", "sort",
+    "sum", "tanh", "topk", "transpose", "tree_ensemble", "where",
 ]  # fmt: skip
 """Those with templates of their own, and some of the elementwise ones. None needs the C library's functions, which are not linked."""
 
@@ -107,3 +109,25 @@ def close(got: Sequence[Any], wanted: Sequence[Any], tolerance: float) -> None:
     for ours, theirs in zip(got, wanted, strict=True):
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * max(1, np.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("arch", ["aarch64", "neoverse-v1"])
+def test_layers_of_bytes(arch: str) -> None:
+    """By widening to 32 bits, and by the instruction that newer processors have."""
+    rng = np.random.default_rng(0)
+
+    def drawn(dtype: str, *shape: int) -> Any:
+        limits = np.iinfo(dtype)
+        return rng.integers(limits.min, limits.max + 1, shape).astype(dtype)
+
+    b = GraphBuilder("bytes")
+    x = b.input("x", TensorType((SymDim.named("n"), 9, 11, 24), DType.U8))
+    same = {"pads": (1, 1, 1, 1)}
+    wide = b("conv_int8", x, b.constant(drawn("int8", 3, 3, 24, 37)), zero_point=7, **same)
+    deep = b("conv_int8", x, b.constant(drawn("int8", 3, 3, 1, 24)), groups=24, zero_point=255, **same)
+    flat = b("matmul_int8", x, b.constant(drawn("int8", 24, 50)), zero_point=128)
+    graph, images = b.finish([wide, deep, flat]), drawn("uint8", 2, 9, 11, 24)
+    module = TVMBackend().compile(graph, Target.parse(f"cpu:{arch}"))
+    got = run(module.program, module.objects, module.constants, [images])
+    for ours, theirs in zip(got, run_graph(graph, [images]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)

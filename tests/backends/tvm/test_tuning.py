@@ -30,6 +30,9 @@ from mlec.backends.tvm.kernels.schedule import alternating, around, variations
 from mlec.backends.tvm.lowering import Lowering
 from mlec.backends.tvm.target import TargetInfo
 from mlec.backends.tvm.tuning import KernelBench, Subject, Tuner, race, sample
+from mlec.ir import GraphBuilder, TensorType
+from mlec.ir.dim import SymDim
+from mlec.ir.dtype import DType
 from mlec.tuning import Memory, Tuning
 
 HOST = TargetInfo.host()
@@ -136,6 +139,14 @@ NETWORKS = {
     "softmax of columns": (torch.nn.Softmax(1), (9, 77), "SoftmaxSchedule(vectors=4, kept=False)"),
     "logsumexp": (Calls(lambda x: torch.logsumexp(x, 1)), (9, 77), "SoftmaxSchedule"),
     "sum along memory": (Calls(lambda x: x.mean(-1)), (3, 150), "FoldSchedule"),
+    "windows of blocks": (
+        torch.nn.Sequential(convolution(3, 16, 1), torch.nn.MaxPool2d(3, 1, 1)),
+        (3, 9, 13),
+        "PoolSchedule(columns=8)",
+    ),
+    "windows": (torch.nn.AvgPool1d(3, 2, 1), (3, 150), "PoolSchedule"),
+    "elementwise": (Calls(lambda x: torch.tanh(x) * x + 1), (1234,), "ElementwiseSchedule(vectors=2, chunk=8192)"),
+    "transpose": (Calls(lambda x: x.transpose(1, 2).contiguous()), (37, 45), "TransposeSchedule"),
     "sum across memory": (Calls(lambda x: x.amax(1) + 1), (6, 150), "FoldSchedule"),
 }
 
@@ -157,6 +168,23 @@ def test_all_schedules_give_the_same_answers(name: str, cpu: str, monkeypatch: p
     assert any(text.startswith(schedule) for text in SameAnswers.seen)
     assert len(SameAnswers.seen) > 2
     assert all(c["excess"] <= 1 for c in compiled.report.parity["methods"].values()), "the default against the source"
+
+
+def test_all_schedules_of_bytes_give_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "KernelBench", SameAnswers)
+    monkeypatch.setattr(SameAnswers, "seen", ())
+    rng, b = np.random.default_rng(0), GraphBuilder("bytes")
+
+    def weights(*shape: int) -> Any:
+        return b.constant(rng.integers(-128, 128, shape).astype(np.int8))
+
+    images = b.input("images", TensorType((SymDim.named("n"), 4, 5, 16), DType.U8))
+    products = b("matmul_int8", images, weights(16, 70), zero_point=3)
+    convolved = b("conv_int8", images, weights(3, 3, 16, 33), zero_point=3, pads=(1, 1, 1, 1))
+    depthwise = b("conv_int8", images, weights(3, 3, 1, 16), zero_point=3, groups=16, strides=(2, 2))
+    mlec.compile(b.finish([products, convolved, depthwise]), tune=4)
+    for schedule in ("Int8Schedule", "Int8ConvSchedule", "DepthwiseInt8Schedule"):
+        assert sum(text.startswith(schedule + "(") for text in SameAnswers.seen) > 1
 
 
 def test_all_schedules_of_products_of_two_inputs_give_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
