@@ -97,6 +97,8 @@ class OnnxRuntime(Competitor):
     name: ClassVar[str] = "ONNX Runtime"
 
     def prepare(self, case: Case, threads: int) -> Predict:
+        if hasattr(case.inputs(1)[0], "columns"):
+            raise OtherKindError("a DataFrame would have to be taken apart for it")
         runtime = _needs("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads

@@ -166,6 +166,51 @@ def features_logistic() -> Case:
     return Case(name, "sklearn", "sklearn", model, rows_of(x), method="predict_proba")
 
 
+def _passengers() -> tuple[Any, Any]:
+    """A DataFrame with three columns of numbers, one of them with gaps, and three of pandas categories."""
+    import pandas as pd
+
+    rng = np.random.default_rng(0)
+    columns: dict[str, Any] = {
+        "age": rng.normal(40, 10, 2000),
+        "fare": rng.exponential(30, 2000),
+        "relatives": rng.integers(0, 5, 2000),
+    }
+    columns["age"][rng.random(2000) < 0.1] = np.nan
+    for name, categories in (("sex", "mf"), ("port", "SCQ"), ("deck", "ABCDEFG")):
+        columns[name] = pd.Categorical(rng.choice(list(categories), 2000))
+    x = pd.DataFrame(columns)
+    return x, ((x.age.fillna(40) > 40) ^ (x.sex == "m")).astype(int)
+
+
+def _frame_case(name: str, model: Any) -> Case:
+    x, y = _passengers()
+    return Case(name, "sklearn", "sklearn", model.fit(x, y), lambda n: [x[:n].copy()], method="predict_proba")
+
+
+@case("sklearn")
+def categories_logistic() -> Case:
+    from sklearn.compose import make_column_transformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    numbers = make_pipeline(SimpleImputer(), StandardScaler())
+    columns = make_column_transformer(
+        (numbers, ["age", "fare", "relatives"]), (OneHotEncoder(handle_unknown="ignore"), ["sex", "port", "deck"])
+    )
+    return _frame_case("one-hot categories + logistic, DataFrame", make_pipeline(columns, LogisticRegression()))
+
+
+@case("sklearn")
+def categories_boosting() -> Case:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    model = HistGradientBoostingClassifier(categorical_features="from_dtype", max_iter=100)
+    return _frame_case("HistGradientBoosting on categories, DataFrame", model)
+
+
 # -- trees ---------------------------------------------------------------------------------------------------------------
 
 TREE_BATCHES = (1, 64, 1024, 4096)
@@ -257,12 +302,10 @@ def xgboost_classes() -> Case:
 
 @case("trees-full")
 def xgboost_26000() -> Case:
-    """Half a million leaves. Few rows and small steps, so that training takes a minute."""
-    from xgboost import XGBRegressor
+    from bench.ensembles import half_a_million_leaves
 
-    x, y = _regression(1000, 16)
-    options = {"learning_rate": 0.01, "subsample": 0.7, "min_child_weight": 12, "max_bin": 64, "random_state": 0}
-    model = XGBRegressor(n_estimators=26_000, max_depth=6, **options).fit(x, y)
+    x, _ = _regression(8000, 16)
+    model = half_a_million_leaves()
     return Case("XGBoost 26,000 x d6, 16 features", "trees-full", "xgboost", model, rows_of(x), TREE_BATCHES, "predict")
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from bench.ensembles import appended
 from bench.harness import Case, Competitor, OtherKindError, Predict, Timing, UnavailableError, run_case
 from bench.models import CASES, DEFAULT_GROUPS, chosen
 from bench.table import markdown, ratios, summary
@@ -95,3 +96,16 @@ def test_groups_choose_cases() -> None:
     assert list(chosen((), ("xgboost_classes",))) == ["xgboost_classes"]
     with pytest.raises(ValueError, match="no group or case nothing"):
         chosen(("nothing",), ())
+
+
+def test_appended_trees_differ_and_predict_about_the_same() -> None:
+    from xgboost import XGBRegressor
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 4)).astype(np.float32)
+    model = XGBRegressor(n_estimators=20, max_depth=3, learning_rate=0.1).fit(x, x[:, 0] + x[:, 1])
+    larger = appended(model, 5)
+    trees = larger.get_booster().get_dump()
+    assert len(set(trees)) == len(trees) == 100
+    assert np.corrcoef(model.predict(x), larger.predict(x))[0, 1] > 0.98
+    assert np.abs(model.predict(x) - larger.predict(x)).max() > 0
