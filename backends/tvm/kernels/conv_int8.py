@@ -22,6 +22,7 @@ from mlec.backends.tvm.kernels.int8 import (
     copied_rows,
     has_amx,
     put,
+    work_of,
 )
 from mlec.backends.tvm.kernels.result import Result
 from mlec.backends.tvm.kernels.schedule import around, variations
@@ -75,10 +76,9 @@ class Int8ConvSchedule:
     ) -> Iterator[Int8ConvSchedule]:
         """For an image whose extents but the first are numbers."""
         p, q = static_dims(geometry.positions(x_shape[1:3], w_shape[:2]))
-        work = p * q * packed.groups * packed.blocks * 16 * packed.terms // (16 * QUAD)
 
-        def shares(products: int) -> tuple[int, int]:
-            tasks = tasks_worth(work * 64 // products, target)
+        def shares(amx: bool) -> tuple[int, int]:
+            tasks = tasks_worth(_work(p * q, packed, Dots.of(target), amx), target)
             nbytes = product(x_shape[1:])
             by_channel = math.prod(packed.shape) > nbytes
             least = -(-nbytes * 2 // target.l2_bytes)
@@ -89,14 +89,14 @@ class Int8ConvSchedule:
 
         strip = -(-q // -(-q // STRIP))
         columns, vectors = vector_tile(q, packed, target)
-        plain = Int8ConvSchedule(False, columns, vectors, *shares(Dots.of(target).products))
+        plain = Int8ConvSchedule(False, columns, vectors, *shares(False))
         widths = sorted({-(-q // -(-q // width)) for width in range(2, 15)}, key=lambda c: abs(c - columns))
 
         def possible(s: Int8ConvSchedule) -> bool:
             return s.amx or fits(s.columns, s.vectors, target)
 
         if has_amx(target) and min(strip * p, 16) >= 4:
-            tiles = Int8ConvSchedule(True, strip, min(HELD, packed.blocks), *shares(512))
+            tiles = Int8ConvSchedule(True, strip, min(HELD, packed.blocks), *shares(True))
             yield from variations(
                 tiles, possible, parts=around(tiles.parts, most=p), channel_parts=around(tiles.channel_parts)
             )
@@ -142,12 +142,18 @@ def conv_int8(
         multiplier = Multiplier(flat_view(w, (math.prod(packed.shape),), "int8"), offsets, packed, Dots.of(target))
         program = _Convolution(x, multiplier, y, x_shape, w_shape, geometry, (p, q), zero_point, chosen, c)
         tasks = program.parts * program.channel_parts
-        work = p * q * math.prod(packed.shape) // (512 if chosen.amx else multiplier.dots.products)
+        work = _work(p * q, packed, multiplier.dots, chosen.amx)
         if p * q * outputs == 0:
             T.evaluate(0)
         else:
             parallel_if_large(product((n, program.channel_parts, program.parts)), work // tasks, program.task, tasks)
     return kernel.func
+
+
+def _work(positions: int, packed: Packed, dots: Dots, amx: bool) -> int:
+    """Of all channels at so many positions."""
+    vectors = positions * packed.groups * -(-packed.columns // dots.lanes)
+    return work_of(positions * math.prod(packed.shape), vectors, dots, amx)
 
 
 @dataclass(frozen=True)
@@ -273,7 +279,7 @@ class _Convolution:
         tiles.sums(rows, [start for _, _, start in strips], group * self.packed.blocks + block, width)
         for s, (row, column, _) in enumerate(strips):
             with T.serial(self.chosen.columns) as i:
-                line = tiles.row(i + s * self.chosen.columns, width)
+                line = tiles.row(i + s * STRIP, width)
                 self.put(
                     (image, first_row + row, column + i),
                     group,

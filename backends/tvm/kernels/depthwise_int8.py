@@ -56,7 +56,7 @@ class DepthwiseInt8Schedule:
         r, s, _, c = w_shape
         dots = Dots.of(target)
         most = max(1, min(12, target.vector_registers - 5 - 3 * dots.parts))
-        work = p * q * r * s * -(-c // dots.lanes) * 24
+        work = p * q * r * s * -(-c // dots.lanes) * 48
         nbytes = product(x_shape[1:])
         parts = max(1, min(p, max(tasks_worth(work, target), -(-nbytes * 4 // target.l2_bytes))))
         widths = {-(-q // -(-q // width)) for width in range(1, most + 1)}
@@ -109,7 +109,7 @@ def depthwise_int8(
         if p * q * c == 0:
             T.evaluate(0)
         else:
-            work = rows * q * r * s * -(-c // dots.lanes) * 24
+            work = rows * q * r * s * -(-c // dots.lanes) * 48
             parallel_if_large(product((n, parts)), work, program.task, parts)
     return kernel.func
 

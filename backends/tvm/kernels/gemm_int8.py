@@ -7,12 +7,26 @@ exact, so that results are the same bits whatever computes them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
-from mlec.backends.tvm.kernels.int8 import HELD, QUAD, SLACK, STRIP, Dots, Multiplier, Packed, Rows, Tiles, has_amx, put
+from mlec.backends.tvm.kernels.int8 import (
+    HELD,
+    QUAD,
+    SLACK,
+    STRIP,
+    Dots,
+    Multiplier,
+    Packed,
+    Rows,
+    Tiles,
+    has_amx,
+    put,
+    work_of,
+)
 from mlec.backends.tvm.kernels.result import Result
 from mlec.backends.tvm.kernels.schedule import around, variations
 from mlec.backends.tvm.kernels.tile import (
@@ -29,6 +43,8 @@ from mlec.backends.tvm.kernels.tile import (
 from mlec.backends.tvm.kernels.vector import load, share
 from mlec.backends.tvm.target import TargetInfo
 
+LEAST_ROWS = 4
+"""From so many on, a tile of AMX beats vectors."""
 STREAM = 8
 """Vectors of columns of a tile of one row: enough loads in flight for the speed of the memory."""
 
@@ -56,7 +72,7 @@ class Int8Schedule:
         rows, vectors = (
             vector_tile(m, packed, target) if isinstance(m, int) else vector_tile(1 << 20, packed, target, 6)
         )
-        tiles = has_amx(target) and not (isinstance(m, int) and m < STRIP)
+        tiles = has_amx(target) and not (isinstance(m, int) and m < LEAST_ROWS)
         tall = max(64, min(256, target.l2_bytes // 4 // max(1, packed.terms)) // 32 * 32)
         columns = packed.blocks if tiles else -(-packed.columns // target.lanes(32))
         few = HELD if tiles else vectors
@@ -115,8 +131,8 @@ def gemm_int8(
 
     By the number of rows:
 
-    * Fewer than the vector tile has: one tile of that many; columns are shared out. Weights are read once, ``k * n`` bytes at the
-      speed of the memory that holds them: of a single row, eight vectors of columns at a time.
+    * Fewer than four (without AMX: than the vector tile has): one vector tile of that many; columns are shared out. Weights are read once,
+      ``k * n`` bytes at the speed of the memory that holds them: of a single row, eight vectors of columns at a time.
     * Else a task is a chunk of rows times a chunk of columns: its rows (``k`` bytes each) stay in L2 and are read again for each panel of
       columns, whose weights (``64 k`` bytes with 4 vectors, ``32 k`` with AMX) stay in L1 or L2 for all rows of the task. The last tile
       starts early enough to be whole, and so does the last panel.
@@ -160,33 +176,32 @@ class _Gemm:
         if self.packed.columns == 0:
             T.evaluate(0)
             return
-        least = STRIP if self.schedule.amx else rows
-        if isinstance(m, int):
-            if m >= least:
-                self.share_out(self.schedule.amx)
-            elif m >= rows:
-                self.share_out(False)
-            elif m > 0:
-                self.few_rows(m)
-            else:
-                T.evaluate(0)
-            return
-        choices: list[tuple[Expr, Callable[[], None]]] = []
-        if self.schedule.amx:
-            choices.append((m >= STRIP, lambda: self.share_out(True)))
-        choices.append((m >= rows, lambda: self.share_out(False)))
-        choices += [(m == r, lambda r=r: self.few_rows(r)) for r in range(1, rows)]  # type: ignore[misc]
-        otherwise(choices, lambda: T.evaluate(0))
+        amx = self.schedule.amx
+        least = LEAST_ROWS if amx else rows
+        if not isinstance(m, int):
+            few = [(m == r, partial(self.few_rows, r)) for r in range(1, least)]
+            otherwise([(m >= least, lambda: self.share_out(amx)), *few], lambda: T.evaluate(0))
+        elif m >= least:
+            self.share_out(amx)
+        elif m > 0:
+            self.few_rows(m)
+        else:
+            T.evaluate(0)
+
+    @property
+    def streaming(self) -> int:
+        """The work of reading the weights once: a byte takes 10 ps from L2, 30 ps from behind it."""
+        nbytes = math.prod(self.packed.shape)
+        return nbytes * (1 if nbytes <= self.target.l2_bytes else 3)
 
     def few_rows(self, m: int) -> None:
         """One tile of all rows."""
         most = max(v for v in range(1, STREAM + 1) if v == 1 or fits(m, v, self.target))
         count = min(self.multiplier.vectors, most)
         tiles = -(-self.multiplier.vectors // count)
-        rows, starts = self.rows(0, 0, m, m, self.packed.read)
-        # A byte of weights takes 10 ps from L2, 30 ps from behind it.
-        nbytes = math.prod(self.packed.shape)
-        work = max(m * nbytes // self.multiplier.dots.products, nbytes * (1 if nbytes <= self.target.l2_bytes else 3))
+        rows, starts = self.rows(0, m, m, self.packed.read)
+        dots = self.multiplier.dots
+        work = self.streaming + work_of(m * math.prod(self.packed.shape), m * self.multiplier.vectors, dots, False)
 
         def tile(index: Expr) -> None:
             first = self.first(index, count, self.multiplier.vectors)
@@ -212,16 +227,15 @@ class _Gemm:
         panels = -(-(self.packed.blocks if amx else self.multiplier.vectors) // width)
         some = max(1, task_columns // width)
         row_chunks, column_chunks = ceildiv(m, task_rows), -(-panels // some)
-        products = 512 if amx else self.multiplier.dots.products
-        row_work = math.prod(self.packed.shape) // products + 8 * self.packed.blocks
+        row_work = work_of(math.prod(self.packed.shape), self.multiplier.vectors, self.multiplier.dots, amx)
 
         def task(index: Expr) -> None:
             begin, first = index // column_chunks * task_rows, index % column_chunks * some
-            tile = STRIP if amx else self.schedule.rows
+            tile = self.strip if amx else self.schedule.rows
             begin = share(tirx.min(begin, m - tile))
             end = share(tirx.min(m, index // column_chunks * task_rows + task_rows))
             quads = self.packed.quads if amx else self.packed.read
-            rows, start = self.rows(begin, begin, end - begin, task_rows + tile, quads)
+            rows, start = self.rows(begin, end - begin, task_rows + max(STRIP, self.schedule.rows), quads)
             body = self.tiles if amx else self.vector_tiles
             body(rows, start, begin, end, (first, tirx.min(some, panels - first), width))
 
@@ -230,11 +244,16 @@ class _Gemm:
                 task(index)
 
         if isinstance(m, int):
-            tasks(m * row_work >= SERIAL_WORK and row_chunks * column_chunks > 1)
+            tasks(m * row_work + self.streaming >= SERIAL_WORK and row_chunks * column_chunks > 1)
         else:
-            otherwise([(m * row_work < SERIAL_WORK, lambda: tasks(False))], lambda: tasks(True))
+            otherwise([(m * row_work + self.streaming < SERIAL_WORK, lambda: tasks(False))], lambda: tasks(True))
 
-    def rows(self, begin: Expr, origin: Expr, count: Expr, most: int, quads: int) -> tuple[Rows, Expr]:
+    @property
+    def strip(self) -> Expr:
+        """Rows of a tile of AMX."""
+        return min(STRIP, self.m) if isinstance(self.m, int) else share(tirx.min(self.m, STRIP))
+
+    def rows(self, begin: Expr, count: Expr, most: int, quads: int) -> tuple[Rows, Expr]:
         """``count`` rows from ``begin`` on and where the first one begins: as they lie or, if they end within what a step reads, a copy."""
         k, reach = self.packed.length, quads * QUAD
         if reach == k:
@@ -262,14 +281,14 @@ class _Gemm:
 
     def tiles(self, rows: Rows, start: Expr, begin: Expr, end: Expr, columns: tuple[Expr, Expr, int]) -> None:
         """The same by AMX: two strips of rows at a time, and one where the last is alone."""
-        tiles, (first, panels, width) = Tiles.begin(self.multiplier, STRIP), columns
+        tiles, (first, panels, width) = Tiles.begin(self.multiplier, self.strip), columns
         strips = share(ceildiv(end - begin, STRIP))
 
         def some(number: Expr, count: int, block: Expr) -> None:
-            at = [share(tirx.min((number + s) * STRIP, self.m - STRIP - begin)) for s in range(count)]
+            at = [share(tirx.min((number + s) * STRIP, self.m - tiles.strip - begin)) for s in range(count)]
             tiles.sums(rows, [start + row * rows.pitch for row in at], block, width)
             for s, row in enumerate(at):
-                with T.serial(STRIP) as i:
+                with T.serial(tiles.strip) as i:
                     line = tiles.row(i + s * STRIP, width)
                     self.put(begin + row + i, block * self.multiplier.in_block, line[: self.multiplier.vectors])
 

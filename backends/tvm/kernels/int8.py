@@ -26,7 +26,7 @@ from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, Dim, Expr
 from mlec.backends.tvm.kernels.result import Result
 from mlec.backends.tvm.kernels.tile import UNROLL, buffer_dtype, copy_run, first_lanes, unrolled
-from mlec.backends.tvm.kernels.vector import LINE, Cell, broadcast, cast_to, const, load, ramp, share, store
+from mlec.backends.tvm.kernels.vector import LINE, Cell, broadcast, cast_to, const, int64, load, ramp, share, store
 from mlec.backends.tvm.target import TargetInfo, architecture_of
 from mlec.ops.windows import Geometry
 
@@ -199,6 +199,14 @@ class Dots:
                 cell.set(cell.value + a * w)
 
 
+def work_of(products: int, vectors: int, dots: Dots, amx: bool) -> int:
+    """The work (see `SERIAL_WORK`) of so many products, whose sums are finished as so many vectors.
+
+    AMX: some 20 products in 10 ps; its peak is 30.
+    """
+    return products * 16 // (320 if amx else dots.products) + 200 * vectors
+
+
 def has_amx(target: TargetInfo) -> bool:
     """Whether there are tiles of bytes."""
     return {"amx-int8", "amx-tile"} <= target.features
@@ -313,21 +321,23 @@ class Tiles:
     """
 
     multiplier: Multiplier
-    strip: int
+    strip: Expr
     held: Buffer
 
     @staticmethod
-    def begin(multiplier: Multiplier, strip: int) -> Tiles:
-        """Sets the tiles up, for the thread that runs this; `end` frees them."""
+    def begin(multiplier: Multiplier, strip: Expr) -> Tiles:
+        """Sets the tiles up, for the thread that runs this; `end` frees them. ``strip`` may be an expression."""
         config = np.zeros(64, np.uint8)
         quads = multiplier.packed.step
         config[0] = 1
         for tile in range(8):
             config[16 + 2 * tile] = quads * QUAD if tile in (4, 5) else BLOCK * QUAD
-            config[48 + tile] = quads if tile in (6, 7) else strip
-        described = T.alloc_buffer((8,), "int64")
-        for i, word in enumerate(config.view(np.int64)):
-            T.buffer_store(described, tirx.const(int(word), "int64"), [i])
+            config[48 + tile] = quads if tile in (6, 7) else 0
+        words = [tirx.const(int(word), "int64") for word in config.view(np.int64)]
+        words[6] = words[6] + int64(strip) * tirx.const(0x010101010101, "int64")  # rows of tiles 0 to 5
+        described = T.alloc_buffer((len(words),), "int64")
+        for i, word in enumerate(words):
+            T.buffer_store(described, word, [i])
         amx("ldtilecfg", address(described, 0))
         return Tiles(multiplier, strip, T.alloc_buffer((HELD * STRIP * HELD * BLOCK,), "int32"))
 
@@ -358,11 +368,11 @@ class Tiles:
                     for b in range(count):
                         amx("tdpbusd", HELD * s + b, 4 + s, 6 + b)
         for s, b, tile in cells:
-            place = s * self.strip * (HELD * BLOCK) + b * BLOCK
+            place = s * STRIP * (HELD * BLOCK) + b * BLOCK
             amx("tilestored64", tile, address(self.held, place), tirx.const(HELD * BLOCK * 4, "int64"))
 
     def row(self, number: Expr, count: int) -> list[Expr]:
-        """The sums of a row, counted over the strips, as ``count`` blocks in vectors."""
+        """The sums of a row (those of the second strip from 16 on) as ``count`` blocks in vectors."""
         lanes = self.multiplier.dots.lanes
         return [load(self.held, [number * (HELD * BLOCK) + v * lanes], lanes) for v in range(count * BLOCK // lanes)]
 

@@ -73,5 +73,5 @@ def max_pool_int8(
                 window(column)
 
         known = math.prod(extent for extent in (q, c) if isinstance(extent, int))
-        parallel_if_large(product((n, p)), max(1, known * kh * kw // lanes * 2), row_of_windows)
+        parallel_if_large(product((n, p)), max(1, known * kh * kw * 32 // lanes), row_of_windows)
     return program.func

@@ -75,7 +75,7 @@ def test_product_with_symbolic_rows(way, n, k):
 def test_product_with_static_rows(way, m, n, k):
     target, amx = way
     packed = Packed(1, n, 1, k)
-    schedule = replace(next(Int8Schedule.candidates(m, packed, target)), amx=amx and m >= 16, task_rows=64)
+    schedule = replace(next(Int8Schedule.candidates(m, packed, target)), amx=amx and m >= 4, task_rows=64)
     run = compile_kernel(gemm_int8((m,), packed, target, schedule=schedule), target)
     a, w = values((m, k), "uint8"), values((k, n), "int8", 1)
     got = run(a, packed.pack(w), packed.offsets(w, 9), out=(m, n), dtype="int32")
