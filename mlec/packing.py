@@ -32,6 +32,7 @@ from mlec.processor import best_of, needed_flags, processor_name, what_is_missin
 from mlec.report import OptimizationReport
 from mlec.runtime import CompiledModel, Program, open_program
 from mlec.runtime.device import DEVICES
+from mlec.runtime.library import runtime_abi
 from mlec.signature import Signature
 from mlec.target import Target
 from mlec.tuning import Tuning
@@ -70,7 +71,10 @@ def pack(
         "program": msgspec.to_builtins(programs[0]),
         "report": msgspec.to_builtins(report.to_dict()),
         "user": _user_metadata(options.get("metadata")),
-        "targets": [{**p.target, "cpu_flags": sorted(needed_cpu_flags(p))} for p in programs],
+        "targets": [
+            {**p.target, "cpu_flags": sorted(needed_cpu_flags(p)), **({"abi": runtime_abi()} if m.objects else {})}
+            for p, m in zip(programs, modules, strict=True)
+        ],
     }
     if len(programs) > 1:
         document |= {"variants": msgspec.to_builtins(programs[1:]), "critical": ["variants"]}
@@ -130,6 +134,8 @@ def unpack(
     model = read_model(artifact)
     signature, program = model.signature, model.program
     chosen, refused = variant_here(model)
+    if chosen is not None and (refused := _abi_fault(model, chosen)):
+        chosen = None
     kind, _, index = str(device).partition(":")
     if kind == "cuda" and index.isdigit():
         if int(index):
@@ -256,6 +262,12 @@ def variant_here(model: ModelMetadata) -> tuple[int | None, str]:
         for program, flags in zip(model.programs, needed, strict=False)
     ]
     return None, f"this processor runs none of its kernels ({'; '.join(reasons)})"
+
+
+def _abi_fault(model: ModelMetadata, chosen: int) -> str:
+    """Why the runtime here does not fit the code of a variant; empty if it does, or the file does not say."""
+    made_for = model.targets[chosen].get("abi", "") if chosen < len(model.targets) else ""
+    return "" if made_for in ("", runtime_abi()) else f"its kernels were made for {made_for}, here is {runtime_abi()}"
 
 
 def _graph(artifact: Artifact, signature: Signature) -> Graph:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -21,6 +22,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from mlec.errors import RuntimeUnavailableError
+from mlec.runtime.objects import check_objects
 from mlec.runtime.threads import default_num_threads
 
 _ALL_CPUS = -3  # affinity mode of the thread pool: threads share the cores listed
@@ -77,6 +79,16 @@ def load_ffi() -> ModuleType:
     return tvm_ffi
 
 
+@functools.cache
+def runtime_abi() -> str:
+    """The binary interface between compiled code and the libraries here, e.g. ``"tvm-ffi 0.1"``: of the same one, all releases fit."""
+    try:
+        release = importlib.metadata.version("apache-tvm-ffi")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise _missing("apache-tvm-ffi", error) from error
+    return f"tvm-ffi {'.'.join(release.split('.')[:2])}"
+
+
 _loading = threading.Lock()
 
 
@@ -122,9 +134,11 @@ def link(objects: Sequence[bytes], entry: str) -> Any:
     Raises:
         RuntimeUnavailableError: they are damaged, made for another system, or need what is not there.
     """
+    session = load_library().session  # with the libraries that the objects call
+    check_objects(objects)
     try:
         # The objects are plain C; naming no compiler keeps the linker from starting one to ask for its libstdc++.
-        return load_library().session.load_module(list(objects), cxx=os.devnull)[entry]
+        return session.load_module(list(objects), cxx=os.devnull)[entry]
     except Exception as error:
         raise RuntimeUnavailableError(
             f"the compiled code could not be linked: {error}",

@@ -11,14 +11,16 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mlec.errors import MlecError, UsageError
-from mlec.runtime.device import DeviceArray, DeviceMemory, lend, open_device
+from mlec.errors import MlecError, RuntimeUnavailableError, UsageError
+from mlec.runtime.device import DEVICES, DeviceArray, DeviceMemory, lend, open_device
 from mlec.runtime.library import link, load_library, use_threads
+from mlec.runtime.objects import device_fault
 from mlec.runtime.program import Program
 from mlec.runtime.threads import checked_num_threads
 
 Array = NDArray[Any]
 
+_COMPUTE_VERSION = 4  # the attribute of a device that says what code it runs, as "9.0"
 _PAGE = 4096  # the memory pool hands out whole pages
 
 
@@ -56,6 +58,7 @@ class VirtualMachine:
         self._feed: Callable[[Any], Any] = self._memory.feed
         self._tensor_type = library.ffi.Tensor
         self._item = library.ffi.get_global_func("ffi.ArrayGetItem")  # four times faster than iterating
+        _check_device(program)
         self._load = link(objects, "vm_load_executable")
         first = self._start()
         constants = open_device(program.device) if program.device == "cpu" else self._memory
@@ -212,3 +215,21 @@ class VirtualMachine:
 def _internal(symbol: str) -> bool:
     """Whether a function that the program calls is bookkeeping of the virtual machine rather than a kernel."""
     return symbol.startswith("vm.builtin.") or symbol.startswith("shape_func")
+
+
+def _check_device(program: Program) -> None:
+    """The device can run the program's code; asked before any of it is handed to the driver.
+
+    Raises:
+        RuntimeUnavailableError: ``E_NO_VARIANT``.
+    """
+    archs, ptx = program.target.get("archs"), program.target.get("ptx")
+    if program.device != "cuda" or not isinstance(archs, list):
+        return
+    attribute = load_library().ffi.get_global_func("runtime.GetDeviceAttr")
+    capability = str(attribute(DEVICES["cuda"], 0, _COMPUTE_VERSION))
+    if fault := device_fault([str(arch) for arch in archs], str(ptx or ""), capability):
+        raise RuntimeUnavailableError(
+            f"the model cannot run on this device: {fault}", code="E_NO_VARIANT",
+            hint=f'compile it again with target="cuda:sm_{capability.replace(".", "")}"',
+        )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 import mlec
-from mlec.artifact import Artifact, read_model
+from mlec.artifact import Artifact, TrustDigest, read_model
 from mlec.errors import CorruptedFileError, MlecError, VersionMismatchError
 from mlec.ir import GraphBuilder, tensor
+from mlec.runtime.library import runtime_abi
 from tests.artifact.surgery import Kernel, Parts, join, split
 
 
@@ -112,3 +114,19 @@ def test_changed_flags_are_not_trusted(two: bytes, tmp_path: Path, caplog: pytes
     with mlec.load(tmp_path / "m.mle") as model:
         np.testing.assert_array_equal(model.run([np.zeros((2, 3), np.float32)])[0], np.ones((2, 3)))
     assert "not built by this user" in caplog.text
+
+
+def test_code_for_another_runtime_is_compiled_again(
+    two: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Even code that is trusted: it would call what is not there."""
+    parts = split(two)
+    assert {target["abi"] for target in parts.metadata["targets"]} == {runtime_abi()}
+    for target in parts.metadata["targets"]:
+        target["abi"] = "tvm-ffi 9.9"
+    (tmp_path / "m.mle").write_bytes(join(parts))
+    caplog.set_level(logging.WARNING, "mlec")
+    with Artifact.open(tmp_path / "m.mle") as artifact:
+        trust = TrustDigest(f"sha256:{artifact.code_id}")
+    np.testing.assert_array_equal(mlec.load(tmp_path / "m.mle", trust=trust).run([np.ones((2, 3), np.float32)])[0], 2.0)
+    assert f"made for tvm-ffi 9.9, here is {runtime_abi()}" in caplog.text

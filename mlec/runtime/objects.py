@@ -1,0 +1,121 @@
+"""What is looked at in an object file before it is linked: that it is one, for this processor, and that all it calls is there.
+
+The linker would say less about it, or trap on the first instruction. The code itself was decided about before (`mlec.artifact.trust`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from mlec.errors import RuntimeUnavailableError
+
+_HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
+_SECTION: Final = struct.Struct("<IIQQQQIIQQ")
+_SYMBOL: Final = struct.Struct("<IBBHQQ")
+_ELF64_LITTLE: Final = b"\x7fELF\x02\x01\x01"
+_SYSTEMS: Final = {0: "System V", 3: "Linux"}
+_RELOCATABLE: Final = 1
+_SYMBOL_TABLE: Final = 2
+_UNDEFINED: Final = 0
+_WEAK: Final = 2
+_MACHINES: Final = {62: ("x86_64", "AMD64"), 183: ("aarch64", "arm64")}
+
+_OFFERED: Final = ("__tvm_ffi_", "__TVM", "_GLOBAL_OFFSET_TABLE_", "__dso_handle")
+"""Starts of names that the linker itself, or another object file, provides."""
+
+
+def check_objects(objects: Sequence[bytes]) -> None:
+    """Whether object files can be linked into this process.
+
+    Raises:
+        RuntimeUnavailableError: ``E_OBJECT``: one is damaged or for another processor or system; ``E_OBJECT_SYMBOL``: it needs a function
+            that no library here has.
+    """
+    needed: set[str] = set()
+    defined: set[str] = set()
+    for number, data in enumerate(objects):
+        try:
+            for name, is_defined, is_weak in _symbols(data):
+                if is_defined:
+                    defined.add(name)
+                elif not is_weak:
+                    needed.add(name)
+        except (struct.error, IndexError, ValueError, OverflowError) as error:
+            raise _unfit(
+                f"the compiled code could not be linked: object file {number} is none for this machine: {error}"
+            ) from None
+    process = ctypes.CDLL(None)
+    missing = sorted(
+        name for name in needed - defined if name and not name.startswith(_OFFERED) and not hasattr(process, name)
+    )
+    if missing:
+        raise RuntimeUnavailableError(
+            f"the compiled code could not be linked: it calls what no library here has: {', '.join(missing[:5])}"
+            + (f" and {len(missing) - 5} more" if len(missing) > 5 else ""),
+            code="E_OBJECT_SYMBOL",
+            hint="it was compiled with another version of mlec or for another system: compile the model again on this machine",
+        )
+
+
+def _symbols(data: bytes) -> Iterator[tuple[str, bool, bool]]:
+    """Name of each symbol, whether it is defined, whether it is weak.
+
+    Raises:
+        ValueError, struct.error, IndexError: it is no object file for this machine.
+    """
+    identity, kind, machine, version, _, _, sections, _, _, _, _, entry, count, _ = _HEADER.unpack_from(data)
+    if not identity.startswith(_ELF64_LITTLE) or version != 1:
+        raise ValueError(f"it starts with {identity[:7].hex(' ')}, expected {_ELF64_LITTLE.hex(' ')}")
+    if identity[7] not in _SYSTEMS:
+        raise ValueError(f"it is for the system {identity[7]}, expected {' or '.join(_SYSTEMS.values())}")
+    if kind != _RELOCATABLE:
+        raise ValueError(f"it is an ELF file of type {kind}, expected {_RELOCATABLE}: relocatable")
+    names = _MACHINES.get(machine, (f"machine {machine}",))
+    if platform.machine() not in names:
+        raise ValueError(f"it is for {names[0]}, this processor is {platform.machine()}")
+    if entry != _SECTION.size:
+        raise ValueError(f"its section headers have {entry} bytes, expected {_SECTION.size}")
+    table = [_SECTION.unpack_from(data, sections + i * entry) for i in range(count)]
+    for _, section_kind, _, _, offset, size, link, *_ in table:
+        if section_kind != _SYMBOL_TABLE:
+            continue
+        texts, length = table[link][4:6]
+        if offset + size > len(data) or texts + length > len(data) or size % _SYMBOL.size:
+            raise ValueError("its symbols lie outside of it")
+        strings = data[texts : texts + length]
+        for name, info, _, section, _, _ in _SYMBOL.iter_unpack(data[offset : offset + size]):
+            end = strings.index(b"\0", name)
+            yield strings[name:end].decode(), section != _UNDEFINED, info >> 4 == _WEAK
+
+
+def _unfit(why: str) -> RuntimeUnavailableError:
+    return RuntimeUnavailableError(
+        why, code="E_OBJECT", hint="compile the model again on this machine, or fetch the file again"
+    )
+
+
+def device_fault(archs: Sequence[str], ptx: str, capability: str) -> str:
+    """Why code for GPUs does not run on a device; empty if it does.
+
+    Args:
+        archs: what there is machine code for, as ``"sm_90"``.
+        ptx: the virtual architecture of the text that the driver compiles for later devices, as ``"compute_90"``; empty for none.
+        capability: of the device, as ``"9.0"``.
+    """
+    major, _, minor = capability.partition(".")
+    here = int(major) * 10 + int(minor or 0)
+    for arch in archs:
+        digits = arch.removeprefix("sm_").rstrip("af")
+        exact = arch[-1] in "af"  # code for one architecture alone
+        if digits.isdigit() and (
+            int(digits) == here if exact else int(digits) // 10 == here // 10 and int(digits) <= here
+        ):
+            return ""
+    later = ptx.removeprefix("compute_")
+    if later.isdigit() and int(later) <= here:
+        return ""
+    return f"it holds device code for {', '.join((*archs, *([ptx] if ptx else [])))}, this device is sm_{here}"

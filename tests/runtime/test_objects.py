@@ -1,0 +1,101 @@
+"""Object files are looked at before they are linked."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+import mlec
+from mlec.errors import RuntimeUnavailableError
+from mlec.runtime.library import link, load_library
+from mlec.runtime.objects import check_objects, device_fault
+
+X = np.random.default_rng(0).normal(size=(20, 3))
+
+
+@pytest.fixture(scope="module")
+def objects() -> list[bytes]:
+    from mlec.backends.base import CompileOptions
+    from mlec.registry import backend_of
+    from mlec.target import Target
+
+    load_library()
+    graph = mlec.lower(LogisticRegression().fit(X, X[:, 0] > 0))
+    return list(backend_of("cpu").compile(graph, Target(), CompileOptions()).objects)
+
+
+def patched(at: int, value: bytes) -> Callable[[bytes], bytes]:
+    return lambda data: data[:at] + value + data[at + len(value) :]
+
+
+def test_sound_objects_pass(objects: list[bytes]) -> None:
+    check_objects(objects)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (patched(0, b"MZ"), "starts with 4d 5a"),
+        (patched(4, b"\1"), "starts with 7f 45 4c 46 01"),  # 32 bits
+        (patched(5, b"\2"), "starts with"),  # big endian
+        (patched(7, b"\x09"), "for the system 9"),
+        (patched(16, b"\3\0"), "ELF file of type 3"),  # a shared object
+        (patched(18, struct.pack("<H", 243)), "it is for machine 243, this processor is"),
+        (patched(40, struct.pack("<Q", 1 << 40)), "none for this machine"),
+        (patched(58, b"\1\0"), "section headers"),
+        (lambda data: data[:63], "none for this machine"),
+        (lambda data: data[: len(data) // 2], "none for this machine"),
+        (lambda data: b"", "none for this machine"),
+    ],
+)
+def test_what_is_no_object_for_this_machine(objects: list[bytes], change: Callable[[bytes], bytes], says: str) -> None:
+    with pytest.raises(RuntimeUnavailableError, match=says) as caught:
+        link([change(objects[0]), *objects[1:]], "mlec_drive")
+    assert caught.value.code == "E_OBJECT"
+
+
+def test_no_changed_bit_of_the_headers_gets_past_as_another_error(objects: list[bytes]) -> None:
+    data = objects[-1]
+    sections = struct.unpack_from("<Q", data, 40)[0]
+    for at in (*range(64), *range(sections, len(data))):
+        for bit in range(8):
+            changed = bytearray(data)
+            changed[at] ^= 1 << bit
+            try:
+                check_objects([*objects[:-1], bytes(changed)])
+            except RuntimeUnavailableError as error:
+                assert error.code.startswith("E_OBJECT")  # noqa: PT017
+
+
+def test_a_function_that_is_not_there_is_named(objects: list[bytes]) -> None:
+    name, other = b"\0TVMFFIErrorSetRaisedFromCStrParts\0", b"\0TVMFFIErrorSetRaisedFromCStrZarts\0"
+    assert name in b"".join(objects)
+    with pytest.raises(RuntimeUnavailableError, match="CStrZarts") as caught:
+        link([data.replace(name, other) for data in objects], "mlec_drive")
+    assert caught.value.code == "E_OBJECT_SYMBOL"
+
+
+@pytest.mark.parametrize(
+    ("archs", "ptx", "capability", "runs"),
+    [
+        (["sm_80", "sm_90"], "", "9.0", True),
+        (["sm_80"], "", "8.6", True),
+        (["sm_86"], "", "8.0", False),
+        (["sm_80"], "", "9.0", False),
+        (["sm_80"], "compute_80", "9.0", True),
+        (["sm_90"], "compute_90", "8.0", False),
+        (["sm_90a"], "", "9.0", True),
+        (["sm_100a"], "", "10.3", False),
+        (["sm_100"], "", "10.3", True),
+        ([], "", "9.0", False),
+    ],
+)
+def test_devices(archs: list[str], ptx: str, capability: str, runs: bool) -> None:
+    fault = device_fault(archs, ptx, capability)
+    assert (not fault) == runs
+    if fault:
+        assert f"this device is sm_{capability.replace('.', '')}" in fault
