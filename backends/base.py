@@ -43,7 +43,7 @@ class KernelNote:
         symbol: as in `Program.kernels`.
         op: the IR op.
         strategy: which template, and what was decided for it, e.g. ``"gemm, packed by 32 columns, epilogue: add relu"``.
-        bits: width of the widest floats that it reads or writes, for the peak that it can reach.
+        bits: width of the widest floats that it reads or writes, or 8 of a product of bytes: for the peak that it can reach.
         node: whose arithmetic it does.
         weights: bytes of the constants that it reads.
         rows: its expected time, where the backend knows better than the cost model.

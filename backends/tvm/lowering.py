@@ -28,7 +28,7 @@ from mlec.backends.tvm.tuning import Draft, Subject, Tuner
 from mlec.ir.dim import Dim, SymDim, divide_exact, static_dims
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Graph, Node
-from mlec.ir.op import Array, ConstantRef
+from mlec.ir.op import Array, ConstantRef, Trait
 from mlec.ir.types import Location, TensorType
 from mlec.runtime.program import KernelInfo
 from mlec.tuning import TunedKernel
@@ -300,9 +300,11 @@ class Lowering:
             moved = moved + tensor.type.nbytes
         flops = _plain(node.cost.flops)
         self._kernels.append(KernelInfo(symbol, node.name, self._place.summary(), flops, _plain(moved)))
-        floats = [t.type.dtype.bits for t in (*memory, *made) if t.type.dtype.is_float]
+        widths = [t.type.dtype.bits for t in (*memory, *made) if t.type.dtype.is_float]
+        if node.op.has(Trait.CONTRACTION) and node.inputs[0].type.dtype.bits == 8:
+            widths = [8]
         note = f"{strategy}, {self._remark}" if self._remark else strategy
-        self._notes.append(KernelNote(symbol, node.name, note, max(floats, default=32), node, self._held(memory), rows))
+        self._notes.append(KernelNote(symbol, node.name, note, max(widths, default=32), node, self._held(memory), rows))
         return made
 
     def _held(self, operands: Sequence[Tensor]) -> int:
