@@ -50,8 +50,10 @@ if TYPE_CHECKING:
     from mlec.passes.fold_constants import FoldConstants
     from mlec.passes.fold_scales import FoldScales
     from mlec.passes.fusion import FuseOperators
+    from mlec.passes.hoist_slices import HoistSlices
     from mlec.passes.infer_shapes import InferShapes
     from mlec.passes.layout import ChooseLayout
+    from mlec.passes.merge_products import MergeProducts
     from mlec.passes.quantize import QuantizeInt8
     from mlec.passes.recognize import Recognize
     from mlec.passes.sink_transposes import SinkTransposes
@@ -84,9 +86,11 @@ _WHERE = {
     "mlec.passes.fold_constants": "FoldConstants",
     "mlec.passes.fold_scales": "FoldScales",
     "mlec.passes.fusion": "FuseOperators",
+    "mlec.passes.hoist_slices": "HoistSlices",
     "mlec.passes.infer_shapes": "InferShapes",
     "mlec.passes.layout": "ChooseLayout",
     "mlec.passes.quantize": "QuantizeInt8",
+    "mlec.passes.merge_products": "MergeProducts",
     "mlec.passes.recognize": "Recognize",
     "mlec.passes.sink_transposes": "SinkTransposes",
     "mlec.passes.split_products": "SplitProducts",
@@ -117,9 +121,11 @@ __all__ = [
     "FrontendError",
     "FuseOperators",
     "Graph",
+    "HoistSlices",
     "InferShapes",
     "InputError",
     "LoweringError",
+    "MergeProducts",
     "MergeTrees",
     "MlecError",
     "NotFittedModelError",

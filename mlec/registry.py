@@ -40,6 +40,8 @@ PASSES = {
     "prune-trees": "mlec.passes.trees:PruneTrees",
     "merge-trees": "mlec.passes.trees:MergeTrees",
     "recognize": "mlec.passes.recognize:Recognize",
+    "hoist-slices": "mlec.passes.hoist_slices:HoistSlices",
+    "merge-products": "mlec.passes.merge_products:MergeProducts",
     "sink-transposes": "mlec.passes.sink_transposes:SinkTransposes",
     "split-products": "mlec.passes.split_products:SplitProducts",
     "fold-batch-norm": "mlec.passes.fold_batch_norm:FoldBatchNorm",

@@ -168,31 +168,25 @@ class TransposeAsReshape(Rule):
         return b("reshape", m["x"], shape=m.node.output.type.shape)
 
 
-class TransposeUnsqueezed(Rule):
-    """transpose(reshape(x)) -> reshape(transpose(x)), where the reshape only adds axes of extent 1"""
+class ReshapeTransposed(Rule):
+    """reshape(transpose(x)) -> transpose(reshape(x)), where the reshape only adds or drops axes of extent 1"""
 
-    pattern = P("transpose", P("reshape", "x", bind="inner"))
+    pattern = P("reshape", P("transpose", "x", bind="inner"))
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
-        wide = m.nodes["inner"].output.type.shape
-        return None if len(wide) > m["x"].type.rank and _own_axes(m["x"].type.shape, wide) is not None else Miss()
+        turned, shape = m.nodes["inner"].output.type.shape, m.node.output.type.shape
+        return None if [d for d in turned if d != 1] == [d for d in shape if d != 1] else Miss()
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
-        axes = _own_axes(m["x"].type.shape, m.nodes["inner"].output.type.shape)
-        assert axes is not None
-        perm = tuple(axes[p] for p in m.node.attrs["perm"] if p in axes)
-        return b("reshape", b("transpose", m["x"], perm=perm), shape=m.node.output.type.shape)
-
-
-def _own_axes(shape: Shape, wide: Shape) -> dict[int, int] | None:
-    """Which axis of ``shape`` each axis of ``wide`` is, but for the axes of extent 1 that it has besides; None if it has others."""
-    axes: dict[int, int] = {}
-    for place, extent in enumerate(wide):
-        if len(axes) < len(shape) and extent == shape[len(axes)]:
-            axes[place] = len(axes)
-        elif extent != 1:
-            return None
-    return axes if len(axes) == len(shape) else None
+        perm, before, after = m.nodes["inner"].attrs["perm"], m["x"].type.shape, m.node.output.type.shape
+        # Extents of 1 go in front, so that the last axis stays the last one where the transpose leaves it there.
+        units = [axis for axis, extent in enumerate(after) if extent == 1]
+        own = [axis for axis, extent in enumerate(before) if extent != 1]
+        place = {axis: len(units) + i for i, axis in enumerate(own)}
+        moved = iter([place[axis] for axis in perm if before[axis] != 1])
+        reshaped = b("reshape", m["x"], shape=(*[1] * len(units), *(before[axis] for axis in own)))
+        order = [units.index(axis) if axis in units else next(moved) for axis in range(len(after))]
+        return b("transpose", reshaped, perm=tuple(order))
 
 
 class KeepReducedAxes(Rule):
@@ -335,7 +329,7 @@ def _holds(wide: DType, narrow: DType) -> bool:
 RULES: tuple[Rule, ...] = (
     DropAddZero(), DropSubZero(), DropMulOne(), DropDivOne(), DropPowOne(), PowTwo(), RecogniseRelu(), RecogniseSilu(),
     CancelInvolution(), MergeIdempotent(), DropIdentityView(), MergeReshapes(), MergeTransposes(), TransposeAsReshape(),
-    DropWideningCast(), TransposeUnsqueezed(), KeepReducedAxes(), SumAsMean(), DropBroadcast(), ReshapeProduct(), NotEqual(),
+    DropWideningCast(), ReshapeTransposed(), KeepReducedAxes(), SumAsMean(), DropBroadcast(), ReshapeProduct(), NotEqual(),
 )  # fmt: skip
 
 

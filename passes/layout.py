@@ -275,6 +275,12 @@ def channel_block(channels: int, lanes: int) -> int:
     return block
 
 
+def padded_columns(columns: int, lanes: int) -> int:
+    """Columns that are computed of a product with so many: whole blocks."""
+    block = column_block(columns, lanes) or lanes
+    return -(-columns // block) * block
+
+
 def column_block(columns: int, lanes: int) -> int:
     """Two vectors for wide matrices, one for narrow ones, none (0) where most of a vector would be padding."""
     if columns * 2 < lanes:

@@ -10,8 +10,10 @@ from mlec.passes.fold_batch_norm import FoldBatchNorm
 from mlec.passes.fold_constants import FoldConstants
 from mlec.passes.fold_scales import FoldScales
 from mlec.passes.fusion import FuseOperators
+from mlec.passes.hoist_slices import HoistSlices
 from mlec.passes.infer_shapes import InferShapes
 from mlec.passes.layout import ChooseLayout
+from mlec.passes.merge_products import MergeProducts
 from mlec.passes.recognize import Recognize
 from mlec.passes.sink_transposes import SinkTransposes
 from mlec.passes.split_products import SplitProducts
@@ -43,8 +45,12 @@ def pipeline_for_level(level: int) -> PassPipeline:
         steps.append(SinkTransposes())  # once weights are plain constants; what cancels is work that no later pass sees
         steps.append(Canonicalize())  # the views that it leaves
         steps.append(SplitProducts())  # what attention reads is slices by now, without transposes in between
+        steps.append(HoistSlices())  # q, k and v have products of their own by now, and transposes are out of the way
         steps.append(FoldBatchNorm())  # while convolutions are still plain and their weights still constants
         steps.append(FoldScales())  # those of scalers and of normalisations that found no product before them
+        steps.append(
+            MergeProducts()
+        )  # what is narrow, once it is known which products attention reads; weights have their last columns
         steps.append(FoldConstants())  # the folded weights
     if level >= 3:
         steps += [

@@ -41,7 +41,7 @@ class PickColumns(Rule):
         columns = [_picked_columns(cut, found[1].shape[1]) for cut in cuts if cut.name == "slice"]
         if len(columns) < len(cuts) or graph.use_count(m["joined"]) > len(cuts):
             return Miss()
-        if not all(_only_attention_reads(graph, cut.output) for cut in cuts) or any(c is None for c in columns):
+        if not all(only_attention_reads(graph, cut.output) for cut in cuts) or any(c is None for c in columns):
             return Miss()
         every = np.concatenate([c for c in columns if c is not None])
         return None if len(np.unique(every)) == len(every) else Miss("its columns would be computed twice")
@@ -91,12 +91,12 @@ def _picked_columns(cut: Node, count: int) -> Array | None:
     return columns.take(range(attrs["start"], attrs["stop"], attrs["step"]), axis - first).reshape(-1)
 
 
-def _only_attention_reads(graph: Graph, value: Value) -> bool:
+def only_attention_reads(graph: Graph, value: Value) -> bool:
     """Whether a value goes into attention and nowhere else, on its way through views."""
     users = graph.users.get(value, ())
     if not users or graph.use_count(value) != sum(user.inputs.count(value) for user in users):
         return False
     return all(
-        user.name == "attention" or (user.op.has(Trait.VIEW) and _only_attention_reads(graph, user.output))
+        user.name == "attention" or (user.op.has(Trait.VIEW) and only_attention_reads(graph, user.output))
         for user in users
     )

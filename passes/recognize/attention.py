@@ -185,6 +185,32 @@ class SharedHeads(Rule):
         return b("reshape", result, shape=m.node.output.type.shape)
 
 
+class MergedHeads(Rule):
+    """transpose(reshape(attention)) -> reshape(transpose(attention)), where the reshape merges groups of heads"""
+
+    pattern = P("transpose", P("reshape", P("attention", bind="attention"), bind="merged"))
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        before, after = (m.nodes[name].output.type.shape for name in ("attention", "merged"))
+        lone = all(graph.use_count(m.nodes[name].output) == 1 for name in ("attention", "merged"))
+        heads = len(after) - 3
+        one = (
+            len(before) == len(after) + 1
+            and heads >= 0
+            and before[-2:] == after[-2:]
+            and before[:heads] == after[:heads]
+        )
+        return None if lone and one else Miss()
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        heads = m.nodes["merged"].output.type.rank - 3
+        order: list[int] = []
+        for axis in m.node.attrs["perm"]:
+            order += [heads, heads + 1] if axis == heads else [axis + (axis > heads)]
+        turned = b("transpose", m.nodes["attention"].output, perm=tuple(order))
+        return b("reshape", turned, shape=m.node.output.type.shape)
+
+
 def _spread(value: Value, graph: Graph) -> Node | None:
     """The node that repeats each head of ``[.., heads, 1, t, d]``, where a reshape makes ``[.., heads * g, t, d]`` of it."""
     reshape = graph.producer.get(value)
@@ -231,5 +257,5 @@ class CausalMask(Rule):
         return b("attention", m["q"], m["k"], m["v"], **{**m.node.attrs, "causal": True})
 
 
-RULES: tuple[Rule, ...] = (Attention(), SharedHeads())
+RULES: tuple[Rule, ...] = (Attention(), SharedHeads(), MergedHeads())
 LOOSE_RULES: tuple[Rule, ...] = (CausalMask(),)

@@ -1,0 +1,106 @@
+"""merge-products: products of one operand by several narrow matrices become one product, whose columns are cut apart.
+
+The columns of a product are computed in blocks of vectors, and a narrow product fills its last block with zeros. Side by side, several
+share it: two products with one column each cost as much as one with two. Wide products gain nothing from company: reading the
+operand once more is nothing beside their arithmetic, and cutting the result apart costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from mlec.ir import Graph, GraphBuilder, Location, Node, Value
+from mlec.ir.dim import static
+from mlec.ops.rows import MAX_PRODUCT, rows_of
+from mlec.passes.layout import padded_columns
+from mlec.passes.split_products import only_attention_reads
+from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, ulp
+
+CUT = 16
+"""What it costs to copy an element of the result, in terms of multiplications: measured."""
+
+
+@dataclass(frozen=True)
+class MergeProducts(Pass):
+    """Products of the same operand by constant matrices become one where that saves more padding than the cuts cost."""
+
+    name: ClassVar[str] = "merge-products"
+    before: ClassVar[str] = "layout"
+    preserves: ClassVar[Tolerance] = ulp(16)  # a library may sum in another order for another number of columns
+
+    def run(self, graph: Graph, context: PassContext) -> PassResult:
+        together: dict[Value, list[Node]] = {}
+        for node in graph.nodes:
+            if node.name == "matmul" and _is_narrow(node, graph, context.target.vector_bytes):
+                together.setdefault(node.inputs[0], []).append(node)
+        merged: dict[Node, list[Node]] = {}
+        remarks: list[Remark] = []
+        for nodes in together.values():
+            if len(nodes) < 2:
+                continue
+            loc = Location.merged((n.loc for n in nodes), self.name)
+            widths = [static(n.output.type.shape[-1]) for n in nodes]
+            reason = _reason_against(nodes, widths, context.target.vector_bytes)
+            if reason:
+                remarks.append(Remark("missed", f"products with {_listed(widths)} columns stay apart: {reason}", loc))
+                continue
+            remarks.append(
+                Remark("applied", f"products with {_listed(widths)} columns become one with {sum(widths)}", loc)
+            )
+            merged[nodes[0]] = nodes
+        if not merged:
+            return PassResult(graph, tuple(remarks))
+        return PassResult(_rewritten(graph, merged), tuple(remarks))
+
+
+def _listed(widths: Sequence[int]) -> str:
+    return ", ".join(map(str, widths))
+
+
+def _is_narrow(node: Node, graph: Graph, vector_bytes: int) -> bool:
+    """Whether a product by a constant matrix has zeros in its last block. What attention reads must lie by itself."""
+    kind = node.output.type
+    weights = graph.constant_value(node.inputs[1])
+    if weights is None or weights.ndim != 2 or not kind.dtype.is_float or only_attention_reads(graph, node.output):
+        return False
+    columns = int(weights.shape[1])
+    return padded_columns(columns, vector_bytes // kind.dtype.itemsize) > columns > 0
+
+
+def _reason_against(nodes: Sequence[Node], widths: Sequence[int], vector_bytes: int) -> str:
+    """Why products stay apart; empty if they do not."""
+    kind = nodes[0].output.type
+    lanes, depth = vector_bytes // kind.dtype.itemsize, static(nodes[0].inputs[1].type.shape[0])
+    if all(rows_of(node) is not None for node in nodes) and sum(widths) > MAX_PRODUCT:
+        return "each of them is narrow enough for a kernel with what is around it, and together they are not"
+    apart, one = sum(padded_columns(width, lanes) for width in widths), padded_columns(sum(widths), lanes)
+    if (apart - one) * depth <= CUT * sum(widths):
+        return f"{apart - one} columns of padding less are not worth the cuts"
+    return ""
+
+
+def _rewritten(graph: Graph, merged: dict[Node, list[Node]]) -> Graph:
+    b = GraphBuilder(graph.name)
+    b.adopt_interface(graph)
+    for node in graph.nodes:
+        if node in merged:
+            _merge(b, graph, merged[node])
+        elif all(b.resolve(v) is v for v in node.outputs):
+            b.keep(node)
+    return b.finish(graph.outputs, signature=graph.given_signature)
+
+
+def _merge(b: GraphBuilder, graph: Graph, nodes: Sequence[Node]) -> None:
+    matrices = [array for n in nodes if (array := graph.constant_value(n.inputs[1])) is not None]
+    with b.at(Location.merged((n.loc for n in nodes), MergeProducts.name)):
+        whole = b("matmul", nodes[0].inputs[0], b.constant(np.concatenate(matrices, axis=1), nodes[0].inputs[1].hint))
+        start = 0
+        for node, matrix in zip(nodes, matrices, strict=True):
+            stop = start + matrix.shape[1]
+            part = b("slice", whole, axis=whole.type.rank - 1, start=start, stop=stop, hint=node.output.hint)
+            b.replace(node.output, part)
+            start = stop
