@@ -2,7 +2,7 @@
 
 A layer takes u8 and gives u8: a product or a convolution with i8 weights of one scale for each column, a bias, ReLU, and the way back
 to u8. The peers get it as an ONNX model of QuantizeLinear and DequantizeLinear around the float layer, as quantisers write it. All are
-timed in one process, in turn.
+timed in one process, in turn. Depthwise layers are bound by their epilogue, not by products.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 import mlec
+from bench.peak import byte_products
 from mlec.backends.tvm.backend import TVMBackend
+from mlec.backends.tvm.kernels.int8 import has_amx
+from mlec.backends.tvm.target import TargetInfo
 from mlec.ir import Graph, GraphBuilder, TensorType
 from mlec.ir.dtype import DType
 from mlec.processor import DISABLE
@@ -243,14 +246,18 @@ def compare(layer: Layer, threads: int) -> dict[str, float]:
 @click.option("--threads", default=1, show_default=True)
 @click.option("--only", default="", help="Layers whose name has this in it.")
 def main(threads: int, only: str) -> None:
-    click.echo(f"Threads: {threads}. Microseconds; in brackets how much longer than mlec int8.\n")
+    peak = byte_products(threads, has_amx(TargetInfo.host()), False)
+    click.echo(
+        f"Threads: {threads}. Microseconds; in brackets how much longer than mlec int8. Peak: {peak / 1e9:.0f} GOP/s.\n"
+    )
     for number, layer in enumerate(layer for layer in LAYERS if only in layer.name):
         best = compare(layer, threads)
         if not number:
-            click.echo(f"| layer | {' | '.join(best)} | GOP/s |\n|{'---|' * (len(best) + 2)}")
+            click.echo(f"| layer | {' | '.join(best)} | GOP/s | of peak |\n|{'---|' * (len(best) + 3)}")
         own = best["mlec int8"]
         figures = [f"{s * 1e6:.1f}" + (f" ({s / own:.2f}x)" if s is not own else "") for s in best.values()]
-        click.echo(f"| {layer.name} | {' | '.join(figures)} | {layer.operations / own / 1e9:.0f} |")
+        rate = layer.operations / own
+        click.echo(f"| {layer.name} | {' | '.join(figures)} | {rate / 1e9:.0f} | {rate / peak:.0%} |")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class KernelTiming:
         symbol, strategy: which kernel, and how it was made.
         seconds: of all its calls in one run of the model.
         flops, bytes: of these calls; bytes are those of operands and results, each once.
-        bits: width of its floats.
+        bits: width of its floats; 8 of products of bytes.
     """
 
     case: str
@@ -68,7 +68,7 @@ def _number(work: int | str, extent: int) -> int:
 def kernel_table(timings: list[KernelTiming], peak: Peak, threads: int, least: float = 0.02) -> str:
     """One line for each kernel that takes at least the part ``least`` of its model's kernels."""
     rates = ", ".join(
-        f"{flops / 1e9:.0f} GFLOP/s in float{bits} ({peak.loaded[bits] / 1e9:.0f} with operands from L1)"
+        f"{flops / 1e9:.0f} GFLOP/s in {'int8' if bits == 8 else f'float{bits}'} ({peak.loaded[bits] / 1e9:.0f} with operands from L1)"
         for bits, flops in peak.flops.items()
     )
     lines = [
@@ -88,7 +88,7 @@ def kernel_table(timings: list[KernelTiming], peak: Peak, threads: int, least: f
         figures = [
             f"{t.seconds * 1e6:.1f} us",
             f"{flops / 1e9:.1f}",
-            f"{flops / peak.flops[64 if t.bits == 64 else 32]:.0%}",
+            f"{flops / peak.flops.get(t.bits, peak.flops[32]):.0%}",
             f"{rate / 1e9:.1f}",
             f"{rate / peak.bandwidth:.0%}",
         ]

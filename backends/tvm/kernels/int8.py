@@ -306,6 +306,11 @@ def amx(name: str, *arguments: Expr) -> None:
     T.evaluate(tirx.call_llvm_intrin("void", f"llvm.x86.{name}", *values))
 
 
+def tdpbusd(sums: int, rows: int, weights: int) -> None:
+    """Adds the products of 16 rows with 16 columns, 64 to a sum."""
+    amx("tdpbusd", sums, rows, weights)
+
+
 def address(buffer: Buffer, position: Expr) -> Expr:
     """Of an element of a flat buffer."""
     return tirx.address_of(buffer[position])
@@ -366,7 +371,7 @@ class Tiles:
                     place = begin + step * (packed.step * QUAD)
                     amx("tileloadd64", 4 + s, address(rows.buffer, place), apart)
                     for b in range(count):
-                        amx("tdpbusd", HELD * s + b, 4 + s, 6 + b)
+                        tdpbusd(HELD * s + b, 4 + s, 6 + b)
         for s, b, tile in cells:
             place = s * STRIP * (HELD * BLOCK) + b * BLOCK
             amx("tilestored64", tile, address(self.held, place), tirx.const(HELD * BLOCK * 4, "int64"))
