@@ -21,8 +21,10 @@ from mlec.validation import Comparison
 
 INT8 = Tolerance(rtol=0.2, atol=1e-3, signed_zeros=False, specials=False)
 """The declared bound of int8; what is measured is mostly a tenth of that."""
-LOWERED = {"int8": INT8}
-"""By precision, the bound on results for inputs like the calibration data."""
+BF16 = Tolerance(rtol=0.05, atol=1e-3, signed_zeros=False, specials=False)
+FP16 = Tolerance(rtol=0.01, atol=1e-4, signed_zeros=False, specials=False)
+LOWERED = {"int8": INT8, "bf16": BF16, "fp16": FP16}
+"""By precision, the bound on results for inputs like the calibration data or the examples."""
 
 
 def measured(
@@ -56,8 +58,8 @@ def measured(
         raise ToleranceError(
             f"the compiled model differs from its source by {worst.max_rel_error:.3g} of the largest result, beyond {tolerance}",
             code="E_PARITY",
-            hint="calibrate with more data, raise min_sqnr (passes='default,quantize-int8{min_sqnr = 30}') to keep more layers in float32, "
-            "or allow more with tolerance=mlec.Tolerance(rtol=0.5)",
+            hint="for int8, calibrate with more data, or raise min_sqnr (passes='default,quantize-int8{min_sqnr = 30}') to keep more "
+            "layers in float32; or allow more with tolerance=mlec.Tolerance(rtol=0.5)",
         )
     return {
         "tolerance": {"rtol": bound.rtol, "atol": bound.atol},

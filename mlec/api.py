@@ -121,7 +121,7 @@ def compile(
             ``"cuda"``, ``"cuda:sm_90"``, ``"numpy"`` (the reference interpreter), a mapping as TVM writes targets, or a `Target`; its
             kind decides the backend.
         precision: ``"fp32"`` (as the source computes), ``"fp64"``, or of a network ``"int8"``: 8 bits where that keeps the results, see
-            docs/quantization.md.
+            docs/quantization.md, ``"fp16"`` or ``"bf16"``: weights in 16 bits, see docs/precision.md.
         dynamic_batch: any number of rows; otherwise the number in the examples.
         passes: ``"O0"`` .. ``"O3"``, ``"default"`` (the `pipeline` of the backend, mostly O2), the text of a pipeline, a
             `PassPipeline`, or a list of passes.
@@ -595,7 +595,8 @@ def _run_and_check(
     if oracle and report.model["precision"] in LOWERED:
         bound = tolerance or LOWERED[report.model["precision"]]
         flat = Nesting([spec.name for spec in source.graph.signature.inputs]).is_flat
-        shown = [list(source.examples)] if source.examples is not None else []
+        given = source.examples or probe_inputs(source.graph)
+        shown = [list(given)] if given else []
         for one in (compiled, *others.values()):
             report.parity = measured(one, oracle, [*shown, *(calibration if flat else [])], bound)
     elif oracle:

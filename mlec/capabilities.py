@@ -21,14 +21,14 @@ TARGETS = {
 }
 """By backend, the forms of the targets that it serves. The word before the colon is the *kind* of target."""
 
-PRECISIONS: dict[str, str | None] = {
+PRECISIONS = {
     "fp32": "as the source computes",
     "fp64": "what the source computes in 64 bits stays so",
-    "fp16": None,
-    "bf16": None,
+    "fp16": "networks with weights in 16 bits of float16, sums in float32",
+    "bf16": "networks with weights in 16 bits of bfloat16, and products of such where the processor has them; sums in float32",
     "int8": "networks with 8 bits where that keeps their results, calibrated on inputs of yours",
 }
-"""What a precision means; None for one that is planned, but not offered yet."""
+"""What a precision means."""
 
 MODELS = {
     "torch": "nn.Module, fx.GraphModule, ExportedProgram",
@@ -51,17 +51,12 @@ COMPILABLE_FILES = {**MODEL_FILES, "graph": "text that begins with `graph @`, af
 
 
 def check_precision(name: str) -> None:
-    """Refuses a precision that does not exist, or that is not offered yet.
+    """Refuses a precision that does not exist.
 
     Raises:
-        UsageError: naming those that are.
+        UsageError: naming those that do.
     """
-    hint = f"compile with {' or '.join(f'precision={offered!r}' for offered in offered_precisions())}"
     if name not in PRECISIONS:
-        raise UsageError(f"precision takes {', '.join(PRECISIONS)}, got {name!r}", hint=hint)
-    if PRECISIONS[name] is None:
-        raise UsageError(f"precision {name!r} is not offered in this version", code="E_NOT_OFFERED", hint=hint)
-
-
-def offered_precisions() -> tuple[str, ...]:
-    return tuple(name for name, meaning in PRECISIONS.items() if meaning is not None)
+        raise UsageError(
+            f"precision takes {', '.join(PRECISIONS)}, got {name!r}", hint="`mlec targets` says what each means"
+        )

@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from mlec import registry
 from mlec.errors import UsageError
 from mlec.frontends.example_inputs import for_signature
 from mlec.ir import Graph
 from mlec.ir.op import Array
-from mlec.pipeline import PassPipeline
+from mlec.pipeline import Pass, PassPipeline
 from mlec.runtime.edge import Edge
 from mlec.signature import Signature
 
-PASSES = {"int8": "quantize-int8"}
+PASSES = {
+    "int8": "quantize-int8",
+    "fp16": "mixed-precision{dtype = fp16}",
+    "bf16": "mixed-precision{dtype = bf16}",
+}
 """By precision, the pass that brings a network to it. The others need none."""
 INSIDE_KERNELS = ("layout", "fuse")
 """What such a pass must precede."""
@@ -25,11 +28,23 @@ INSIDE_KERNELS = ("layout", "fuse")
 
 def in_precision(pipeline: PassPipeline, precision: str) -> PassPipeline:
     """The pipeline with the pass that the precision needs, unless it is there."""
-    wanted = PASSES.get(precision)
-    if wanted is None or any(step.name == wanted for step in pipeline):
+    if precision not in PASSES:
+        return pipeline
+    wanted = _pass_of(precision)
+    if any(step.name == wanted.name for step in pipeline):
         return pipeline
     before = next((step.name for step in pipeline if step.name in INSIDE_KERNELS), None)
-    return pipeline.insert(registry.load("passes", wanted)(), before=before)
+    return pipeline.insert(wanted, before=before)
+
+
+def _pass_of(precision: str) -> Pass:
+    return PassPipeline.parse(PASSES[precision]).passes[0]
+
+
+def _brings_to(step: Pass, precision: str) -> bool:
+    """Whether a pass is the one of a precision; its other options may differ."""
+    wanted = _pass_of(precision)
+    return step.name == wanted.name and getattr(step, "dtype", None) == getattr(wanted, "dtype", None)
 
 
 def precision_of(pipeline: PassPipeline, asked: str) -> str:
@@ -38,7 +53,7 @@ def precision_of(pipeline: PassPipeline, asked: str) -> str:
     Raises:
         UsageError: another one was asked for.
     """
-    found = {precision for precision, name in PASSES.items() if any(step.name == name for step in pipeline)}
+    found = {precision for precision in PASSES if any(_brings_to(step, precision) for step in pipeline)}
     if asked != "fp32" and found - {asked}:
         raise UsageError(
             f"precision {asked!r} with passes for {', '.join(sorted(found))}",
@@ -84,14 +99,19 @@ def calibrated(
         InputError: they do not fit the model.
     """
     needing = [step for step in pipeline if hasattr(step, "calibration")]
-    if not needing:
-        if calibration is not None:
-            raise UsageError(
-                "calibration is for precision 'int8'", hint="leave calibration out, or compile with precision='int8'"
-            )
-        return pipeline, [], []
+    observing = [step for step in pipeline if hasattr(step, "examples")]
+    if calibration is not None and not (needing or observing):
+        hint = "leave calibration out, or compile with precision='int8'"
+        raise UsageError("calibration is for precisions below float32", hint=hint)
     batches: Batches = []
     warnings: list[str] = []
+    for step in observing:
+        seen: Any = calibration if calibration is not None else step.examples
+        if seen is not None:
+            batches = read_batches(signature, seen)
+        shown = batches if seen is not None or examples is None else [Edge(signature).read(list(examples))]
+        observer: Any = replace(step, **{"examples": shown})
+        pipeline = pipeline.replace(step.name, observer)
     for step in needing:
         given: Any = calibration if calibration is not None else step.calibration
         if given is None and examples is None:

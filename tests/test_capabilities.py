@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,6 @@ from mlec.capabilities import (
     MODEL_FILES,
     PRECISIONS,
     TARGETS,
-    check_precision,
-    offered_precisions,
 )
 from mlec.errors import FrontendError, UsageError
 
@@ -29,17 +26,6 @@ def test_ways_to_save_are_checked_before_compiling(tmp_path: Path) -> None:
         done = mlec.export_model(object(), tmp_path / "m.mle", compression=plain)
         assert "no frontend lowers builtins.object" in done["error"]
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", PRECISIONS)
-def test_precisions(name: str) -> None:
-    if name in offered_precisions():
-        check_precision(name)
-        return
-    with pytest.raises(UsageError, match=f"'{name}' is not offered") as caught:
-        mlec.compile(object(), precision=name)
-    assert caught.value.code == "E_NOT_OFFERED"
-    assert re.findall(r"'(\w+)'", str(caught.value.hint)) == list(offered_precisions())
 
 
 def test_an_unknown_precision_names_all() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlec.capabilities import COMPILABLE_FILES, PRECISIONS, TARGETS, offered_precisions
+from mlec.capabilities import COMPILABLE_FILES, PRECISIONS, TARGETS
 from mlec.cli.output import json_option, print_json, print_pairs, size_text, time_text
 from mlec.cli.signing import read_signer
 from mlec.reporting.units import plural
@@ -31,7 +31,7 @@ MODEL is a file of one of these kinds; its content decides which. Pickles need -
 {chr(10).join(f"  {name}: {files}" for name, files in COMPILABLE_FILES.items())}
 """
 TARGET_HELP = f"{', '.join(form for forms in TARGETS.values() for form in forms)} ...: see `mlec targets`."
-PRECISION_HELP = "; ".join(f"{name}: {meaning}" for name, meaning in PRECISIONS.items() if meaning) + "."
+PRECISION_HELP = "; ".join(f"{name}: {meaning}" for name, meaning in PRECISIONS.items()) + "."
 
 
 def check_target(context: click.Context, option: click.Parameter, value: str | None) -> str | None:

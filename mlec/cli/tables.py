@@ -154,7 +154,7 @@ def targets_command(as_json: bool) -> None:
         for form, meaning in forms.items()
     ]
     precisions = [
-        {"precision": name, "offered": meaning is not None, "meaning": meaning or ""}
+        {"precision": name, "offered": True, "meaning": meaning}
         for name, meaning in PRECISIONS.items()
     ]
     if as_json:
@@ -162,7 +162,7 @@ def targets_command(as_json: bool) -> None:
         return
     print_table(("target", "backend", "on this machine", "meaning"), [tuple(row.values()) for row in rows])
     click.echo()
-    print_table(("precision", "meaning"), [(p["precision"], p["meaning"] or "not offered yet") for p in precisions])
+    print_table(("precision", "meaning"), [(p["precision"], p["meaning"]) for p in precisions])
 
 
 def _here(form: str) -> str:

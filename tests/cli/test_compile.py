@@ -176,20 +176,9 @@ def test_the_reference_as_target(mlec: Run, iris: Iris, tmp_path: Path) -> None:
     assert mlec("report", tmp_path / "m.mle", "-o", tmp_path / "m.html").code == 0
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--precision", "fp16"),
-    ],
-)  # fmt: skip
-def test_options_for_later_say_so(mlec: Run, iris: Iris, tmp_path: Path, options: tuple[str, ...]) -> None:
-    done = mlec("compile", iris.pickle, "--trust-pickle", "-o", tmp_path / "m.mle", *options)
-    assert "not offer" in done.error("E_NOT_OFFERED")
-    assert listing(tmp_path) == []
-
-
-def test_int8_is_for_networks(mlec: Run, iris: Iris, tmp_path: Path) -> None:
-    done = mlec("compile", iris.pickle, "--trust-pickle", "-o", tmp_path / "m.mle", "--precision", "int8")
+@pytest.mark.parametrize("precision", ["int8", "bf16"])
+def test_lower_precisions_are_for_networks(mlec: Run, iris: Iris, tmp_path: Path, precision: str) -> None:
+    done = mlec("compile", iris.pickle, "--trust-pickle", "-o", tmp_path / "m.mle", "--precision", precision)
     assert "is for networks, and this is a classifier" in done.error("E_NOT_OFFERED")
     assert listing(tmp_path) == []
 
