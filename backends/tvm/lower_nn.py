@@ -15,7 +15,7 @@ from mlec.backends.tvm.kernels.depthwise import DepthwiseSchedule, depthwise_nch
 from mlec.backends.tvm.kernels.elementwise import NotContiguousError
 from mlec.backends.tvm.kernels.epilogue import Expr
 from mlec.backends.tvm.kernels.norm import group_norm, layer_norm, line_schedules, rms_norm
-from mlec.backends.tvm.kernels.pool import pool
+from mlec.backends.tvm.kernels.pool import PoolSchedule, pool
 from mlec.backends.tvm.kernels.rnn import GATES, RecurrentSchedule, pack_recurrent, recurrent, recurrent_lanes
 from mlec.backends.tvm.kernels.schedule import FoldSchedule, alternating
 from mlec.backends.tvm.kernels.softmax import SoftmaxSchedule, logsumexp, softmax
@@ -145,13 +145,17 @@ def lower_pool(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tai
     rank = len(kernel)
     counts = bool(node.attrs.get("count_include_pad", False))
 
-    def build(name: str, dims: Dims) -> object:
-        shape, out = dims.shape(x.shape), dims.shape(node.output.type.shape[2 : 2 + rank])
-        target, epilogue = lowering.target, tail.epilogue(lowering, dims)
-        return pool(node.name, shape, kernel, g, out, counts, x.dtype, target, epilogue, name)
+    operands, out, target = (x, *tail.operands(lowering)), node.output.type.shape[2 : 2 + rank], lowering.target
 
-    operands = (x, *tail.operands(lowering))
-    return lowering.kernel(build, operands, [tail.type], node=node, strategy=f"windows{tail}")[0]
+    def version(schedule: PoolSchedule) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            shape, windows, epilogue = dims.shape(x.shape), dims.shape(out), tail.epilogue(lowering, dims)
+            return pool(node.name, shape, kernel, g, windows, counts, x.dtype, target, epilogue, name, schedule)
+
+        return Version(build, operands, f"windows{tail}")
+
+    schedules = PoolSchedule.candidates(x.shape, kernel, g, out, x.dtype, target)
+    return lowering.scheduled(schedules, version, [tail.type], node=node)[0]
 
 
 # -- normalisation ---------------------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ from typing import Any
 
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.epilogue import Expr
-from mlec.backends.tvm.kernels.transpose import transpose
+from mlec.backends.tvm.kernels.transpose import TransposeSchedule, transpose
 from mlec.backends.tvm.kernels.vector import broadcast, const_like, int64, lanes_of, select, share
 from mlec.backends.tvm.lower_elementwise import RegionKernel, lower_node
-from mlec.backends.tvm.lowering import Joined, Lowering, Part, Tensor, is_aligned
+from mlec.backends.tvm.lowering import Joined, Lowering, Part, Tensor, Version, is_aligned
 from mlec.backends.tvm.region import Dims, Index, Region
 from mlec.backends.tvm.registry import BOTH, lowers
 from mlec.backends.tvm.scalar import TVM_NAMES
@@ -53,10 +53,14 @@ def transposed(lowering: Lowering, x: Tensor) -> Tensor:
     if lowering.on_gpu or [p for p in perm if source.shape[p] != 1][-1:] == [_last(source)]:
         return lower_node(lowering, node, (source,))
 
-    def build(name: str, dims: Dims) -> object:
-        return transpose(dims.shape(source.shape), perm, source.dtype, lowering.target, name)
+    def version(schedule: TransposeSchedule) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            return transpose(dims.shape(source.shape), perm, source.dtype, lowering.target, name, schedule)
 
-    return lowering.kernel(build, (source,), [x.type], node=node, strategy="squares turned in registers")[0]
+        return Version(build, (source,), "squares turned in registers")
+
+    schedules = TransposeSchedule.candidates(source.dtype, lowering.target)
+    return lowering.scheduled(schedules, version, [x.type], node=node)[0]
 
 
 def _last(x: Tensor) -> int:

@@ -401,7 +401,8 @@ class Lowering:
 
     def variant(self, what: Hashable) -> AbstractContextManager[None]:
         """For kernels that depend on more than the form of their node: on ``what`` as well."""
-        return self._lowering_of((self._form, what))
+        content = self._content
+        return self._lowering_of((self._form, what), lambda: f"{content()} {what!r}")
 
     @contextmanager
     def noting(self, remark: str) -> Iterator[None]:
@@ -442,7 +443,7 @@ class Lowering:
 
         if x.root.part is None:
             return x
-        with self._lowering_of(("copy", str(x.type))):
+        with self._lowering_of(("copy", str(x.type)), lambda: f"copy of {x.type}"):
             return copied(self, x)
 
     def _transpose(self, x: Tensor) -> Tensor:
@@ -450,18 +451,20 @@ class Lowering:
 
         assert x.transposed is not None
         source, perm = x.transposed
-        with self._lowering_of(("transpose", str(source.type), perm)):
+        with self._lowering_of(
+            ("transpose", str(source.type), perm), lambda: f"transposition of {source.type} to {perm}"
+        ):
             return transposed(self, x)
 
     @contextmanager
-    def _lowering_of(self, form: Hashable) -> Iterator[None]:
-        """Kernels made inside are the first, second ... of this form."""
-        outer = self._form, self._made_of_form
-        self._form, self._made_of_form = form, 0
+    def _lowering_of(self, form: Hashable, content: Callable[[], str] | None = None) -> Iterator[None]:
+        """Kernels made inside are the first, second ... of this form; ``content`` says the same for the memory of measurements."""
+        outer = self._form, self._made_of_form, self._content
+        self._form, self._made_of_form, self._content = form, 0, content or self._content
         try:
             yield
         finally:
-            self._form, self._made_of_form = outer
+            self._form, self._made_of_form, self._content = outer
 
     def _next_name(self) -> str:
         """Of the kernel that will be added next."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
 from mlec.backends.tvm.kernels.padding import Windows
 from mlec.backends.tvm.kernels.result import Result
+from mlec.backends.tvm.kernels.schedule import variations
 from mlec.backends.tvm.kernels.tile import (
     accumulator_dtype,
     bits,
@@ -25,6 +27,46 @@ from mlec.backends.tvm.target import TargetInfo
 from mlec.ops.windows import Geometry
 
 
+@dataclass(frozen=True)
+class PoolSchedule:
+    """How windows are taken.
+
+    Attributes:
+        columns: windows side by side in a tile; on plain tensors, vectors of windows. 0, on channel blocks: windows are so wide that
+            a tile would not fit the registers, and taken one by one.
+    """
+
+    columns: int
+
+    @staticmethod
+    def candidates(
+        x_shape: Sequence[Dim],
+        kernel: Sequence[int],
+        geometry: Geometry,
+        out: Sequence[Dim],
+        dtype: str,
+        target: TargetInfo,
+    ) -> Iterator[PoolSchedule]:
+        """By default eight, which hides the latency of the arithmetic, or as many as there are or as fit the registers."""
+        rank = len(kernel)
+        lanes = 1 if len(x_shape) > rank + 2 else target.lanes(bits(accumulator_dtype(dtype)))
+        across = -(-out[-1] // lanes) if isinstance(out[-1], int) else 8
+
+        def fits(schedule: PoolSchedule) -> bool:
+            held = schedule.columns if lanes > 1 else len(_offsets(kernel[-1], geometry, schedule.columns))
+            return 1 <= schedule.columns <= max(1, across) and held <= target.vector_registers - 4
+
+        sizes = [PoolSchedule(columns) for columns in (8, 4, 2, 1)]
+        default = next(filter(fits, sizes), PoolSchedule(0))
+        return variations(default, fits, columns=(2, 4, 8, 1) if default.columns else ())
+
+
+def _offsets(taps: int, geometry: Geometry, count: int) -> list[int]:
+    """The columns that so many windows side by side touch, from the first one's on."""
+    stride, dilation = geometry.strides[-1], geometry.dilations[-1]
+    return sorted({u * stride + k * dilation for u in range(count) for k in range(taps)})
+
+
 def pool(
     op: str,
     x_shape: Sequence[Dim],
@@ -36,6 +78,7 @@ def pool(
     target: TargetInfo,
     epilogue: Epilogue = IDENTITY,
     name: str = "pool",
+    schedule: PoolSchedule | None = None,
 ) -> tirx.PrimFunc:
     """``y[n, c, *out]`` (or ``y[n, c/b, *out, b]`` for blocked x) of windows; ``op`` is ``max_pool`` or ``avg_pool``.
 
@@ -43,8 +86,11 @@ def pool(
     by the number of elements that are real, or real or padding, never by what lies beyond the padding. The batch and
     plain spatial extents may be symbolic. Parameters of the program: x, the epilogue's inputs, y.
 
-    On channel blocks a vector is the block and windows are clipped at the borders. On plain tensors vectors run along
-    the last axis of a padded copy of one channel, split by stride so that they are plain loads.
+    On channel blocks a vector is the block. Windows that lie side by side are a tile: columns of the image that several of them
+    share are read once, and combined along the other axes first. Windows are clipped at the borders: along columns when the
+    program is made, along the other axes once for each tile.
+
+    On plain tensors vectors run along the last axis of a padded copy of one channel, split by stride so that they are plain loads.
     """
     rank = len(kernel)
     n, c, *space = x_shape[: rank + 2]
@@ -52,15 +98,16 @@ def pool(
     windows = Windows.of(space, kernel, geometry, out)
     acc = accumulator_dtype(dtype)
     lanes = tail[0] if tail else target.lanes(bits(acc))
+    schedule = schedule or next(PoolSchedule.candidates(x_shape, kernel, geometry, out, dtype, target))
     with prim_func(name) as program:
         x = parameter("x", BufferSpec(x_shape, dtype))
         y = Result.parameter("y", (n, c, *out, *tail), dtype, epilogue)
         x = flat_view(x, (product((n, c)), *windows.extent, *tail), dtype)
         y = y.viewed((product((n, c)), *windows.out, *tail))
-        pooling = _Pool(x, y, (n, c), windows, op == "max_pool", count_include_pad, acc, lanes)
+        pooling = _Pool(x, y, (n, c), windows, op == "max_pool", count_include_pad, acc, lanes, schedule)
         static = [extent for extent in windows.out if isinstance(extent, int)]
         work = math.prod(static) * math.prod(kernel) // (1 if tail else lanes) * 8
-        task = pooling.plane_of_blocks if tail else pooling.plane
+        task = pooling.plane if not tail else pooling.plane_of_blocks if schedule.columns else pooling.plane_of_windows
         parallel_if_large(product((n, c)), max(1, work), task, c if isinstance(c, int) else 1)
     return program.func
 
@@ -74,6 +121,7 @@ class _Pool:
         batch: n, c (or c / b).
         acc: dtype of the totals.
         lanes: of a vector: the block, or consecutive columns.
+        schedule: see there.
     """
 
     x: Buffer
@@ -84,6 +132,7 @@ class _Pool:
     count_include_pad: bool
     acc: str
     lanes: int
+    schedule: PoolSchedule
 
     @property
     def neutral(self) -> float:
@@ -91,7 +140,56 @@ class _Pool:
         return -math.inf if self.is_max else 0
 
     def plane_of_blocks(self, plane: Expr) -> None:
-        """One block of channels: a load for each element of a window that lies in the image."""
+        """One block of channels, in tiles of windows side by side: those in the middle in a loop, those at the borders one by one."""
+        windows, width = self.windows, self.schedule.columns
+        columns, stride, before = windows.out[2], windows.stride[2], windows.before[2]
+        reach = (windows.kernel[2] - 1) * windows.dilation[2]
+        first = min(
+            columns, -(-before // stride)
+        )  # the first window that begins in the image, and the first that ends beyond it
+        last = max(first, min(columns, (windows.extent[2] - 1 - reach + before) // stride + 1))
+        tiles = (last - first) // width
+        with T.grid(windows.out[0], windows.out[1]) as (z, row):
+            starts = [share(p * windows.stride[axis] - windows.before[axis]) for axis, p in enumerate((z, row))]
+            lines = starts, *self.inside(starts)
+            self.border(plane, (z, row), lines, 0, first)
+            if tiles:
+                with T.serial(tiles) as tile:
+                    self.tile(plane, (z, row), lines, first + tile * width, width)
+            self.border(plane, (z, row), lines, first + tiles * width, columns)
+
+    def border(self, plane: Expr, where: tuple[Expr, Expr], lines: Lines, first: int, last: int) -> None:
+        """The windows between two columns, which are known."""
+        for column in range(first, last, self.schedule.columns):
+            self.tile(plane, where, lines, column, min(self.schedule.columns, last - column))
+
+    def tile(self, plane: Expr, where: tuple[Expr, Expr], lines: Lines, column: Expr, count: int) -> None:
+        """``count`` windows side by side: each column of the image along the other axes, then the columns of each window.
+
+        They are clipped along columns where ``column`` is a number, else they lie in the image.
+        """
+        windows, is_known = self.windows, isinstance(column, int)
+        stride, dilation, taps = windows.stride[2], windows.dilation[2], range(windows.kernel[2])
+        begin = column * stride - windows.before[2]
+        touched = sorted({u * stride + k * dilation for u in range(count) for k in taps})
+        inside = [offset for offset in touched if not is_known or 0 <= begin + offset < windows.extent[2]]
+        totals = {offset: Cell(self.acc, self.lanes, self.neutral) for offset in inside}
+        starts, firsts, lasts = lines
+        with T.serial(firsts[0], lasts[0]) as i, T.serial(firsts[1], lasts[1]) as j:
+            at = [start + tap * d for start, tap, d in zip(starts, (i, j), windows.dilation, strict=False)]
+            for offset, total in totals.items():
+                self.take_in(total, load(self.x, [plane, *at, begin + offset, 0], self.lanes))
+        for u in range(count):
+            own = [totals[u * stride + k * dilation].value for k in taps if u * stride + k * dilation in totals]
+            value = functools.reduce(self.combined, own)
+            self.store_block(plane, (*where, column + u), value, None if is_known else windows.kernel[2])
+
+    def store_block(self, plane: Expr, where: tuple[Expr, ...], value: Expr, columns: int | None = None) -> None:
+        """Finish a window of a block of channels; ``columns`` are those that count, where they are known."""
+        self.y.put((plane, *where), self.known(plane, where), 0, self.lanes, [self.finished(value, where, columns)])
+
+    def plane_of_windows(self, plane: Expr) -> None:
+        """One block of channels, window by window: a load for each element that lies in the image."""
         windows = self.windows
         with T.grid(*windows.out) as where:
             total = Cell(self.acc, self.lanes, self.neutral)
@@ -104,44 +202,53 @@ class _Pool:
             ):
                 at = [s + t * d for s, t, d in zip(starts, (i, j, k), windows.dilation, strict=True)]
                 self.take_in(total, load(self.x, [plane, *at, 0], self.lanes))
-            value = self.finished(total, where)
-            self.y.put((plane, *where), self.known(plane, where), 0, self.lanes, [value])
+            self.store_block(plane, where, total.value)
 
     def inside(self, starts: Sequence[Expr]) -> tuple[list[Expr], list[Expr]]:
-        """For each axis the first element of a window that lies in the image, and the one after the last, where it starts there."""
+        """For each of the first axes the first element in the image of a window that starts there, and the one after the last."""
         dilation, kernel, extent = self.windows.dilation, self.windows.kernel, self.windows.extent
-        first = [share(tirx.max(0, (d - 1 - at) // d)) for at, d in zip(starts, dilation, strict=True)]
+        first = [share(tirx.max(0, (d - 1 - at) // d)) for at, d in zip(starts, dilation, strict=False)]
         last = [
             share(tirx.min(k, (e - at + d - 1) // d))
-            for at, d, k, e in zip(starts, dilation, kernel, extent, strict=True)
+            for at, d, k, e in zip(starts, dilation, kernel, extent, strict=False)
         ]
         return first, last
 
     def plane(self, plane: Expr) -> None:
-        """One channel: ``lanes`` windows at once, a load for each element of a window."""
-        windows, lanes = self.windows, self.lanes
-        scratch = T.alloc_buffer(windows.scratch_shape(lanes), self.acc)
+        """One channel: some vectors of windows at once, a load for each element of a window."""
+        windows, lanes, block = self.windows, self.lanes, self.lanes * self.schedule.columns
+        scratch = T.alloc_buffer(windows.scratch_shape(block), self.acc)
         windows.fill(scratch, [], self.x, [plane], lanes, self.neutral)
-        with T.grid(windows.out[0], windows.out[1], ceildiv(windows.out[2], lanes)) as (z, row, block):
-            total = Cell(self.acc, lanes, self.neutral)
-            column = block * lanes
+        with T.grid(windows.out[0], windows.out[1], ceildiv(windows.out[2], block)) as (z, row, number):
+            column = number * block
+            places = [column + v * lanes for v in range(self.schedule.columns)]
+            totals = [Cell(self.acc, lanes, self.neutral) for _ in places]
             with T.grid(*windows.kernel) as (i, j, k):
-                at = [*windows.tap_row(z, i, row, j), *windows.tap_column(k, column)]
-                self.take_in(total, load(scratch, at, lanes))
-            value = self.finished(total, (z, row, ramp(column, lanes)))
+                for total, place in zip(totals, places, strict=True):
+                    at = [*windows.tap_row(z, i, row, j), *windows.tap_column(k, place)]
+                    self.take_in(total, load(scratch, at, lanes))
+            values = [
+                self.finished(total.value, (z, row, ramp(place, lanes)))
+                for total, place in zip(totals, places, strict=True)
+            ]
             where = self.known(plane, (z, row, column))[:-1]
-            self.y.put((plane, z, row), where, column, windows.out[2], [value])
+            self.y.put((plane, z, row), where, column, windows.out[2], values)
 
     def take_in(self, total: Cell, value: Expr) -> None:
-        value = share(cast_to(self.acc, value))
-        total.set(maximum(total.value, value) if self.is_max else total.value + value)
+        total.set(self.combined(total.value, cast_to(self.acc, value)))
 
-    def finished(self, total: Cell, where: Sequence[Expr]) -> Expr:
+    def combined(self, a: Expr, b: Expr) -> Expr:
+        b = share(b)
+        return share(maximum(a, b) if self.is_max else a + b)
+
+    def finished(self, total: Expr, where: Sequence[Expr], columns: int | None = None) -> Expr:
         """The result of the window at these positions, which may be vectors."""
         if self.is_max:
-            return total.value
+            return total
         counts = [self.counted(axis, position) for axis, position in enumerate(where)]
-        return share(total.value / cast_to(self.acc, counts[0] * counts[1] * counts[2]))
+        if columns is not None:
+            counts[2] = columns
+        return share(total / cast_to(self.acc, counts[0] * counts[1] * counts[2]))
 
     def counted(self, axis: int, position: Expr) -> Expr:
         """Elements along an axis that a mean divides by."""
@@ -158,11 +265,19 @@ class _Pool:
         return (*unflatten(plane, self.batch), *where[3 - self.windows.rank :])
 
 
+Lines = tuple[list[Expr], list[Expr], list[Expr]]
+"""Where windows begin along all axes but columns, and their first element in the image and the one after the last along these."""
+
+
 def _min(a: Expr, b: Expr) -> Expr:
+    if isinstance(a, int) and isinstance(b, int):
+        return min(a, b)
     return tirx.min(a, broadcast(_index(b, a), lanes_of(a)))
 
 
 def _max(a: Expr, b: Expr) -> Expr:
+    if isinstance(a, int) and isinstance(b, int):
+        return max(a, b)
     return tirx.max(a, broadcast(_index(b, a), lanes_of(a)))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.elementwise import memory_type
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Dim, Expr
+from mlec.backends.tvm.kernels.schedule import variations
 from mlec.backends.tvm.kernels.tile import (
     bits,
     ceildiv,
@@ -21,12 +23,37 @@ from mlec.backends.tvm.kernels.vector import load, share, store
 from mlec.backends.tvm.target import TargetInfo
 
 
+@dataclass(frozen=True)
+class TransposeSchedule:
+    """How squares are taken.
+
+    Attributes:
+        side: elements of a square's side.
+        down: whether one square follows the other along the last axis of x, rather than along that of y.
+    """
+
+    side: int
+    down: bool = False
+
+    @staticmethod
+    def candidates(dtype: str, target: TargetInfo) -> Iterator[TransposeSchedule]:
+        """By default whole vectors, in the order in which they are written."""
+        lanes = min(16, target.lanes(bits(memory_type(dtype))))
+        sides = [side for side in (16, 8, 4) if side <= lanes]
+        return variations(TransposeSchedule(lanes), lambda s: True, side=sides, down=(True,))
+
+
 def transpose(
-    x_shape: Sequence[Dim], perm: Sequence[int], dtype: str, target: TargetInfo, name: str = "transpose"
+    x_shape: Sequence[Dim],
+    perm: Sequence[int],
+    dtype: str,
+    target: TargetInfo,
+    name: str = "transpose",
+    schedule: TransposeSchedule | None = None,
 ) -> tirx.PrimFunc:
     """``y[i_perm[0], i_perm[1], ...] = x[i_0, i_1, ...]``; extents may be symbolic. Parameters: x, y.
 
-    ``perm`` must not leave the last axis where it is. A task is a square of ``lanes x lanes`` elements: as many vectors are
+    ``perm`` must not leave the last axis where it is. A task is a square of ``side x side`` elements: as many vectors are
     loaded along the last axis of x, turned by shuffles, and stored along the last axis of y. Squares that hang over an edge
     are copied element by element.
     """
@@ -34,11 +61,13 @@ def transpose(
     if len(shape) == 1:  # only axes of extent 1 move: one of them stands for the other side of the squares
         shape, order = [1, *shape], [1, 0]
     held = memory_type(dtype)
-    lanes = min(16, target.lanes(bits(held)))
+    schedule = schedule or next(TransposeSchedule.candidates(dtype, target))
+    lanes = schedule.side
     y_shape = [shape[p] for p in order]
     turned = order.index(len(shape) - 1)  # the axis of y along which x is contiguous
-    squares = [*y_shape[:-1], y_shape[-1]]
+    squares = list(y_shape)
     squares[turned], squares[-1] = ceildiv(y_shape[turned], lanes), ceildiv(y_shape[-1], lanes)
+    walk = [*(axis for axis in range(len(y_shape)) if axis != turned), turned] if schedule.down else range(len(y_shape))
 
     with prim_func(name) as kernel:
         x_arg = parameter("x", BufferSpec(x_shape, dtype))
@@ -57,7 +86,9 @@ def transpose(
             return index
 
         def square(number: Expr) -> None:
-            where = list(unflatten(number, squares))
+            where: list[Expr] = [None] * len(squares)
+            for axis, index in zip(walk, unflatten(number, [squares[axis] for axis in walk]), strict=True):
+                where[axis] = index
             where[turned], where[-1] = share(where[turned] * lanes), share(where[-1] * lanes)
             whole = tirx.And(where[turned] + lanes <= y_shape[turned], where[-1] + lanes <= y_shape[-1])
             with T.If(whole):

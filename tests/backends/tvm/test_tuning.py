@@ -145,7 +145,6 @@ NETWORKS = {
         "PoolSchedule(columns=8)",
     ),
     "windows": (torch.nn.AvgPool1d(3, 2, 1), (3, 150), "PoolSchedule"),
-    "elementwise": (Calls(lambda x: torch.tanh(x) * x + 1), (1234,), "ElementwiseSchedule(vectors=2, chunk=8192)"),
     "transpose": (Calls(lambda x: x.transpose(1, 2).contiguous()), (37, 45), "TransposeSchedule"),
     "sum across memory": (Calls(lambda x: x.amax(1) + 1), (6, 150), "FoldSchedule"),
 }
