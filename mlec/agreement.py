@@ -6,7 +6,7 @@ like the calibration data, and on others nothing is refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from mlec.errors import ToleranceError
 from mlec.frontends.base import Oracle
 from mlec.ir.op import Array
+from mlec.probes import probe_inputs
 from mlec.runtime import CompiledModel
 from mlec.tolerance import Tolerance
 from mlec.validation import Comparison
@@ -66,6 +67,22 @@ def measured(
         "methods": {name: asdict(c) for name, c in compared.items()},
         "refused": "",
     }
+
+
+def verified(
+    compiled: CompiledModel, oracle: Oracle, given: Sequence[Any] | None, recorded: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Compares a network that was compiled before: on inputs like the calibration data, with the bound that was recorded then; without
+    such, on random ones, for which there is no bound.
+
+    Raises:
+        ToleranceError: as `measured`.
+    """
+    if given is not None:
+        bound = recorded.get("tolerance") or {"rtol": INT8.rtol, "atol": INT8.atol}
+        return measured(compiled, oracle, [given], Tolerance(bound["rtol"], bound["atol"]))
+    made = probe_inputs(compiled.graph)
+    return measured(compiled, oracle, [] if made is None else [made], None)
 
 
 def _arrays(results: Any) -> list[Array]:

@@ -153,7 +153,9 @@ def read_batches(signature: Signature, data: Any) -> Batches:
             item = for_signature(item, signature)
         if isinstance(item, (tuple, list)) and not _is_numbers(item):
             item = list(item)[:count]
-        return [np.ascontiguousarray(array) for array in edge.read(item)]
+        arrays = [np.ascontiguousarray(array) for array in edge.read(item)]
+        edge.bind(arrays)  # whether their shapes fit
+        return arrays
 
     single = hasattr(data, "__array__") or isinstance(data, (tuple, Mapping)) or _is_numbers(data)
     if isinstance(data, list) and len(data) == count > 1 and all(hasattr(item, "__array__") for item in data):

@@ -179,6 +179,7 @@ def verify_command(
         typed(report)  # whether it is one
     parity = report.parity
     if against is not None:
+        from mlec.agreement import LOWERED, verified
         from mlec.answers import ask
         from mlec.errors import MlecError
         from mlec.frontends.example_inputs import for_model, for_signature
@@ -191,8 +192,11 @@ def verify_command(
                 by_name = hasattr(source, "forward")
                 given = for_model(given, source) if by_name else for_signature(given, compiled.signature)
             try:
-                answers = ask(compiled.graph, oracle, given)
-                parity = validate(compiled, answers, default_tolerance(compiled.graph))
+                if report.model.get("precision") in LOWERED:
+                    parity = verified(compiled, oracle, given, parity)
+                else:
+                    answers = ask(compiled.graph, oracle, given)
+                    parity = validate(compiled, answers, default_tolerance(compiled.graph))
             except MlecError as error:
                 differs = _difference(compiled.signature, frontend, source, given)
                 if not differs and error.code not in ("E_PARITY", "E_SOURCE_FAILS"):
