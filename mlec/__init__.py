@@ -17,7 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlec.api import compile, export_model, load, load_model, lower, optimize, validate_export
+    from mlec.api import compile, export_model, load_model, lower, optimize, validate_export
     from mlec.artifact import TrustDigest
     from mlec.errors import (
         ArtifactError,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         WriteError,
     )
     from mlec.ir import Graph
+    from mlec.loading import load
     from mlec.passes.canonicalize import Canonicalize
     from mlec.passes.cse import EliminateCommonSubexpressions
     from mlec.passes.dce import EliminateDeadCode
@@ -75,10 +76,11 @@ _ERRORS = (
     "UntrustedPickleError UsageError VerifyError VersionMismatchError WriteError"
 )
 _WHERE = {
-    "mlec.api": "compile export_model load load_model lower optimize validate_export",
+    "mlec.api": "compile export_model load_model lower optimize validate_export",
     "mlec.artifact": "TrustDigest",
     "mlec.errors": _ERRORS,
     "mlec.ir": "Graph",
+    "mlec.loading": "load",
     "mlec.passes.canonicalize": "Canonicalize",
     "mlec.passes.cse": "EliminateCommonSubexpressions",
     "mlec.passes.dce": "EliminateDeadCode",

@@ -16,7 +16,6 @@ import mlec.ops  # noqa: F401  (fills the op table)
 from mlec import registry
 from mlec.agreement import LOWERED, measured
 from mlec.answers import SourceAnswers, ask_beside
-from mlec.artifact import TrustDigest
 from mlec.backends.base import Backend, CompiledModule, CompileOptions, refuse_unsupported
 from mlec.capabilities import check_precision
 from mlec.cost_model import CostModel
@@ -27,15 +26,17 @@ from mlec.frontends.select import frontend_for, load_model_file
 from mlec.frontends.source_process import SourceProcess
 from mlec.ir import Graph
 from mlec.ir.dtype import DType
+from mlec.loading import load
 from mlec.machine import Machine, this_machine
 from mlec.observation import observe
-from mlec.packing import executable_of, needed_cpu_flags, pack, unpack
+from mlec.packing import pack
 from mlec.pipeline import NOMINAL_EXTENT, Pass, PassContext, PassPipeline, PassRecord, Tolerance
 from mlec.precision import Batches, calibrated, check_network, in_precision, precision_of
 from mlec.probes import probe_inputs
-from mlec.processor import best_of, what_is_missing
+from mlec.processor import best_of, needed_cpu_flags, what_is_missing
 from mlec.progress import progress_bar
 from mlec.ranges import ranges_of
+from mlec.recompiling import executable_of
 from mlec.report import OptimizationReport, graph_picture, graph_stats
 from mlec.runtime import CompiledModel
 from mlec.runtime.device import DEVICES
@@ -85,7 +86,7 @@ class _Variant:
     @property
     def missing(self) -> str:
         """In words, what this processor lacks to run it; empty if it can."""
-        return what_is_missing(needed_cpu_flags(self.module.program))
+        return what_is_missing(needed_cpu_flags(self.module.program.device, self.module.program.target))
 
 
 def compile(
@@ -209,38 +210,6 @@ def compile(
         advance("done", 4, 4)
         report.timing["stages"] = advance.seconds
     return compiled
-
-
-def load(
-    path: str | os.PathLike[str], device: str = "auto", num_threads: int | None = None, trust: str | TrustDigest = "auto",
-    encryption_key: Any = None, *, require_signature: bool = False, require_native: bool = False,
-) -> CompiledModel:  # fmt: skip
-    """Loads a ``.mle`` file; needs neither the training framework nor, for kernels that may run here, the compiler.
-
-    Args:
-        path: the file.
-        device: ``"auto"``: the one it was compiled for, of CUDA devices the first.
-        num_threads: threads of one call; all usable CPUs by default.
-        trust: ``"auto"`` runs the file's machine code if a trusted key signed it or this user built it, and otherwise compiles its
-            graph here; ``"sha256:..."`` (or a `TrustDigest`) runs the code of exactly that digest.
-        encryption_key: of an encrypted file, as `CompiledModel.save` takes it; by default that in the environment variable ``MLEC_KEY``.
-        require_signature: refuse a file that no trusted key signed (``E_UNSIGNED``), whoever built it.
-        require_native: refuse a file whose own machine code may not run here (``E_UNTRUSTED_NATIVE``) instead of compiling its graph.
-
-    Raises:
-        ArtifactError: for a file that is damaged, of another version, or not to be trusted.
-        RuntimeUnavailableError: ``E_NO_VARIANT``: none of its code may run here, and no compiler is installed.
-        UsageError: for a path that is none, or another argument that makes no sense.
-    """
-    if not isinstance(path, (str, os.PathLike)):
-        raise UsageError(
-            f"load takes the path of a .mle file, got {type(path).__name__}", hint='mlec.load("model.mle")'
-        )
-    wanted = TrustDigest(trust) if isinstance(trust, str) and trust.startswith("sha256:") else trust
-    return unpack(
-        Path(path), num_threads=num_threads, trust=wanted, device=device, key=encryption_key,
-        require_signature=require_signature, require_native=require_native,
-    )  # fmt: skip
 
 
 def lower(
@@ -497,7 +466,7 @@ def _build(
 
 def _best_first(variants: list[_Variant]) -> list[_Variant]:
     """In front the one that this processor runs best, or else the most demanding: graph, report and timing are about that one."""
-    needed = [needed_cpu_flags(variant.module.program) for variant in variants]
+    needed = [needed_cpu_flags(variant.module.program.device, variant.module.program.target) for variant in variants]
     best = best_of(needed)
     first = variants[max(range(len(needed)), key=lambda i: len(needed[i])) if best is None else best]
     return [first, *(variant for variant in variants if variant is not first)]

@@ -188,3 +188,16 @@ def processor_name(target: Mapping[str, object]) -> str:
     """What the facts of a compiled program's target call its processor, as a target names it."""
     name = str(target.get("mcpu", ""))
     return str(target.get("triple", "")).partition("-")[0] if name in ("", "generic") else name
+
+
+def needed_cpu_flags(device: str, target: Mapping[str, object]) -> frozenset[str]:
+    """What a processor must have to run kernels, named as in `host_flags`; nothing for those of another device.
+
+    Args:
+        device: that the kernels run on.
+        target: that they were compiled for, with LLVM's ``triple`` and ``features``.
+    """
+    triple, features = target.get("triple"), target.get("features")
+    if device != "cpu" or not isinstance(triple, str):
+        return frozenset()
+    return needed_flags(triple, features if isinstance(features, list) else ())

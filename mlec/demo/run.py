@@ -12,10 +12,11 @@ from statistics import median
 
 import numpy as np
 
-from mlec.api import compile, load
+from mlec.api import compile
 from mlec.demo.recipes import RECIPES, Recipe, Trained
 from mlec.errors import MlecError
 from mlec.frontends.select import frontend_for
+from mlec.loading import load
 from mlec.runtime import CompiledModel
 from mlec.timing import interleaved
 from mlec.validation import compare, default_tolerance

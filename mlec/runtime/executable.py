@@ -11,7 +11,6 @@ import ctypes
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -226,7 +225,7 @@ class Executable:
         runs = [[seconds(call, call + 1) for call in range(len(frame.made))] for _ in range(repeats)]
         cost = min(seconds(0, 0) for _ in range(100))
         return {
-            self.program.kernels[number].symbol: (1, median(max(0.0, run[call] - cost) for run in runs))
+            self.program.kernels[number].symbol: (1, float(np.median([max(0.0, run[call] - cost) for run in runs])))
             for call, number in enumerate(frame.made)
         }
 

@@ -19,7 +19,7 @@ from mlec.backends.tvm.registry import RULES, lowers
 from mlec.backends.tvm.target import TargetInfo
 from mlec.errors import LoweringError, TargetError, UnsupportedOpError
 from mlec.ir import OPS, Graph, GraphBuilder, Location, run_graph, tensor
-from mlec.packing import needed_cpu_flags
+from mlec.processor import needed_cpu_flags
 from mlec.runtime.executable import Executable
 from mlec.target import Target
 
@@ -187,7 +187,8 @@ def test_equal_compilations_give_equal_code() -> None:
 def test_kernels_for_another_processor_are_not_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     if not TargetInfo.host().triple.startswith("x86_64"):
         pytest.skip("x86 has levels")
-    flags = needed_cpu_flags(compiled_for("cpu:x86-64-v3").program)
+    program = compiled_for("cpu:x86-64-v3").program
+    flags = needed_cpu_flags(program.device, program.target)
     monkeypatch.setattr("mlec.processor.host_flags", lambda: flags)
     for target, warned in (("cpu:x86-64", False), ("cpu:x86-64-v3", False), ("cpu:znver4", True)):
         report = mlec.compile(layer(), target=target).report

@@ -1,0 +1,162 @@
+"""Loads a .mle file. Imports what runs it, and what compiles graphs only where that is needed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlec.artifact import Artifact, ModelMetadata, TrustDigest, check_signed, decide, read_model
+from mlec.artifact.trust import WAYS_OUT, not_native
+from mlec.errors import UsageError
+from mlec.processor import best_of, processor_name, what_is_missing
+from mlec.runtime import CompiledModel, Program, open_program
+from mlec.runtime.device import DEVICES
+from mlec.runtime.library import runtime_abi
+
+if TYPE_CHECKING:
+    from mlec.artifact import SaveResult
+    from mlec.ir import Graph
+    from mlec.report import OptimizationReport
+
+logger = logging.getLogger("mlec")
+
+
+def load(
+    path: str | os.PathLike[str], device: str = "auto", num_threads: int | None = None, trust: str | TrustDigest = "auto",
+    encryption_key: Any = None, *, require_signature: bool = False, require_native: bool = False,
+) -> CompiledModel:  # fmt: skip
+    """Loads a ``.mle`` file; needs neither the training framework nor, for kernels that may run here, the compiler.
+
+    Args:
+        path: the file.
+        device: ``"auto"``: the one it was compiled for, of CUDA devices the first.
+        num_threads: threads of one call; all usable CPUs by default.
+        trust: ``"auto"`` runs the file's machine code if a trusted key signed it or this user built it, and otherwise compiles its
+            graph here; ``"sha256:..."`` (or a `TrustDigest`) runs the code of exactly that digest.
+        encryption_key: of an encrypted file, as `CompiledModel.save` takes it; by default that in the environment variable ``MLEC_KEY``.
+        require_signature: refuse a file that no trusted key signed (``E_UNSIGNED``), whoever built it.
+        require_native: refuse a file whose own machine code may not run here (``E_UNTRUSTED_NATIVE``) instead of compiling its graph.
+
+    Raises:
+        ArtifactError: for a file that is damaged, of another version, or not to be trusted.
+        RuntimeUnavailableError: ``E_NO_VARIANT``: none of its code may run here, and no compiler is installed.
+        UsageError: for a path that is none, or another argument that makes no sense.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UsageError(
+            f"load takes the path of a .mle file, got {type(path).__name__}", hint='mlec.load("model.mle")'
+        )
+    path = Path(path)
+    wanted = TrustDigest(trust) if isinstance(trust, str) and trust.startswith("sha256:") else trust
+    artifact = Artifact.open(path, key=encryption_key)
+    if require_signature:
+        check_signed(artifact)
+    model = read_model(artifact)
+    program = model.program
+    _check_device(device, program, path)
+    chosen, refused = variant_here(model)
+    if chosen is not None and (refused := _abi_fault(model, chosen)):
+        chosen = None
+    reason = _why_not_as_it_is(artifact, program, wanted) or (refused if chosen is None else "")
+
+    def graph() -> Graph:
+        from mlec.recompiling import graph_of
+
+        return graph_of(artifact, model.signature)
+
+    def report() -> OptimizationReport:
+        from mlec.report import OptimizationReport
+
+        return OptimizationReport.from_dict(model.report)
+
+    def save(target: Path, **options: Any) -> SaveResult:
+        from mlec.packing import save_again
+
+        return save_again(target, artifact, options)
+
+    executable: Any
+    if chosen is not None and not reason:
+        program = model.programs[chosen]
+        objects = tuple(blob.data for blob in artifact.kernels if blob.target == chosen)
+        executable = _opened(program, objects, artifact, num_threads, graph)
+        logger.info("%s: runs the kernels for %s", path, processor_name(program.target) or program.device)
+    else:
+        from mlec.recompiling import compiled_here
+
+        foreign = chosen is not None and bool(artifact.kernels)
+        instead = WAYS_OUT if foreign else "compile the model again for this processor"
+        if require_native:
+            raise not_native(path, reason, instead)
+        program, executable = compiled_here(artifact, model, path, num_threads, reason, instead)
+    about = {k: v for k, v in artifact.metadata.items() if k not in ("signature", "program", "report")}
+    device_type = DEVICES.get(program.device)
+    return CompiledModel(model.signature, executable, about, graph=graph, report=report, saver=save, device=device_type)
+
+
+def _check_device(device: str, program: Program, path: Path) -> None:
+    """Refuses a device that is not the one that a file's kernels are for."""
+    kind, _, index = str(device).partition(":")
+    if kind == "cuda" and index.isdigit():
+        if int(index):
+            raise UsageError(
+                f"models run on the first CUDA device, not on {device!r}",
+                hint=f"make it the first one: start the process with CUDA_VISIBLE_DEVICES={index}",
+            )
+        device = kind
+    if device not in ("auto", program.device):
+        raise UsageError(
+            f"{path} holds kernels for {program.device}, not for {device!r}",
+            hint=f"compile the model again with target={device!r}, or load with device='auto'",
+        )
+
+
+def variant_here(model: ModelMetadata) -> tuple[int | None, str]:
+    """Which of a file's programs suits this processor best, and where there is none, why."""
+    needed = model.needed_cpu_flags
+    chosen = best_of(needed)
+    if chosen is not None:
+        return chosen, ""
+    reasons = [
+        f"{processor_name(program.target)}: {what_is_missing(flags)}"
+        for program, flags in zip(model.programs, needed, strict=False)
+    ]
+    return None, f"this processor runs none of its kernels ({'; '.join(reasons)})"
+
+
+def _abi_fault(model: ModelMetadata, chosen: int) -> str:
+    """Why the runtime here does not fit the code of a variant; empty if it does, or the file does not say."""
+    made_for = model.targets[chosen].get("abi", "") if chosen < len(model.targets) else ""
+    return "" if made_for in ("", runtime_abi()) else f"its kernels were made for {made_for}, here is {runtime_abi()}"
+
+
+def _why_not_as_it_is(artifact: Artifact, program: Program, trust: str | TrustDigest) -> str:
+    """Why the file's kernels, or without any its backend, must not run the model here; empty when they may."""
+    if not artifact.kernels:
+        from mlec import registry
+        from mlec.backends.base import Interpreter
+
+        backend = program.backend
+        if backend not in registry.target_forms():
+            return f"its backend {backend!r} is not installed"
+        if isinstance(registry.load("backends", backend)(), Interpreter):
+            return ""
+        return "it holds no kernels"
+    decision = decide(artifact, trust)  # type: ignore[arg-type]
+    return "" if decision.native else decision.reason
+
+
+def _opened(
+    program: Program,
+    objects: tuple[bytes, ...],
+    artifact: Artifact,
+    num_threads: int | None,
+    graph: Callable[[], Graph],
+) -> Any:
+    if objects:
+        return open_program(program, objects, artifact.tensors, num_threads)
+    from mlec.recompiling import executable_for
+
+    return executable_for(program, objects, artifact.tensors, num_threads, graph)
