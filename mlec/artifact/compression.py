@@ -119,6 +119,17 @@ def pieces(frame: memoryview, raw: int, *, what: str, code: str) -> Iterator[byt
         raise broken("other bytes follow it")
 
 
+def first_frame(data: bytes) -> bytes:
+    """The frame that bytes start with; empty if they start with none."""
+    if declared_size(data) is None:
+        return b""
+    zstd = _zstd()
+    try:
+        return data[: zstd.get_frame_size(data)]
+    except zstd.ZstdError:
+        return b""
+
+
 def decode_section(frame: bytes | bytearray, *, name: str) -> bytearray:
     """The decoded bytes of a section that is one frame.
 

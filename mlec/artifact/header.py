@@ -33,6 +33,12 @@ CODECS: Final = {0: "raw", 1: "zstd"}
 _LAYOUT: Final = struct.Struct("<4sII10QIIIIIQ4BI")
 _CRC_OFFSET: Final = 124
 
+NEWER: Final = (
+    "read it with a newer mlec (pip install --upgrade mlec); for this version, compile the model again here, or save it there "
+    "without what is new: mlec.load(path).save(other)"
+)
+"""What to do with a file that uses what this reader does not know."""
+
 _FOREIGN: Final = (
     (b"\0ELM", "the file is byte-swapped: it was written or copied by a tool that reverses 32-bit words"),
     (b"PK\x03\x04", "this is a zip archive (a torch .pt/.pt2 or a .skops file?)"),
@@ -157,7 +163,7 @@ def unpack(data: bytes | bytearray) -> Header:
         raise VersionMismatchError(
             f"the file has format version {major}.{minor}, this version of mlec reads {MAJOR}.x",
             code="E_VERSION_MAJOR",
-            hint="load it with the mlec release that wrote it, or compile the model again",
+            hint=f"an mlec that reads {major}.x loads it; for this version, compile the model again here",
             notes=() if intact else ("the checksum of the header is wrong too: the file may be damaged",),
         )
     if not intact:
@@ -200,7 +206,7 @@ def _check_known(header: Header) -> None:
         raise VersionMismatchError(
             f"the file needs features that this version of mlec does not know (flags {unknown:#06x})",
             code="E_FLAG_UNKNOWN",
-            hint="read it with a newer mlec",
+            hint=NEWER,
         )
     for field, value, known in (
         ("digest_alg", header.digest_alg, (DIGEST_SHA256_TREE,)),
@@ -211,7 +217,7 @@ def _check_known(header: Header) -> None:
             raise VersionMismatchError(
                 f"the header's {field} is {value}, this version of mlec knows {', '.join(map(str, known))}",
                 code=f"E_{field.upper()}",
-                hint="read it with a newer mlec",
+                hint=NEWER,
             )
     for name in SECTIONS[:4]:
         codec = header.codec(name)
@@ -219,7 +225,7 @@ def _check_known(header: Header) -> None:
             raise VersionMismatchError(
                 f"the {name} section is stored with codec {codec}, which this version of mlec does not know",
                 code="E_CODEC",
-                hint="read it with a newer mlec",
+                hint=NEWER,
             )
 
 
@@ -255,5 +261,5 @@ def check_file_size(header: Header, actual: int) -> None:
         raise CorruptedFileError(
             f"the file is {how}: it has {actual} bytes, the header says {header.file_size}",
             code="E_FILE_SIZE",
-            hint="the copy or download is incomplete or was changed: fetch or compile the file again",
+            hint="the copy or download is incomplete or was changed: fetch it again; `mlec recover` takes out what is intact",
         )

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 
 from mlec.artifact import json_safe, limits
-from mlec.artifact.header import MAJOR, MINOR, Header
+from mlec.artifact.header import MAJOR, MINOR, NEWER, Header
 from mlec.artifact.weights import TensorEntry
 from mlec.errors import CorruptedFileError, VersionMismatchError
 
@@ -86,9 +86,9 @@ def parse_metadata(data: bytes | bytearray, header: Header) -> tuple[dict[str, A
     if unknown := [name for name in owned.critical if name not in FEATURES]:
         names = ", ".join(unknown)
         raise VersionMismatchError(
-            f"the file needs features that this version of mlec does not know: {names[:200]}",
+            f"the file, written by mlec {owned.mlec_version[:40]}, needs features that mlec {mlec_version()} does not know: {names[:200]}",
             code="E_CRITICAL",
-            hint="read it with a newer mlec",
+            hint=NEWER,
         )
     return value, owned
 
@@ -101,7 +101,7 @@ def parse_graph(data: bytes | bytearray) -> GraphDocument:
         raise VersionMismatchError(
             f"the graph section has format {document.format}, this version of mlec reads {GRAPH_FORMAT}",
             code="E_GRAPH_FORMAT",
-            hint="read it with a newer mlec",
+            hint=NEWER,
         )
     return document
 

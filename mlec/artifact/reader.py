@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
-_DAMAGED_HINT = "fetch or compile the file again"
+_DAMAGED_HINT = "fetch or compile the file again; `mlec recover` takes out of it what is intact"
 
 
 class Artifact:
@@ -369,6 +369,18 @@ def _open_file(path: str, follow_symlinks: bool) -> tuple[io.FileIO, os.stat_res
         os.close(fd)
         raise ArtifactError("not a regular file", code="E_NOT_A_FILE", hint="give the path of a .mle file")
     return io.FileIO(fd), info
+
+
+def read_whole(path: str | os.PathLike[str]) -> memoryview:
+    """All bytes of a regular file, of which nothing is checked.
+
+    Raises:
+        ArtifactError: it cannot be opened or read, or there is no memory for it.
+    """
+    with _named(path):
+        file, info = _open_file(os.fsdecode(path), follow_symlinks=True)
+        with file:
+            return memoryview(_read(file, 0, info.st_size))
 
 
 def _read(file: io.FileIO, offset: int, size: int) -> bytearray:

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from mlec.artifact import compression, limits
+from mlec.artifact.header import NEWER
 from mlec.artifact.sections import align_up, check_zero
 from mlec.errors import ArtifactError, CorruptedFileError, UsageError, VersionMismatchError
 
@@ -152,7 +153,7 @@ def check_index(entries: Sequence[TensorEntry], section_size: int, *, compressed
                 f"tensor {entry.name[:80]!r} is stored with codec {entry.codec[:40]!r}; "
                 f"this version of mlec reads {' and '.join(CODECS)}",
                 code="E_TENSOR_CODEC",
-                hint="read it with a newer mlec, or save the model without compression",
+                hint=NEWER,
             )
         # math.prod is exact; a product in 64 bits would wrap around.
         needed = math.prod(entry.shape) * _ITEM_SIZE[entry.dtype]

@@ -17,7 +17,7 @@ import click
 from mlec import __version__
 from mlec.cli.compiling import compile_command
 from mlec.cli.demonstration import demo_command
-from mlec.cli.inspecting import inspect_command, report_command
+from mlec.cli.inspecting import inspect_command, recover_command, report_command
 from mlec.cli.optimizing import opt_command
 from mlec.cli.output import as_options, print_error, print_json
 from mlec.cli.running import bench_command, run_command, verify_command
@@ -57,7 +57,7 @@ for _command in (run_command, inspect_command, verify_command, bench_command, re
 for _command in (
     compile_command, run_command, inspect_command, verify_command, bench_command, report_command,
     opt_command, passes_command, ops_command, targets_command, frontends_command, demo_command,
-    keygen_command, sign_command, trust_command, *trust_command.commands.values(),
+    recover_command, keygen_command, sign_command, trust_command, *trust_command.commands.values(),
 ):  # fmt: skip
     # Every command takes --debug, so that it can be added to a line that has just failed.
     _command.params.append(

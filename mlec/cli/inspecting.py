@@ -55,6 +55,50 @@ def inspect_command(model: Path, graph: bool, kernels: bool, as_json: bool) -> N
             click.echo(visible(artifact.graph))
 
 
+@click.command("recover")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for what is found.")
+@json_option
+def recover_command(model: Path, output: Path, as_json: bool) -> None:
+    """Take out of a damaged MODEL (.mle) what its checksums prove intact: metadata.json, graph.mlet, weights.npz.
+
+    Where all of these are, model.mle as well: the model without its machine code, which is compiled where it is loaded.
+    """
+    import io
+    import json
+
+    import numpy as np
+
+    from mlec.artifact import write
+    from mlec.artifact.atomic import replace_file
+    from mlec.artifact.recovery import recover
+
+    found = recover(model)
+    output.mkdir(parents=True, exist_ok=True)
+    files: dict[str, bytes] = {}
+    if found.metadata is not None:
+        files["metadata.json"] = json.dumps(found.metadata, ensure_ascii=False, indent=1).encode()
+    if found.graph is not None:
+        files["graph.mlet"] = found.graph.encode()
+    if found.tensors:
+        buffer = io.BytesIO()
+        plain = {name: a.astype(np.float32) if a.dtype.name == "bfloat16" else a for name, a in found.tensors.items()}
+        np.savez(buffer, allow_pickle=False, **plain)
+        files["weights.npz"] = buffer.getvalue()
+    for name, data in files.items():
+        replace_file(output / name, len(data), lambda data=data: [data])  # type: ignore[misc]
+    if found.complete and found.metadata is not None and found.graph is not None:
+        write(output / "model.mle", metadata=found.metadata, graph=found.graph, tensors=found.tensors)
+        files["model.mle"] = b""
+    written = [str(output / name) for name in files]
+    if as_json:
+        print_json({"written": written, "tensors": len(found.tensors), "lost": found.lost})
+        return
+    shown = [*found.lost[:20], *([f"and {len(found.lost) - 20} more"] if len(found.lost) > 20 else [])]
+    intact = plural(len(found.tensors), "tensor")
+    print_pairs([("written", "\n".join(written)), ("intact", intact), ("lost", "\n".join(shown) or "nothing")])
+
+
 def _print_locked(path: Path, as_json: bool) -> None:
     """What can be read of an encrypted file without its key."""
     from mlec.artifact.encryption import CIPHERS
