@@ -512,6 +512,7 @@ def test_every_code_is_tested_and_documented() -> None:
         *(ROOT / "mlec" / "artifact").glob("*.py"),
         ROOT / "mlec" / "loading.py",
         ROOT / "mlec" / "recompiling.py",
+        ROOT / "mlec" / "runtime" / "objects.py",
     ]
     source = "".join(path.read_text() for path in checking)
     written = set(re.findall(r'"(E_[A-Z0-9_]+)"', source))
@@ -522,6 +523,7 @@ def test_every_code_is_tested_and_documented() -> None:
         *Path(__file__).parent.glob("test_*.py"),
         ROOT / "tests" / "e2e" / "test_variants.py",
         ROOT / "tests" / "test_code_cache.py",
+        ROOT / "tests" / "runtime" / "test_objects.py",
     ]
     tests = "".join(path.read_text() for path in testing)
     documented = set(re.findall(r"`(E_[A-Z0-9_]+)`", (ROOT / "docs" / "format.md").read_text()))
