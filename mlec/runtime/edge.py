@@ -60,6 +60,9 @@ class Edge:
     Args:
         signature: what the graph takes.
         device: where its program runs, if that has a memory of its own: tensors that lie there stay there.
+
+    Attributes:
+        quick: of a table, what `single` does with an array.
     """
 
     def __init__(self, signature: Signature, device: DLDevice | None = None) -> None:
@@ -71,6 +74,7 @@ class Edge:
         plain = self._nesting.is_flat and len(self._inputs) == 1 and self._inputs[0].limits is None
         self._only = self._dtypes[0] if plain else None
         self._table = _TableReader(signature.table, self._dtypes) if signature.table else None
+        self.quick = self._table.quick if self._table else None
         self._device = device
 
     def read(self, inputs: object) -> list[Array]:
@@ -461,6 +465,7 @@ class _TableReader:
         if self._accepted == "any" and dtype is self._plain:
             return table
         # A sum of squares that is finite has no NaN or infinity in it, and one as small no number beyond float32.
+        # (`vdot`, as other products warn of what overflows; `float`, as so does comparing a float32 with more than it holds.)
         if table.size <= _FEW and float(vdot(table, table)) < _SQUARE:
             return table if dtype is self._plain else table.astype(self._plain)
         if self._accepted == "nan" and dtype is self._plain and not count_nonzero(isinf(table)):

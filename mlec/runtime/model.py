@@ -218,7 +218,9 @@ class CompiledModel:
         """
         methods = self._methods
         if name in methods:
-            return functools.partial(self._call_method, methods[name])
+            method = methods[name]
+            call = functools.partial(self._call_method, method)
+            return call if method.bare is None or self._edge.quick is None else self._short(method.bare, call)
         has = f"it has {', '.join(methods)}" if methods else "it has no estimator methods; use run(inputs)"
         raise NoSuchMethodError(
             f"the source of this {self.signature.kind} has no {name}; {has}",
@@ -254,6 +256,31 @@ class CompiledModel:
             return method.framed(outputs, X) if method.bare is None else outputs[method.bare]
         except MemoryError as error:
             raise _too_large(error) from error
+
+    def _short(self, position: int, call: Callable[[object], Any]) -> Callable[[object], Any]:
+        """A method whose result is one graph output as it is, for an array with nothing left to decide: three Python calls fewer, which is
+        a tenth of the time of a small model at one row.
+
+        Args:
+            position: of the output.
+            call: the method, for everything else.
+        """
+        quick, run_single = self._edge.quick, self._run_single
+        assert quick is not None
+
+        def short(X: object) -> Any:
+            if type(X) is np.ndarray:
+                try:
+                    x = quick(X)
+                except MemoryError as error:
+                    raise _too_large(error) from error
+                if x is not None:
+                    outputs = run_single(x)
+                    if outputs is not None:
+                        return outputs[position]
+            return call(X)
+
+        return short
 
     def _computed(self, inputs: object) -> list[Array]:
         """The graph's outputs, in new arrays."""
@@ -366,6 +393,14 @@ class CompiledModel:
         """Where the buffers of a run with these inputs lie, and while which calls; None where they are not laid out in advance."""
         plan_of = getattr(self.executable, "plan", None)
         return None if plan_of is None else plan_of(self._edge.read(inputs))
+
+    def metrics(self, format: str = "dict") -> Any:
+        """What calls were counted, of a model that was loaded with ``metrics=True``: see `mlec.runtime.metrics.Metrics`.
+
+        Raises:
+            UsageError: it was not.
+        """
+        raise UsageError("nothing was counted", hint="load the model with mlec.load(path, metrics=True)")
 
     def _traced(self, arrays: list[Array]) -> int:
         """Peak of what numpy and Python allocate during one run."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -61,6 +62,38 @@ def test_methods_of_the_source() -> None:
     assert log.dtype == np.float32
     assert model.predict(X[:0]).shape == (0,)
     assert model.predict(X.tolist()).tolist() == ["yes", "no", "no"]
+
+
+class Single(Scores):
+    """Takes the short way for arrays in row-major order."""
+
+    def __init__(self) -> None:
+        self.short = 0
+
+    def run_single(self, x: np.ndarray, out: Any = ()) -> list[np.ndarray] | None:
+        if not x.flags.c_contiguous:
+            return None
+        self.short += 1
+        return self.run([x])
+
+
+def test_results_that_are_outputs_as_they_are_take_a_short_way() -> None:
+    slow = classifier(YES_NO)
+    executable = Single()
+    model = CompiledModel(
+        msgspec.structs.replace(slow.signature, methods=(MethodSpec("predict_proba", (1,)),), run=()), executable
+    )
+    wanted = slow.predict_proba(X)
+    predict = model.predict_proba
+    for table in (X, X.astype(np.float32), X[::-1][::-1]):
+        np.testing.assert_array_equal(predict(table), wanted.astype(np.float32))
+    np.testing.assert_array_equal(predict(X=X), wanted.astype(np.float32))
+    assert executable.short == 4
+    for table in (X.tolist(), np.asfortranarray(X.astype(np.float32)), {"X": X}):  # what has to be looked at
+        np.testing.assert_array_equal(predict(table), wanted.astype(np.float32))
+    assert predict(np.full((1, 2), 1e30)).dtype == np.float32
+    with pytest.raises(InputError, match="X has 1 features"):
+        predict(X[:, :1])
 
 
 def test_run_returns_what_the_main_methods_return() -> None:
