@@ -42,6 +42,9 @@ from mlec.backends.tvm.kernels.vector import (
 )
 from mlec.backends.tvm.target import TargetInfo
 
+CHAINS = 4
+"""Rows of scores whose exponentials are taken side by side."""
+
 
 @dataclass(frozen=True)
 class AttentionSchedule:
@@ -163,7 +166,7 @@ class _Attention:
     """The parts of the program, see `attention`; ``extents`` are m, t, d, e.
 
     Three buffers of a task go from part to part: ``keys`` ``[panels, d, block]``, ``scores`` ``[mr, panels * block]``, and
-    ``totals`` ``[mr]``, what the exponentials of each row of scores add up to.
+    ``factors`` ``[mr]``, by which the exponentials of each row of scores add up to 1.
     """
 
     q: _Operand
@@ -207,7 +210,7 @@ class _Attention:
         q_at, k_at, v_at = (operand_indices(where, lead, x.lead) for x in (self.q, self.k, self.v))
         keys = T.alloc_buffer((self.panels, d, self.block), self.acc)
         scores = T.alloc_buffer((mr, self.panels * self.block), self.acc)
-        totals = T.alloc_buffer((mr,), self.acc)
+        factors = T.alloc_buffer((mr,), self.acc)
         self.transpose_keys(keys, k_at)
         with T.serial(ceildiv(m, mr)) as block_of_rows:
             row = share(block_of_rows * mr)
@@ -217,8 +220,9 @@ class _Attention:
             whole = isinstance(m, int) and m % mr == 0
             by_rows(mr, count, whole, lambda rows, i: self.score(rows, i, row + i, seen, q_at, keys, scores))
             with T.serial(count) as i:
-                self.exponentials(scores, totals, i, row + i, seen, where)
-            by_rows(mr, count, whole, lambda rows, i: self.weigh(rows, i, row + i, seen, where, v_at, scores, totals))
+                self.hide(scores, i, row + i, seen, where)
+            by_rows(mr, count, whole, lambda rows, i: self.exponentials(rows, i, seen, scores, factors))
+            by_rows(mr, count, whole, lambda rows, i: self.weigh(rows, i, row + i, seen, where, v_at, scores, factors))
 
     def transpose_keys(self, keys: Buffer, k_at: Sequence[Expr]) -> None:
         """Fills the panels, with zeros beyond the last key: squares of vectors in registers, the rest one by one."""
@@ -275,12 +279,9 @@ class _Attention:
 
         vector_loop(seen, self.lanes, run)
 
-    def exponentials(
-        self, scores: Buffer, totals: Buffer, i: Expr, row: Expr, seen: Expr, where: Sequence[Expr]
-    ) -> None:
-        """Exponentials of one row of scores, in place, and what they add up to."""
-        acc, lanes = self.acc, self.lanes
-        whole = share(ceildiv(seen, self.block) * self.vectors)
+    def hide(self, scores: Buffer, i: Expr, row: Expr, seen: Expr, where: Sequence[Expr]) -> None:
+        """Masks one row of scores, and puts minus infinity where it sees nothing, up to whole panels."""
+        lanes, whole = self.lanes, self.width(seen)
         if self.mask is not None:
             self.apply_mask(self.mask, scores, i, seen, (*where, row))
         if self.causal:
@@ -289,16 +290,36 @@ class _Attention:
                 shown = column <= broadcast(cast_to(dtype_of(column), row), lanes)
                 store(scores, select(shown, value, -math.inf), [i, j * lanes])
         with T.serial(seen, whole * lanes) as beyond:  # weighs nothing, and makes the row whole vectors
-            T.buffer_store(scores, const(-math.inf, acc), [i, beyond])
-        largest, total = Cell(acc, lanes, -math.inf), Cell(acc, lanes, 0)
+            T.buffer_store(scores, const(-math.inf, self.acc), [i, beyond])
+
+    def width(self, seen: Expr) -> Expr:
+        """Vectors of a row of scores."""
+        return share(ceildiv(seen, self.block) * self.vectors)
+
+    def exponentials(self, rows: int, first: Expr, seen: Expr, scores: Buffer, factors: Buffer) -> None:
+        """Exponentials of rows of scores, in place, and the factors by which they add up to 1.
+
+        A row is a chain of a maximum, its exponentials and their sum, each of which waits for what comes before; so rows go side by side.
+        """
+        for begin in range(0, rows, CHAINS):
+            self.chains([first + i for i in range(begin, min(rows, begin + CHAINS))], self.width(seen), scores, factors)
+
+    def chains(self, rows: Sequence[Expr], whole: Expr, scores: Buffer, factors: Buffer) -> None:
+        """The exponentials of these rows, side by side."""
+        acc, lanes = self.acc, self.lanes
+        largest = [Cell(acc, lanes, -math.inf) for _ in rows]
+        sums = [Cell(acc, lanes, 0) for _ in rows]
         with T.serial(whole) as j:
-            largest.set(larger(largest.value, share(load(scores, [i, j * lanes], lanes))))
-        shift = share(reduce_lanes(largest.value, larger))
+            for i, cell in zip(rows, largest, strict=True):
+                cell.set(larger(cell.value, share(load(scores, [i, j * lanes], lanes))))
+        shifts = [share(reduce_lanes(cell.value, larger)) for cell in largest]
         with T.serial(whole) as j:
-            value = exp_of_negative(load(scores, [i, j * lanes], lanes) - broadcast(shift, lanes))
-            store(scores, value, [i, j * lanes])
-            total.set(total.value + value)
-        T.buffer_store(totals, reduce_lanes(total.value, lambda a, b: a + b), [i])
+            for i, shift, total in zip(rows, shifts, sums, strict=True):
+                value = exp_of_negative(load(scores, [i, j * lanes], lanes) - broadcast(shift, lanes))
+                store(scores, value, [i, j * lanes])
+                total.set(total.value + value)
+        for i, total in zip(rows, sums, strict=True):
+            T.buffer_store(factors, const(1, acc) / reduce_lanes(total.value, lambda a, b: a + b), [i])
 
     def weigh(
         self,
@@ -309,7 +330,7 @@ class _Attention:
         where: Sequence[Expr],
         v_at: Sequence[Expr],
         scores: Buffer,
-        totals: Buffer,
+        factors: Buffer,
     ) -> None:
         """The means of the values, weighted by ``rows`` rows of exponentials, some vectors of columns at a time."""
         acc, lanes, e = self.acc, self.lanes, self.extents[3]
@@ -324,7 +345,7 @@ class _Attention:
                 )
             for i in range(rows):
                 for u in range(count):
-                    value = cast_to(self.dtype, sums.value(i, u) / broadcast(totals[first + i], width))
+                    value = cast_to(self.dtype, sums.value(i, u) * broadcast(factors[first + i], width))
                     store(self.y.buffer, value, self.y.at(where, row + i, start + u * width))
 
         strip = self.block
