@@ -83,7 +83,9 @@ def _product(lowering: Lowering, node: Node, a: Tensor, w: Tensor, packed: Packe
     def version(schedule: Int8Schedule) -> Version:
         def build(name: str, dims: Dims) -> object:
             lead = dims.shape(a.shape[:-1])
-            return gemm_int8(lead, packed, lowering.target, tail.epilogue(lowering, dims), name, schedule)
+            return gemm_int8(
+                lead, packed, lowering.target, tail.epilogue(lowering, dims), name, schedule, lowering.weights_nbytes
+            )  # fmt: skip
 
         return Version(build, operands, f"gemm of bytes{_by(schedule.amx)}{tail}")
 
@@ -125,7 +127,7 @@ def lower_conv_int8(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]
         def build(name: str, dims: Dims) -> object:
             return conv_int8(
                 dims.shape(x.shape), w_shape, geometry, groups, node.attrs["zero_point"], target,
-                tail.epilogue(lowering, dims), name, schedule,
+                tail.epilogue(lowering, dims), name, schedule, lowering.weights_nbytes,
             )  # fmt: skip
 
         return Version(build, operands, f"convolution of bytes, channels last{_by(schedule.amx)}{tail}")

@@ -39,6 +39,9 @@ from mlec.backends.tvm.target import TargetInfo
 from mlec.ir.dim import static_dims
 from mlec.ops.windows import Geometry
 
+MOST_SHARING = 16
+"""Tiles on a panel of weights; where there are more, the panel is small beside what they compute."""
+
 
 def conv_packing(w_shape: Sequence[int], geometry: Geometry, groups: int) -> Packed:
     """How weights ``[kh, kw, c / groups, o]`` are packed: a window is ``kh`` rows of ``kw * c`` bytes where these lie in one piece."""
@@ -116,6 +119,7 @@ def conv_int8(
     epilogue: Epilogue = IDENTITY,
     name: str = "conv_int8",
     schedule: Int8ConvSchedule | None = None,
+    program_weights: int = 0,
 ) -> tirx.PrimFunc:
     """``y[n, p, q, o] = epilogue(conv(x[n, h, w, c] - zero_point, w[kh, kw, c / groups, o]))``, u8 by i8 in i32; n may be symbolic.
 
@@ -126,7 +130,8 @@ def conv_int8(
     zero point around them, into a scratch that stays in L2 (one byte for ``kh * kw * o`` products), unless there is no padding and
     no window ends within what a step reads. For each panel of channels it then goes over all positions, so the panel's weights stay in L1.
 
-    With AMX the positions of a row are strips of equal length, at most 16: the time of a tile goes with its rows.
+    With AMX the positions of a row are strips of equal length, at most 16: the time of a tile goes with its rows. Where all weights of the
+    program (``program_weights`` bytes) do not stay in L2 from call to call, the few tiles of a small image ask for the next panel's.
     """
     packed = conv_packing(w_shape, geometry, groups)
     n, _, _, c = x_shape
@@ -140,7 +145,8 @@ def conv_int8(
         y = Result.parameter("y", (n, p, q, outputs), "int32", epilogue)
         x, y = flat_view(x, (product(x_shape),), "uint8"), y.viewed((n * p * q, outputs))
         multiplier = Multiplier(flat_view(w, (math.prod(packed.shape),), "int8"), offsets, packed, Dots.of(target))
-        program = _Convolution(x, multiplier, y, x_shape, w_shape, geometry, (p, q), zero_point, chosen, c)
+        far = max(program_weights, math.prod(packed.shape)) > target.l2_bytes // 2
+        program = _Convolution(x, multiplier, y, x_shape, w_shape, geometry, (p, q), zero_point, chosen, c, far)
         tasks = program.parts * program.channel_parts
         work = _work(p * q, packed, multiplier.dots, chosen.amx)
         if p * q * outputs == 0:
@@ -158,7 +164,7 @@ def _work(positions: int, packed: Packed, dots: Dots, amx: bool) -> int:
 
 @dataclass(frozen=True)
 class _Convolution:
-    """The parts of the program, see `conv_int8`."""
+    """The parts of the program, see `conv_int8`. ``far``: weights are no longer in L2 when they are read again."""
 
     x: Buffer
     multiplier: Multiplier
@@ -170,6 +176,7 @@ class _Convolution:
     zero_point: int
     chosen: Int8ConvSchedule
     channels: int
+    far: bool
 
     @property
     def packed(self) -> Packed:
@@ -249,11 +256,11 @@ class _Convolution:
                     self.vectors(rows, start, (image, first + row, column), (group, at, width))
             else:
                 with T.serial(self.rows * strips // HELD) as pair:
-                    self.tiles(
-                        tiles, rows, [strip(pair * HELD + s) for s in range(HELD)], (image, first), (group, at, width)
-                    )
+                    both = [strip(pair * HELD + s) for s in range(HELD)]
+                    self.tiles(tiles, rows, both, (image, first, pair), (group, at, width))
                 if self.rows * strips % HELD:
-                    self.tiles(tiles, rows, [strip(self.rows * strips - 1)], (image, first), (group, at, width))
+                    alone, pair = [strip(self.rows * strips - 1)], self.rows * strips // HELD
+                    self.tiles(tiles, rows, alone, (image, first, pair), (group, at, width))
         if tiles is not None:
             tiles.end()
 
@@ -271,12 +278,14 @@ class _Convolution:
         tiles: Tiles,
         rows: Rows,
         strips: Sequence[tuple[Expr, Expr, Expr]],
-        at: tuple[Expr, Expr],
+        at: tuple[Expr, Expr, Expr],
         columns: tuple[Expr, Expr, int],
     ) -> None:
-        """One or two strips by AMX."""
-        (image, first_row), (group, block, width) = at, columns
-        tiles.sums(rows, [start for _, _, start in strips], group * self.packed.blocks + block, width)
+        """One or two strips by AMX; ``at``: image, first row of the task, number of the tile on its panel."""
+        (image, first_row, number), (group, block, width) = at, columns
+        sharing = -(-self.rows * -(-self.extent[1] // self.chosen.columns) // HELD)
+        ahead = (number, tiles.lines_ahead(width, sharing)) if self.far and sharing <= MOST_SHARING else None
+        tiles.sums(rows, [start for _, _, start in strips], group * self.packed.blocks + block, width, ahead)
         for s, (row, column, _) in enumerate(strips):
             with T.serial(self.chosen.columns) as i:
                 line = tiles.row(i + s * STRIP, width)

@@ -123,6 +123,7 @@ def gemm_int8(
     epilogue: Epilogue = IDENTITY,
     name: str = "gemm_int8",
     schedule: Int8Schedule | None = None,
+    program_weights: int = 0,
 ) -> tirx.PrimFunc:
     """``c[*lead, n] = epilogue((a[*lead, k] - zero_point) @ w)`` for u8 by i8, summed in i32; ``packed`` has one group and one segment.
 
@@ -139,6 +140,9 @@ def gemm_int8(
 
     Rows whose length is not a multiple of what a step reads are copied for each task: ``k`` bytes read and written for ``k * n`` products.
 
+    Where all weights of the program (``program_weights`` bytes) do not stay in L2 from call to call, the tiles of AMX on a panel ask for
+    the lines of the next one, which then comes from L3 beside their products: a tenth to a fifth faster where L3 gives 10 GB/s.
+
     One core: two VNNI instructions of 64 products go in a cycle, or an AMX instruction of 16384 in 16.
     """
     m, n, k = product(lead), packed.columns, packed.length
@@ -150,13 +154,14 @@ def gemm_int8(
         c = Result.parameter("c", (*lead, n), "int32", epilogue)
         a, c = flat_view(a, (m * k,), "uint8"), c.viewed((m, n))
         multiplier = Multiplier(flat_view(w, (math.prod(packed.shape),), "int8"), offsets, packed, Dots.of(target))
-        _Gemm(a, multiplier, c, lead, m, chosen, target).all_rows()
+        far = max(program_weights, math.prod(packed.shape)) > target.l2_bytes // 2
+        _Gemm(a, multiplier, c, lead, m, chosen, target, far).all_rows()
     return kernel.func
 
 
 @dataclass(frozen=True)
 class _Gemm:
-    """The parts of the program, see `gemm_int8`."""
+    """The parts of the program, see `gemm_int8`. ``far``: weights are no longer in L2 when they are read again."""
 
     a: Buffer
     multiplier: Multiplier
@@ -165,6 +170,7 @@ class _Gemm:
     m: Dim
     schedule: Int8Schedule
     target: TargetInfo
+    far: bool
 
     @property
     def packed(self) -> Packed:
@@ -283,10 +289,13 @@ class _Gemm:
         """The same by AMX: two strips of rows at a time, and one where the last is alone."""
         tiles, (first, panels, width) = Tiles.begin(self.multiplier, self.strip), columns
         strips = share(ceildiv(end - begin, STRIP))
+        task_rows = min(self.m, self.schedule.task_rows) if isinstance(self.m, int) else 8 * HELD * STRIP
+        lines = tiles.lines_ahead(width, -(-task_rows // (HELD * STRIP)))
 
         def some(number: Expr, count: int, block: Expr) -> None:
             at = [share(tirx.min((number + s) * STRIP, self.m - tiles.strip - begin)) for s in range(count)]
-            tiles.sums(rows, [start + row * rows.pitch for row in at], block, width)
+            ahead = (number // HELD, lines) if self.far else None
+            tiles.sums(rows, [start + row * rows.pitch for row in at], block, width, ahead)
             for s, row in enumerate(at):
                 with T.serial(tiles.strip) as i:
                     line = tiles.row(i + s * STRIP, width)

@@ -26,7 +26,19 @@ from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, Dim, Expr
 from mlec.backends.tvm.kernels.result import Result
 from mlec.backends.tvm.kernels.tile import UNROLL, buffer_dtype, copy_run, first_lanes, unrolled
-from mlec.backends.tvm.kernels.vector import LINE, Cell, broadcast, cast_to, const, int64, load, ramp, share, store
+from mlec.backends.tvm.kernels.vector import (
+    LINE,
+    Cell,
+    broadcast,
+    cast_to,
+    const,
+    int64,
+    load,
+    prefetch,
+    ramp,
+    share,
+    store,
+)
 from mlec.backends.tvm.target import TargetInfo, architecture_of
 from mlec.ops.windows import Geometry
 
@@ -350,8 +362,24 @@ class Tiles:
         """Without this, every switch of the thread would save the tiles."""
         amx("tilerelease")
 
-    def sums(self, rows: Rows, starts: Sequence[Expr], first: Expr, count: int) -> None:
+    def lines_ahead(self, count: int, sharing: int) -> int:
+        """Lines of the next panel of ``count`` blocks that each step of a tile asks for, where so many tiles use a panel."""
+        return -(-count * self.multiplier.packed.step // sharing)
+
+    def fetch_ahead(self, panel: Expr, count: int, done: Expr, lines: int) -> None:
+        """Asks for the next lines, when so many steps on a panel are ``done``, of the one behind it: so it is in L2 when it is needed."""
+        _, segments, quads, line = self.multiplier.packed.shape
+        whole = count * segments * quads
+        place = panel + (whole + tirx.min(done * lines, whole - lines)) * line
+        for i in range(lines):
+            prefetch(self.multiplier.w, place + i * line)
+
+    def sums(
+        self, rows: Rows, starts: Sequence[Expr], first: Expr, count: int, ahead: tuple[Expr, int] | None = None
+    ) -> None:
         """Those of strips that begin at ``starts``, for ``count`` blocks of columns from the block ``first`` of all groups on, to ``held``.
+
+        ``ahead``: number of the tile among those that share the panel of weights, and the lines that each of its steps asks for.
 
         A step of 64 products loads 4 KB for four instructions of 16 cycles each: 64 lines, of which L1 gives two in a cycle.
         """
@@ -364,6 +392,9 @@ class Tiles:
         with T.serial(segments) as number:
             begins = [share(start + rows.segment(number)) for start in starts]
             with T.serial(quads // packed.step) as step:
+                if ahead is not None:
+                    done = (ahead[0] * segments + number) * (quads // packed.step) + step
+                    self.fetch_ahead(panels[0], count, done, ahead[1])
                 for b, panel in enumerate(panels):
                     place = panel + (number * quads + step * packed.step) * width
                     amx("tileloadd64", 6 + b, address(self.multiplier.w, place), line)

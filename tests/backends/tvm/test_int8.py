@@ -76,7 +76,8 @@ def test_product_with_static_rows(way, m, n, k):
     target, amx = way
     packed = Packed(1, n, 1, k)
     schedule = replace(next(Int8Schedule.candidates(m, packed, target)), amx=amx and m >= 4, task_rows=64)
-    run = compile_kernel(gemm_int8((m,), packed, target, schedule=schedule), target)
+    kernel = gemm_int8((m,), packed, target, schedule=schedule, program_weights=1 << 30)
+    run = compile_kernel(kernel, target)
     a, w = values((m, k), "uint8"), values((k, n), "int8", 1)
     got = run(a, packed.pack(w), packed.offsets(w, 9), out=(m, n), dtype="int32")
     np.testing.assert_array_equal(got, reference("matmul_int8", a, w, zero_point=9))
@@ -135,8 +136,10 @@ def test_convolution(way, name):
     first = next((s for s in schedules if s.amx == amx), None)
     if first is None:
         pytest.skip("too little for a tile")
-    for schedule in (first, replace(first, parts=2, channel_parts=2)):
-        kernel = conv_int8((batch, *x_shape[1:]), w_shape, g, groups, 200, target, schedule=schedule)
+    for schedule, weights in ((first, 0), (replace(first, parts=2, channel_parts=2), 1 << 30)):
+        kernel = conv_int8(
+            (batch, *x_shape[1:]), w_shape, g, groups, 200, target, schedule=schedule, program_weights=weights
+        )  # fmt: skip
         want = reference("conv_int8", x, w, zero_point=200, **attrs)
         got = compile_kernel(kernel, target)(
             x, packed.pack(w), packed.offsets(w, 200), out=want.shape, dtype="int32"
