@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from mlec.passes.dce import EliminateDeadCode
     from mlec.passes.fold_batch_norm import FoldBatchNorm
     from mlec.passes.fold_constants import FoldConstants
+    from mlec.passes.fold_lookups import FoldLookups
+    from mlec.passes.fold_products import FoldProducts
     from mlec.passes.fold_scales import FoldScales
     from mlec.passes.fusion import FuseOperators
     from mlec.passes.hoist_slices import HoistSlices
@@ -86,6 +88,8 @@ _WHERE = {
     "mlec.passes.dce": "EliminateDeadCode",
     "mlec.passes.fold_batch_norm": "FoldBatchNorm",
     "mlec.passes.fold_constants": "FoldConstants",
+    "mlec.passes.fold_lookups": "FoldLookups",
+    "mlec.passes.fold_products": "FoldProducts",
     "mlec.passes.fold_scales": "FoldScales",
     "mlec.passes.fusion": "FuseOperators",
     "mlec.passes.hoist_slices": "HoistSlices",
@@ -119,6 +123,8 @@ __all__ = [
     "FoldBatchNorm",
     "FoldConstants",
     "FoldIntoThresholds",
+    "FoldLookups",
+    "FoldProducts",
     "FoldScales",
     "FrontendError",
     "FuseOperators",

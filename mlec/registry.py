@@ -45,6 +45,8 @@ PASSES = {
     "sink-transposes": "mlec.passes.sink_transposes:SinkTransposes",
     "split-products": "mlec.passes.split_products:SplitProducts",
     "fold-batch-norm": "mlec.passes.fold_batch_norm:FoldBatchNorm",
+    "fold-lookups": "mlec.passes.fold_lookups:FoldLookups",
+    "fold-products": "mlec.passes.fold_products:FoldProducts",
     "fold-scales": "mlec.passes.fold_scales:FoldScales",
     "quantize-int8": "mlec.passes.quantize:QuantizeInt8",
     "mixed-precision": "mlec.passes.precision:MixedPrecision",

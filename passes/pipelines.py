@@ -8,6 +8,7 @@ from mlec.passes.cse import EliminateCommonSubexpressions
 from mlec.passes.dce import EliminateDeadCode
 from mlec.passes.fold_batch_norm import FoldBatchNorm
 from mlec.passes.fold_constants import FoldConstants
+from mlec.passes.fold_lookups import FoldLookups
 from mlec.passes.fold_scales import FoldScales
 from mlec.passes.fusion import FuseOperators
 from mlec.passes.hoist_slices import HoistSlices
@@ -47,6 +48,7 @@ def pipeline_for_level(level: int) -> PassPipeline:
         steps.append(SplitProducts())  # what attention reads is slices by now, without transposes in between
         steps.append(HoistSlices())  # q, k and v have products of their own by now, and transposes are out of the way
         steps.append(FoldBatchNorm())  # while convolutions are still plain and their weights still constants
+        steps.append(FoldLookups())  # norms are ops by now
         steps.append(FoldScales())  # those of scalers and of normalisations that found no product before them
         steps.append(
             MergeProducts()

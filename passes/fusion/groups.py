@@ -3,8 +3,8 @@
 A group has a root (whose result leaves the group), elementwise nodes on the root's shape, and at most one anchor: the
 contraction, reduction or normalisation whose result they transform in registers (its epilogue). A producer joins when all
 its users are in the group, so nothing is computed twice and no value leaves the group in the middle; going from the results
-backwards, users come before producers. A reduction can be the root itself and then takes the elementwise nodes on its
-operand's shape as its prologue.
+backwards, users come before producers. A reduction also takes the elementwise nodes on its operand's shape (its prologue), whether
+it is the root or has an epilogue: what it reduces is never in memory.
 """
 
 from __future__ import annotations
@@ -37,26 +37,34 @@ def find_groups(graph: Graph, max_nodes: int, elsewhere: frozenset[Node] = froze
     for root in reversed(graph.nodes):
         if root in taken or root.is_constant or len(root.outputs) != 1:
             continue
-        if root.op.has(Trait.ELEMENTWISE):
-            group = Group(root, root.output.type.shape, [root])
-        elif root.name in PROLOGUE_ROOTS:
-            group = Group(root, root.inputs[0].type.shape, [root], anchor=root)
-        else:
+        if not (root.op.has(Trait.ELEMENTWISE) or root.name in PROLOGUE_ROOTS):
             continue
-        _grow(group, graph, taken, max_nodes)
-        if group.anchor is root and any(reason is SECOND_ANCHOR for _, reason in group.refused):
-            # What comes before the reduction is better off as the epilogue of the product that it follows.
-            group.nodes = [root]
+        group = Group(root, root.output.type.shape, [root], None if root.op.has(Trait.ELEMENTWISE) else root)
+        if group.anchor is None:
+            _grow(group, root, graph, taken, max_nodes)
+        if group.anchor is not None and group.anchor.name in PROLOGUE_ROOTS:
+            _take_prologue(group, group.anchor, graph, taken, max_nodes)
         groups.append(group)
         taken.update(group.nodes)
     return groups
 
 
-def _grow(group: Group, graph: Graph, taken: set[Node], max_nodes: int) -> None:
-    members = {group.root}
+def _take_prologue(group: Group, reduction: Node, graph: Graph, taken: set[Node], max_nodes: int) -> None:
+    """Adds what is computed for each element that the reduction reads."""
+    found = Group(group.root, reduction.inputs[0].type.shape, list(group.nodes), reduction)
+    _grow(found, reduction, graph, taken, max_nodes)
+    group.refused += found.refused
+    # What comes after another product or reduction is better off as its epilogue.
+    if not any(reason is SECOND_ANCHOR for _, reason in found.refused):
+        group.nodes = found.nodes
+
+
+def _grow(group: Group, start: Node, graph: Graph, taken: set[Node], max_nodes: int) -> None:
+    """Adds producers, from the operands of ``start`` on."""
+    members = set(group.nodes)
     outputs = set(graph.outputs)
     order = {node: i for i, node in enumerate(graph.nodes)}
-    frontier = {p for v in group.root.inputs if (p := graph.producer.get(v)) is not None}
+    frontier = {p for v in start.inputs if (p := graph.producer.get(v)) is not None}
     while frontier:
         node = max(frontier, key=order.__getitem__)  # users first
         frontier.remove(node)
