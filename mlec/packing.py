@@ -19,6 +19,7 @@ from mlec.processor import needed_cpu_flags
 from mlec.report import OptimizationReport
 from mlec.runtime import Program
 from mlec.runtime.library import runtime_abi
+from mlec.single_copies import with_single_copies
 
 if TYPE_CHECKING:
     from mlec.artifact import SaveResult
@@ -47,6 +48,8 @@ def pack(
 
     storage = Storage.of(options)
     tensors, programs = _stored(graph, modules)
+    read = {name for program in programs for name in program.constants}
+    slim, tensors = with_single_copies(graph, tensors, read)
     document = {
         **metadata,
         "signature": msgspec.to_builtins(graph.signature),
@@ -65,7 +68,7 @@ def pack(
     if len(programs) > 1:
         document |= {"variants": msgspec.to_builtins(programs[1:]), "critical": ["variants"]}
     blobs = [KernelBlob(RELOCATABLE_OBJECT, i, data) for i, module in enumerate(modules) for data in module.objects]
-    saved = write(path, metadata=document, graph=print_graph(graph), tensors=tensors, kernels=blobs, storage=storage)
+    saved = write(path, metadata=document, graph=print_graph(slim), tensors=tensors, kernels=blobs, storage=storage)
     record_built(saved.code_id)
     return saved
 

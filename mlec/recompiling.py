@@ -16,6 +16,7 @@ from mlec.ir.op import Array
 from mlec.processor import needed_cpu_flags, processor_name, what_is_missing
 from mlec.runtime import Program, open_program
 from mlec.signature import Signature
+from mlec.single_copies import unpacked
 from mlec.target import Target
 from mlec.tuning import Tuning
 
@@ -110,7 +111,7 @@ def graph_of(artifact: Artifact, signature: Signature) -> Graph:
         CorruptedFileError: ``E_METADATA``: its signature is another one than the metadata says.
     """
     try:
-        graph = parse_graph(artifact.graph, artifact.tensors)
+        graph = unpacked(parse_graph(artifact.graph, artifact.tensors))
     except MlecError as error:
         error.loc = f"{artifact.path}, {error.loc}" if error.loc else artifact.path
         raise

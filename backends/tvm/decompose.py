@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from mlec.backends.tvm.registry import find, lowers
 from mlec.ir.builder import GraphBuilder
-from mlec.ir.dim import Dim, static
+from mlec.ir.dim import Dim, static, static_dims
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Graph, Node, Value
 from mlec.ops.quant import LIMITS
@@ -240,6 +240,17 @@ def conv_int8(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value
     weights = b("transpose", b("cast", w, dtype=DType.I32), perm=(3, 2, 0, 1))
     attrs = {name: value for name, value in node.attrs.items() if name != "zero_point"}
     return b("transpose", b("conv", images, weights, **attrs), perm=(0, 2, 3, 1))
+
+
+@lowers("unpack_int8", form="graph")
+def unpack_int8(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    blocks, segments, quads, _ = static_dims(operands[0].type.shape)
+    shape, groups = node.attrs["shape"], node.attrs["groups"]
+    split = b("reshape", operands[0], shape=(groups, blocks // groups, segments, quads, 16, 4))
+    turned = b("transpose", split, perm=(2, 3, 5, 0, 1, 4))
+    padded = b("reshape", turned, shape=(segments, 4 * quads, groups, blocks // groups * 16))
+    rows = b("slice", padded, axis=1, stop=math.prod(shape[:-1]) // segments)
+    return b("reshape", b("slice", rows, axis=3, stop=shape[-1] // groups), shape=shape)
 
 
 @lowers("max_pool_int8", form="graph")

@@ -220,6 +220,41 @@ register(
 )  # fmt: skip
 
 
+def _unpack_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
+    (x,) = types
+    shape, groups = static_dims(attrs["shape"]), attrs["groups"]
+    require(x.dtype is DType.I8 and x.rank == 4, f"needs i8 [blocks, segments, quads, 64], got {x}", "E_SHAPE")
+    require(len(shape) >= 2 and min(shape) >= 1 and groups >= 1, f"needs extents, got {list(shape)}", "E_ATTR")
+    blocks, segments, quads, lanes = static_dims(x.shape)
+    rows, columns = math.prod(shape[:-1]), shape[-1]
+    fits = not columns % groups and blocks == groups * -(-columns // groups // 16) and lanes == 64
+    fits = fits and segments >= 1 and not rows % segments and rows // segments <= 4 * quads
+    require(fits, f"{x} does not hold {list(shape)} in {groups} groups", "E_SHAPE")
+    return TensorType(shape, DType.I8)
+
+
+def unpack(x: Array, shape: tuple[int, ...], groups: int) -> Array:
+    """Weights ``[..., columns]`` from blocks of 16 columns, in each of which four successive rows lie beside each other."""
+    blocks, segments, quads, _ = x.shape
+    split = x.reshape(groups, blocks // groups, segments, quads, 16, 4).transpose(2, 3, 5, 0, 1, 4)
+    padded = split.reshape(segments, 4 * quads, groups, -1)
+    kept = padded[:, : math.prod(shape[:-1]) // segments, :, : shape[-1] // groups]
+    return np.ascontiguousarray(kept).reshape(shape)
+
+
+def _unpack_sample(rng: np.random.Generator) -> Case:
+    groups = int(rng.choice([1, 2]))
+    return Case((_eight_bits(rng, DType.I8, 2 * groups, 3, 2, 64),), {"shape": (3, 6, 20 * groups), "groups": groups})
+
+
+register(
+    OpDef(
+        "unpack_int8", operands("x"), (ints_attr("shape"), int_attr("groups", default=1)), _unpack_type, unpack, _unpack_sample,
+        lambda i, r, a: Cost(0, moved_bytes(i, r)), doc="i8 weights out of the order that kernels read: [blocks, segments, quads, 64]",
+    )
+)  # fmt: skip
+
+
 # -- pools ---------------------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 import mlec
+from mlec.ir import run_graph
 
 CALIBRATION = 128
 
@@ -136,10 +137,13 @@ def test_the_report(eight: mlec.CompiledModel) -> None:
 
 
 def test_a_file_of_it(wide: nn.Module, data: np.ndarray, eight: mlec.CompiledModel, tmp_path: Path) -> None:
-    eight.save(tmp_path / "m.mle")
+    saved = eight.save(tmp_path / "m.mle")
     with mlec.load(tmp_path / "m.mle") as loaded:
         np.testing.assert_array_equal(loaded.run([data])[0], eight.run([data])[0])
         assert loaded.report.quantization == eight.report.quantization
+        assert {array.dtype.name for array in loaded.graph.constants.values() if array.ndim == 2} == {"int8"}
+        assert run_graph(loaded.graph, [data])[0] == pytest.approx(run_graph(eight.graph, [data])[0])
+    assert 4 * sum(p.numel() for p in wide.parameters()) / saved.sections["weights"] > 3.5, "each weight is there once"
     found = mlec.validate_export(wide, tmp_path / "m.mle", [data])
     assert found["passed"]
     assert found["tolerance"]["rtol"] == 0.2
