@@ -12,6 +12,7 @@ from mlec.backends.tvm.assembly import second_names
 from mlec.backends.tvm.compat import llvm, tvm
 from mlec.backends.tvm.device_code import DEFAULT_ARCHS, compile_for_cuda, device_compiler, pack_device_code
 from mlec.backends.tvm.driver import driver
+from mlec.backends.tvm.kernels.gemm_bf16 import has_tiles
 from mlec.backends.tvm.kernels.tile import PARAMETER_ALIGNMENT
 from mlec.backends.tvm.lowering import Lowered, Lowering
 from mlec.backends.tvm.objects import to_objects
@@ -61,9 +62,7 @@ class TVMBackend(Backend):
         if target.kind == "cuda":
             return TargetFacts(row_programs=False)
         info = cpu_info(target)
-        return TargetFacts(
-            info.vector_bits // 8, cache_bytes=info.l2_bytes, bf16_tiles={"amx-bf16", "amx-tile"} <= info.features
-        )
+        return TargetFacts(info.vector_bits // 8, cache_bytes=info.l2_bytes, bf16_tiles=has_tiles(info))
 
     def check_tunable(self, target: Target) -> None:
         """Whether the kernels of a target run on the processor of this machine.

@@ -72,8 +72,9 @@ class TargetInfo:
         triple, mcpu = host_triple(), str(llvm.llvm_get_system_cpu())
         named = _features(triple, mcpu, ())
         known = FLAGS.get(architecture_of(triple), {})
-        hidden = [f"-{name}" for name, flag in known.items() if name in named and flag not in flags]
         added = [f"+{name}" for name, flag in known.items() if name not in named and flag in flags]
+        with_added = _features(triple, mcpu, tuple(added))  # and with what these need
+        hidden = [f"-{name}" for name, flag in known.items() if name in with_added and flag not in flags]
         info = cls.for_cpu(mcpu, triple, (*added, *hidden))  # what is hidden takes along what needs it
         sizes = _linux_cache_sizes()
         return replace(

@@ -23,9 +23,14 @@ RATE = 15
 TASK_ROWS = 256
 
 
+def has_tiles(target: TargetInfo) -> bool:
+    """Whether there are tiles of bf16, and vectors as long as their rows."""
+    return {"amx-bf16", "amx-tile"} <= target.features and target.lanes(32) == STRIP
+
+
 def pairs_of_step(k: int, target: TargetInfo) -> int:
     """Pairs of successive k that one instruction takes; 0 where the processor has none, or they do not divide ``k``."""
-    if not {"amx-bf16", "amx-tile"} <= target.features or target.lanes(32) != STRIP or k % 2:
+    if not has_tiles(target) or k % 2:
         return 0
     return next((pairs for pairs in range(STRIP, STRIP // 2, -1) if k // 2 % pairs == 0), 0)
 

@@ -168,5 +168,7 @@ def test_a_hidden_feature_hides_what_needs_it(monkeypatch):
         pytest.skip("there is nothing to hide")
     monkeypatch.setenv(DISABLE, "avx512f")
     assert not {name for name in TargetInfo.host().features if name.startswith("avx512")}
+    monkeypatch.setenv(DISABLE, "amx_tile")
+    assert not {name for name in TargetInfo.host().features if name.startswith("amx")}, "they need tiles"
     monkeypatch.setenv(DISABLE, "sse4_2")
     assert TargetInfo.host().vector_bits == 128
