@@ -28,7 +28,7 @@ from mlec.ir import Graph
 from mlec.ir.dtype import DType
 from mlec.loading import load
 from mlec.machine import Machine, this_machine
-from mlec.observation import observe
+from mlec.observation import measure_graphs, observe
 from mlec.packing import pack
 from mlec.pipeline import NOMINAL_EXTENT, Pass, PassContext, PassPipeline, PassRecord, Tolerance
 from mlec.precision import Batches, calibrated, check_network, in_precision, precision_of
@@ -106,7 +106,7 @@ def compile(
     trust_pickle: bool | str = False,
     model_class: str | None = None,
     num_threads: int | None = None,
-    measure_passes: bool = False,
+    measure_passes: bool | Literal["total"] = False,
     stabilize: bool = False,
     input_ranges: Mapping[str, tuple[float, float]] | Literal["examples"] | None = None,
 ) -> CompiledModel:
@@ -137,7 +137,8 @@ def compile(
         trust_pickle: allow executing a pickle-based file; ``"sha256:..."`` allows that one file.
         model_class: ``"package.module:Class"`` of a state dict.
         num_threads: threads of one call; all usable CPUs by default.
-        measure_passes: also measure what each pass is worth, by compiling the graph before and after it (slow).
+        measure_passes: also measure what each pass is worth, by compiling the graph before and after it (slow); ``"total"``: what all of
+            them are worth together, by compiling the graph as it came.
         stabilize: put stable spellings in the place of formulas that lose the result, such as a softmax that overflows. Results may then be
             numbers where the source has none.
         input_ranges: smallest and largest number that inputs can hold, by name, for the findings on numerical stability: what cannot
@@ -204,9 +205,9 @@ def compile(
             inputs = _run_and_check(compiled, others, source, tolerance, report, batches) if validate else None
             if inputs is not None:
                 observe(report, compiled, inputs, first.module, CostModel(machine, num_threads))
-            if measure_passes:
-                graphs = [r.before for r in first.records] + [first.graph]
-                _measure_passes(report, graphs, source, examples, first.target, num_threads)
+            if measure_passes and (shown := inputs or examples or probe_inputs(source.graph)):
+                graphs = [*(record.before for record in first.records), first.graph]
+                measure_graphs(report, graphs, list(shown), first.target, num_threads, each=measure_passes is True)
         advance("done", 4, 4)
         report.timing["stages"] = advance.seconds
     return compiled
@@ -614,28 +615,3 @@ def _timing(compiled: CompiledModel, inputs: list[Any], oracle: Oracle) -> dict[
         result |= {"source_ms": spreads["source"]["min"]}
         result |= {"speedup": result["source_ms"] / result["compiled_ms"]}
     return result | {"spread": spreads, "disturbance": disturbance(spreads)}
-
-
-def _measure_passes(
-    report: OptimizationReport,
-    graphs: Sequence[Graph],
-    source: _Source,
-    examples: tuple[Any, ...] | None,
-    target: Target,
-    num_threads: int | None,
-) -> None:
-    """Fills ``measured_gain``: compiles the graph before and after each pass that changed it."""
-    inputs = examples or probe_inputs(source.graph)
-    if not inputs:
-        return
-    seconds: dict[Graph, float] = {}
-
-    def measured(graph: Graph) -> float:
-        if graph not in seconds:
-            module = registry.backend_of(target.kind).compile(graph, target, CompileOptions())
-            compiled = CompiledModel(graph.signature, executable_of(module, graph, num_threads))
-            seconds[graph] = _timing(compiled, list(inputs), {})["compiled_ms"]
-        return seconds[graph]
-
-    for entry, before, after in zip(report.passes, graphs, graphs[1:], strict=False):
-        entry["measured_gain"] = 1.0 if before is after else measured(before) / measured(after)

@@ -21,26 +21,39 @@ from mlec.ir.dim import Dim, evaluate, parse_dim, symbols_of
 from mlec.ir.op import Trait
 from mlec.machine import Machine
 from mlec.runtime.program import KernelInfo
+from mlec.signature import Signature
 
 Binding = Mapping[str, int]
 
 RATES: Mapping[str, float] = {
     "product": 0.78,
+    "narrow product": 0.35,
+    "attention": 0.46,
     "distance": 0.64,
-    "convolution": 0.6,
-    "depthwise": 0.25,
+    "convolution": 0.68,
+    "winograd": 2.2,
+    "depthwise": 0.35,
     "recurrent": 0.5,
-    "transcendental": 0.1,
+    "transcendental": 0.085,
     "library": 0.01,
-    "simple": 0.1,
-    "reduction": 0.1,
-    "movement": 0.05,
+    "simple": 0.15,
+    "reduction": 0.05,
+    "movement": 0.2,
     "tree": 0.02,
 }
-"""By family, the part of one thread's peak of multiply-adds that its operations reach."""
+"""By family, the part of one thread's peak of multiply-adds that its operations reach. Winograd's transformation leaves out most of those
+that a convolution states."""
+
+NARROW = 16
+"""A product with fewer columns does not fill the registers."""
+WINOGRAD_CHANNELS = 16
+"""With so many input channels, Winograd's transformations take as long as its products."""
+WINOGRAD_EXTENT = 8
+"""The least height and width of images that it takes."""
 
 FAMILIES: Mapping[str, str] = {
-    **dict.fromkeys(("matmul", "matmul_packed", "attention"), "product"),
+    **dict.fromkeys(("matmul", "matmul_packed"), "product"),
+    "attention": "attention",
     **dict.fromkeys(("pairwise_distance", "nearest"), "distance"),
     **dict.fromkeys(("conv", "conv2d_nchwc", "conv_transpose"), "convolution"),
     "depthwise2d_nchwc": "depthwise",
@@ -55,8 +68,13 @@ FAMILIES: Mapping[str, str] = {
 }  # fmt: skip
 """Of the ops whose traits do not tell it."""
 
-SHARED_FROM = 4.0
+SHARED_FROM = 12.0
 """A kernel uses several threads where it takes this many times as long as sharing it out does."""
+
+CHECK_OF_TRAFFIC = 0.25
+"""Looking for NaN in a table, as a part of the rate of a copy."""
+LABEL_SECONDS = 2e-9
+"""Of one label, from its number."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +129,18 @@ class CostModel:
             for kernel in module.program.kernels
             if (note := notes.get(kernel.symbol)) is not None and note.node is not None
         }
-        return sum(kernels.values()) + self.machine.call_seconds, kernels
+        return sum(kernels.values()) + self._edge_seconds(module.signature, binding), kernels
+
+    def _edge_seconds(self, signature: Signature, binding: Binding) -> float:
+        """Of what a call does besides: checking a table, and giving labels their names."""
+        table, seconds = signature.table, self.machine.call_seconds
+        rows = max((_value(parse_dim(spec.shape[0]), binding) for spec in signature.inputs if spec.shape), default=1)
+        if table is not None and table.numbers != "any":
+            nbytes = rows * table.n_features * 8
+            seconds += nbytes / (CHECK_OF_TRAFFIC * self.machine.traffic(nbytes))
+        methods = filter(None, map(signature.method, signature.run))
+        labels = sum(label is not None for method in methods for label in method.labels)
+        return seconds + LABEL_SECONDS / self.machine.clock * rows * labels
 
     def kernel_seconds(self, kernel: KernelInfo, note: KernelNote, held: int, binding: Binding) -> float:
         """Of one call of a kernel.
@@ -130,14 +159,20 @@ class CostModel:
 
     def seconds(self, work: Work, held: int) -> float:
         """Of one call of a kernel that does this work, in a model with ``held`` bytes of weights."""
-        peak = self.machine.peak(work.bits, 1)
+        dispatch = self.machine.dispatch_seconds
+        seconds = self._busy_seconds(work, held, 1)
+        if self._threads > 1 and seconds > SHARED_FROM * dispatch:
+            seconds = self._busy_seconds(work, held, self._threads) + dispatch
+        return seconds + self.machine.kernel_seconds
+
+    def _busy_seconds(self, work: Work, held: int, threads: int) -> float:
+        """Of arithmetic or traffic, by so many threads."""
+        peak = self.machine.peak(work.bits, threads)
         compute = sum(count / (RATES[family] * peak) for family, count in work.operations.items())
-        traffic = work.values / self.machine.traffic(work.values)
+        traffic = work.values / self.machine.traffic(work.values, threads)
         if work.weights:
-            traffic += work.weights / self.machine.traffic(held + work.values)
-        single, dispatch = max(compute, traffic), self.machine.dispatch_seconds
-        shared = self._threads > 1 and single > SHARED_FROM * dispatch
-        return (single / self._threads + dispatch if shared else single) + self.machine.kernel_seconds
+            traffic += work.weights / self.machine.traffic(held + work.values, threads)
+        return max(compute, traffic)
 
     def _rows(self, count: int, rows: RowTimes) -> float:
         single = count * (rows.alone if count < rows.block_rows else rows.block) / self.machine.clock
@@ -160,19 +195,45 @@ def operations_of(node: Node, binding: Binding) -> dict[str, int]:
             operations.update(operations_of(inner, binding))
         elif not inner.op.has(Trait.VIEW):
             flops = _value(inner.cost.flops, binding)
-            operations[family_of(inner)] += flops or sum(_value(v.type.size, binding) for v in inner.outputs)
+            family = family_of(inner)
+            if family == "winograd":
+                flops += flops * WINOGRAD_CHANNELS // _value(_input_channels(inner), binding)
+            operations[family] += flops or sum(_value(v.type.size, binding) for v in inner.outputs)
     return dict(operations)
 
 
 def family_of(node: Node) -> str:
     """To which of `RATES` the arithmetic of a node counts."""
     if (known := FAMILIES.get(node.name)) is not None:
-        return known
+        if known == "product" and _is_narrow(node):
+            return "narrow product"
+        return "winograd" if known == "convolution" and _takes_winograd(node) else known
     if node.op.has(Trait.LIBRARY_CALL):
         return "library"
     if node.op.has(Trait.REDUCTION):
         return "reduction"
     return "simple" if node.op.has(Trait.ELEMENTWISE) else "movement"
+
+
+def _is_narrow(node: Node) -> bool:
+    columns = node.outputs[0].type.shape[-1]
+    return isinstance(columns, int) and columns < NARROW
+
+
+def _takes_winograd(node: Node) -> bool:
+    """A convolution of 3 x 3 with a step of 1, of images that are not too small."""
+    weights, extents = node.inputs[1].type, node.outputs[0].type.shape[2:4]
+    kernel = weights.shape[2:] if node.name == "conv" else (weights.shape[2], weights.shape[4])
+    steps = [node.attrs.get(name, 1) for name in ("strides", "dilations")]
+    plain = all(step in (1, (1, 1), [1, 1]) for step in steps) and node.attrs.get("groups", 1) == 1
+    large = all(not isinstance(extent, int) or extent > WINOGRAD_EXTENT - 1 for extent in extents)
+    blocked = node.name == "conv" or weights.shape[3] != 1
+    return node.name != "conv_transpose" and plain and large and blocked and tuple(kernel) == (3, 3)
+
+
+def _input_channels(node: Node) -> Dim:
+    shape = node.inputs[1].type.shape
+    return shape[1] if node.name == "conv" else shape[1] * shape[3]
 
 
 def _value(dim: Dim, binding: Binding) -> int:

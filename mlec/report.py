@@ -64,12 +64,15 @@ class OptimizationReport:
         model = None if machine is None else CostModel(machine)
         predicted: dict[Graph, float] = {}
         for record in records:
-            before, after = graph_stats(record.before), graph_stats(record.after)
+            before: dict[str, Any] = {**graph_stats(record.before)}
+            after: dict[str, Any] = {**graph_stats(record.after)}
             gain = None
             if model is not None:
                 for graph in {record.before, record.after} - predicted.keys():
                     predicted[graph] = model.graph_seconds(graph, nominal_binding(graph))
                 gain = predicted[record.before] / predicted[record.after]
+                before["predicted_seconds"] = predicted[record.before]
+                after["predicted_seconds"] = predicted[record.after]
             self.passes.append(
                 {
                     "name": record.name,

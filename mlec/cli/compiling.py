@@ -131,7 +131,7 @@ def compile_command(
     compiled = mlec.compile(
         str(model), examples(example), input_shapes=input_shapes, target=target, precision=precision,
         dynamic_batch=not fixed_batch, passes=passes, calibration=examples(calibration), tune=tune, validate=not no_validate,
-        trust_pickle=trust_pickle, model_class=model_class, measure_passes=measure_passes,
+        trust_pickle=trust_pickle, model_class=model_class, measure_passes=measure_passes or ("total" if report is not None else False),
         stabilize=stabilize, input_ranges="examples" if "examples" in ranges else dict(map(_input_range, ranges)) or None,
     )  # fmt: skip
     saved = compiled.save(output, **saving)

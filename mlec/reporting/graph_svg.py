@@ -20,13 +20,14 @@ BODY_LINES = 3
 CORNER = 6
 
 
-def draw(picture: Picture, name: str, machine: Roofline | None) -> Html | None:
+def draw(picture: Picture, name: str, machine: Roofline | None, places: dict[str, int]) -> Html | None:
     """The picture; None when the graph is too large or empty.
 
     Args:
         picture: nodes and edges.
         name: distinguishes the pictures of one page.
         machine: nodes are shaded by their part of the time that its roofline predicts; None leaves them plain.
+        places: numbers of the places in the source, which all pictures of a page share; new ones are added.
     """
     if not 0 < len(picture.nodes) <= DRAWN_NODES or len(picture.edges) > DRAWN_EDGES:
         return None
@@ -49,7 +50,7 @@ def draw(picture: Picture, name: str, machine: Roofline | None) -> Html | None:
         element(
             "g",
             element("g", [_edge(points, arrow) for points in layout.routes.values()], class_="edges"),
-            element("g", [_node(nodes[k], labels[k], at, sizes[k], shares.get(k)) for k, at in layout.centres.items()]),
+            element("g", [_node(nodes[k], labels[k], at, sizes[k], shares.get(k), places) for k, at in layout.centres.items()]),
             transform=f"translate({MARGIN:g} {MARGIN:g})",
         ),
         class_="graph", width=round(width), height=round(height), viewBox=f"0 0 {round(width)} {round(height)}", role="img",
@@ -91,30 +92,33 @@ def _time_shares(nodes: Sequence[PictureNode], machine: Roofline | None) -> Mapp
     return {key: seconds / whole for key, seconds in times.items()} if whole else {}
 
 
-def _node(node: PictureNode, lines: Sequence[str], at: Point, size: tuple[float, float], share: float | None) -> Html:
+def _node(
+    node: PictureNode, lines: Sequence[str], at: Point, size: tuple[float, float], share: float | None, places: dict[str, int]
+) -> Html:  # fmt: skip
     (x, y), (width, height) = at, size
     kind = node.op if node.op in ("input", "output", "fused") else "op"
     box = {
-        "x": x - width / 2,
-        "y": y - height / 2,
-        "width": width,
-        "height": height,
+        "x": round(x - width / 2),
+        "y": round(y - height / 2),
+        "width": round(width),
+        "height": round(height),
         "rx": CORNER if kind != "input" else height / 2,
     }
     if kind == "output":
         box["rx"] = height / 2
     first = y - height / 2 + LINE + 3
-    texts = [element("text", line, x=x, y=first + i * LINE) for i, line in enumerate(lines)]
+    texts = [element("text", line, x=round(x), y=round(first + i * LINE)) for i, line in enumerate(lines)]
     return element(
         "g",
         element("title", _described(node, share)),
         element("rect", **box),
         element("rect", **box, class_="heat", fill_opacity=round(min(1.0, share) ** 0.5 * 0.55, 3)) if share else None,
         texts,
-        element("text", _cut(node.type), x=x, y=first + len(lines) * LINE, class_="type"),
+        element("text", _cut(node.type), x=round(x), y=round(first + len(lines) * LINE), class_="type"),
         class_=f"node {kind}",
         tabindex=0,
-        data_places="\n".join(node.locations or (node.location,)) or None,
+        data_places=" ".join(str(places.setdefault(p, len(places))) for p in node.locations or (node.location,) if p)
+        or None,
     )
 
 

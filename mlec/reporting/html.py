@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
 
 from mlec.pipeline import NOMINAL_EXTENT
 from mlec.report import OptimizationReport
@@ -15,13 +14,24 @@ from mlec.reporting import units
 from mlec.reporting.graph_svg import DRAWN_NODES, draw
 from mlec.reporting.markup import Child, Html, element, join
 from mlec.reporting.roofline_svg import limit_of, roofline
-from mlec.reporting.schema import Comparison, Kernel, PassEntry, Picture, Remark, ReportData, Roofline, typed
-from mlec.reporting.summary import by_time, facts, grouped, headline, stats_lines, tuning_gain, tuning_times
+from mlec.reporting.runs import Layer, Run, layers, runs
+from mlec.reporting.schema import Comparison, PassEntry, Picture, Remark, ReportData, Roofline, Stats, typed
+from mlec.reporting.summary import (
+    facts,
+    grouped,
+    headline,
+    stats_lines,
+    tuning_gain,
+    tuning_times,
+    where_times_are_from,
+)
+from mlec.reporting.tables import Cell, quantization_rows, table
+from mlec.reporting.timeline_svg import timeline
 
 SHOWN_GROUPS = 200
 SHOWN_PLACES = 12
 SHOWN_KERNELS = 100
-TEXT_CHARACTERS = 300_000
+TEXT_CHARACTERS = 100_000
 LOSS = 0.95
 """A gain below this is shown as a loss."""
 
@@ -41,10 +51,12 @@ def render_html(report: OptimizationReport) -> str:
         _warnings(data),
         _stability(data),
         _passes(data),
+        _layers(data),
+        _memory(data),
         _kernels(data),
         _tuning(data),
         _parity(data),
-        _findings("quantization", "Quantisation", data.quantization),
+        _quantization(data),
         _graphs(data),
         _footer(data),
     ]
@@ -116,7 +128,7 @@ def _footer(data: ReportData) -> Html:
     if data.machine is not None:
         words += (
             f" This machine: {units.count(data.machine.flops, 'FLOP')}/s, {units.count(data.machine.bandwidth, 'B')}/s, "
-            f"{units.seconds(data.machine.kernel_seconds)} for a kernel call, as measured when the model was compiled."
+            f"{units.seconds(data.machine.kernel_seconds)} for a kernel call, as measured when it compiled its first model."
         )
     return element("footer", words, class_="muted")
 
@@ -144,7 +156,12 @@ def _passes(data: ReportData) -> Html | None:
         "Passes",
         [_pass(entry) for entry in busy],
         element("p", f"Nothing to do for {', '.join(idle)}.", class_="muted") if idle else None,
-        note="What each pass rewrote, what it left alone and why. Gains are time before divided by time after.",
+        note="What each pass rewrote, what it left alone and why. Gains are time before divided by time after: predicted by the cost model"
+        + (
+            ", and measured."
+            if any(p.measured_gain is not None for p in busy)
+            else "; --measure-passes measures them as well."
+        ),
     )
 
 
@@ -169,7 +186,7 @@ def _pass(entry: PassEntry) -> Html:
             "div",
             _rows(
                 ["", "before", "after"],
-                [[title, old, new] for title, old, new in stats_lines(entry.before, entry.after)],
+                [[title, old, new] for title, old, new in [*stats_lines(entry.before, entry.after), *_times(entry)]],
                 "stats",
             ),
             _remarks("Applied", entry.applied, "good"),
@@ -179,6 +196,16 @@ def _pass(entry: PassEntry) -> Html:
         ),
         class_="pass",
     )
+
+
+def _times(entry: PassEntry) -> list[tuple[str, str, str]]:
+    """Predicted and measured time of the graph before and after."""
+
+    def line(title: str, of: Callable[[Stats], float | None]) -> list[tuple[str, str, str]]:
+        before, after = of(entry.before), of(entry.after)
+        return [] if before is None or after is None else [(title, units.seconds(before), units.seconds(after))]
+
+    return line("predicted time", lambda s: s.predicted_seconds) + line("measured time", lambda s: s.measured_seconds)
 
 
 def _gain(name: str, value: float) -> Html:
@@ -220,15 +247,66 @@ def _places(places: Sequence[str]) -> Html | None:
 def _kernels(data: ReportData) -> Html | None:
     if not data.kernels:
         return None
-    ranked = by_time(data.kernels)
+    ranked = sorted(runs(data), key=lambda run: -run.seconds)
     plot = roofline(ranked, data.machine)
-    still = sum(not k.nominal_flops for k in data.kernels)
     return _section(
         "kernels",
         "Where the time goes",
-        None if plot is None else element("figure", element("div", plot, class_="scroll"), _legend(still)),
+        None if plot is None else element("figure", element("div", plot, class_="scroll"), _legend(ranked)),
         _kernel_table(ranked, data.machine),
-        note=f"Predicted for {NOMINAL_EXTENT} rows by the roofline of the machine, slowest first.",
+        note=f"Times are {where_times_are_from(data)}, slowest first.",
+    )
+
+
+def _layers(data: ReportData) -> Html | None:
+    """Time and memory by place in the model."""
+    found = layers(runs(data))
+    if len(found) < 2:
+        return None
+    slowest = max(layer.seconds for layer in found)
+    largest = max(max(layer.weights, layer.live) for layer in found)
+    titles = ["layer", "kernels", "time", "weights", "values alive"]
+    return _section(
+        "layers",
+        "Time and memory of each layer",
+        element(
+            "div",
+            table(titles, [_layer_row(layer, slowest, largest) for layer in found], "layers"),
+            class_="tall",
+            tabindex=0,
+        ),
+        note="In the order in which they run. Values alive: the most bytes of intermediate values at one time while its kernels run.",
+    )
+
+
+def _layer_row(layer: Layer, slowest: float, largest: int) -> list[Cell]:
+    return [
+        Cell(element("code", layer.name)),
+        Cell(f"{layer.kernels:,}", layer.kernels),
+        Cell(
+            _bar(layer.seconds, slowest, f"{units.seconds(layer.seconds)} · {units.share(layer.share)}", "time"),
+            layer.seconds,
+        ),
+        Cell(_bar(layer.weights, largest, units.size(layer.weights), "bytes"), layer.weights),
+        Cell(_bar(layer.live, largest, units.size(layer.live), "bytes"), layer.live),
+    ]
+
+
+def _memory(data: ReportData) -> Html | None:
+    memory = data.memory
+    plot = timeline(memory.timeline)
+    if plot is None:
+        return None
+    known = [("weights", memory.weights_bytes), ("most at one time", max(s.live_bytes for s in memory.timeline.steps))]
+    words = [element("span", f"{title} {units.size(value)}") for title, value in known if value is not None]
+    rows = units.plural(memory.timeline.rows, "row")
+    return _section(
+        "memory",
+        "Memory while it runs",
+        element(
+            "figure", element("div", plot, class_="scroll"), element("figcaption", join(words, " "), class_="muted")
+        ),
+        note=f"Bytes of the intermediate values that are alive at each call of a kernel, with {rows}. All of them share one arena.",
     )
 
 
@@ -257,44 +335,58 @@ def _tuning(data: ReportData) -> Html | None:
     )
 
 
-def _legend(still: int) -> Html:
+def _legend(found: Sequence[Run]) -> Html:
     keys = [
         element("span", element("i", class_=f"key {limit}"), f"bound by {words}") for limit, words in LIMITS.items()
     ]
-    if still:
+    if any(run.measured for run in found):
+        keys.append(element("span", element("i", class_="key hollow"), "where it was predicted"))
+    if still := sum(not run.flops for run in found):
         keys.append(element("span", f"{units.plural(still, 'kernel')} without arithmetic not shown"))
     return element("figcaption", join(keys, " "), class_="muted")
 
 
-def _kernel_table(ranked: Sequence[tuple[Kernel, float]], machine: Roofline | None) -> Html:
-    slowest = max((k.predicted_seconds or 0.0 for k, _ in ranked), default=0.0)
-    largest = max((k.nominal_bytes for k, _ in ranked), default=0)
-    rows = [_kernel_row(kernel, part, slowest, largest, machine) for kernel, part in ranked[:SHOWN_KERNELS]]
+def _kernel_table(ranked: Sequence[Run], machine: Roofline | None) -> Html:
+    slowest = max((max(run.seconds, run.predicted or 0.0) for run in ranked), default=0.0)
+    largest = max((run.bytes for run in ranked), default=0)
+    rows = [_kernel_row(run, slowest, largest, machine) for run in ranked[:SHOWN_KERNELS]]
     rest = ranked[SHOWN_KERNELS:]
     more = None
     if rest:
-        part = sum(part for _, part in rest)
-        more = element(
-            "p", f"and {units.plural(len(rest), 'more kernel')}: {units.share(part)} of the time", class_="muted"
+        words = (
+            f"and {units.plural(len(rest), 'more kernel')}: {units.share(sum(run.share for run in rest))} of the time"
         )
-    return join([_rows(["kernel", "time", "memory traffic", "arithmetic", "bound by"], rows, "kernels"), more])
+        more = element("p", words, class_="muted more")
+    titles = ["kernel", "time", "predicted", "memory traffic", "arithmetic", "bound by"]
+    return join([element("div", table(titles, rows, "kernels"), class_="tall", tabindex=0), more])
 
 
-def _kernel_row(kernel: Kernel, part: float, slowest: float, largest: int, machine: Roofline | None) -> list[Child]:
-    seconds = kernel.predicted_seconds or 0.0
+def _kernel_row(run: Run, slowest: float, largest: int, machine: Roofline | None) -> list[Cell]:
+    error = "" if run.error is None else f" · {100 * run.error:+.0f}%"
+    predicted = (
+        None
+        if run.predicted is None
+        else _bar(run.predicted, slowest, f"{units.seconds(run.predicted)}{error}", "predicted")
+    )
     return [
-        _kernel_name(kernel),
-        _bar(seconds, slowest, f"{units.seconds(seconds)} · {units.share(part)}", "time"),
-        _bar(kernel.nominal_bytes, largest, units.size(kernel.nominal_bytes), "bytes"),
-        units.count(kernel.nominal_flops, "FLOP"),
-        None if machine is None else LIMITS[limit_of(kernel, machine)],
+        Cell(_kernel_name(run)),
+        Cell(
+            _bar(run.seconds, slowest, f"{units.seconds(run.seconds)} · {units.share(run.share)}", "time"), run.seconds
+        ),
+        Cell(predicted, run.predicted or 0.0),
+        Cell(_bar(run.bytes, largest, units.size(run.bytes), "bytes"), run.bytes),
+        Cell(units.count(run.flops, "FLOP"), run.flops),
+        Cell(None if machine is None else LIMITS[limit_of(run, machine)]),
     ]
 
 
-def _kernel_name(kernel: Kernel) -> Html:
-    details = [text for text in (kernel.strategy, kernel.location) if text]
+def _kernel_name(run: Run) -> Html:
+    details = [text for text in (run.kernel.strategy, run.kernel.location) if text]
     return join(
-        [element("code", kernel.symbol, class_="symbol"), *(element("span", text, class_="sub") for text in details)]
+        [
+            element("code", run.kernel.symbol, class_="symbol"),
+            *(element("span", text, class_="sub") for text in details),
+        ]
     )
 
 
@@ -309,13 +401,8 @@ def _bar(value: float, whole: float, words: str, kind: str) -> Html:
 
 
 def _rows(titles: Sequence[str], rows: Sequence[Sequence[Child]], kind: str) -> Html:
-    """A table; on a narrow screen each cell carries its title."""
-    body = [
-        element("tr", [element("td", cell, data_label=title or None) for title, cell in zip(titles, row, strict=True)])
-        for row in rows
-    ]
-    head = element("tr", [element("th", title, scope="col") for title in titles])
-    return element("table", element("thead", head), element("tbody", body), class_=kind)
+    """A table whose rows keep their order."""
+    return table(titles, [[Cell(cell) for cell in row] for row in rows], kind, sortable=False)
 
 
 def _parity(data: ReportData) -> Html | None:
@@ -386,19 +473,17 @@ def _stability(data: ReportData) -> Html | None:
     )
 
 
-def _findings(identifier: str, title: str, entries: Sequence[dict[str, Any]]) -> Html | None:
-    """A table with a column for each key that occurs."""
-    if not entries:
+def _quantization(data: ReportData) -> Html | None:
+    if not data.quantization:
         return None
-    titles = list(dict.fromkeys(key for entry in entries for key in entry))
-    rows = [[_shown(entry.get(key)) for key in titles] for entry in entries]
-    return _section(identifier, title, _rows(titles, rows, "findings"))
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return ""
-    return units.count(value) if isinstance(value, float) and abs(value) >= 1e-3 else str(value)
+    titles, rows = quantization_rows(data.quantization)
+    kept = sum(str(entry.get("decision", "")).startswith("int8") for entry in data.quantization)
+    return _section(
+        "quantization",
+        "Quantisation",
+        element("div", table(titles, rows, "findings quantization"), class_="scroll wide"),
+        note=f"{kept:,} of {units.plural(len(data.quantization), 'layer')} on 8 bits; of each, what was decided and why.",
+    )
 
 
 # -- graphs ----------------------------------------------------------------------------------------------------------
@@ -409,7 +494,8 @@ def _graphs(data: ReportData) -> Html | None:
     pictures = [(name, picture) for name, picture in pictures if picture.nodes or picture.text]
     if not pictures:
         return None
-    drawn = {name: draw(picture, name, data.machine) for name, picture in pictures}
+    places: dict[str, int] = {}
+    drawn = {name: draw(picture, name, data.machine, places) for name, picture in pictures}
     tools = element(
         "div",
         element("input", type="search", placeholder="Find an op, a type, a file …", aria_label="find a node", data_find=True),

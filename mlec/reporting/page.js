@@ -74,7 +74,7 @@
 
   // A node is selected: its facts are shown, and the nodes of both graphs that come from the same source lines are marked.
   const picked = document.querySelector("[data-picked]");
-  const places = (node) => new Set((node.dataset.places || "").split("\n").filter(Boolean));
+  const places = (node) => new Set((node.dataset.places || "").split(" ").filter(Boolean));
   function pick(node) {
     all(".node.now, .node.same").forEach((other) => other.classList.remove("now", "same"));
     picked.hidden = !node;
@@ -87,6 +87,27 @@
       same.forEach((other) => other.classList.add("same"));
       if (same.length && !v.svg.contains(node)) reveal(v, same[0]);
     }
+  }
+
+  // A click on the title of a column sorts: numbers from the largest on, words from A on; the next click turns it round.
+  for (const table of all("[data-sortable]")) {
+    const body = table.querySelector("tbody");
+    all("th", table).forEach((head, column) => {
+      head.tabIndex = 0;
+      const sort = () => {
+        const rows = [...body.rows], cell = (row) => row.cells[column];
+        const numeric = rows.some((row) => cell(row).dataset.sort);
+        const up = head.ariaSort ? head.ariaSort === "descending" : !numeric;
+        all("th", table).forEach((other) => other.removeAttribute("aria-sort"));
+        head.setAttribute("aria-sort", up ? "ascending" : "descending");
+        const order = (a, b) => numeric
+          ? (Number(cell(a).dataset.sort ?? -Infinity) || 0) - (Number(cell(b).dataset.sort ?? -Infinity) || 0)
+          : cell(a).textContent.localeCompare(cell(b).textContent, undefined, { numeric: true });
+        body.append(...rows.sort((a, b) => (up ? order(a, b) : order(b, a))));
+      };
+      head.addEventListener("click", sort);
+      head.addEventListener("keydown", (event) => { if (event.key === "Enter") sort(); });
+    });
   }
 
   // Search: matching nodes are marked in both graphs, Enter goes from one to the next.

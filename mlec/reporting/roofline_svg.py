@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from mlec.reporting import units
 from mlec.reporting.markup import Html, element
-from mlec.reporting.schema import Kernel, Roofline
+from mlec.reporting.runs import Run
+from mlec.reporting.schema import Roofline
 
 WIDTH, HEIGHT = 680, 360
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 18, 46
@@ -37,42 +38,61 @@ class _Axis:
         return [v for d in decades for v in (step * 10.0**d for step in steps) if self.low <= v <= self.high * 1.001]
 
 
-def limit_of(kernel: Kernel, machine: Roofline) -> str:
-    """What bounds the predicted time: "compute", "memory" or "call" (the overhead of calling it)."""
-    compute, memory = kernel.nominal_flops / machine.peak(kernel.bits), kernel.nominal_bytes / machine.bandwidth
+def limit_of(run: Run, machine: Roofline) -> str:
+    """What bounds the time at best: "compute", "memory" or "call" (the overhead of calling it)."""
+    compute, memory = run.flops / machine.peak(run.kernel.bits), run.bytes / machine.bandwidth
     if machine.kernel_seconds > max(compute, memory):
         return "call"
     return "compute" if compute >= memory else "memory"
 
 
-def roofline(kernels: Sequence[tuple[Kernel, float]], machine: Roofline | None) -> Html | None:
+def roofline(found: Sequence[Run], machine: Roofline | None) -> Html | None:
     """The plot: arithmetic intensity (FLOP / byte) against GFLOP/s, both logarithmic; the area of a point is its share of the time.
 
+    A kernel that was measured is a point where it was measured, and a ring where it was predicted, with a line between the two.
+
     Args:
-        kernels: with their share of the predicted time, slowest first.
+        found: the kernels, slowest first.
         machine: its limits.
 
     Returns:
         None when there is no machine, or no kernel does arithmetic.
     """
-    shown = [(k, part) for k, part in kernels if k.nominal_flops and k.nominal_bytes and k.predicted_seconds]
+    shown = [run for run in found if run.flops and run.bytes and run.seconds]
     if machine is None or not shown or min(machine.flops, machine.bandwidth) <= 0:
         return None
-    points = [
-        (k, part, k.nominal_flops / k.nominal_bytes, k.nominal_flops / (k.predicted_seconds or 1)) for k, part in shown
-    ]
-    peaks = sorted({machine.peak(k.bits): k.bits for k, _ in shown}.items(), reverse=True)
-    x = _axis([*(peak / machine.bandwidth for peak, _ in peaks), *(p[2] for p in points)], LEFT, WIDTH - RIGHT)
-    y = _axis([*(peak / 1e9 for peak, _ in peaks), *(p[3] / 1e9 for p in points)], HEIGHT - BOTTOM, TOP)
-    dots = [(k, part, x.at(intensity), y.at(rate / 1e9), intensity, rate) for k, part, intensity, rate in points]
+    peaks = sorted({machine.peak(run.kernel.bits): run.kernel.bits for run in shown}.items(), reverse=True)
+    rates = [run.flops / seconds / 1e9 for run in shown for seconds in (run.predicted, run.measured) if seconds]
+    x = _axis(
+        [*(peak / machine.bandwidth for peak, _ in peaks), *(run.flops / run.bytes for run in shown)],
+        LEFT,
+        WIDTH - RIGHT,
+    )
+    y = _axis([*(peak / 1e9 for peak, _ in peaks), *rates], HEIGHT - BOTTOM, TOP)
+    dots = [_Dot(run, x.at(run.flops / run.bytes), y.at(run.flops / run.seconds / 1e9)) for run in shown]
     return element(
         "svg",
         _grid(x, y),
+        _caches(x, y, machine),
         _roof(x, y, machine.bandwidth, peaks),
-        element("g", [_dot(*dot, limit_of(dot[0], machine)) for dot in reversed(dots)]),
-        element("g", _names([(k, px, py, _radius(part)) for k, part, px, py, _, _ in dots]), class_="names"),
+        element("g", [_ring(dot, y, limit_of(dot.run, machine)) for dot in reversed(dots)]),
+        element("g", [_point(dot, limit_of(dot.run, machine)) for dot in reversed(dots)]),
+        element("g", _names(dots), class_="names"),
         class_="roofline", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label="roofline of the kernels",
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Dot:
+    """A kernel and where its point is."""
+
+    run: Run
+    x: float
+    y: float
+
+    @property
+    def radius(self) -> float:
+        return 3.5 + 9 * math.sqrt(self.run.share)
 
 
 def _axis(values: Sequence[float], start: float, end: float) -> _Axis:
@@ -132,27 +152,57 @@ def _roof(x: _Axis, y: _Axis, bandwidth: float, peaks: Sequence[tuple[float, int
     )  # fmt: skip
 
 
-def _radius(part: float) -> float:
-    return 3.5 + 9 * math.sqrt(part)
+def _caches(x: _Axis, y: _Axis, machine: Roofline) -> Html | None:
+    """The limit of data that is in the caches of all threads: the memory's line, further up."""
+    rate = max((rate for _, rate in machine.copies), default=0.0) * machine.threads
+    if rate <= machine.bandwidth:
+        return None
+    top = machine.peak(32)
+    first, last = max(x.low, y.low * 1e9 / rate), min(x.high, top / rate)
+    if first >= last:
+        return None
+    path = f"M{x.at(first):.1f} {y.at(first * rate / 1e9):.1f}L{x.at(last):.1f} {y.at(last * rate / 1e9):.1f}"
+    at, height = x.at(math.sqrt(first * last)), y.at(rate / 1e9 * math.sqrt(first * last))
+    angle = math.degrees(math.atan2(y.at(last * rate / 1e9) - y.at(first * rate / 1e9), x.at(last) - x.at(first)))
+    turned = f"rotate({angle:.2f} {at:.1f} {height:.1f})"
+    words = element(
+        "text", f"caches, {units.count(rate, 'B')}/s", x=at, y=height - 7, text_anchor="middle", transform=turned
+    )
+    return element("g", element("path", d=path), words, class_="caches")
 
 
-def _dot(kernel: Kernel, part: float, px: float, py: float, intensity: float, rate: float, limit: str) -> Html:
+def _ring(dot: _Dot, y: _Axis, limit: str) -> Html | None:
+    """Where the prediction is, beside the measurement."""
+    run = dot.run
+    if not run.measured or not run.predicted:
+        return None
+    at, px = round(y.at(run.flops / run.predicted / 1e9), 1), round(dot.x, 1)
+    ring = element("circle", cx=px, cy=at, r=round(dot.radius, 1), class_=f"ring {limit}")
+    return element("g", element("line", x1=px, x2=px, y1=at, y2=round(dot.y, 1), class_=f"ring {limit}"), ring)
+
+
+def _point(dot: _Dot, limit: str) -> Html:
+    run = dot.run
+    known = [("measured", run.measured), ("predicted", run.predicted)]
     words = [
-        kernel.symbol,
-        kernel.location,
-        f"{units.count(rate, 'FLOP')}/s predicted, {intensity:.3g} FLOP / byte",
-        f"{units.seconds(kernel.predicted_seconds or 0)}, {units.share(part)} of the time",
+        run.kernel.symbol,
+        run.kernel.location,
+        *(f"{how} {units.seconds(s)}: {units.count(run.flops / s, 'FLOP')}/s" for how, s in known if s),
+        f"{run.flops / run.bytes:.3g} FLOP / byte, {units.share(run.share)} of the time",
     ]
     title = element("title", "\n".join(word for word in words if word))
-    return element("circle", title, cx=round(px, 1), cy=round(py, 1), r=round(_radius(part), 1), class_=f"dot {limit}")
+    return element(
+        "circle", title, cx=round(dot.x, 1), cy=round(dot.y, 1), r=round(dot.radius, 1), class_=f"dot {limit}"
+    )
 
 
-def _names(dots: Sequence[tuple[Kernel, float, float, float]]) -> list[Html]:
+def _names(dots: Sequence[_Dot]) -> list[Html]:
     """Names of the slowest kernels, below and beside their points, where they cover no other."""
     texts = []
-    taken = [(px - r, py - r, px + r, py + r) for _, px, py, r in dots]
+    taken = [(d.x - d.radius, d.y - d.radius, d.x + d.radius, d.y + d.radius) for d in dots]
     named: set[tuple[int, int]] = set()
-    for kernel, px, py, radius in dots:
+    for dot in dots:
+        kernel, px, py, radius = dot.run.kernel, dot.x, dot.y, dot.radius
         spot = (round(px), round(py))
         if spot in named:  # equal kernels lie on one point
             continue

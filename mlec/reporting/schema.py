@@ -39,6 +39,13 @@ class Stats(msgspec.Struct, frozen=True):
     nodes: Count = 0
     flops: Count = 0
     bytes: Count = 0
+    predicted_seconds: Measure | None = None
+    measured_seconds: Measure | None = None
+
+    @property
+    def work(self) -> tuple[int, int, int]:
+        """What the graph does, whatever it takes."""
+        return self.nodes, self.flops, self.bytes
 
 
 class PassEntry(msgspec.Struct, frozen=True):
@@ -56,7 +63,7 @@ class PassEntry(msgspec.Struct, frozen=True):
     @property
     def is_idle(self) -> bool:
         """It changed nothing and has nothing to say."""
-        return not self.applied and not self.missed and self.before == self.after
+        return not self.applied and not self.missed and self.before.work == self.after.work
 
 
 class Kernel(msgspec.Struct, frozen=True):
@@ -67,11 +74,39 @@ class Kernel(msgspec.Struct, frozen=True):
     location: str = ""
     strategy: str = ""
     bits: Count = 32
+    weights_bytes: Count = 0
     flops: Count | str = 0
     bytes: Count | str = 0
     nominal_flops: Count = 0
     nominal_bytes: Count = 0
     predicted_seconds: Measure | None = None
+
+
+class KernelRun(msgspec.Struct, frozen=True):
+    """One kernel in the run that was measured."""
+
+    symbol: str
+    seconds: Measure = 0.0
+    predicted_seconds: Measure | None = None
+    flops: Count = 0
+    bytes: Count = 0
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """The run that was measured; ``seconds`` and ``predicted_seconds`` are of the whole call."""
+
+    rows: Count = 0
+    extents: dict[str, Count] = field(default_factory=dict)
+    seconds: Measure | None = None
+    predicted_seconds: Measure | None = None
+    kernels: tuple[KernelRun, ...] = ()
+
+    @property
+    def error(self) -> float | None:
+        """Of the prediction, relative to what was measured."""
+        if not self.seconds or self.predicted_seconds is None:
+            return None
+        return self.predicted_seconds / self.seconds - 1
 
 
 class Timings(msgspec.Struct, frozen=True):
@@ -190,8 +225,17 @@ class Measured(msgspec.Struct, frozen=True):
     disturbance: str = ""
 
 
+class Baseline(msgspec.Struct, frozen=True):
+    """The same model without passes (O0), on the inputs that were measured: milliseconds, and how many times as fast it became."""
+
+    unoptimised_ms: Measure = 0.0
+    speedup: Measure = 1.0
+
+
 class Timing(msgspec.Struct, frozen=True):
     compile_seconds: Measure | None = None
+    stages: dict[str, Measure] = field(default_factory=dict)
+    baseline: Baseline | None = None
     predicted_seconds: dict[str, Measure] = field(default_factory=dict)
     measured: Measured | None = None
 
@@ -201,11 +245,29 @@ class Timing(msgspec.Struct, frozen=True):
         return sorted(self.predicted_seconds.items(), key=lambda item: (len(item[0]), item[0]))
 
 
+class MemoryStep(msgspec.Struct, frozen=True):
+    """Bytes of the intermediate values that are alive while one kernel runs."""
+
+    symbol: str
+    live_bytes: Count = 0
+
+
+class Timeline(msgspec.Struct, frozen=True):
+    """Memory of intermediate values in the run that was measured: of the arena that holds them, and at each call of a kernel."""
+
+    rows: Count = 0
+    arena_bytes: Count = 0
+    steps: tuple[MemoryStep, ...] = ()
+
+
 class Memory(msgspec.Struct, frozen=True):
     weights_bytes: Count | None = None
     peak_bytes: Count | None = None
     arena_bytes: Count | None = None
     live_bytes: Count | None = None
+    timeline: Timeline = Timeline()
+    before: Stats = Stats()
+    after: Stats = Stats()
 
 
 class Roofline(msgspec.Struct, frozen=True):
@@ -215,6 +277,13 @@ class Roofline(msgspec.Struct, frozen=True):
     bandwidth: Peak
     kernel_seconds: Measure = 0.0
     flops64: Measure = 0.0
+    threads: Count = 1
+    core_flops: Measure = 0.0
+    core_flops64: Measure = 0.0
+    copies: tuple[tuple[Count, Peak], ...] = ()
+    dispatch_seconds: Measure = 0.0
+    call_seconds: Measure = 0.0
+    clock: Measure = 1.0
 
     def peak(self, bits: int) -> float:
         """Operations a second on floats of ``bits`` bits."""
@@ -254,6 +323,7 @@ class ReportData(msgspec.Struct, frozen=True):
     timing: Timing = Timing()
     memory: Memory = Memory()
     kernels: tuple[Kernel, ...] = ()
+    profile: Profile = Profile()
     tuning: tuple[Tuned, ...] = ()
     graphs: Graphs = Graphs()
     machine: Roofline | None = None

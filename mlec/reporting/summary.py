@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mlec.pipeline import NOMINAL_EXTENT
 from mlec.reporting import units
-from mlec.reporting.schema import Kernel, Remark, ReportData, Stats, Tuned, Unstable
+from mlec.reporting.schema import Remark, ReportData, Stats, Tuned, Unstable
 
 _VALUE_NAME = re.compile(r"%\w+")
 
@@ -37,6 +38,7 @@ def facts(data: ReportData) -> list[Fact]:
         _parity(data),
         _stability(data),
         _graph(data),
+        _passes_gain(data),
         _predicted(data),
         _memory(data),
         _compile_time(data),
@@ -103,12 +105,11 @@ def grouped(remarks: Iterable[Remark]) -> list[RemarkGroup]:
     return result
 
 
-def by_time(kernels: Iterable[Kernel]) -> list[tuple[Kernel, float]]:
-    """Kernels with their share of the predicted time (0 when there is no prediction), slowest first."""
-    listed = list(kernels)
-    whole = sum(k.predicted_seconds or 0.0 for k in listed)
-    shares = [(k, (k.predicted_seconds or 0.0) / whole if whole else 0.0) for k in listed]
-    return sorted(shares, key=lambda item: -item[1])
+def where_times_are_from(data: ReportData) -> str:
+    """Of which run the times of the kernels are."""
+    if data.profile.kernels:
+        return f"measured with {units.plural(data.profile.rows, 'row')}, beside the prediction of the cost model"
+    return f"predicted by the cost model for {NOMINAL_EXTENT} rows"
 
 
 def _speed(data: ReportData) -> Fact | None:
@@ -174,18 +175,35 @@ def _graph(data: ReportData) -> Fact | None:
     return Fact("Graph", f"{first.nodes:,} → {units.plural(last.nodes, 'node')}", detail)
 
 
-def _predicted(data: ReportData) -> Fact | None:
+def _passes_gain(data: ReportData) -> Fact | None:
+    """What the passes are worth together: measured against no passes where that was done, else predicted."""
     gains = [p.predicted_gain for p in data.passes if p.predicted_gain is not None]
-    predicted = data.timing.predictions
-    if not gains and not predicted:
+    predicted = f"predicted {units.times(math.prod(gains))} at {NOMINAL_EXTENT} rows" if gains else ""
+    baseline = data.timing.baseline
+    if baseline is not None:
+        detail = f"measured against the graph without passes (O0), {units.seconds(baseline.unoptimised_ms / 1e3)}"
+        detail += f"; {predicted}" if predicted else ""
+        return Fact("Gain by the passes", units.times(baseline.speedup), detail, baseline.speedup >= 1)
+    if not predicted:
         return None
-    gain = 1.0
-    for value in gains:
-        gain *= value
+    return Fact(
+        "Gain by the passes", f"{units.times(math.prod(gains))}, predicted",
+        f"at {NOMINAL_EXTENT} rows; measure_passes=True or --measure-passes measures it, against O0 and for each pass",
+    )  # fmt: skip
+
+
+def _predicted(data: ReportData) -> Fact | None:
+    """How near the cost model came."""
+    predicted = data.timing.predictions
     detail = ", ".join(f"{units.seconds(s)} at {n} row{'' if n == '1' else 's'}" for n, s in predicted)
-    if not gains:
-        return Fact("Predicted", detail)
-    return Fact("Predicted gain", units.times(gain), detail or f"by the passes, at {NOMINAL_EXTENT} rows")
+    profile = data.profile
+    if profile.error is None or profile.predicted_seconds is None or profile.seconds is None:
+        return Fact("Predicted time", units.seconds(max(s for _, s in predicted)), detail) if predicted else None
+    both = f"predicted {units.seconds(profile.predicted_seconds)}, measured {units.seconds(profile.seconds)}"
+    beside = f"{both}, {units.plural(profile.rows, 'row')}"
+    if data.timing.measured is not None and data.timing.measured.disturbance:
+        beside += "; the machine was busy"
+    return Fact("Cost model", f"{100 * profile.error:+.0f}%", f"{beside}; predicted {detail}" if detail else beside)
 
 
 def _memory(data: ReportData) -> Fact | None:

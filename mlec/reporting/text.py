@@ -6,12 +6,11 @@ import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from mlec.pipeline import NOMINAL_EXTENT
 from mlec.report import OptimizationReport
 from mlec.reporting import units
+from mlec.reporting.runs import runs
 from mlec.reporting.schema import PassEntry, Remark, ReportData, typed
 from mlec.reporting.summary import (
-    by_time,
     facts,
     grouped,
     headline,
@@ -19,6 +18,7 @@ from mlec.reporting.summary import (
     stats_lines,
     tuning_gain,
     tuning_times,
+    where_times_are_from,
 )
 
 WIDTH = 100
@@ -153,26 +153,29 @@ def _parity(data: ReportData) -> list[str]:
 def _kernels(data: ReportData) -> list[str]:
     if not data.kernels:
         return []
-    shown = by_time(data.kernels)
-    rows = [["time", "share", "kernel", "strategy", "source"]]
-    rows += [
+    shown = sorted(runs(data), key=lambda run: -run.seconds)
+    titles = ["time", "predicted", "share", "kernel", "strategy", "source"]
+    rows = [
         [
-            "" if kernel.predicted_seconds is None else units.seconds(kernel.predicted_seconds),
-            units.share(part),
-            kernel.symbol,
-            kernel.strategy.partition("; ")[0],
-            kernel.location,
+            units.seconds(run.seconds),
+            "" if run.predicted is None else units.seconds(run.predicted),
+            units.share(run.share),
+            run.kernel.symbol,
+            run.kernel.strategy.partition("; ")[0],
+            run.kernel.location,
         ]
-        for kernel, part in shown[:SHOWN_KERNELS]
+        for run in shown[:SHOWN_KERNELS]
     ]
-    lines = [f"kernels, predicted by the roofline at {NOMINAL_EXTENT} rows", *_table(rows, numbers=(0, 1))]
-    for kernel, _ in shown[:SHOWN_KERNELS]:
+    measured = bool(data.profile.kernels)
+    columns = [row if measured else [row[0], *row[2:]] for row in [titles, *rows]]
+    lines = [f"kernels, {where_times_are_from(data)}", *_table(columns, numbers=range(2 + measured))]
+    for kernel in (run.kernel for run in shown[:SHOWN_KERNELS]):
         if "; " in kernel.strategy:  # the choice, then the reasons for it
             lines += _wrapped(f"{_line(kernel.symbol)}: {_line(kernel.strategy)}", 2)
     rest = shown[SHOWN_KERNELS:]
     if rest:
         lines.append(
-            f"  and {units.plural(len(rest), 'more kernel')}, {units.share(sum(part for _, part in rest))} of the time"
+            f"  and {units.plural(len(rest), 'more kernel')}, {units.share(sum(run.share for run in rest))} of the time"
         )
     return lines
 

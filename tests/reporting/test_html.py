@@ -161,3 +161,66 @@ def test_kernels_without_work_do_not_divide_by_zero(report: OptimizationReport) 
         kernel |= {"nominal_flops": 0, "nominal_bytes": 0, "predicted_seconds": 0.0}
     page = Page(OptimizationReport.from_dict(data).to_html())
     assert page.of_class("roofline") == []
+
+
+def observed(report: OptimizationReport) -> OptimizationReport:
+    """The report as if the model had been run: each kernel twice as fast as predicted."""
+    data = json.loads(report.to_json())
+    data["profile"] = {
+        "rows": 8, "extents": {"n": 8}, "seconds": 1e-5, "predicted_seconds": 2e-5,
+        "kernels": [
+            {
+                "symbol": k["symbol"], "seconds": k["predicted_seconds"] / 2, "predicted_seconds": k["predicted_seconds"],
+                "flops": k["nominal_flops"] // 8, "bytes": k["nominal_bytes"] // 8,
+            }
+            for k in data["kernels"]
+        ],
+    }  # fmt: skip
+    steps = [{"symbol": k["symbol"], "live_bytes": 1024 * (i + 1)} for i, k in enumerate(data["kernels"])]
+    data["memory"]["timeline"] = {"rows": 8, "arena_bytes": 65536, "steps": steps}
+    return OptimizationReport.from_dict(data)
+
+
+def test_predicted_and_measured_are_on_the_roofline(report: OptimizationReport) -> None:
+    page = Page(observed(report).to_html())
+    dots = page.of_class("dot")
+    rings = [a for a in page.of_class("ring") if "r" in a]
+    assert len(dots) == len(rings) > 0
+    assert all(float(ring["cy"] or 0) > float(dot["cy"] or 0) for dot, ring in zip(dots, rings, strict=True))
+    assert "+100%" in page.text
+
+
+def test_time_and_memory_of_each_layer(report: OptimizationReport) -> None:
+    page = Page(observed(report).to_html())
+    assert "layers.0" in page.text
+    (table,) = page.of_class("layers")
+    assert "data-sortable" in table
+    assert len(page.of_class("timeline")) == 1
+    assert "arena, 64.0 KiB" in page.text
+
+
+def test_layers_are_joined_until_there_are_few() -> None:
+    from mlec.reporting.runs import MOST_LAYERS, layers, runs
+    from mlec.reporting.schema import typed
+
+    report = OptimizationReport()
+    kernels = [KernelInfo(f"k{i}", "relu", f"net.py:{i} (blocks.{i % 4}.part{i})") for i in range(200)]
+    report.add_kernels(kernels, {}, {kernel.symbol: 1e-6 for kernel in kernels})
+    found = layers(runs(typed(report)))
+    assert [layer.name for layer in found] == [f"blocks.{i}" for i in range(4)]
+    assert len(found) <= MOST_LAYERS
+    assert sum(layer.kernels for layer in found) == 200
+    assert sum(layer.share for layer in found) == pytest.approx(1)
+
+
+def test_the_table_of_quantised_layers_sorts_by_numbers() -> None:
+    findings = [
+        {"layer": "a", "location": "net.py:1", "decision": "int8", "sqnr_db": 31.5, "weights": [64, 32], "time_fp32": 2e-5},
+        {"layer": "b", "location": "net.py:2", "decision": "float32", "sqnr_db": None, "weights": [8, 8], "other": True},
+    ]  # fmt: skip
+    page = Page(OptimizationReport(quantization=findings).to_html())
+    (table,) = page.of_class("quantization")
+    assert "data-sortable" in table
+    for words in ("31.5 dB", "64 × 32", "20.0 µs", "net.py:2", "1 of 2 layers on 8 bits"):
+        assert words in page.text
+    assert {a.get("data-sort") for a in page.tags("td")} >= {"31.5", "-inf", "2e-05"}

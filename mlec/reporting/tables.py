@@ -1,0 +1,80 @@
+"""Tables of the page: on a narrow screen each cell carries its title; a click on a title sorts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mlec.reporting import units
+from mlec.reporting.markup import Child, Html, element
+
+
+class Cell(NamedTuple):
+    """What a cell shows, and the number that it is sorted by; None: by its text."""
+
+    content: Child
+    key: float | None = None
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[Cell]], kind: str, sortable: bool = True) -> Html:
+    """A table; ``kind`` is its class."""
+    body = [
+        element(
+            "tr",
+            [
+                element("td", cell.content, data_label=title or None, data_sort=cell.key)
+                for title, cell in zip(titles, row, strict=True)
+            ],
+        )
+        for row in rows
+    ]
+    head = element("tr", [element("th", title, scope="col") for title in titles])
+    return element(
+        "table",
+        element("thead", head),
+        element("tbody", body),
+        class_=f"rows {kind}",
+        data_sortable=sortable and len(rows) > 1,
+    )
+
+
+QUANTIZATION = {
+    "layer": "layer", "decision": "decision", "reason": "reason", "sqnr_db": "signal / error", "time_fp32": "float32", "time_int8": "int8",
+    "method": "method", "scale": "scale", "zero_point": "zero point", "range": "range", "activation_range": "range", "weights": "weights",
+    "op": "op",
+}  # fmt: skip
+"""The keys that have a place of their own, in the order of the columns, with their titles. Others follow under their own names."""
+
+
+def quantization_rows(entries: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Cell]]]:
+    """Titles and rows of the table of layers: a column for each key that occurs; the place stands below the layer."""
+    occurring = dict.fromkeys(key for entry in entries for key in entry)
+    keys = [key for key in QUANTIZATION if key in occurring]
+    keys += [key for key in occurring if key not in QUANTIZATION and not (key == "location" and "layer" in occurring)]
+    titles = [QUANTIZATION.get(key, key.replace("_", " ")) for key in keys]
+    return titles, [[_cell(key, entry) for key in keys] for entry in entries]
+
+
+def _cell(key: str, entry: Mapping[str, Any]) -> Cell:
+    value = entry.get(key)
+    if value is None:
+        return Cell(None, -math.inf if key == "sqnr_db" else None)
+    if key == "layer":
+        place = str(entry.get("location") or "")
+        return Cell([element("b", str(value)), element("div", place, class_="muted") if place else None])
+    if key == "decision":
+        return Cell(element("span", str(value), class_="chip good" if str(value).startswith("int8") else "chip"))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return Cell(" × ".join(map(str, value)) if key == "weights" and isinstance(value, list) else _text(value))
+    if key == "sqnr_db":
+        return Cell(f"{value:.1f} dB", value)
+    if key.startswith("time_"):
+        return Cell(units.seconds(value), value)
+    return Cell(f"{value:.4g}" if isinstance(value, float) else f"{value:,}", value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
+    return str(value)

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import mlec
+from mlec.cost_model import CostModel, Work, family_of, operations_of
+from mlec.ir import Graph, GraphBuilder, tensor
+from mlec.machine import Machine
+
+MACHINE = Machine(
+    flops=4e11, flops64=2e11, bandwidth=2e10, threads=2, core_flops=2e11, core_flops64=1e11,
+    copies=((1 << 15, 8e10), (1 << 20, 8e10), (1 << 27, 1e10)), kernel_seconds=1e-7, dispatch_seconds=1e-6, call_seconds=2e-6,
+)  # fmt: skip
+
+
+def product(rows: int | str = "n", width: int = 256) -> Graph:
+    b = GraphBuilder("g")
+    x = b.input("x", tensor("f32", (rows, width)))
+    weights = b.constant(np.ones((width, width), np.float32))
+    return b.finish([b("relu", b("matmul", x, weights))])
+
+
+def test_a_product_takes_its_part_of_the_peak() -> None:
+    work = Work({"product": 2 * 10**9}, weights=10**4, values=10**4, bits=32)
+    one, two = (CostModel(MACHINE, threads).seconds(work, held=10**4) for threads in (1, 2))
+    assert 0.01 < one < 0.02
+    assert two == pytest.approx(one / 2, rel=0.01)
+    wide = Work(work.operations, work.weights, work.values, bits=64)
+    assert CostModel(MACHINE, 1).seconds(wide, held=10**4) == pytest.approx(2 * one, rel=0.01)
+
+
+def test_small_kernels_take_one_thread_and_the_overhead_of_a_call() -> None:
+    work = Work({"simple": 100}, weights=0, values=400, bits=32)
+    one, two = (CostModel(MACHINE, threads).seconds(work, held=0) for threads in (1, 2))
+    assert one == two
+    assert MACHINE.kernel_seconds < one < 2 * MACHINE.kernel_seconds
+
+
+def test_weights_come_from_where_all_weights_are() -> None:
+    work = Work({"product": 2 * 10**5}, weights=4 * 10**5, values=10**3, bits=32)
+    model = CostModel(MACHINE, 1)
+    cached, beyond = model.seconds(work, held=4 * 10**5), model.seconds(work, held=1 << 28)
+    assert cached == pytest.approx(4e5 / 8e10 + 1e-7, rel=0.1)
+    assert beyond == pytest.approx(4e5 / 1e10 + 1e-7, rel=0.1)
+
+
+def test_a_graph_is_predicted_at_its_extents_and_views_cost_nothing() -> None:
+    model = CostModel(MACHINE, 1)
+    graph = product()
+    few, many = (model.graph_seconds(graph, {"n": n}) for n in (64, 6400))
+    assert 50 < (many - MACHINE.call_seconds) / (few - MACHINE.call_seconds) < 200
+    b = GraphBuilder("g")
+    x = b.input("x", tensor("f32", ("n", 4)))
+    assert model.graph_seconds(b.finish([b("reshape", x, shape=("n", 2, 2))]), {"n": 10**6}) == MACHINE.call_seconds
+
+
+def test_a_fused_node_counts_what_is_in_its_body() -> None:
+    optimized, _ = mlec.optimize(product())
+    (node,) = [n for n in optimized.compute_nodes if "body" in n.attrs]
+    counted = operations_of(node, {"n": 10})
+    assert counted["product"] == 2 * 10 * 256 * 256
+    assert counted["simple"] == 10 * 256
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "attrs", "family"),
+    [
+        ("conv", (16, 32, 3, 3), {"strides": (1, 1), "pads": (1, 1, 1, 1)}, "winograd"),
+        ("conv", (16, 32, 3, 3), {"strides": (2, 2), "pads": (1, 1, 1, 1)}, "convolution"),
+        ("conv", (16, 32, 1, 1), {"strides": (1, 1), "pads": (0, 0, 0, 0)}, "convolution"),
+    ],
+)
+def test_families_of_convolutions(name: str, shape: tuple[int, ...], attrs: dict[str, object], family: str) -> None:
+    b = GraphBuilder("g")
+    x = b.input("x", tensor("f32", ("n", 32, 16, 16)))
+    attrs = {**attrs, "dilations": (1, 1), "groups": 1}
+    graph = b.finish([b(name, x, b.constant(np.ones(shape, np.float32)), **attrs)])
+    assert [family_of(node) for node in graph.compute_nodes] == [family]
+
+
+def test_every_op_has_a_family() -> None:
+    import mlec.ops  # noqa: F401
+    from mlec.cost_model import FAMILIES, RATES
+    from mlec.ir.op import OPS
+
+    assert set(FAMILIES.values()) <= set(RATES)
+    assert set(FAMILIES) <= set(OPS)
