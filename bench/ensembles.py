@@ -10,8 +10,8 @@ import numpy as np
 if TYPE_CHECKING:
     from xgboost import XGBRegressor
 
-SHIFT = 0.02
-"""Standard deviation by which the thresholds of a copy are off those of the tree that was trained; features are around 1."""
+SHIFT = 2
+"""Bins by which a threshold of a copy may be off that of the tree that was trained."""
 
 
 def half_a_million_leaves() -> XGBRegressor:
@@ -26,7 +26,8 @@ def half_a_million_leaves() -> XGBRegressor:
 
 
 def appended(model: XGBRegressor, times: int) -> XGBRegressor:
-    """The trees of a model ``times`` over, each copy with other thresholds and leaves; their sum stays near that of the model.
+    """The trees of a model ``times`` over, each copy with other thresholds and leaves; their sum stays near that of the model. As those of
+    trained trees, the thresholds are edges of the bins that the features were sorted into.
 
     Args:
         model: of one tree a round, with numeric splits only.
@@ -38,8 +39,9 @@ def appended(model: XGBRegressor, times: int) -> XGBRegressor:
     forest: dict[str, Any] = document["learner"]["gradient_booster"]["model"]
     rng = np.random.default_rng(0)
     trained = forest["trees"]
+    edges = _edges(trained)
     forest["trees"] = [
-        _altered(tree, number * len(trained) + i, times, rng)
+        _altered(tree, number * len(trained) + i, times, edges, rng)
         for number in range(times)
         for i, tree in enumerate(trained)
     ]
@@ -52,10 +54,24 @@ def appended(model: XGBRegressor, times: int) -> XGBRegressor:
     return larger
 
 
-def _altered(tree: dict[str, Any], number: int, times: int, rng: np.random.Generator) -> dict[str, Any]:
+def _edges(trees: list[dict[str, Any]]) -> list[np.ndarray[Any, Any]]:
+    """For each feature the thresholds of all trees, in order."""
+    feature, threshold, left = (
+        np.concatenate([tree[key] for tree in trees]) for key in ("split_indices", "split_conditions", "left_children")
+    )
+    inner = left >= 0
+    return [np.unique(threshold[inner & (feature == f)]) for f in range(int(feature.max()) + 1)]
+
+
+def _altered(
+    tree: dict[str, Any], number: int, times: int, edges: list[np.ndarray[Any, Any]], rng: np.random.Generator
+) -> dict[str, Any]:
     """The tree under another number; its leaves add a part of what they added, give or take a half."""
     leaf = np.array(tree["left_children"]) < 0
-    values = np.array(tree["split_conditions"])
-    scaled = values / times * rng.uniform(0.5, 1.5, len(values))
-    moved = np.where(leaf, scaled, values + rng.normal(scale=SHIFT, size=len(values)))
-    return {**tree, "id": number, "split_conditions": moved.astype(np.float32).tolist()}
+    changed = np.array(tree["split_conditions"]) / times * rng.uniform(0.5, 1.5, len(leaf))
+    shifts = rng.integers(-SHIFT, SHIFT + 1, len(leaf)).tolist()
+    for node in np.flatnonzero(~leaf).tolist():
+        known = edges[tree["split_indices"][node]]
+        place = int(known.searchsorted(tree["split_conditions"][node])) + shifts[node]
+        changed[node] = known[min(max(place, 0), len(known) - 1)]
+    return {**tree, "id": number, "split_conditions": changed.astype(np.float32).tolist()}
