@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlec.api import compile, export_model, load_model, lower, optimize, validate_export
     from mlec.artifact import TrustDigest
+    from mlec.bundling import BundleResult, bundle
     from mlec.errors import (
         ArtifactError,
         CorruptedFileError,
@@ -80,6 +81,7 @@ _ERRORS = (
 _WHERE = {
     "mlec.api": "compile export_model load_model lower optimize validate_export",
     "mlec.artifact": "TrustDigest",
+    "mlec.bundling": "BundleResult bundle",
     "mlec.errors": _ERRORS,
     "mlec.ir": "Graph",
     "mlec.loading": "load",
@@ -113,6 +115,7 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 __all__ = [
     "ArtifactError",
     "BenchmarkResult",
+    "BundleResult",
     "Canonicalize",
     "CheckNumerics",
     "ChooseLayout",
@@ -169,6 +172,7 @@ __all__ = [
     "VersionMismatchError",
     "WriteError",
     "__version__",
+    "bundle",
     "compile",
     "export_model",
     "load",

@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from mlec import __version__
+from mlec.cli.bundling import bundle_command
 from mlec.cli.compiling import compile_command
 from mlec.cli.demonstration import demo_command
 from mlec.cli.inspecting import inspect_command, recover_command, report_command
@@ -47,7 +48,15 @@ def _use_key(context: click.Context, option: click.Parameter, path: Path | None)
         context.call_on_close(lambda: use_key(None))
 
 
-for _command in (run_command, inspect_command, verify_command, bench_command, report_command, opt_command):
+for _command in (
+    run_command,
+    inspect_command,
+    verify_command,
+    bench_command,
+    report_command,
+    opt_command,
+    bundle_command,
+):
     _command.params.append(
         click.Option(
             ["--key-file"], type=click.Path(path_type=Path), expose_value=False, callback=_use_key,
@@ -57,7 +66,7 @@ for _command in (run_command, inspect_command, verify_command, bench_command, re
 for _command in (
     compile_command, run_command, inspect_command, verify_command, bench_command, report_command,
     opt_command, passes_command, ops_command, targets_command, frontends_command, demo_command,
-    recover_command, keygen_command, sign_command, trust_command, *trust_command.commands.values(),
+    bundle_command, recover_command, keygen_command, sign_command, trust_command, *trust_command.commands.values(),
 ):  # fmt: skip
     # Every command takes --debug, so that it can be added to a line that has just failed.
     _command.params.append(

@@ -130,7 +130,7 @@ class WatchedModel(CompiledModel):
         self._metrics = Metrics(name, self.peak_memory_usage)
 
     @property
-    def metrics(self) -> Metrics:  # type: ignore[override]
+    def metrics(self) -> Metrics:
         """What was counted."""
         return self._metrics
 
