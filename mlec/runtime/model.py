@@ -402,14 +402,6 @@ class CompiledModel:
         """
         raise UsageError("nothing was counted", hint="load the model with mlec.load(path, metrics=True)")
 
-    def metrics(self, format: str = "dict") -> Any:
-        """What calls were counted, of a model that was loaded with ``metrics=True``: see `mlec.runtime.metrics.Metrics`.
-
-        Raises:
-            UsageError: it was not.
-        """
-        raise UsageError("nothing was counted", hint="load the model with mlec.load(path, metrics=True)")
-
     def _traced(self, arrays: list[Array]) -> int:
         """Peak of what numpy and Python allocate during one run."""
         running = tracemalloc.is_tracing()
