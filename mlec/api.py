@@ -551,6 +551,7 @@ def _fill(report: OptimizationReport, before: Graph, variants: Sequence[_Variant
     }
     report.memory = {
         "weights_bytes": sum(a.nbytes for a in module.constants.values()),
+        "code_bytes": sum(map(len, module.objects)),
         "before": graph_stats(before),
         "after": graph_stats(after),
     }

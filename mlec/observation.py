@@ -25,7 +25,7 @@ from mlec.timing import interleaved
 
 logger = logging.getLogger("mlec")
 
-SECONDS = 0.1
+SECONDS = 0.03
 """How long kernels are timed; more where that is not enough for `FEWEST` runs."""
 FEWEST, MOST = 3, 30
 PASS_SECONDS = 0.1

@@ -262,6 +262,7 @@ class Timeline(msgspec.Struct, frozen=True):
 
 class Memory(msgspec.Struct, frozen=True):
     weights_bytes: Count | None = None
+    code_bytes: Count = 0
     peak_bytes: Count | None = None
     arena_bytes: Count | None = None
     live_bytes: Count | None = None

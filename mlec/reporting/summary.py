@@ -40,6 +40,7 @@ def facts(data: ReportData) -> list[Fact]:
         _graph(data),
         _passes_gain(data),
         _predicted(data),
+        _size(data),
         _memory(data),
         _compile_time(data),
     ]
@@ -206,14 +207,25 @@ def _predicted(data: ReportData) -> Fact | None:
     return Fact("Cost model", f"{100 * profile.error:+.0f}%", f"{beside}; predicted {detail}" if detail else beside)
 
 
-def _memory(data: ReportData) -> Fact | None:
+def _size(data: ReportData) -> Fact | None:
+    """What a file of the model holds, uncompressed."""
     memory = data.memory
     if memory.weights_bytes is None:
         return None
-    peak = "" if memory.peak_bytes is None else f"peak while running {units.size(memory.peak_bytes)}"
+    if not memory.code_bytes:
+        return Fact("Weights", units.size(memory.weights_bytes))
+    parts = f"weights {units.size(memory.weights_bytes)}, machine code {units.size(memory.code_bytes)}"
+    return Fact("Size", units.size(memory.weights_bytes + memory.code_bytes), parts)
+
+
+def _memory(data: ReportData) -> Fact | None:
+    memory = data.memory
+    if memory.peak_bytes is None:
+        return None
+    values = ""
     if memory.arena_bytes and memory.live_bytes is not None:
-        peak += f", of it {units.size(memory.arena_bytes)} for intermediate values (at one time {units.size(memory.live_bytes)})"
-    return Fact("Weights", units.size(memory.weights_bytes), peak)
+        values = f"of it {units.size(memory.arena_bytes)} for intermediate values, {units.size(memory.live_bytes)} at one time"
+    return Fact("Memory", units.size(memory.peak_bytes), values or "at most while running, with its weights")
 
 
 def _compile_time(data: ReportData) -> Fact | None:
