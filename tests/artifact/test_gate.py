@@ -1,0 +1,94 @@
+"""Before the decision about trust, none of a file's machine code gets near the linker; after it, only the bytes that were hashed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+import mlec
+from mlec.artifact import Artifact
+from mlec.cli import main
+from mlec.runtime import library
+
+X = np.random.default_rng(0).normal(size=(40, 3))
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("STATE", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name))
+    path = tmp_path / "m.mle"
+    mlec.compile(LogisticRegression().fit(X, X[:, 0] > 0), X, progress=False).save(path)
+    return path
+
+
+@pytest.fixture
+def linked(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """SHA-256 of each object file that reaches the linker from now on."""
+    seen: list[str] = []
+    session = library.load_library().session
+    real = session.load_module
+
+    class Watching:
+        def load_module(self, objects: Sequence[bytes], **options: Any) -> Any:
+            seen.extend(hashlib.sha256(data).hexdigest() for data in objects)
+            return real(objects, **options)
+
+    loaded = library.load_library()._replace(session=Watching())
+    monkeypatch.setattr(library, "load_library", lambda: loaded)
+    return seen
+
+
+def own(path: Path) -> list[str]:
+    with Artifact.open(path) as artifact:
+        return [kernel.sha256 for kernel in artifact.kernels]
+
+
+def test_looking_at_a_file_links_nothing(model: Path, linked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["inspect", "--kernels", "--graph"], ["inspect", "--json"], ["verify"], ["report"]):
+        assert main([words[0], str(model), *words[1:]]) == 0
+    assert main(["recover", str(model), "-o", str(model.parent / "out")]) == 0
+    assert linked == []
+
+
+def test_code_that_is_not_trusted_is_never_linked(model: Path, linked: list[str]) -> None:
+    """The code is marked: other bytes behind its symbols, so that what is compiled here differs from it."""
+    from tests.artifact.surgery import join, split
+
+    parts = split(model.read_bytes())
+    for kernel in parts.kernels:
+        kernel.data += b"marked"
+    model.write_bytes(join(parts))
+    mlec.load(model).predict(X)
+    assert linked
+    assert not set(linked) & set(own(model))
+
+
+def test_what_is_linked_is_what_was_hashed(model: Path, linked: list[str]) -> None:
+    """Even if the file is replaced in between."""
+    wanted = own(model)
+    with Artifact.open(model) as artifact:
+        model.write_bytes(bytes(len(model.read_bytes())))
+        assert [hashlib.sha256(kernel.data).hexdigest() for kernel in artifact.kernels] == wanted
+
+
+def test_trusted_code_is_linked_as_it_is(model: Path, linked: list[str]) -> None:
+    mlec.load(model).predict(X)
+    assert linked == own(model)
+
+
+def test_two_models_with_the_same_names_of_kernels(tmp_path: Path, model: Path) -> None:
+    """Both are linked into one process; each runs its own."""
+    other = tmp_path / "other.mle"
+    sources = [LogisticRegression().fit(X, X[:, 0] > 0), LogisticRegression().fit(X, X[:, 1] > 0)]
+    mlec.compile(sources[1], X, progress=False).save(other)
+    with mlec.load(model) as first, mlec.load(other) as second:
+        for _ in range(3):
+            for compiled, source in zip((first, second), sources, strict=True):
+                np.testing.assert_allclose(compiled.predict_proba(X), source.predict_proba(X), rtol=1e-10)
