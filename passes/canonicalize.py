@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+import numpy as np
 
 from mlec.ir import Const, DType, Graph, GraphBuilder, Match, Miss, Node, P, Rule, Trait, Value, apply_rules
 from mlec.ir.dim import product
@@ -17,44 +20,26 @@ def _keeps_type(m: Match) -> bool:
     return m["x"].type == m.node.output.type
 
 
-class _Identity(Rule):
-    """An op that gives back its operand x."""
+NEUTRAL = {
+    "add": 0, "sub": 0, "mul": 1, "div": 1, "pow": 1, "maximum": -math.inf, "minimum": math.inf, "logical_and": True,
+    "logical_or": False, "logical_xor": False,
+}  # fmt: skip
+"""The second operand with which an op gives back the first one; of commutative ops also the other way round."""
+
+
+class DropNeutral(Rule):
+    """f(x, neutral element of f) -> x, such as x + 0, x * 1, x and true"""
+
+    pattern = P("|".join(NEUTRAL), "x", Const(bind="constant"))
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
+        constant = m.constants["constant"]
+        if not constant.size or not np.all(constant == NEUTRAL[m.node.name]):
+            return Miss()
         return None if _keeps_type(m) else Miss("the constant also broadcasts")
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         return m["x"]
-
-
-class DropAddZero(_Identity):
-    """add(x, 0) -> x"""
-
-    pattern = P("add", "x", Const(0))
-
-
-class DropSubZero(_Identity):
-    """sub(x, 0) -> x"""
-
-    pattern = P("sub", "x", Const(0))
-
-
-class DropMulOne(_Identity):
-    """mul(x, 1) -> x"""
-
-    pattern = P("mul", "x", Const(1))
-
-
-class DropDivOne(_Identity):
-    """div(x, 1) -> x"""
-
-    pattern = P("div", "x", Const(1))
-
-
-class DropPowOne(_Identity):
-    """pow(x, 1) -> x"""
-
-    pattern = P("pow", "x", Const(1))
 
 
 class PowTwo(Rule):
@@ -79,6 +64,25 @@ class RecogniseRelu(Rule):
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         return b("relu", m["x"])
+
+
+class MergeBounds(Rule):
+    """clip(clip(x)) -> clip(x), relu being a clip at 0"""
+
+    pattern = P("clip|relu", P("clip|relu", "x", bind="inner"))
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        ordered = all(lo <= hi for lo, hi in (_bounds(m.node), _bounds(m.nodes["inner"])))
+        return None if ordered and m["x"].type.dtype.is_float else Miss()
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        (lo, hi), bounds = _bounds(m.node), _bounds(m.nodes["inner"])
+        least, most = (min(max(bound, lo), hi) for bound in bounds)
+        return b("relu", m["x"]) if (least, most) == (0, math.inf) else b("clip", m["x"], lo=least, hi=most)
+
+
+def _bounds(node: Node) -> tuple[float, float]:
+    return (0.0, math.inf) if node.name == "relu" else (node.attrs["lo"], node.attrs["hi"])
 
 
 class RecogniseSilu(Rule):
@@ -327,8 +331,8 @@ def _holds(wide: DType, narrow: DType) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
-    DropAddZero(), DropSubZero(), DropMulOne(), DropDivOne(), DropPowOne(), PowTwo(), RecogniseRelu(), RecogniseSilu(),
-    CancelInvolution(), MergeIdempotent(), DropIdentityView(), MergeReshapes(), MergeTransposes(), TransposeAsReshape(),
+    DropNeutral(), PowTwo(), RecogniseRelu(), RecogniseSilu(),
+    CancelInvolution(), MergeIdempotent(), MergeBounds(), DropIdentityView(), MergeReshapes(), MergeTransposes(), TransposeAsReshape(),
     DropWideningCast(), ReshapeTransposed(), KeepReducedAxes(), SumAsMean(), DropBroadcast(), ReshapeProduct(), NotEqual(),
 )  # fmt: skip
 
