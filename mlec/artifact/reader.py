@@ -480,8 +480,8 @@ def _damaged_tensors(header: Header, graph: bytearray, section: _Bytes) -> list[
 def _check_digests(
     header: Header, claimed: documents.Digests, hashes: Mapping[str, SectionHash]
 ) -> dict[str, str | None]:
-    result: dict[str, str | None] = {"metadata": hashes["metadata"].root().hex()}
-    for name, claim in (("graph", claimed.graph), ("weights", claimed.weights), ("kernels", claimed.kernels)):
+    claims = {"graph": claimed.graph, "weights": claimed.weights, "kernels": claimed.kernels}
+    for name, claim in claims.items():
         present = header.sections[name].size > 0
         if present != (claim is not None):
             raise CorruptedFileError(
@@ -489,11 +489,11 @@ def _check_digests(
                 f"which is {'present' if present else 'absent'}",
                 code="E_DIGEST_MISSING",
             )
+    for name, claim in claims.items():
         if name in hashes and hashes[name].root().hex() != claim:
             raise CorruptedFileError(
                 f"section {name} was changed: its digest is not the one in the metadata",
                 code=f"E_DIGEST_{name.upper()}",
                 hint=_DAMAGED_HINT,
             )
-        result[name] = claim
-    return result
+    return {"metadata": hashes["metadata"].root().hex(), **claims}
