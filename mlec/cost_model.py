@@ -222,13 +222,15 @@ def _is_narrow(node: Node) -> bool:
 
 def _takes_winograd(node: Node) -> bool:
     """A convolution of 3 x 3 with a step of 1, of images that are not too small."""
+    if node.name == "conv_transpose":
+        return False
     weights, extents = node.inputs[1].type, node.outputs[0].type.shape[2:4]
     kernel = weights.shape[2:] if node.name == "conv" else (weights.shape[2], weights.shape[4])
     steps = [node.attrs.get(name, 1) for name in ("strides", "dilations")]
     plain = all(step in (1, (1, 1), [1, 1]) for step in steps) and node.attrs.get("groups", 1) == 1
     large = all(not isinstance(extent, int) or extent > WINOGRAD_EXTENT - 1 for extent in extents)
     blocked = node.name == "conv" or weights.shape[3] != 1
-    return node.name != "conv_transpose" and plain and large and blocked and tuple(kernel) == (3, 3)
+    return plain and large and blocked and tuple(kernel) == (3, 3)
 
 
 def _input_channels(node: Node) -> Dim:

@@ -66,6 +66,7 @@ def test_a_fused_node_counts_what_is_in_its_body() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "attrs", "family"),
     [
+        ("conv_transpose", (32, 16, 3, 3), {"strides": (1, 1), "pads": (1, 1, 1, 1)}, "convolution"),
         ("conv", (16, 32, 3, 3), {"strides": (1, 1), "pads": (1, 1, 1, 1)}, "winograd"),
         ("conv", (16, 32, 3, 3), {"strides": (2, 2), "pads": (1, 1, 1, 1)}, "convolution"),
         ("conv", (16, 32, 1, 1), {"strides": (1, 1), "pads": (0, 0, 0, 0)}, "convolution"),
