@@ -27,8 +27,9 @@ from mlec.target import Target
 
 FITTED = frozenset(
     {
-        "svc_rbf", "mlp_classifier", "polynomial_ridge", "pca_logistic", "random_forest", "xgboost_d6", "mlp_784", "resnet8", "lstm",
-        "encoder", "mobilenet_v2",
+        "svc_rbf", "mlp_classifier", "neighbours", "polynomial_ridge", "pca_logistic", "logistic_pipeline", "features_logistic",
+        "imputer_ridge", "random_forest", "xgboost_d6", "mlp_784", "resnet8", "resnet18", "depthwise_cnn", "lstm", "encoder",
+        "mobilenet_v2",
     }
 )  # fmt: skip
 """Cases that the rates were fitted on."""

@@ -71,8 +71,9 @@ FAMILIES: Mapping[str, str] = {
 SHARED_FROM = 12.0
 """A kernel uses several threads where it takes this many times as long as sharing it out does."""
 
+CHECK_OF_CALL = 0.6
 CHECK_OF_TRAFFIC = 0.25
-"""Looking for NaN in a table, as a part of the rate of a copy."""
+"""Looking for NaN in a table: as a part of what a call takes, and of the rate of a copy."""
 LABEL_SECONDS = 2e-9
 """Of one label, from its number."""
 
@@ -137,7 +138,9 @@ class CostModel:
         rows = max((_value(parse_dim(spec.shape[0]), binding) for spec in signature.inputs if spec.shape), default=1)
         if table is not None and table.numbers != "any":
             nbytes = rows * table.n_features * 8
-            seconds += nbytes / (CHECK_OF_TRAFFIC * self.machine.traffic(nbytes))
+            seconds += CHECK_OF_CALL * self.machine.call_seconds + nbytes / (
+                CHECK_OF_TRAFFIC * self.machine.traffic(nbytes)
+            )
         methods = filter(None, map(signature.method, signature.run))
         labels = sum(label is not None for method in methods for label in method.labels)
         return seconds + LABEL_SECONDS / self.machine.clock * rows * labels

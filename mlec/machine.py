@@ -29,7 +29,7 @@ WORKING_SETS = (1 << 15, 1 << 18, 1 << 20, 1 << 22, 1 << 24, 1 << 27)
 
 REFERENCE_ADDITION = 2.7e-9
 """Seconds of an addition that waits for the one before, as numpy makes it, at 3 GHz."""
-CALL_IN_PYTHON_CALLS = 100.0
+CALL_IN_PYTHON_CALLS = 70.0
 KERNEL_IN_ADDITIONS = 60.0
 DISPATCH_IN_ADDITIONS = 600.0
 """What calling a model, a kernel, and the threads of one takes, by what the machine takes for a call of a Python function and for an
