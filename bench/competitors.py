@@ -185,9 +185,12 @@ class LightgbmNative(Competitor):
 
 class TreeliteGtil(Competitor):
     name: ClassVar[str] = "Treelite"
+    max_nodes: ClassVar[int] = 400_000
 
     def prepare(self, case: Case, threads: int) -> Predict:
         model = treelite_model(case)
+        if (nodes := nodes_of(model)) > self.max_nodes:
+            raise UnavailableError(f"{nodes} nodes would take minutes to time")
         gtil = _needs("treelite.gtil")
         return lambda inputs: gtil.predict(model, inputs[0], nthread=threads)
 
@@ -204,6 +207,11 @@ def treelite_model(case: Case) -> Any:
     return treelite.sklearn.import_model(case.model)
 
 
+def nodes_of(model: Any) -> int:
+    """Of a model of Treelite."""
+    return sum(int(model.get_tree_accessor(i).get_field("num_nodes")[0]) for i in range(model.num_tree))
+
+
 class Tl2cgen(Competitor):
     """C code by TL2cgen, compiled by gcc -O3: needs a C compiler and patience."""
 
@@ -213,8 +221,7 @@ class Tl2cgen(Competitor):
     def prepare(self, case: Case, threads: int) -> Predict:
         model = treelite_model(case)
         generator = _needs("tl2cgen")
-        nodes = sum(model.get_tree_accessor(i).get_field("num_nodes")[0] for i in range(model.num_tree))
-        if nodes > self.max_nodes:
+        if (nodes := nodes_of(model)) > self.max_nodes:
             raise UnavailableError(f"{nodes} nodes would compile for minutes")
         self.folder = tempfile.TemporaryDirectory()
         library = os.path.join(self.folder.name, "model.so")
