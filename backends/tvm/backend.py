@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from functools import cache
@@ -54,13 +55,13 @@ class TVMBackend(Backend):
         return "" if entry is None else str(entry)
 
     def facts(self, target: Target) -> TargetFacts:
-        """The width of a CPU's vectors; row programs are for CPUs only.
+        """The width of a CPU's vectors and its L2; row programs, and products that widen weights as they read them, are for CPUs only.
 
         Raises:
             TargetError: for a CPU that LLVM does not know.
         """
         if target.kind == "cuda":
-            return TargetFacts(row_programs=False)
+            return TargetFacts(row_programs=False, cache_bytes=sys.maxsize)
         info = cpu_info(target)
         return TargetFacts(info.vector_bits // 8, cache_bytes=info.l2_bytes, bf16_tiles=has_tiles(info))
 

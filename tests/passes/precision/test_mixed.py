@@ -8,11 +8,13 @@ import pytest
 import torch
 
 import mlec
+from mlec.backends.tvm.backend import TVMBackend
 from mlec.errors import UsageError
 from mlec.ir import GraphBuilder, SymDim, TensorType, run_graph
 from mlec.ir.dtype import DType
 from mlec.passes.precision import MixedPrecision
 from mlec.pipeline import PassContext, TargetFacts
+from mlec.target import Target
 
 N = SymDim.named("n")
 RNG = np.random.default_rng(0)
@@ -64,6 +66,12 @@ def test_other_weights_are_rounded_and_stay_float32(rows):
     for array in after.constants.values():
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, array.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+def test_gpus_widen_no_weights_as_they_read_them():
+    facts = TVMBackend().facts(Target.parse("cuda"))
+    graph = perceptron()
+    assert names(MixedPrecision().run(graph, PassContext(facts)).graph) == names(graph)
 
 
 def test_rows_are_in_16_bits_where_the_processor_multiplies_them():
