@@ -5,21 +5,28 @@
 * 2-d convolutions work on channel blocks (NCHWc): the block is the vector, so that neither operand needs a shuffle. The first
   convolution reads the plain image; from there on the image stays in blocks through convolutions (also those of each channel
   by itself), elementwise ops, pooling, concatenation and global means, and goes back only where something else reads it.
+  Convolutions between which an image stays in blocks are decided together: they do so where their arithmetic is worth the
+  transposes around them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from mlec.ir import Graph, GraphBuilder, Location, Node, Trait, Value
+from mlec.ir import Dim, Graph, GraphBuilder, Location, Node, Trait, Value
+from mlec.ir.dim import evaluate, symbols_of
 from mlec.ir.op import Array
 from mlec.ops.conv import blocked_depthwise_weights, blocked_weights
 from mlec.ops.linalg import pack_columns, pack_narrow
-from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, ulp
+from mlec.pipeline import NOMINAL_EXTENT, Pass, PassContext, PassResult, Remark, Tolerance, ulp
 
 MIN_BLOCK = 4
 PRODUCTS = {"matmul": pack_columns, "matmul_narrow": pack_narrow}
+FLOPS_PER_BYTE = 24
+"""Arithmetic of convolutions for each byte that transposes write, from which on blocks are faster: measured at 4 to 400."""
 POOLS = frozenset({"max_pool", "avg_pool"})
 
 
@@ -38,8 +45,14 @@ class ChooseLayout(Pass):
     preserves: ClassVar[Tolerance] = ulp(16)  # a mean over an image in blocks is taken in another order
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        work = _Layout(graph, self.block, context.target.vector_bytes, self.images)
-        return work.run()
+        plain: dict[Node, str] = {}
+        while True:
+            work = _Layout(graph, self.block, context.target.vector_bytes, self.images, plain)
+            result = work.run()
+            losing = work.losing()
+            if not losing:
+                return result
+            plain |= losing
 
 
 @dataclass
@@ -48,11 +61,15 @@ class _Layout:
     block: int
     vector_bytes: int
     images: bool
+    stay_plain: Mapping[Node, str] = field(default_factory=dict)  # convolutions that keep their layout, and why
     b: GraphBuilder = field(init=False)
     blocked: dict[Value, Value] = field(default_factory=dict)  # old plain value -> new value in channel blocks
     blocked_from_plain: set[Value] = field(default_factory=set)  # values whose plain form exists as well
     remarks: list[Remark] = field(default_factory=list)
     changed: bool = False
+    regions: dict[Value, Value] = field(default_factory=dict)  # blocked values with a neighbour in the same region
+    arithmetic: dict[Node, int] = field(default_factory=dict)  # FLOPs of the convolutions on blocks
+    transposed: dict[Value, int] = field(default_factory=dict)  # bytes of the values that are transposed
 
     def run(self) -> PassResult:
         self.b = GraphBuilder(self.graph.name)
@@ -60,6 +77,9 @@ class _Layout:
         for node in self.graph.nodes:
             with self.b.at(Location.merged((node.loc,), "layout")):
                 done = self.product(node) or (self.images and (self.convolution(node) or self.follower(node)))
+            for value in node.inputs:
+                if node.outputs[0] in self.blocked and value in self.blocked:
+                    self.regions[self.region(value)] = self.region(node.outputs[0])
             if not done:
                 self.need_plain(node)
                 self.b.keep(node)
@@ -68,6 +88,25 @@ class _Layout:
         if not self.changed:
             return PassResult(self.graph, tuple(self.remarks))
         return PassResult(self.b.finish(self.graph.outputs, signature=self.graph.given_signature), tuple(self.remarks))
+
+    def region(self, value: Value) -> Value:
+        """The one that stands for all blocked values that a value is connected with."""
+        while self.regions.get(value, value) is not value:
+            value = self.regions[value]
+        return value
+
+    def losing(self) -> dict[Node, str]:
+        """The convolutions of regions whose transposes cost more than their blocks save."""
+        flops, moved = Counter[Value](), Counter[Value]()
+        for node, count in self.arithmetic.items():
+            flops[self.region(node.output)] += count
+        for value, count in self.transposed.items():
+            moved[self.region(value)] += count
+        return {
+            node: f"transposes of {moved[place]} bytes around {flops[place]} FLOPs cost more than blocks save"
+            for node in self.arithmetic
+            if flops[place := self.region(node.output)] < FLOPS_PER_BYTE * moved[place]
+        }
 
     def lanes(self, value: Value) -> int:
         return self.block or max(1, self.vector_bytes // value.type.dtype.itemsize)
@@ -108,6 +147,10 @@ class _Layout:
         x, w = node.inputs
         weights = self.graph.constant_value(w)
         symbolic = [extent for extent in x.type.shape[2:] if not isinstance(extent, int)]
+        if node in self.stay_plain:
+            message = f"the convolution keeps its layout: {self.stay_plain[node]}"
+            self.remarks.append(Remark("missed", message, node.loc, "layout"))
+            return False
         if weights is not None and not symbolic and self.is_depthwise(node):
             return self.depthwise(node, weights)
         if weights is None or symbolic or node.attrs["groups"] != 1:
@@ -131,6 +174,7 @@ class _Layout:
         packed = self.b.constant(blocked_weights(weights, _block_of(source), out_block), w.hint)
         attrs = {k: v for k, v in node.attrs.items() if k != "groups"}
         self.blocked[node.output] = self.b("conv2d_nchwc", source, packed, hint=node.output.hint, **attrs)
+        self.arithmetic[node] = _nominal(node.cost.flops)
         self.applied(node, f"convolution on blocks of {_block_of(source)} to {out_block} channels")
         return True
 
@@ -151,6 +195,7 @@ class _Layout:
         packed = self.b.constant(blocked_depthwise_weights(weights, block), w.hint)
         attrs = {k: v for k, v in node.attrs.items() if k != "groups"}
         self.blocked[node.output] = self.b("depthwise2d_nchwc", source, packed, hint=node.output.hint, **attrs)
+        self.arithmetic[node] = _nominal(node.cost.flops)
         self.applied(node, f"depthwise convolution on blocks of {block} channels")
         return True
 
@@ -244,6 +289,7 @@ class _Layout:
             split = self.b("reshape", value, shape=(n, channels // block, block, h, w))
             self.blocked[value] = self.b("transpose", split, perm=(0, 1, 3, 4, 2), hint=value.hint)
             self.blocked_from_plain.add(value)
+            self.transposed[value] = _nominal(value.type.nbytes)
         return self.blocked[value]
 
     def plain(self, value: Value) -> None:
@@ -253,10 +299,16 @@ class _Layout:
             split = self.b("transpose", source, perm=(0, 1, 4, 2, 3))
             self.b.replace(value, self.b("reshape", split, shape=value.type.shape, hint=value.hint))
             self.blocked_from_plain.add(value)
+            self.transposed[value] = _nominal(value.type.nbytes)
 
     def need_plain(self, node: Node) -> None:
         for value in node.inputs:
             self.plain(value)
+
+
+def _nominal(amount: Dim) -> int:
+    """A cost as a number."""
+    return evaluate(amount, dict.fromkeys(symbols_of(amount), NOMINAL_EXTENT))
 
 
 def _block_of(value: Value) -> int:
