@@ -138,7 +138,7 @@ def compile(
         model_class: ``"package.module:Class"`` of a state dict.
         num_threads: threads of one call; all usable CPUs by default.
         measure_passes: also measure what each pass is worth, by compiling the graph before and after it (slow); ``"total"``: what all of
-            them are worth together, by compiling the graph as it came.
+            them are worth together, by compiling the graph as it came, unless generating code takes long.
         stabilize: put stable spellings in the place of formulas that lose the result, such as a softmax that overflows. Results may then be
             numbers where the source has none.
         input_ranges: smallest and largest number that inputs can hold, by name, for the findings on numerical stability: what cannot
@@ -205,7 +205,8 @@ def compile(
             inputs = _run_and_check(compiled, others, source, tolerance, report, batches) if validate else None
             if inputs is not None:
                 observe(report, compiled, inputs, first.module, CostModel(machine, num_threads))
-            if measure_passes and (shown := inputs or examples or probe_inputs(source.graph)):
+            affordable = measure_passes is True or first.module.seconds < AFFORDABLE_SECONDS
+            if measure_passes and affordable and (shown := inputs or examples or probe_inputs(source.graph)):
                 graphs = [*(record.before for record in first.records), first.graph]
                 measure_graphs(report, graphs, list(shown), first.target, num_threads, each=measure_passes is True)
         advance("done", 4, 4)
@@ -516,6 +517,8 @@ class _OnUse:
         return getattr(self._executable, name)
 
 
+AFFORDABLE_SECONDS = 10.0
+"""Code that took longer to generate is not generated again only to tell what the passes are worth."""
 PREDICTED_ROWS = (1, NOMINAL_EXTENT, 1024)
 
 

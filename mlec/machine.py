@@ -87,7 +87,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 @cache
 def this_machine() -> Machine:
-    """The machine as it was measured when it was met first, which takes about a second; the same processor is not measured again."""
+    """The machine as it was measured when it was met first, which takes about two seconds; the same processor is not measured again."""
     folder = state_directory()
     files = StateFiles(None if folder is None else folder / "machine", Machine)
     threads = effective_cpu_count()
