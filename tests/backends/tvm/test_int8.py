@@ -36,6 +36,12 @@ def way(request):
     return target, request.param[1]
 
 
+def on_all(cases, everywhere):
+    """This processor with each case, the others with some: pairs, and their names."""
+    pairs = [(way, case) for way in WAYS for case in cases if way[0] == "host" or case in everywhere]
+    return pairs, [f"{name}{' amx' if amx else ''}-{case}" for (name, amx), case in pairs]
+
+
 def values(shape, dtype, seed=0):
     """Random ones, extremes often among them."""
     rng, (low, high) = np.random.default_rng(seed), (0, 255) if dtype == "uint8" else (-128, 127)
@@ -58,8 +64,13 @@ def test_each_kind_of_processor_has_a_way_of_its_own():
     assert Dots.of(TargetInfo.for_cpu("neoverse-v1", arm)).kind == "usdot"
 
 
-@pytest.mark.parametrize(("n", "k"), [(64, 64), (10, 3), (100, 33), (1, 1), (33, 1000), (0, 5), (5, 0)])
-def test_product_with_symbolic_rows(way, n, k):
+SIZES = ((64, 64), (10, 3), (100, 33), (1, 1), (33, 1000), (0, 5), (5, 0))
+PRODUCTS, PRODUCT_NAMES = on_all(SIZES, SIZES[2:4])
+
+
+@pytest.mark.parametrize(("way", "size"), PRODUCTS, ids=PRODUCT_NAMES, indirect=["way"])
+def test_product_with_symbolic_rows(way, size):
+    n, k = size
     target, amx = way
     packed, rows = Packed(1, n, 1, k), tirx.Var("m", "int64")
     schedule = replace(next(Int8Schedule.candidates(rows, packed, target)), amx=amx)
@@ -125,7 +136,11 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONS)
+SOME = ("three channels", "dilation", "groups")
+WINDOWS, WINDOW_NAMES = on_all(CONVOLUTIONS, SOME)
+
+
+@pytest.mark.parametrize(("way", "name"), WINDOWS, ids=WINDOW_NAMES, indirect=["way"])
 def test_convolution(way, name):
     (target, amx), (x_shape, w_shape, attrs) = way, CONVOLUTIONS[name]
     attrs = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1), "groups": 1, **attrs}
