@@ -104,15 +104,11 @@ def ask(graph: Graph, oracle: Oracle, examples: Sequence[Any] | None) -> SourceA
             f"the source takes none of the inputs that were made to compare on: {probes.refused.message}",
             code="E_SOURCE_FAILS", hint="pass example_inputs (--example) that it takes, or validate=False to compile without comparing",
         ) from probes.refused  # fmt: skip
-    first = (
-        [_head(p, PROBE_ROWS, _is_batched(signature, i)) for i, p in enumerate(probes.batches[0].inputs)]
-        if probes.batches
-        else None
-    )
-    return SourceAnswers(
-        [*batches, *probes.batches], "" if probes.refused is None else probes.refused.message, probes.shortened,
-        first if examples is None else list(examples),
-    )  # fmt: skip
+    timed = None if examples is None else list(examples)
+    if timed is None and probes.batches:
+        timed = [_head(p, PROBE_ROWS, _is_batched(signature, i)) for i, p in enumerate(probes.batches[0].inputs)]
+    refused = "" if probes.refused is None else probes.refused.message
+    return SourceAnswers([*batches, *probes.batches], refused, probes.shortened, timed)
 
 
 def answer(oracle: Oracle, methods: Collection[str], inputs: list[Any]) -> Answered:
