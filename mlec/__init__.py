@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from mlec.passes.infer_shapes import InferShapes
     from mlec.passes.layout import ChooseLayout
     from mlec.passes.merge_products import MergeProducts
+    from mlec.passes.precision import MixedPrecision
     from mlec.passes.quantize import QuantizeInt8
     from mlec.passes.recognize import Recognize
     from mlec.passes.sink_transposes import SinkTransposes
@@ -97,8 +98,9 @@ _WHERE = {
     "mlec.passes.hoist_slices": "HoistSlices",
     "mlec.passes.infer_shapes": "InferShapes",
     "mlec.passes.layout": "ChooseLayout",
-    "mlec.passes.quantize": "QuantizeInt8",
     "mlec.passes.merge_products": "MergeProducts",
+    "mlec.passes.precision": "MixedPrecision",
+    "mlec.passes.quantize": "QuantizeInt8",
     "mlec.passes.recognize": "Recognize",
     "mlec.passes.sink_transposes": "SinkTransposes",
     "mlec.passes.split_products": "SplitProducts",
@@ -138,6 +140,7 @@ __all__ = [
     "LoweringError",
     "MergeProducts",
     "MergeTrees",
+    "MixedPrecision",
     "MlecError",
     "NotFittedModelError",
     "OptimizationReport",
