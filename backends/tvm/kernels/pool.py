@@ -144,9 +144,8 @@ class _Pool:
         windows, width = self.windows, self.schedule.columns
         columns, stride, before = windows.out[2], windows.stride[2], windows.before[2]
         reach = (windows.kernel[2] - 1) * windows.dilation[2]
-        first = min(
-            columns, -(-before // stride)
-        )  # the first window that begins in the image, and the first that ends beyond it
+        # The first window that begins in the image, and the first that ends beyond it.
+        first = min(columns, -(-before // stride))
         last = max(first, min(columns, (windows.extent[2] - 1 - reach + before) // stride + 1))
         tiles = (last - first) // width
         with T.grid(windows.out[0], windows.out[1]) as (z, row):
@@ -181,7 +180,8 @@ class _Pool:
                 self.take_in(total, load(self.x, [plane, *at, begin + offset, 0], self.lanes))
         for u in range(count):
             own = [totals[u * stride + k * dilation].value for k in taps if u * stride + k * dilation in totals]
-            value = functools.reduce(self.combined, own)
+            # With a dilation, a window may meet nothing but padding.
+            value = functools.reduce(self.combined, own or [Cell(self.acc, self.lanes, self.neutral).value])
             self.store_block(plane, (*where, column + u), value, None if is_known else windows.kernel[2])
 
     def store_block(self, plane: Expr, where: tuple[Expr, ...], value: Expr, columns: int | None = None) -> None:
