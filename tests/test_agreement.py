@@ -1,0 +1,57 @@
+"""Lower precisions against the source."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from mlec.agreement import LOWERED, measured
+from mlec.errors import ToleranceError
+from mlec.runtime import CompiledModel
+
+WANTED = np.array([[1.0, -4.0, 2.0], [0.5, 3.0, -1.0]], np.float32)
+
+
+def compared(got: np.ndarray, wanted: np.ndarray = WANTED, precision: str | None = "fp16") -> dict[str, Any]:
+    compiled = cast(CompiledModel, SimpleNamespace(run=lambda inputs: [got]))
+    bound = None if precision is None else LOWERED[precision]
+    found: dict[str, Any] = measured(compiled, {"run": lambda inputs: [wanted]}, [[wanted]], bound)["methods"]["run"]
+    return found
+
+
+@pytest.mark.parametrize("precision", LOWERED)
+def test_results_within_the_bound_are_described(precision: str) -> None:
+    got = WANTED.copy()
+    got[0, 0] += 0.5 * LOWERED[precision].rtol * 4
+    found = compared(got, precision=precision)
+    assert found["rows"] == 2
+    assert found["max_rel_error"] == pytest.approx(0.5 * LOWERED[precision].rtol, rel=1e-3)
+    assert 0 < found["excess"] < 1
+    assert found["label_mismatches"] == 0
+
+
+@pytest.mark.parametrize("precision", LOWERED)
+@pytest.mark.parametrize("lost", [np.nan, np.inf, -np.inf, 9.0])
+def test_results_beyond_the_bound_are_refused(precision: str, lost: float) -> None:
+    """A result that overflowed in fewer bits is no result, although its error has no size."""
+    got = WANTED.copy()
+    got[1, 0] = lost
+    with pytest.raises(ToleranceError, match="differs from its source"):
+        compared(got, precision=precision)
+
+
+def test_what_the_source_lost_itself_is_not_compared() -> None:
+    wanted = WANTED.copy()
+    wanted[0] = np.nan, np.inf, -np.inf
+    got = wanted.copy()
+    got[0] = 7.0
+    assert compared(got, wanted)["excess"] == 0
+
+
+def test_the_largest_of_a_row_is_its_label() -> None:
+    got = WANTED.copy()
+    got[0, 0] = 2.5
+    assert compared(got, precision=None)["label_mismatches"] == 1
