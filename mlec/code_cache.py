@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from mlec.artifact import Artifact, KernelBlob, decide, record_built
+from mlec.artifact import RELOCATABLE, Artifact, KernelBlob, decide, record_built
 from mlec.errors import MlecError
 from mlec.ir.op import Array
 from mlec.processor import host_flags
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 MOST_BYTES: Final = 4 << 30
 """Of all entries together; those that were not used for longest go first."""
-
-_RELOCATABLE_OBJECT: Final = 6
 
 Compiled = tuple[Program, tuple[bytes, ...], Mapping[str, Array]]
 """A program, its object files, and its constants among other tensors."""
@@ -68,13 +66,18 @@ def find(entry: Path, artifact: Artifact) -> Compiled | None:
     return program, objects, ChainMap(dict(own), artifact.tensors)  # type: ignore[arg-type]
 
 
-def keep(entry: Path, graph: Graph, module: CompiledModule) -> None:
-    """Keep what compiling gave. Where that cannot be, the graph is compiled again the next time."""
+def keep(entry: Path, artifact: Artifact, graph: Graph, module: CompiledModule) -> None:
+    """Keep what compiling the graph of a file gave. Where that cannot be, it is compiled again the next time."""
     from mlec.artifact import write
 
-    own = {name: array for name, array in module.constants.items() if graph.constants.get(name) is not array}
+    in_file = artifact.tensors
+    own = {
+        name: array
+        for name, array in module.constants.items()
+        if name not in in_file or graph.constants.get(name) is not array
+    }
     metadata = {"name": entry.name, "program": msgspec.to_builtins(module.program), "targets": [module.program.target]}
-    kernels = [KernelBlob(_RELOCATABLE_OBJECT, 0, data) for data in module.objects]
+    kernels = [KernelBlob(RELOCATABLE, 0, data) for data in module.objects]
     with contextlib.suppress(MlecError, OSError):
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         saved = write(entry, metadata=metadata, graph="", tensors=own, kernels=kernels)
@@ -112,6 +115,6 @@ def _compiler() -> tuple[str, ...]:
     for folder, _, names in sorted(os.walk(Path(__file__).parent, followlinks=True)):
         for name in sorted(names):
             if name.endswith(".py"):
-                info = os.stat(os.path.join(folder, name))
+                info = os.lstat(os.path.join(folder, name))  # an editor's lock is a link that leads nowhere
                 state.update(f"{folder}/{name} {info.st_size} {info.st_mtime_ns}\n".encode())
     return (*found, state.hexdigest())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from mlec.artifact import Artifact, KernelBlob, decide, is_built_here, read_model, record_built
+from mlec.artifact import RELOCATABLE, Artifact, KernelBlob, decide, is_built_here, read_model, record_built
 from mlec.backends.base import CompiledModule
 from mlec.errors import LoweringError, UsageError
 from mlec.ir import Graph, print_graph
@@ -23,8 +23,6 @@ from mlec.single_copies import with_single_copies
 
 if TYPE_CHECKING:
     from mlec.artifact import SaveResult
-
-RELOCATABLE_OBJECT = 6
 
 
 def pack(
@@ -67,7 +65,7 @@ def pack(
     }
     if len(programs) > 1:
         document |= {"variants": msgspec.to_builtins(programs[1:]), "critical": ["variants"]}
-    blobs = [KernelBlob(RELOCATABLE_OBJECT, i, data) for i, module in enumerate(modules) for data in module.objects]
+    blobs = [KernelBlob(RELOCATABLE, i, data) for i, module in enumerate(modules) for data in module.objects]
     saved = write(path, metadata=document, graph=print_graph(slim), tensors=tensors, kernels=blobs, storage=storage)
     record_built(saved.code_id)
     return saved

@@ -49,7 +49,7 @@ def compiled_here(
     module = backend.compile(graph, target, CompileOptions(tuning=Tuning(trials=0) if tuned else None))
     executable = executable_of(module, graph, num_threads)
     if entry is not None and module.objects:
-        code_cache.keep(entry, graph, module)
+        code_cache.keep(entry, artifact, graph, module)
     return module.program, executable
 
 

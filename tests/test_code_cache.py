@@ -13,9 +13,11 @@ from sklearn.linear_model import LogisticRegression
 
 import mlec
 from mlec import code_cache
-from mlec.artifact import EncryptionKey
+from mlec.artifact import Artifact, EncryptionKey
 from mlec.backends.tvm import backend as tvm_backend
 from mlec.errors import SecurityError
+from mlec.ir import GraphBuilder, tensor
+from mlec.target import Target
 
 X = np.random.default_rng(0).normal(size=(60, 5))
 SOURCE = LogisticRegression().fit(X, X[:, 0] + X[:, 1] > 0)
@@ -127,6 +129,33 @@ def test_what_was_not_used_for_longest_makes_room(foreign: Path, monkeypatch: py
     mlec.load(foreign)
     (entry,) = (path for path in folder.iterdir() if len(path.stem) == 64)
     assert {path.name for path in folder.iterdir()} == {entry.name, "1.mle", "2.mle"}
+
+
+def test_constants_that_the_file_lacks_are_kept(foreign: Path, tmp_path: Path) -> None:
+    """Weights that the graph in a file makes of others (`unpack_int8`) are none of its tensors."""
+    b = GraphBuilder("g")
+    x = b.input("x", tensor("f32", ("n", 3)))
+    graph = b.finish([b("add", x, b.constant(np.arange(3, dtype=np.float32), "made_on_loading"))])
+    module = tvm_backend.TVMBackend().compile(graph, Target())
+    with Artifact.open(foreign) as artifact:
+        assert "made_on_loading" not in artifact.tensors
+        code_cache.keep(tmp_path / "compiled/e.mle", artifact, graph, module)
+        found = code_cache.find(tmp_path / "compiled/e.mle", artifact)
+        assert found is not None
+        program, _, tensors = found
+        assert program.constants
+        assert all(np.array_equal(tensors[name], module.constants[name]) for name in program.constants)
+
+
+def test_a_lock_file_of_an_editor_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".#a.py").symlink_to("someone@somewhere:1")
+    monkeypatch.setattr(code_cache, "__file__", str(tmp_path / "code_cache.py"))
+    code_cache._compiler.cache_clear()
+    try:
+        state = code_cache._compiler()
+    finally:
+        code_cache._compiler.cache_clear()
+    assert len(state) == 3
 
 
 def test_policies(foreign: Path, tmp_path: Path) -> None:

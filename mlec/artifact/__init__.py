@@ -6,7 +6,7 @@ Nothing in this package executes anything that a file holds.
 
 from typing import TYPE_CHECKING, Any
 
-from mlec.artifact.kernels import KINDS, KernelBlob
+from mlec.artifact.kernels import KINDS, RELOCATABLE, KernelBlob
 from mlec.artifact.model import ModelMetadata, read_model
 from mlec.artifact.reader import Artifact
 from mlec.artifact.trust import TrustDecision, TrustDigest, check_signed, decide, is_built_here, record_built
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DTYPES",
     "KINDS",
+    "RELOCATABLE",
     "Artifact",
     "Attributes",
     "EncryptionKey",

@@ -16,7 +16,11 @@ from mlec.artifact import limits
 from mlec.artifact.sections import align_up, check_zero
 from mlec.errors import CorruptedFileError, UsageError
 
-KINDS: Final = {1: "ELF shared object", 2: "PE", 3: "Mach-O", 4: "cubin/fatbin", 5: "PTX", 6: "relocatable object"}
+RELOCATABLE: Final = 6
+"""The kind of what this version compiles."""
+KINDS: Final = {
+    1: "ELF shared object", 2: "PE", 3: "Mach-O", 4: "cubin/fatbin", 5: "PTX", RELOCATABLE: "relocatable object",
+}  # fmt: skip
 """What a kernel blob can be, by number."""
 
 _MAGIC: Final = b"MLEK"
