@@ -114,8 +114,8 @@ class CostModel:
         for node in graph.compute_nodes:
             if not node.op.has(Trait.VIEW):
                 inputs = list(dict.fromkeys(node.inputs))
-                weights = sum(_value(v.type.nbytes, binding) for v in inputs if v in constants)
-                values = sum(_value(v.type.nbytes, binding) for v in (*inputs, *node.outputs) if v not in constants)
+                weights = sum(value_of(v.type.nbytes, binding) for v in inputs if v in constants)
+                values = sum(value_of(v.type.nbytes, binding) for v in (*inputs, *node.outputs) if v not in constants)
                 floats = [v.type.dtype.bits for v in (*inputs, *node.outputs) if v.type.dtype.is_float]
                 work = Work(operations_of(node, binding), weights, values, max(floats, default=32))
                 seconds += self.seconds(work, held)
@@ -135,7 +135,7 @@ class CostModel:
     def _edge_seconds(self, signature: Signature, binding: Binding) -> float:
         """Of what a call does besides: checking a table, and giving labels their names."""
         table, seconds = signature.table, self.machine.call_seconds
-        rows = max((_value(parse_dim(spec.shape[0]), binding) for spec in signature.inputs if spec.shape), default=1)
+        rows = max((value_of(parse_dim(spec.shape[0]), binding) for spec in signature.inputs if spec.shape), default=1)
         if table is not None and table.numbers != "any":
             nbytes = rows * table.n_features * 8
             seconds += CHECK_OF_CALL * self.machine.call_seconds + nbytes / (
@@ -155,8 +155,8 @@ class CostModel:
         """
         assert note.node is not None
         if note.rows is not None:
-            return self._rows(_value(note.node.outputs[0].type.shape[0], binding), note.rows)
-        moved = _value(parse_dim(kernel.bytes), binding)
+            return self._rows(value_of(note.node.outputs[0].type.shape[0], binding), note.rows)
+        moved = value_of(parse_dim(kernel.bytes), binding)
         operations = operations_of(note.node, binding)
         return self.seconds(Work(operations, note.weights, max(0, moved - note.weights), note.bits), held)
 
@@ -197,11 +197,11 @@ def operations_of(node: Node, binding: Binding) -> dict[str, int]:
         if inner.attrs.get("body") is not None and inner is not node:
             operations.update(operations_of(inner, binding))
         elif not inner.op.has(Trait.VIEW):
-            flops = _value(inner.cost.flops, binding)
+            flops = value_of(inner.cost.flops, binding)
             family = family_of(inner)
             if family == "winograd":
-                flops += flops * WINOGRAD_CHANNELS // _value(_input_channels(inner), binding)
-            operations[family] += flops or sum(_value(v.type.size, binding) for v in inner.outputs)
+                flops += flops * WINOGRAD_CHANNELS // value_of(_input_channels(inner), binding)
+            operations[family] += flops or sum(value_of(v.type.size, binding) for v in inner.outputs)
     return dict(operations)
 
 
@@ -231,7 +231,7 @@ def _takes_winograd(node: Node) -> bool:
     kernel = weights.shape[2:] if node.name == "conv" else (weights.shape[2], weights.shape[4])
     steps = [node.attrs.get(name, 1) for name in ("strides", "dilations")]
     plain = all(step in (1, (1, 1), [1, 1]) for step in steps) and node.attrs.get("groups", 1) == 1
-    large = all(not isinstance(extent, int) or extent > WINOGRAD_EXTENT - 1 for extent in extents)
+    large = all(not isinstance(extent, int) or extent >= WINOGRAD_EXTENT for extent in extents)
     blocked = node.name == "conv" or weights.shape[3] != 1
     return plain and large and blocked and tuple(kernel) == (3, 3)
 
@@ -241,5 +241,6 @@ def _input_channels(node: Node) -> Dim:
     return shape[1] if node.name == "conv" else shape[1] * shape[3]
 
 
-def _value(dim: Dim, binding: Binding) -> int:
+def value_of(dim: Dim, binding: Binding) -> int:
+    """An extent or an amount of work; symbols that have no value in ``binding`` count as 1."""
     return evaluate(dim, {name: binding.get(name, 1) for name in symbols_of(dim)})

@@ -12,14 +12,13 @@ from typing import Any
 
 from mlec import registry
 from mlec.backends.base import CompiledModule, CompileOptions
-from mlec.cost_model import CostModel
+from mlec.cost_model import CostModel, value_of
 from mlec.errors import MlecError
 from mlec.ir import Graph
-from mlec.ir.dim import evaluate, parse_dim, symbols_of
+from mlec.ir.dim import parse_dim
 from mlec.recompiling import executable_of
 from mlec.report import OptimizationReport
 from mlec.runtime import CompiledModel
-from mlec.runtime.timeline import live_by_call
 from mlec.target import Target
 from mlec.timing import interleaved
 
@@ -59,19 +58,19 @@ def observe(
                 "symbol": kernel.symbol,
                 "seconds": seconds[kernel.symbol],
                 "predicted_seconds": kernels.get(kernel.symbol),
-                "flops": _value(kernel.flops, binding),
-                "bytes": _value(kernel.bytes, binding),
+                "flops": value_of(parse_dim(kernel.flops), binding),
+                "bytes": value_of(parse_dim(kernel.bytes), binding),
             }
             for kernel in module.program.kernels
             if kernel.symbol in seconds
         ],
     }
     if (plan := compiled.memory_plan(inputs)) is not None:
-        steps = live_by_call(module.program, plan)
+        symbols = [kernel.symbol for kernel in module.program.kernels]
         report.memory["timeline"] = {
             "rows": report.timing["measured"]["rows"],
             "arena_bytes": plan.arena_nbytes,
-            "steps": [{"symbol": symbol, "live_bytes": live} for symbol, live in steps],
+            "steps": [{"symbol": s, "live_bytes": live} for s, live in zip(symbols, plan.live, strict=True)],
         }
 
 
@@ -126,8 +125,3 @@ def _least(compiled: CompiledModel, inputs: list[Any]) -> tuple[dict[str, float]
         if run + 1 >= FEWEST and time.perf_counter() > end:
             break
     return least, binding
-
-
-def _value(work: int | str, binding: dict[str, int]) -> int:
-    dim = parse_dim(work)
-    return evaluate(dim, {name: binding.get(name, 1) for name in symbols_of(dim)})

@@ -7,7 +7,6 @@ of each other.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -115,7 +114,8 @@ class Layout:
         places = [Place(self.homes.get(root, Home("arena")), offsets.get(root, 0) + offset) for root, offset in roots]
         outputs = [(of_buffers[number], numpy_dtype(sequence.buffers[number].dtype)) for number in sequence.outputs]
         output_nbytes = sum(nbytes[number] for number in sequence.outputs)
-        return Plan(of_buffers, of_calls, made, places, arena_nbytes, live_nbytes(lives), outputs, output_nbytes, lives)
+        live = live_nbytes(lives, len(sequence.calls))
+        return Plan(of_buffers, of_calls, made, places, arena_nbytes, live, outputs, output_nbytes)
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,9 @@ class Plan:
         made: the numbers of the calls that are made, in order: those that would copy between a buffer and its parts may not be needed.
         places: of every buffer; those of buffers that no call is given mean nothing.
         arena_nbytes: its size.
-        live_nbytes: the most that buffers in the arena hold at one time: no arena can be smaller.
+        live: bytes in the arena that are in use during each call, those included that are not made: no arena can be smaller than the most.
         outputs: shape and element type of each output.
         output_nbytes: of all outputs together.
-        lives: of each buffer in the arena its bytes, and the numbers of the first and the last call that touch it.
     """
 
     shapes: list[tuple[int, ...]]
@@ -139,19 +138,23 @@ class Plan:
     made: list[int]
     places: list[Place]
     arena_nbytes: int
-    live_nbytes: int
+    live: list[int]
     outputs: list[tuple[tuple[int, ...], np.dtype[Any]]]
     output_nbytes: int
-    lives: Mapping[int, tuple[int, int, int]]
+
+    @property
+    def live_nbytes(self) -> int:
+        """The most that is in use at one time."""
+        return max(self.live, default=0)
 
 
-def live_nbytes(buffers: Mapping[int, tuple[int, int, int]]) -> int:
-    """The most bytes of buffers that are alive at one moment; of each its bytes, first and last moment of life."""
-    change: Counter[int] = Counter()
+def live_nbytes(buffers: Mapping[int, tuple[int, int, int]], moments: int) -> list[int]:
+    """At each moment the bytes of the buffers that are alive; of each its bytes, first and last moment of life."""
+    change = [0] * (moments + 1)
     for size, first, last in buffers.values():
         change[first] += size
         change[last + 1] -= size
-    return max(accumulate(change[moment] for moment in sorted(change)), default=0)
+    return list(accumulate(change[:-1]))
 
 
 def place(buffers: Mapping[int, tuple[int, int, int]]) -> tuple[dict[int, int], int]:
