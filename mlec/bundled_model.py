@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def main() -> None:
         if arguments.output:
             named: dict[str, Any] = {f"output_{i}": np.asarray(result) for i, result in enumerate(results)}
             np.savez(arguments.output, **named)
-    except (OSError, ValueError, EOFError, mlec.MlecError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, mlec.MlecError) as error:
         raise SystemExit(f"error: {error}") from None
     if not arguments.output:
         for result in results:

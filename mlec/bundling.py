@@ -3,6 +3,7 @@
 churn/
   model.mle           the file as it is, signature included
   model.py            `model.load()`; on the command line: python churn/model.py X.npy -o Y.npz
+  bundle.json         the digest of the code that runs, and the Python and machine that all this is for
   requirements.txt    what is to be installed there
   lib/                this package, the linker of object files, and the runtime library out of the compiler's wheel
 """

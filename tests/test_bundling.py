@@ -94,7 +94,9 @@ def test_as_a_module(directory: Path, bare: Path, tmp_path: Path) -> None:
 def test_errors_there_are_clear(directory: Path, bare: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "wide.npy", np.zeros((2, 9)))
     (tmp_path / "text.npy").write_text("nonsense")
-    for name, message in (("wide.npy", "5"), ("text.npy", "error"), ("none.npy", "No such file")):
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 no more")
+    cases = (("wide.npy", "5"), ("text.npy", "error"), ("cut.npz", "not a zip file"), ("none.npy", "No such file"))
+    for name, message in cases:
         done = run(bare, str(directory / "model.py"), name, cwd=tmp_path)
         assert (done.returncode, "Traceback" in done.stderr) == (1, False)
         assert message in done.stderr

@@ -64,10 +64,7 @@ def recover_command(model: Path, output: Path, as_json: bool) -> None:
 
     Where all of these are, model.mle as well: the model without its machine code, which is compiled where it is loaded.
     """
-    import io
     import json
-
-    import numpy as np
 
     from mlec.artifact import write
     from mlec.artifact.atomic import replace_file
@@ -81,10 +78,7 @@ def recover_command(model: Path, output: Path, as_json: bool) -> None:
     if found.graph is not None:
         files["graph.mlet"] = found.graph.encode()
     if found.tensors:
-        buffer = io.BytesIO()
-        plain = {name: a.astype(np.float32) if a.dtype.name == "bfloat16" else a for name, a in found.tensors.items()}
-        np.savez(buffer, allow_pickle=False, **plain)
-        files["weights.npz"] = buffer.getvalue()
+        files["weights.npz"] = _npz(found.tensors)
     for name, data in files.items():
         replace_file(output / name, len(data), lambda data=data: [data])  # type: ignore[misc]
     if found.complete and found.metadata is not None and found.graph is not None:
@@ -97,6 +91,22 @@ def recover_command(model: Path, output: Path, as_json: bool) -> None:
     shown = [*found.lost[:20], *([f"and {len(found.lost) - 20} more"] if len(found.lost) > 20 else [])]
     intact = plural(len(found.tensors), "tensor")
     print_pairs([("written", "\n".join(written)), ("intact", intact), ("lost", "\n".join(shown) or "nothing")])
+
+
+def _npz(tensors: Mapping[str, Any]) -> bytes:
+    """The tensors as a .npz, bfloat16 as float32. (``np.savez`` takes names as keywords, and has some of its own.)"""
+    import io
+    import zipfile
+
+    import numpy as np
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in tensors.items():
+            plain = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, plain, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def _print_locked(path: Path, as_json: bool) -> None:

@@ -131,6 +131,11 @@ def test_the_command(tmp_path: Path, sample: bytes, capsys: pytest.CaptureFixtur
     with np.load(tmp_path / "out/weights.npz") as saved, Artifact.open(tmp_path / "out/model.mle") as artifact:
         np.testing.assert_array_equal(saved["w"], artifact.tensors["w"])
         assert artifact.kernels == ()
+    made(tmp_path, tensors={"file": np.ones(3, np.float32), "allow_pickle": np.zeros(2)})
+    assert main(["recover", str(tmp_path / "m.mle"), "-o", str(tmp_path / "named")]) == 0
+    with np.load(tmp_path / "named/weights.npz") as saved:
+        assert (saved["file"].tolist(), saved["allow_pickle"].tolist()) == ([1, 1, 1], [0, 0])
+    capsys.readouterr()
     (tmp_path / "d.mle").write_bytes(b"no")
     assert main(["recover", str(tmp_path / "d.mle"), "-o", str(tmp_path / "none"), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["code"] == "E_NOTHING_INTACT"
