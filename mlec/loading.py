@@ -138,7 +138,9 @@ def variant_here(model: ModelMetadata) -> tuple[int | None, str]:
 def _abi_fault(model: ModelMetadata, chosen: int) -> str:
     """Why the runtime here does not fit the code of a variant; empty if it does, or the file does not say."""
     made_for = model.targets[chosen].get("abi", "") if chosen < len(model.targets) else ""
-    return "" if made_for in ("", runtime_abi()) else f"its kernels were made for {made_for}, here is {runtime_abi()}"
+    if not made_for or made_for == runtime_abi():
+        return ""
+    return f"its kernels were made for {made_for}, here is {runtime_abi()}"
 
 
 def _why_not_as_it_is(artifact: Artifact, program: Program, trust: str | TrustDigest) -> str:

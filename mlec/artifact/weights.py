@@ -50,6 +50,8 @@ CODECS: Final = ("raw", "zstd", *HALVES)
 """How a tensor's bytes can be stored."""
 MIN_HALVED: Final = 4096
 """Elements of a tensor from which on half the bytes are worth a copy when it is read."""
+_PIECE: Final = 1 << 20
+"""Bytes of 16-bit numbers that are widened at a time."""
 
 _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 _UInt = Annotated[int, msgspec.Meta(ge=0)]
@@ -280,9 +282,6 @@ def _widened(data: _Bytes, codec: str) -> Iterator[memoryview]:
             yield (part.view("<u2").astype("<u4") << 16).view(np.uint8).data
         else:
             yield part.view("<f2").astype("<f4").view(np.uint8).data
-
-
-_PIECE = 1 << 20
 
 
 def chunks(entries: Sequence[TensorEntry], payloads: Sequence[memoryview]) -> Iterator[bytes | memoryview]:

@@ -7,6 +7,7 @@ elsewhere is copied.
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import math
 import sys
 from dataclasses import dataclass
@@ -264,13 +265,11 @@ def open_device(kind: str, alignment: int = ALLOCATION_ALIGNMENT) -> HostMemory 
 
 def _cudart_of_wheel() -> list[Path]:
     """The CUDA runtime library of the wheel ``nvidia-cuda-runtime``, which the system's loader would not find."""
-    from importlib.metadata import PackageNotFoundError, files  # slow to import, and only GPUs need it
-
     try:
-        found = files("nvidia-cuda-runtime") or []
-    except PackageNotFoundError:
+        files = importlib.metadata.files("nvidia-cuda-runtime") or []
+    except importlib.metadata.PackageNotFoundError:
         return []
-    return [Path(str(file.locate())) for file in found if file.name.startswith("libcudart.so")]
+    return [Path(str(file.locate())) for file in files if file.name.startswith("libcudart.so")]
 
 
 def _load_cuda() -> None:
