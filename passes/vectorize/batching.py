@@ -205,12 +205,9 @@ UNBATCHED = {
         ("conv", "conv_transpose", "max_pool", "avg_pool", "resize"),
         "images keep the layout that is chosen for them only where nothing reshapes them in between",
     ),
-    "matmul_packed": "made by a later pass",
-    "matmul_narrow": "made by a later pass",
-    "matmul_narrow_packed": "made by a later pass",
-    "conv2d_nchwc": "made by a later pass",
-    "depthwise2d_nchwc": "made by a later pass",
-    "fused": "made by a later pass",
+    **dict.fromkeys(("matmul_packed", "matmul_narrow", "matmul_narrow_packed", "matmul_int8"), "made by a later pass"),
+    **dict.fromkeys(("conv2d_nchwc", "depthwise2d_nchwc", "conv_int8", "max_pool_int8"), "made by a later pass"),
+    **dict.fromkeys(("unpack_int8", "fused"), "made by a later pass"),
 }
 """Ops without a rule, and why."""
 

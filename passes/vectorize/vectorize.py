@@ -2,7 +2,8 @@
 
 A loop over rows, time steps, heads or experts leaves as many copies of its body in the graph. Where the results come together again
 (concatenated, or summed up), the copies are compared node by node, from the results up to the slices or weights in which they
-differ (`plan`), and one batched copy takes their place (`emit`, with a rule for each op in `batching`). What a recurrence cannot
+differ (`plan`), and one batched copy takes their place (`emit`, with a rule for each op in `batching`). Sums of products of all
+lanes are one product, and what follows a wide product stays beside it (`products`). What a recurrence cannot
 batch stays in steps, but work in it that does not depend on the steps before, such as the product with the input, is done once.
 """
 
@@ -14,6 +15,7 @@ from typing import ClassVar
 from mlec.ir import Graph, apply_rules
 from mlec.passes.vectorize.moves import resolve_moves
 from mlec.passes.vectorize.pairs import PAIRS
+from mlec.passes.vectorize.products import PRODUCTS
 from mlec.passes.vectorize.sweep import Sweep
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, approx
 
@@ -47,5 +49,5 @@ class Vectorize(Pass):
                 break
             graph, done = sweep.rewritten()
             remarks += done
-        edits = PassResult.of_edits(*apply_rules(graph, PAIRS))
+        edits = PassResult.of_edits(*apply_rules(graph, (*PAIRS, *PRODUCTS)))
         return PassResult(edits.graph, (*remarks, *sweep.missed, *edits.remarks))
