@@ -51,12 +51,14 @@ class TargetFacts:
         row_programs: whether what goes over narrow rows once (`mlec.ops.rows`) becomes one kernel.
         cache_bytes: of weights that a core reads again and again as fast as it computes with them.
         bf16_tiles: whether products of bf16 by bf16 are many times faster than those of float32.
+        byte_products: how many products of bytes take the time of one of float32.
     """
 
     vector_bytes: int = 32
     row_programs: bool = True
     cache_bytes: int = 1 << 20
     bf16_tiles: bool = False
+    byte_products: float = 1.0
 
 
 class Trials(Protocol):

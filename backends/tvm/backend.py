@@ -14,6 +14,7 @@ from mlec.backends.tvm.compat import llvm, tvm
 from mlec.backends.tvm.device_code import DEFAULT_ARCHS, compile_for_cuda, device_compiler, pack_device_code
 from mlec.backends.tvm.driver import driver
 from mlec.backends.tvm.kernels.gemm_bf16 import has_tiles
+from mlec.backends.tvm.kernels.int8 import byte_products
 from mlec.backends.tvm.kernels.tile import PARAMETER_ALIGNMENT
 from mlec.backends.tvm.lowering import Lowered, Lowering
 from mlec.backends.tvm.objects import to_objects
@@ -55,7 +56,8 @@ class TVMBackend(Backend):
         return "" if entry is None else str(entry)
 
     def facts(self, target: Target) -> TargetFacts:
-        """The width of a CPU's vectors and its L2; row programs, and products that widen weights as they read them, are for CPUs only.
+        """The width of a CPU's vectors, its L2 and how fast it multiplies bytes; row programs, and products that widen weights as they read
+        them, are for CPUs only.
 
         Raises:
             TargetError: for a CPU that LLVM does not know.
@@ -63,7 +65,12 @@ class TVMBackend(Backend):
         if target.kind == "cuda":
             return TargetFacts(row_programs=False, cache_bytes=sys.maxsize)
         info = cpu_info(target)
-        return TargetFacts(info.vector_bits // 8, cache_bytes=info.l2_bytes, bf16_tiles=has_tiles(info))
+        return TargetFacts(
+            info.vector_bits // 8,
+            cache_bytes=info.l2_bytes,
+            bf16_tiles=has_tiles(info),
+            byte_products=byte_products(info),
+        )
 
     def check_tunable(self, target: Target) -> None:
         """Whether the kernels of a target run on the processor of this machine.

@@ -18,7 +18,7 @@ from mlec.passes.quantize.layers import Layer, find_layers
 from mlec.passes.quantize.numbers import Affine
 from mlec.passes.quantize.observers import METHODS, Histogram, check_method
 from mlec.passes.quantize.plans import Plan, plan_of
-from mlec.passes.quantize.race import Times, race
+from mlec.passes.quantize.race import Times, predicted, race
 from mlec.passes.quantize.statistics import Batch, Place, Watched, histograms, made_inputs, watch
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance
 
@@ -40,7 +40,7 @@ class QuantizeInt8(Pass):
         min_sqnr: decibels by which the results of a layer must exceed their error on the calibration data; else it stays in float32.
         balance: how much of the outliers of activations goes into weights (SmoothQuant), 0 to 1; 0 moves none.
         correct_bias: takes the mean error of rounded weights off the biases.
-        measure: a layer that is not faster on 8 bits stays in float32.
+        measure: a layer that is not faster on 8 bits stays in float32. Those are timed for which that can't be predicted.
     """
 
     calibration: Any = field(default=None, compare=False, repr=False)
@@ -64,28 +64,31 @@ class QuantizeInt8(Pass):
             remarks.append(
                 Remark("missed", "calibrated on random numbers, for want of calibration data", rule=self.name)
             )
-        plans = self.plans(graph, layers, batches, context)
-        judged = signal_to_noise(graph, [plan for found in plans.values() for plan in found], batches, context)
+        plans, judged = self.judged(graph, layers, batches, context)
         best = [self.best(plans[layer], judged) for layer in layers]
         rows = max((len(array) for batch in batches for array in batch if array.ndim), default=1)
-        times = race([plan for plan in best if self.keeps(judged[plan])], rows, context) if self.measure else {}
+        racing = [plan for plan in best if self.measure and self.keeps(judged[plan])]
+        gains = {plan: gain for plan in racing if (gain := predicted(plan, rows, context.target)) is not None}
+        times = race([plan for plan in racing if plan not in gains], rows, context)
         chosen: list[Plan] = []
         findings: list[Mapping[str, Any]] = []
         for plan in best:
-            kept, reason = self.decide(judged[plan], times.get(plan))
+            kept, reason = self.decide(judged[plan], times.get(plan), gains.get(plan))
             node, what = plan.layer.node, "on 8 bits" if plan.kind == "int8" else "with weights of 8 bits"
             message = f"{node.name} {what if kept else 'stays in float32'}: {reason}"
             remarks.append(Remark("applied" if kept else "missed", message, node.loc, self.name))
-            findings.append(self.finding(plan, judged[plan], times.get(plan), kept, reason))
+            findings.append(self.finding(plan, judged[plan], times.get(plan), gains.get(plan), kept, reason))
             if kept:
                 chosen.append(plan)
         return PassResult(emit(graph, chosen) if chosen else graph, tuple(remarks), tuple(findings))
 
-    def plans(
+    def judged(
         self, graph: Graph, layers: Sequence[Layer], batches: Sequence[Batch], context: PassContext
-    ) -> dict[Layer, list[Plan]]:
-        """The ways to compute each layer, the preferred ones first: on 8 bits, also balanced where its input channels are uneven; a product
-        with its weights in 8 bits only.
+    ) -> tuple[dict[Layer, list[Plan]], dict[Plan, float]]:
+        """The ways to compute each layer, and the decibels of each.
+
+        The preferred ones come first: on 8 bits, also balanced where its input channels are uneven; a product with its weights in 8 bits
+        only.
         """
         sources = {layer: source_of(graph, layer.input) for layer in layers}
         places: list[Place] = [(layer.input, layer.channel_axis) for layer in layers]
@@ -103,7 +106,8 @@ class QuantizeInt8(Pass):
                 plans[layer].append(plan_of(layer, "int8", affine, mean, divisors[layer.input]))
             if not layer.is_conv:
                 plans[layer].append(plan_of(layer, "weights", ranges[sources[layer]], mean))
-        return plans
+        finite = {value: found.finite for (value, _), found in seen.items()}
+        return plans, signal_to_noise(plans, finite, parts)
 
     def divisors(self, layers: Sequence[Layer], seen: Mapping[Place, Watched]) -> dict[Value, Array]:
         readers: dict[Value, list[Layer]] = {}
@@ -132,19 +136,23 @@ class QuantizeInt8(Pass):
             weights if weights is not None and not self.keeps(judged[first]) and self.keeps(judged[weights]) else first
         )
 
-    def decide(self, sqnr: float, times: Times | None) -> tuple[bool, str]:
+    def decide(self, sqnr: float, times: Times | None, gain: float | None) -> tuple[bool, str]:
         """Whether a layer may work on 8 bits, and why."""
         if math.isnan(sqnr):
             return False, "its results on the calibration data are not finite"
         if not self.keeps(sqnr):
             return False, f"{sqnr:.1f} dB between its results and their error, less than {self.min_sqnr:g}"
         near = f"{sqnr:.1f} dB between its results and their error"
+        if gain is not None:
+            return True, f"{near}, predicted to be {gain:.2g} times as fast as float32 or more"
         if times is None:
             return True, near
-        taken = f"{times[1] * 1e6:.3g} us against {times[0] * 1e6:.3g} us in float32"
+        taken = f"measured: {times[1] * 1e6:.3g} us against {times[0] * 1e6:.3g} us in float32"
         return (True, f"{near}, {taken}") if times[1] <= times[0] * SLOWER else (False, f"slower on 8 bits: {taken}")
 
-    def finding(self, plan: Plan, sqnr: float, times: Times | None, kept: bool, reason: str) -> dict[str, Any]:
+    def finding(
+        self, plan: Plan, sqnr: float, times: Times | None, gain: float | None, kept: bool, reason: str
+    ) -> dict[str, Any]:
         layer = plan.layer
         leaves = layer.node.loc.leaves
         return {
@@ -158,6 +166,7 @@ class QuantizeInt8(Pass):
             "sqnr_db": round(sqnr, 2) if math.isfinite(sqnr) else None,
             "float32_us": round(times[0] * 1e6, 3) if times is not None else None,
             "int8_us": round(times[1] * 1e6, 3) if times is not None else None,
+            "predicted_gain": round(gain, 2) if gain is not None else None,
             "decision": plan.kind if kept else "float32",
             "reason": reason,
         }

@@ -1,4 +1,6 @@
-"""How fast layers are on 8 bits: each beside itself in float32, as kernels of one graph that is compiled and timed on the side."""
+"""How fast layers are on 8 bits: predicted, and where that leaves a doubt, each timed beside itself in float32, as kernels of one graph
+that is compiled on the side.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +9,50 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlec.ir import Graph, GraphBuilder, Location, TensorType, Value
-from mlec.ir.dim import evaluate
+from mlec.ir.dim import evaluate, symbols_of
 from mlec.ir.dtype import DType
 from mlec.ir.op import Array
 from mlec.passes.quantize.emit import LAST, result_of
 from mlec.passes.quantize.plans import Plan
-from mlec.pipeline import PassContext
+from mlec.pipeline import PassContext, TargetFacts
 
 ROWS = 64
 """Extent of symbolic dims, at most: as in the calibration data where that has fewer."""
+MOST_WORK = 4e9
+"""Operations of all layers, in float32: with large ones there are fewer rows."""
 Times = tuple[float, float]
 """Seconds of one call in float32, and on 8 bits."""
+
+CERTAIN = 1.5
+"""So much faster, a layer is not timed."""
+LEAST_WORK = 2e6
+"""Operations of a layer from which on the calls of kernels do not count."""
+REACHED = 0.5
+"""Of what the processor multiplies at most, what products of bytes do with all that is around them."""
+WINOGRAD = 3.0
+"""How much faster than its multiplications a convolution in float32 can be."""
+
+
+def predicted(plan: Plan, rows: int, facts: TargetFacts) -> float | None:
+    """How many times faster than in float32 a layer is at least; None where that is not certain to be more than `CERTAIN`.
+
+    Segments of 64 bytes and blocks of 16 columns are what is multiplied at once (see `mlec.backends.tvm.kernels.int8`).
+    """
+    layer = plan.layer
+    segment, columns = layer.weights.shape[-2], layer.weights.shape[-1]
+    if plan.kind != "int8" or layer.node.attrs.get("groups", 1) != 1:
+        return None
+    if layer.is_conv:
+        segment *= layer.weights.shape[1]
+    if evaluate(layer.node.cost.flops, dict.fromkeys(_symbols(plan), min(rows, ROWS))) < LEAST_WORK:
+        return None
+    used = segment / (-(-segment // 64) * 64) * columns / (-(-columns // 16) * 16)
+    gain = REACHED * used * facts.byte_products / (WINOGRAD if layer.is_conv else 1)
+    return gain if gain >= CERTAIN else None
+
+
+def _symbols(plan: Plan) -> frozenset[str]:
+    return frozenset().union(*(symbols_of(dim) for dim in plan.layer.output.type.shape))
 
 
 def race(plans: Sequence[Plan], rows: int, context: PassContext) -> dict[Plan, Times]:
@@ -39,8 +74,10 @@ def race(plans: Sequence[Plan], rows: int, context: PassContext) -> dict[Plan, T
         with b.at(Location(scope=f"int {i}")):
             outputs.append(_in_eight(b, group[0], i))
     graph = b.finish(outputs)
+    work = evaluate(graph.cost.flops, dict.fromkeys(graph.symbols, 1))
+    rows = max(1, min(rows, ROWS, int(MOST_WORK // max(work, 1))))
     taken: dict[str, float] = {}
-    for op, location, seconds in context.trials.times(graph, _inputs(graph, min(rows, ROWS))):
+    for op, location, seconds in context.trials.times(graph, _inputs(graph, rows)):
         if op.startswith(("matmul", "conv", "depthwise")):
             taken[location] = taken.get(location, 0.0) + seconds
     return {

@@ -1,4 +1,4 @@
-"""What the numbers inside a network are on calibration data: ranges, means, histograms. Batch after batch; no activation is kept."""
+"""What the numbers inside a network are on calibration data: ranges, means, histograms. Batch after batch; few activations are kept."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import numpy as np
 from mlec.ir import Graph, Value, extract, run_graph
 from mlec.ir.dim import evaluate, symbols_of
 from mlec.ir.op import Array
+from mlec.passes.quantize.layers import PRODUCTS
 from mlec.passes.quantize.observers import Histogram
 from mlec.pipeline import PassContext
 
 MOST_BYTES = 1 << 28
-"""Of the activations that one run may give back."""
+"""Of the activations that one run may give back, and of those that are kept for later looks at them."""
 MADE_ROWS = 64
 WORTH_COMPILING = 2e9
-"""Operations that the interpreter does about as fast as the compiler compiles."""
+"""Operations that the interpreter does about as fast as the compiler makes the kernel of one product."""
 
 Batch = Sequence[Array]
 
@@ -37,7 +38,9 @@ def made_inputs(graph: Graph) -> list[list[Array]]:
 def runner(graph: Graph, batches: Sequence[Batch], context: PassContext) -> Callable[[Batch], Sequence[Array]]:
     """Something that runs the graph: compiled, unless the interpreter is done with the batches before the compiler is."""
     rows = sum(max((len(array) for array in batch if array.ndim), default=1) for batch in batches)
-    if context.trials is None or evaluate(graph.cost.flops, dict.fromkeys(graph.symbols, 1)) * rows < WORTH_COMPILING:
+    products = sum(node.name in PRODUCTS for node in graph.nodes)
+    work = evaluate(graph.cost.flops, dict.fromkeys(graph.symbols, 1)) * rows
+    if context.trials is None or work < WORTH_COMPILING * products:
         return lambda inputs: run_graph(graph, inputs)
     return context.trials.compiled(graph)
 
@@ -65,9 +68,11 @@ class Watched:
         axis: of its channels, counted from the end.
         largest: of each channel the largest magnitude.
         mean: of each channel.
+        finite: whether all numbers are.
     """
 
     axis: int
+    finite: bool = True
     low: float = np.inf
     high: float = -np.inf
     count: int = 0
@@ -76,7 +81,9 @@ class Watched:
 
     def add(self, array: Array) -> None:
         """Numbers that are not finite count as 0."""
-        known = array if np.isfinite(array).all() else np.where(np.isfinite(array), array, 0)
+        finite = bool(np.isfinite(array).all())
+        self.finite &= finite
+        known = array if finite else np.where(np.isfinite(array), array, 0)
         if not known.size:
             return
         self.low, self.high = min(self.low, float(known.min())), max(self.high, float(known.max()))
@@ -93,20 +100,26 @@ class Watched:
 Place = tuple[Value, int]
 """A value, and the axis of its channels, counted from the end."""
 Parts = Callable[[], Iterator[dict[Value, Array]]]
-"""Runs the network on all batches, and gives the values that are watched part by part."""
+"""Goes through all batches, and gives the values that are watched part by part."""
 
 
 def watch(
     graph: Graph, places: Sequence[Place], batches: Sequence[Batch], context: PassContext
 ) -> tuple[dict[Place, Watched], Parts]:
-    """Runs the graph on the batches: what was seen, and something that runs it all again."""
+    """Runs the graph on the batches: what was seen, and something that goes through it again, running what was too much to keep."""
     values = list(dict.fromkeys(value for value, _ in places))
     inner = [value for value in values if value not in graph.inputs]
     run = runner(extract(graph, graph.inputs, inner, f"{graph.name}_watched"), batches, context) if inner else None
 
+    kept: dict[int, Sequence[Array]] = {}
+
     def parts() -> Iterator[dict[Value, Array]]:
-        for part in parts_of(graph, batches, values):
-            outputs = run(part) if run is not None else []
+        for number, part in enumerate(parts_of(graph, batches, values)):
+            outputs = kept.get(number)
+            if outputs is None:
+                outputs = run(part) if run is not None else []
+                if sum(array.nbytes for arrays in (*kept.values(), outputs) for array in arrays) <= MOST_BYTES:
+                    kept[number] = outputs
             yield dict(zip(graph.inputs, part, strict=True)) | dict(zip(inner, outputs, strict=True))
 
     seen = {place: Watched(place[1]) for place in places}
