@@ -41,7 +41,9 @@ SPECIAL = [
 UNARY = [
     name
     for name, op in OPS.items()
-    if op.has(Trait.ELEMENTWISE) and len(op.operands) == 1 and name not in ("cast", "logical_not")
+    if op.has(Trait.ELEMENTWISE)
+    and len(op.operands) == 1
+    and name not in ("cast", "logical_not", "quantize", "dequantize")
 ]
 BINARY = [
     name
