@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mlec.ir import Graph, GraphBuilder, Value, apply_rules
+from mlec.ir import Graph, GraphBuilder, Node, Value, apply_rules
 from mlec.ir.dim import evaluate
 from mlec.passes.stability.findings import Finding, Severity, listed
 from mlec.passes.stability.hazards import Hazard, find_hazards
@@ -36,8 +36,9 @@ class CheckNumerics(Pass):
 
     Attributes:
         stabilize: also rewrite what has a stable spelling. Results may then be numbers where they were not.
-        effort: how much longer than usual it may look for inputs. Usual are 50 ms and 0.5 ms for each node, 1 s at most, by an estimate, so
-            that each run finds the same. Of a model that cannot be executed a few times in that, findings are notes.
+        effort: how much longer than usual it may look for inputs, and then follow what hazards do to the outputs. Usual are for each 50 ms
+            and 0.5 ms for each node, 1 s at most, by an estimate, so that each run finds the same. Of a model that cannot be executed a few
+            times in that, and of hazards that cannot be followed in that, findings are notes.
     """
 
     name: ClassVar[str] = "stability"
@@ -61,9 +62,9 @@ class CheckNumerics(Pass):
             result, edits = apply_rules(graph, RULES)
             named = {hazard.rule for hazard in hazards}  # parts of a larger formula are gone with it
             remarks = PassResult.of_edits(result, [edit for edit in edits if edit.rule in named]).remarks
-        witnesses, searched = self._search(graph, result, hazards, ranges)
+        witnesses, unjudged = self._search(graph, result, hazards, ranges)
         for hazard in hazards:
-            finding = _finding(hazard, graph, witnesses.get(hazard), searched, ranges, self.stabilize)
+            finding = _finding(hazard, graph, witnesses.get(hazard), unjudged.get(hazard, ""), ranges, self.stabilize)
             if finding is not None:
                 findings.append(finding)
         if not self.stabilize:
@@ -73,34 +74,44 @@ class CheckNumerics(Pass):
                 for f in findings
                 if f.rewrite
             )
+        if unjudged:
+            rules, reasons = (
+                ", ".join(dict.fromkeys(words)) for words in ((h.rule for h in unjudged), unjudged.values())
+            )
+            remarks += (Remark("missed", f"nothing is known of {len(unjudged)} places ({rules}): {reasons}"),)
         return PassResult(result, remarks, tuple(finding.to_dict() for finding in findings))
 
     def _search(
         self, graph: Graph, stable: Graph, hazards: Sequence[Hazard], ranges: Mapping[Value, InputRange]
-    ) -> tuple[dict[Hazard, Witness], bool]:
-        """Witnesses, and whether the model could be executed often enough to say something of what has none."""
+    ) -> tuple[Mapping[Hazard, Witness], Mapping[Hazard, str]]:
+        """Witnesses, and why nothing can be said of hazards that have none: what was not done."""
         if not hazards:
-            return {}, True
+            return {}, {}
         reached = _reached(graph, [v for hazard in hazards for v in hazard.node.outputs])
         places = [i for i, output in enumerate(graph.outputs) if output in reached]
         if not places:
-            return {}, True
+            return {}, {}
         part, stable_part = (_with_outputs(g, [g.outputs[i] for i in places]) for g in (graph, stable))
         rare = all(
             hazard.kind == "cancellation" for hazard in hazards
         )  # wherever something is added, and hardly ever real
         seconds = self.effort * min(1.0, 0.05 + 0.0005 * len(graph.nodes))
-        count = min(MAX_RARE_PROBES if rare else MAX_PROBES, int(seconds / _seconds(part)))
+        costs = _seconds(part)
+        count = min(MAX_RARE_PROBES if rare else MAX_PROBES, int(seconds / sum(costs.values())))
         if count < MIN_PROBES:
-            return {}, False
-        search = Search(part, stable_part if stable is not graph else part, wider(part))
+            return {}, dict.fromkeys(hazards, "not executed: the model is too large for that without more effort")
+        search = Search(part, stable_part if stable is not graph else part, wider(part), seconds, costs)
         intervals = {value: r.interval for value, r in ranges.items()}
         try:
-            return search.find(hazards, probes(part, intervals, count)), True
+            witnesses = search.find(hazards, probes(part, intervals, count))
         except (
             Exception
         ):  # an op of a plugin whose reference takes no wider floats: there is nothing to compare with then
-            return {}, False
+            return {}, dict.fromkeys(hazards, "not executed: an op cannot be computed in a wider precision")
+        lost = [hazard for hazard in hazards if hazard in search.unjudged and hazard not in witnesses]
+        return witnesses, dict.fromkeys(
+            lost, "not followed to the outputs: there are too many such places for that without more effort"
+        )
 
 
 def _reached(graph: Graph, start: Sequence[Value]) -> set[Value]:
@@ -121,16 +132,17 @@ def _with_outputs(graph: Graph, outputs: Sequence[Value]) -> Graph:
     return b.finish(outputs, signature=graph.signature)
 
 
-def _seconds(graph: Graph) -> float:
-    """What executing a graph on the reference interpreter, in both precisions, takes at least: measured on ordinary machines."""
+def _seconds(graph: Graph) -> dict[Node, float]:
+    """What executing each node on the reference interpreter, in both precisions, takes at least: measured on ordinary machines."""
     binding = extents(graph)
-    flops = evaluate(graph.cost.flops, binding)
-    seconds = 4e-5 * len(graph.nodes) + flops / (5e7 if wider(graph) == np.longdouble else 1e9)
+    speed = 5e7 if wider(graph) == np.longdouble else 1e9
+    found = {}
     for node in graph.nodes:
+        found[node] = 4e-5 + (0.0 if node.is_constant else evaluate(node.cost.flops, binding) / speed)
         if node.name == "tree_ensemble":
             trees = node.inputs[8].type.shape[0]
-            seconds += 5e-4 * (trees if isinstance(trees, int) else 1000)
-    return seconds
+            found[node] += 5e-4 * (trees if isinstance(trees, int) else 1000)
+    return found
 
 
 _SEVERITY: Mapping[str, Severity] = {
@@ -142,20 +154,20 @@ def _finding(
     hazard: Hazard,
     graph: Graph,
     witness: Witness | None,
-    searched: bool,
+    unjudged: str,
     ranges: Mapping[Value, InputRange],
     applied: bool,
 ) -> Finding | None:
-    """What to say of a hazard; nothing if many inputs did not show it."""
+    """What to say of a hazard; nothing if many inputs did not show it. ``unjudged``: why nothing is known of it, if so."""
     node = hazard.node
     rewrite = hazard.stable.stable if hazard.stable is not None else ""
     named = {v: spec.name for v, spec in zip(graph.inputs, graph.signature.inputs, strict=True)}
     within = "; ".join(f"{named[v]} in {r.interval} ({r.origin})" for v, r in ranges.items())
     done = applied and hazard.stable is not None
     if witness is None:
-        if searched or hazard.stable is None:
+        if not unjudged or hazard.stable is None:
             return None
-        danger = f"{hazard.danger} (not executed: the model is too large for that)"
+        danger = f"{hazard.danger} ({unjudged})"
         return Finding(hazard.rule, "note", node.name, node.loc, danger, rewrite=rewrite, applied=done, ranges=within)
     effect = witness.effect
     assumed = any(r.origin == "assumed" for r in ranges.values())

@@ -29,19 +29,20 @@ class WideGraph:
     def widened(self, array: Array) -> Array:
         return np.asarray(array, self.dtype) if array.dtype.kind in "fV" else array
 
-    def trace(self, inputs: Sequence[Array], stated: Mapping[Value, Array] | None = None) -> Mapping[Value, Array]:
-        """Every value for these inputs, which are widened first; values that are stated are not computed."""
-        known = {value: self.widened(array) for value, array in (stated or {}).items()}
-        graph = self.graph
-        bound = bind_symbols([v.type for v in graph.inputs], [a.shape for a in inputs])
+    def trace(self, inputs: Sequence[Array]) -> Mapping[Value, Array]:
+        """Every value for these inputs, which are widened first."""
+        graph, bound = self.graph, self.bound(inputs)
         values = {**self._constants, **{v: self.widened(a) for v, a in zip(graph.inputs, inputs, strict=True)}}
         with np.errstate(all="ignore"):
             for node in graph.nodes:
                 if not node.is_constant:
                     results = self.evaluated(node, [values[v] for v in node.inputs], bound)
                     values.update(zip(node.outputs, results, strict=True))
-                    values.update((v, known[v]) for v in node.outputs if v in known)
         return values
+
+    def bound(self, inputs: Sequence[Array]) -> Mapping[str, int]:
+        """The extents of symbolic dims for these inputs."""
+        return bind_symbols([v.type for v in self.graph.inputs], [a.shape for a in inputs])
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         values = self.trace(inputs)

@@ -9,14 +9,17 @@ get right, is not blamed.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
 from mlec.ir import Graph, Node, Value, apply_rules, extract, run_graph, trace_graph
 from mlec.ir.op import Array
+from mlec.passes.stability.consequences import Consequences, positions
 from mlec.passes.stability.hazards import Hazard, exact_integers
 from mlec.passes.stability.probes import Probe
 from mlec.passes.stability.wide import WideGraph
@@ -67,6 +70,56 @@ class Witness:
     is_slight: bool = False
 
 
+class _Trial:
+    """One probe, executed: each run of the whole graph is made at most once, however many hazards look at it.
+
+    Attributes:
+        values: every value, as the graph states it.
+        right: the right outputs.
+    """
+
+    def __init__(self, search: Search, probe: Probe) -> None:
+        self.search, self.probe = search, probe
+        self.values = trace_graph(search.graph, probe.arrays)
+        self.right = search.right.run(probe.arrays)
+        self._moved: dict[int, float] = {}
+
+    @cached_property
+    def mended(self) -> list[Array] | None:
+        """The outputs with every stable rewrite, as its graph states them; None without one."""
+        search = self.search
+        return run_graph(search.stable, self.probe.arrays) if search.stable is not search.graph else None
+
+    @cached_property
+    def exact(self) -> Mapping[Value, Array]:
+        """Every value in the wide precision."""
+        return self.search.wide.trace(self.probe.arrays)
+
+    @cached_property
+    def consequences(self) -> Consequences:
+        return Consequences(self.search.wide, self.search.order, self.probe.arrays, self.exact)
+
+    @cached_property
+    def nudged(self) -> list[list[Array]]:
+        """The right outputs for inputs that are moved a little, in a few directions."""
+        rng = np.random.default_rng(0)
+        return [
+            self.search.right.run([self.search.nudged(array, signs, rng) for array in self.probe.arrays])
+            for signs in ("up", "down", "random", "random")
+        ]
+
+    def moved(self, output: int) -> float:
+        """How far moving the inputs a little moves the right result of an output."""
+        if output not in self._moved:
+            right = self.right[output]
+            with np.errstate(invalid="ignore", over="ignore"):
+                changes = [np.abs(results[output] - right) for results in self.nudged]
+            self._moved[output] = max(
+                float(np.max(np.where(np.isnan(change), np.inf, change), initial=0)) for change in changes
+            )
+        return self._moved[output]
+
+
 class Search:
     """Looks for witnesses in one graph.
 
@@ -74,10 +127,28 @@ class Search:
         graph: as it will be compiled.
         stable: the same with every stable rewrite.
         dtype: the wide one.
+        seconds: how long what hazards do to the outputs may be followed, by an estimate.
+        costs: how many seconds each node takes by that, in both precisions together.
+
+    Attributes:
+        followed: nodes that were evaluated to see what hazards do to the outputs.
+        unjudged: hazards that show somewhere, and of which that could not be followed any more.
     """
 
-    def __init__(self, graph: Graph, stable: Graph, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        stable: Graph,
+        dtype: np.dtype[Any],
+        seconds: float,
+        costs: Mapping[Node, float],
+    ) -> None:
         self.graph, self.stable = graph, stable
+        self.order = positions(graph)
+        self.seconds, self._costs = seconds, costs
+        self.followed = 0
+        self.unjudged: set[Hazard] = set()
+        self._tries: Counter[Hazard] = Counter()
         self.wide = WideGraph(graph, dtype)
         self.right = WideGraph(stable, dtype) if stable is not graph else self.wide
         kinds = {v.type.dtype for n in graph.compute_nodes for v in n.outputs} | {v.type.dtype for v in graph.inputs}
@@ -99,34 +170,38 @@ class Search:
 
     def _witnesses(self, hazards: Sequence[Hazard], probe: Probe) -> dict[Hazard, Witness]:
         """The hazards that show on one probe."""
-        values = trace_graph(self.graph, probe.arrays)
+        trial = _Trial(self, probe)
+        values = trial.values
         found = {
             hazard: Witness(probe, effect, effect.difference / max(abs(effect.right), 1.0))
             for hazard in hazards if hazard.kind == "wraps" and (effect := _wrapped(hazard.node, values)) is not None
         }  # fmt: skip
-        results = [values[v] for v in self.graph.outputs]
-        right = self.right.run(probe.arrays)
-        if self.compared(results, right) is None:
+        if self.compared([values[v] for v in self.graph.outputs], trial.right) is None:
             return found
-        shown = [h for h in hazards if self._shows(h, values, probe)]
-        mended = run_graph(self.stable, probe.arrays) if shown and self.stable is not self.graph else None
-        for hazard in shown:
-            witness = self._witness(hazard, values, right, mended, probe)
+        shown = [h for h in hazards if self._shows(h, trial)]
+        for hazard in self._in_turn(shown):
+            if self.seconds <= 0:
+                self.unjudged.add(hazard)
+                continue
+            self._tries[hazard] += 1
+            witness = self._witness(hazard, trial)
             if witness is not None:
                 found[hazard] = witness
         return found
 
-    def _witness(
-        self,
-        hazard: Hazard,
-        values: Mapping[Value, Array],
-        right: Sequence[Array],
-        mended: Sequence[Array] | None,
-        probe: Probe,
-    ) -> Witness | None:
+    def _in_turn(self, hazards: Sequence[Hazard]) -> list[Hazard]:
+        """What was in vain before comes last, and what is rarely real; each rule has its turn before the second place of another."""
+        places: Counter[str] = Counter()
+        turns = {}
+        for hazard in hazards:
+            turns[hazard] = self._tries[hazard], hazard.kind == "cancellation", places[hazard.rule]
+            places[hazard.rule] += 1
+        return sorted(hazards, key=turns.__getitem__)
+
+    def _witness(self, hazard: Hazard, trial: _Trial) -> Witness | None:
         """What becomes of the outputs if this hazard alone goes wrong, and all else is exact."""
-        stated = {value: values[value] for value in hazard.node.outputs}
-        wrong = self.wide.trace(probe.arrays, stated)
+        probe, values, right, mended = trial.probe, trial.values, trial.right, trial.mended
+        wrong = self._outputs_with(hazard, trial)
         effects = []
         for i, value in enumerate(self.graph.outputs):
             if i in self._reached[hazard.node]:
@@ -153,10 +228,23 @@ class Search:
         ):  # it is what the rewrite of another one mends, or nothing to do with it
             return None
         few = error <= math.sqrt(self.eps)
-        if effect.kind == "inaccurate" and not is_mended and (few or not self._is_blamed(effect, right, probe)):
+        if (
+            effect.kind == "inaccurate"
+            and not is_mended
+            and (few or effect.difference <= BLAME * trial.moved(effect.output))
+        ):
             return None
         slight = effect.kind == "inaccurate" and (few if is_mended else self._is_slight(effect, probe))
         return Witness(probe, effect, error, after if is_mended else None, slight)
+
+    def _outputs_with(self, hazard: Hazard, trial: _Trial) -> Mapping[Value, Array]:
+        """The exact outputs, but for what follows from the value of the hazard."""
+        before = len(trial.consequences.evaluated)
+        changed = trial.consequences.of({value: trial.values[value] for value in hazard.node.outputs})
+        evaluated = trial.consequences.evaluated[before:]
+        self.followed += len(evaluated)
+        self.seconds -= sum(self._costs[node] for node in evaluated) / 2
+        return {value: changed.get(value, trial.exact[value]) for value in self.graph.outputs}
 
     def _is_slight(self, effect: Effect, probe: Probe) -> bool:
         size = max((float(np.max(np.abs(a), initial=1.0)) for a in probe.arrays if a.dtype.kind in "fV"), default=1.0)
@@ -190,8 +278,9 @@ class Search:
 
     # -- whose fault it is ---------------------------------------------------------------------------------------------
 
-    def _shows(self, hazard: Hazard, values: Mapping[Value, Array], probe: Probe) -> bool:
+    def _shows(self, hazard: Hazard, trial: _Trial) -> bool:
         """Whether the hazard itself loses the result here, and not already what it is computed from."""
+        values = trial.values
         if hazard.kind == "wraps":
             return False
         if hazard.kind == "formula":
@@ -201,7 +290,7 @@ class Search:
         node, result = hazard.node, values[hazard.node.outputs[0]]
         operands = [values[v] for v in node.inputs]
         if hazard.kind == "cancellation":
-            exact = self.wide.trace(probe.arrays)
+            exact = trial.exact
             before = max((self._distance(values[v], exact[v]) for v in hazard.leaves), default=0.0)
             after = self._distance(result, exact[node.outputs[0]])
             return before <= BLAME * self.eps < after
@@ -230,18 +319,8 @@ class Search:
             return 0.0
         return float(difference / scale) if scale and np.isfinite(difference) else math.inf
 
-    def _is_blamed(self, effect: Effect, right: Sequence[Array], probe: Probe) -> bool:
-        """Whether moving the inputs a little moves the right result far less than it is off."""
-        rng = np.random.default_rng(0)
-        moved = 0.0
-        for signs in ("up", "down", "random", "random"):
-            nudged = [self._nudged(array, signs, rng) for array in probe.arrays]
-            with np.errstate(invalid="ignore", over="ignore"):
-                change = np.abs(self.right.run(nudged)[effect.output] - right[effect.output])
-            moved = max(moved, float(np.max(np.where(np.isnan(change), np.inf, change), initial=0)))
-        return effect.difference > BLAME * moved
-
-    def _nudged(self, array: Array, signs: str, rng: np.random.Generator) -> Array:
+    def nudged(self, array: Array, signs: str, rng: np.random.Generator) -> Array:
+        """An input, moved by a few units in the last place."""
         if array.dtype.kind not in "fV":
             return array
         by = {"up": 1.0, "down": -1.0}.get(signs)
