@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import mlec
+from mlec import cost_model
 from mlec.cost_model import CostModel, Work, family_of, operations_of
-from mlec.ir import Graph, GraphBuilder, tensor
+from mlec.ir import DType, Graph, GraphBuilder, tensor
 from mlec.machine import Machine
 
 MACHINE = Machine(
@@ -78,6 +79,37 @@ def test_families_of_convolutions(name: str, shape: tuple[int, ...], attrs: dict
     attrs = {**attrs, "dilations": (1, 1), "groups": 1}
     graph = b.finish([b(name, x, b.constant(np.ones(shape, np.float32)), **attrs)])
     assert [family_of(node) for node in graph.compute_nodes] == [family]
+
+
+@pytest.mark.parametrize(
+    ("flags", "of_bytes", "of_bf16"),
+    [
+        ({"avx2"}, "product of bytes", "product"),
+        ({"avx2", "avx_vnni"}, "product of bytes by VNNI", "product"),
+        ({"avx512_vnni", "amx_tile", "amx_int8", "amx_bf16"}, "product of bytes by AMX", "product of bf16 by AMX"),
+    ],
+)
+def test_families_of_products_in_fewer_bits(
+    flags: set[str], of_bytes: str, of_bf16: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = GraphBuilder("g")
+    bytes_, halves = b.input("x", tensor("u8", ("n", 64))), b.input("h", tensor("bf16", ("n", 64)))
+    images, singles = b.input("i", tensor("u8", ("n", 8, 8, 16))), b.input("s", tensor("f32", ("n", 64)))
+    narrow = b.constant(np.ones((64, 32), DType.BF16.numpy))
+    results = [
+        b("matmul_int8", bytes_, b.constant(np.ones((64, 32), np.int8))),
+        b("conv_int8", images, b.constant(np.ones((3, 3, 16, 32), np.int8))),
+        b("conv_int8", images, b.constant(np.ones((3, 3, 1, 16), np.int8)), groups=16),
+        b("matmul_narrow", halves, narrow),
+        b("matmul_narrow", singles, narrow),
+    ]
+    monkeypatch.setattr(cost_model, "host_flags", lambda: frozenset(flags))
+    cost_model._by.cache_clear()
+    try:
+        found = [family_of(node) for node in b.finish(results).compute_nodes]
+    finally:
+        cost_model._by.cache_clear()
+    assert found == [of_bytes, of_bytes, "depthwise", of_bf16, "product"]
 
 
 def test_every_op_has_a_family() -> None:
