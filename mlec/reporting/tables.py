@@ -40,9 +40,8 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[Cell]], kind: str, sort
 
 
 QUANTIZATION = {
-    "layer": "layer", "decision": "decision", "reason": "reason", "sqnr_db": "signal / error", "time_fp32": "float32", "time_int8": "int8",
-    "method": "method", "scale": "scale", "zero_point": "zero point", "range": "range", "activation_range": "range", "weights": "weights",
-    "op": "op",
+    "layer": "layer", "decision": "decision", "reason": "reason", "sqnr_db": "signal / error", "float32_us": "float32", "int8_us": "int8",
+    "predicted_gain": "predicted gain", "method": "method", "scale": "scale", "zero_point": "zero point", "weights": "weights", "op": "op",
 }  # fmt: skip
 """The keys that have a place of their own, in the order of the columns, with their titles. Others follow under their own names."""
 
@@ -69,8 +68,8 @@ def _cell(key: str, entry: Mapping[str, Any]) -> Cell:
         return Cell(" × ".join(map(str, value)) if key == "weights" and isinstance(value, list) else _text(value))
     if key == "sqnr_db":
         return Cell(f"{value:.1f} dB", value)
-    if key.startswith("time_"):
-        return Cell(units.seconds(value), value)
+    if key.endswith("_us"):
+        return Cell(units.seconds(value / 1e6), value)
     return Cell(f"{value:.4g}" if isinstance(value, float) else f"{value:,}", value)
 
 
