@@ -62,8 +62,6 @@ def load(
     program = model.program
     _check_device(device, program, path)
     chosen, refused = variant_here(model)
-    if chosen is not None and (refused := _abi_fault(model, chosen)):
-        chosen = None
     reason = _why_not_as_it_is(artifact, program, wanted) or (refused if chosen is None else "")
 
     def graph() -> Graph:
@@ -123,11 +121,12 @@ def _check_device(device: str, program: Program, path: Path) -> None:
 
 
 def variant_here(model: ModelMetadata) -> tuple[int | None, str]:
-    """Which of a file's programs suits this processor best, and where there is none, why."""
+    """Which of a file's programs suits this processor and the runtime here best, and where there is none, why."""
     needed = model.needed_cpu_flags
     chosen = best_of(needed)
     if chosen is not None:
-        return chosen, ""
+        fault = _abi_fault(model, chosen)
+        return (None, fault) if fault else (chosen, "")
     reasons = [
         f"{processor_name(program.target)}: {what_is_missing(flags)}"
         for program, flags in zip(model.programs, needed, strict=False)

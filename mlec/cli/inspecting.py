@@ -156,6 +156,7 @@ def _facts(artifact: Artifact, trust: TrustDecision) -> list[tuple[str, object]]
         ("stored", ", ".join(how)),
         ("weights", plural(len(artifact.tensors), "tensor")),
         ("kernels", f"{len(program.kernels)} in {plural(len(artifact.kernels), 'object file')}{_several(model)}"),
+        ("not here", _why_not_here(model)),
         ("signature", signature_text(artifact.signature)),
         (
             "trust",
@@ -198,11 +199,19 @@ def _several(model: ModelMetadata) -> str:
     return f" of {len(model.programs)} variants: `--kernels` says which one runs here" if model.variants else ""
 
 
+def _why_not_here(model: ModelMetadata) -> str:
+    """What keeps code for CPUs from running here, whoever made it; empty if nothing does."""
+    from mlec.loading import variant_here
+
+    return variant_here(model)[1] if model.program.device == "cpu" else ""
+
+
 def _variants(artifact: Artifact) -> list[dict[str, Any]]:
     """What the kernels were compiled for, and which of them this processor would run."""
     from mlec.artifact import read_model
     from mlec.errors import CorruptedFileError
-    from mlec.processor import best_of, processor_name, what_is_missing
+    from mlec.loading import variant_here
+    from mlec.processor import processor_name, what_is_missing
 
     try:
         model = read_model(artifact)
@@ -210,11 +219,11 @@ def _variants(artifact: Artifact) -> list[dict[str, Any]]:
         return []
     if model.program.device != "cpu":
         return []
-    chosen = best_of(model.needed_cpu_flags)
+    chosen, refused = variant_here(model)
     found = []
     for number, (program, needed) in enumerate(zip(model.programs, model.needed_cpu_flags, strict=False)):
         name = processor_name(program.target) or program.backend
-        missing = what_is_missing(needed)
+        missing = what_is_missing(needed) or ("" if chosen is not None else refused)
         found.append({"target": name, "needs": sorted(needed), "missing": missing, "runs_here": number == chosen})
     return found
 
@@ -254,7 +263,7 @@ def _print_kernels(artifact: Artifact) -> None:
 
 def _print_variants(artifact: Artifact) -> None:
     found = _variants(artifact)
-    best = next((variant["target"] for variant in found if variant["runs_here"]), "")
+    best = next((variant["target"] for variant in found if variant["runs_here"]), "none")
     rows = []
     for number, variant in enumerate(found):
         size = sum(len(blob.data) for blob in artifact.kernels if blob.target == number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 import mlec
 from mlec.artifact import Artifact, TrustDigest, read_model
+from mlec.cli import main
 from mlec.errors import CorruptedFileError, MlecError, VersionMismatchError
 from mlec.ir import GraphBuilder, tensor
 from mlec.runtime.library import runtime_abi
@@ -117,7 +119,7 @@ def test_changed_flags_are_not_trusted(two: bytes, tmp_path: Path, caplog: pytes
 
 
 def test_code_for_another_runtime_is_compiled_again(
-    two: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    two: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Even code that is trusted: it would call what is not there."""
     parts = split(two)
@@ -130,3 +132,9 @@ def test_code_for_another_runtime_is_compiled_again(
         trust = TrustDigest(f"sha256:{artifact.code_id}")
     np.testing.assert_array_equal(mlec.load(tmp_path / "m.mle", trust=trust).run([np.ones((2, 3), np.float32)])[0], 2.0)
     assert f"made for tvm-ffi 9.9, here is {runtime_abi()}" in caplog.text
+    capsys.readouterr()
+    for option in ([], ["--kernels"]):
+        assert main(["inspect", str(tmp_path / "m.mle"), *option]) == 0
+        assert "made for tvm-ffi 9.9" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "m.mle"), "--json"]) == 0
+    assert not any(variant["runs_here"] for variant in json.loads(capsys.readouterr().out)["variants"])
