@@ -5,9 +5,9 @@ Each loop is timed in one process, both ways in turn, with one thread; nodes are
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import click
@@ -80,7 +80,7 @@ def centres() -> Graph:
     return b.finish([_stacked(b, found)])
 
 
-def recurrence() -> Graph:
+def recurrence(activation: str = "tanh") -> Graph:
     """``h = tanh(x[:, t] @ w + h @ u); y[t] = h @ v``"""
     b = GraphBuilder("recurrence")
     x = b.input("x", tensor("f32", ("n", STEPS, FEATURES)))
@@ -88,13 +88,46 @@ def recurrence() -> Graph:
     w, u, v = _weights(b, FEATURES, FEATURES), _weights(b, FEATURES, FEATURES), _weights(b, FEATURES, 4)
     results = []
     for t in range(STEPS):
-        h = b("tanh", b("add", b("matmul", _row(b, x, t), w), b("matmul", h, u)))
+        h = b(activation, b("add", b("matmul", _row(b, x, t), w), b("matmul", h, u)))
         results.append(b("matmul", h, v))
     return b.finish([_stacked(b, results)])
 
 
+def experts() -> Graph:
+    """``sum(g[:, i:i + 1] * (relu(x @ w[i] + b[i]) @ u[i] + c[i]) for i in range(64))`` with ``g = softmax(x @ v)``"""
+    b = GraphBuilder("experts")
+    x = b.input("x", tensor("f32", ("n", FEATURES)))
+    gates = b("softmax", b("matmul", x, _weights(b, FEATURES, STEPS)), axis=1)
+    parts = []
+    for i in range(STEPS):
+        h = b("relu", b("add", b("matmul", x, _weights(b, FEATURES, FEATURES)), _weights(b, FEATURES)))
+        result = b("add", b("matmul", h, _weights(b, FEATURES, FEATURES)), _weights(b, FEATURES))
+        parts.append(b("mul", result, b("slice", gates, axis=1, start=i, stop=i + 1)))
+    return b.finish([functools.reduce(lambda left, right: b("add", left, right), parts)])
+
+
+def shared_mlps() -> Graph:
+    """``stack([softmax(relu(relu(r @ w1) @ w2) @ w3) for r in x.unbind(1)])``"""
+    b = GraphBuilder("shared_mlps")
+    x = b.input("x", tensor("f32", ("n", STEPS, FEATURES)))
+    w1, w2, w3 = _weights(b, FEATURES, 32), _weights(b, 32, 32), _weights(b, 32, 4)
+    rows = []
+    for i in range(STEPS):
+        hidden = b("relu", b("matmul", b("relu", b("matmul", _row(b, x, i), w1)), w2))
+        rows.append(b("softmax", b("matmul", hidden, w3), axis=1))
+    return b.finish([_stacked(b, rows)])
+
+
+def windows() -> Graph:
+    """``cat([(x[:, i:i + 8] * w).sum(1, keepdim=True) for i in range(64)])``"""
+    b = GraphBuilder("windows")
+    x, w = b.input("x", tensor("f32", ("n", STEPS + 7))), _weights(b, 8)
+    cuts = [b("slice", x, axis=1, start=i, stop=i + 8) for i in range(STEPS)]
+    return b.finish([b("concat", *[b("sum", b("mul", c, w), axes=(1,), keepdims=True) for c in cuts], axis=1)])
+
+
 LOOPS: dict[str, Callable[[], Graph]] = {
-    f.__name__: f for f in (assigned_rows, standardized_rows, heads, centres, recurrence)
+    f.__name__: f for f in (assigned_rows, standardized_rows, heads, centres, recurrence, experts, shared_mlps, windows)
 }
 
 
@@ -117,7 +150,7 @@ def row_of(graph: Graph, batches: tuple[int, ...], seconds: float) -> str:
     cells = [f"{both[0][2]} -> {both[1][2]}", f"{both[0][1]:.1f} -> {both[1][1]:.1f}"]
     for n in batches:
         x = np.random.default_rng(0).normal(size=(n, *graph.inputs[0].type.shape[1:])).astype(np.float32)
-        apart, together = (best(partial(model.run, [x]), seconds) for model, _, _ in both)
+        apart, together = (best(functools.partial(model.run, [x]), seconds) for model, _, _ in both)
         cells.append(f"{apart:.1f} -> {together:.1f} ({apart / together:.1f}x)")
     return " | ".join(("", graph.name, *cells, "")).strip()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mlec.ir import Const, Graph, GraphBuilder, Match, Miss, P, Rule, Trait, Value
-from mlec.ir.dim import static
+from mlec.ir import AnyOf, Const, Graph, GraphBuilder, Match, Miss, Node, P, Rule, Trait, Value
+from mlec.ir.dim import product, static
+from mlec.ops.rows import MAX_COLUMNS, MAX_PRODUCT, rows_of
 
 BOUNDED = frozenset({"softmax", "sigmoid", "one_hot"})
 """Their results are numbers from 0 to 1, or NaN: what they weigh overflows no sooner before a product than after it."""
@@ -88,7 +89,75 @@ class SumOfWeightedOffsets(Rule):
         return b("add", b("sum", b("mul", product, g), axes=(0,)), offsets)
 
 
-PRODUCTS: tuple[Rule, ...] = (SumOfProducts(), SumOfWeighted(), SumOfWeightedOffsets(), ColumnsOfLanes())
+class RowsOfLanes(Rule):
+    """matmul(x, w) -> reshape(matmul(rows of all lanes of x, w)), where it is narrow enough for a kernel with what follows"""
+
+    pattern = P("matmul", "x", Const(bind="w"))
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        x, w = m["x"].type, m["w"].type
+        narrow = w.rank == 2 and static(w.shape[1]) <= MAX_PRODUCT and static(w.shape[0]) <= MAX_COLUMNS
+        users = graph.users.get(m.node.output, ())
+        follows = graph.use_count(m.node.output) == 1 and any(_by_row(user, graph) for user in users)
+        return None if x.rank > 2 and narrow and follows else Miss()
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        x = m["x"]
+        rows = b("reshape", x, shape=(product(x.type.shape[:-1]), x.type.shape[-1]))
+        return b("reshape", b("matmul", rows, m["w"]), shape=m.node.output.type.shape)
+
+
+class ColumnsOfRows(Rule):
+    """f(reshape(x, rows cut into lanes), constants) -> reshape(f(x, constants)), where f works on each row by itself"""
+
+    pattern = AnyOf(P(Trait.ELEMENTWISE), P("softmax|log_softmax"))
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        return None if _cut_rows(m, graph) is not None else Miss()
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        place = _cut_rows(m, graph)
+        assert place is not None
+        (x,) = graph.producer[m.node.inputs[place]].inputs
+        operands = [x if i == place else v for i, v in enumerate(m.node.inputs)]
+        attrs = {**m.node.attrs, "axis": 1} if _over_columns(m.node) else m.node.attrs
+        return b("reshape", b(m.node.name, *operands, **attrs), shape=m.node.output.type.shape)
+
+
+PRODUCTS: tuple[Rule, ...] = (
+    SumOfProducts(), SumOfWeighted(), SumOfWeightedOffsets(), ColumnsOfLanes(), RowsOfLanes(), ColumnsOfRows(),
+)  # fmt: skip
+
+
+def _over_columns(node: Node) -> bool:
+    """Whether it is a softmax over the last axis."""
+    return (
+        node.name in ("softmax", "log_softmax")
+        and node.attrs["axis"] % node.output.type.rank == node.output.type.rank - 1
+    )
+
+
+def _by_row(node: Node, graph: Graph) -> bool:
+    """Whether it does the same to each row of one operand, wherever that is."""
+    others = [v for v in node.inputs if graph.constant_value(v) is None]
+    same = all(v.type.rank <= 1 for v in node.inputs if graph.constant_value(v) is not None)
+    return len(others) == 1 and same and (node.op.has(Trait.ELEMENTWISE) or _over_columns(node))
+
+
+def _cut_rows(m: Match, graph: Graph) -> int | None:
+    """The operand that is a matrix whose rows are cut into several axes; None if there is none, or rows do not stay apart."""
+    if not _by_row(m.node, graph):
+        return None
+    place = next(i for i, v in enumerate(m.node.inputs) if graph.constant_value(v) is None)
+    cut = m.node.inputs[place]
+    reshape = graph.producer.get(cut)
+    if reshape is None or reshape.name != "reshape" or graph.use_count(cut) != 1:
+        return None
+    (x,) = reshape.inputs
+    made = graph.producer.get(x)
+    by_row = made is not None and rows_of(made) is not None
+    same = cut.type.shape == m.node.output.type.shape and x.type.shape[-1] == cut.type.shape[-1]
+    return place if by_row and same and x.type.rank == 2 < cut.type.rank else None
 
 
 def _split_operand(m: Match, graph: Graph) -> int | None:
@@ -107,8 +176,8 @@ def _split_operand(m: Match, graph: Graph) -> int | None:
     ):
         return None
     (x,) = reshape.inputs
-    product = graph.producer.get(x)
-    made = product is not None and (product.name == "matmul" or product.op.has(Trait.ELEMENTWISE))
+    maker = graph.producer.get(x)
+    made = maker is not None and (maker.name == "matmul" or maker.op.has(Trait.ELEMENTWISE))
     shape = cut.type.shape
     if not made or x.type.rank != cut.type.rank - 1 or x.type.shape[:-1] != shape[:-2] or graph.use_count(x) != 1:
         return None

@@ -3,8 +3,9 @@
 A loop over rows, time steps, heads or experts leaves as many copies of its body in the graph. Where the results come together again
 (concatenated, or summed up), the copies are compared node by node, from the results up to the slices or weights in which they
 differ (`plan`), and one batched copy takes their place (`emit`, with a rule for each op in `batching`). Sums of products of all
-lanes are one product, and what follows a wide product stays beside it (`products`). What a recurrence cannot
-batch stays in steps, but work in it that does not depend on the steps before, such as the product with the input, is done once.
+lanes are one product, and what follows a wide product stays beside it (`products`). A plain recurrent cell becomes the op that loops
+over it (`recurrences`). What another recurrence cannot batch stays in steps, but work in it that does not depend on the steps before,
+such as the product with the input, is done once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from mlec.ir import Graph, apply_rules
 from mlec.passes.vectorize.moves import resolve_moves
 from mlec.passes.vectorize.pairs import PAIRS
 from mlec.passes.vectorize.products import PRODUCTS
+from mlec.passes.vectorize.recurrences import resolve_recurrences
+from mlec.passes.vectorize.sliding import SLIDING
 from mlec.passes.vectorize.sweep import Sweep
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, approx
 
@@ -39,7 +42,7 @@ class Vectorize(Pass):
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         remarks: list[Remark] = []
         for _ in range(MAX_SWEEPS):
-            graph, done = resolve_moves(graph)
+            graph, done = self._resolved(graph)
             remarks += done
             sweep = Sweep(graph)
             sweep.take_joined(self.lanes)
@@ -49,5 +52,16 @@ class Vectorize(Pass):
                 break
             graph, done = sweep.rewritten()
             remarks += done
-        edits = PassResult.of_edits(*apply_rules(graph, (*PAIRS, *PRODUCTS)))
+        changed = (*SLIDING, *PRODUCTS) if remarks else ()  # other graphs keep the products that later passes look for
+        edits = PassResult.of_edits(*apply_rules(graph, (*PAIRS, *changed)))
         return PassResult(edits.graph, (*remarks, *sweep.missed, *edits.remarks))
+
+    def _resolved(self, graph: Graph) -> tuple[Graph, list[Remark]]:
+        """The graph without chains of moves and recurrent cells; a layer of these is seen once the one before is resolved."""
+        remarks: list[Remark] = []
+        while True:
+            graph, moved = resolve_moves(graph)
+            graph, done = resolve_recurrences(graph, self.lanes)
+            remarks += [*moved, *done]
+            if not done:
+                return graph, remarks

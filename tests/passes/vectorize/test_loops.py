@@ -7,14 +7,16 @@ import time
 import numpy as np
 import pytest
 
-from bench.vectorize import LOOPS, STEPS
+from bench.vectorize import LOOPS, STEPS, recurrence
 from mlec.ir import Graph, GraphBuilder, tensor
 from mlec.passes.pipelines import named_pipeline
 from mlec.passes.vectorize import Vectorize
 from mlec.pipeline import PassContext, PassPipeline
 from mlec.tolerance import check_equal
 
-NODES = {"assigned_rows": 3, "standardized_rows": 8, "heads": 5, "centres": 1}
+NODES = {
+    "assigned_rows": 3, "standardized_rows": 8, "heads": 4, "centres": 1, "experts": 18, "shared_mlps": 8, "windows": 23,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NODES)
@@ -29,8 +31,16 @@ def test_a_loop_of_64_steps_becomes_a_few_nodes(name: str) -> None:
     check_equal(graph, short, Vectorize.preserves, name, seeds=(1,))
 
 
-def test_of_a_recurrence_the_products_with_inputs_and_of_outputs_are_one_each() -> None:
+def test_a_plain_recurrent_cell_becomes_one_op() -> None:
     graph = LOOPS["recurrence"]()
+    short, records = PassPipeline.parse("vectorize,canonicalize").run(graph)
+    assert [n.name for n in short.nodes if n.name in ("rnn", "matmul")] == ["rnn", "matmul"]
+    assert any(f"{STEPS} steps of a recurrence became one rnn" in r.message for r in records[0].remarks)
+    check_equal(graph, short, Vectorize.preserves, "recurrence", seeds=(1,))
+
+
+def test_of_another_recurrence_the_products_with_inputs_and_of_outputs_are_one_each() -> None:
+    graph = recurrence("sigmoid")
     short = PassPipeline.parse("vectorize,canonicalize").run(graph)[0]
     products = [n for n in short.nodes if n.name == "matmul"]
     assert len(products) == STEPS + 2
