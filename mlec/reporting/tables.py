@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from mlec.reporting.markup import Child, Html, element
 
 
 class Cell(NamedTuple):
-    """What a cell shows, and the number that it is sorted by; None: by its text."""
+    """What a cell shows, and the number that it is sorted by; None: below all numbers, or in a column without any by its text."""
 
     content: Child
     key: float | None = None
@@ -58,7 +57,7 @@ def quantization_rows(entries: Sequence[Mapping[str, Any]]) -> tuple[list[str], 
 def _cell(key: str, entry: Mapping[str, Any]) -> Cell:
     value = entry.get(key)
     if value is None:
-        return Cell(None, -math.inf if key == "sqnr_db" else None)
+        return Cell(None)
     if key == "layer":
         place = str(entry.get("location") or "")
         return Cell([element("b", str(value)), element("div", place, class_="muted") if place else None])
