@@ -321,9 +321,9 @@ def bench_command(
     results: list[dict[str, Any]] = []
     with _load(model, threads, trust, policy) as compiled:
         oracle = None if against is None else _oracle(against, *_source(against, trust_pickle, model_class))
-        if isinstance(oracle, SourceProcess):
+        if isinstance(oracle, SourceProcess) and not oracle.timed:
             raise UsageError(
-                f"{against} runs in a process of its own, where timing it would time the way there",
+                f"{against} runs in a process of its own, with few threads: its times would say nothing",
                 code="E_NO_SOURCE",
                 hint="compare with the pickled estimator",
             )
@@ -354,10 +354,16 @@ def bench_command(
 
 def _actions(compiled: CompiledModel, oracle: Oracle | None, inputs: list[Any]) -> dict[str, Callable[[], object]]:
     """What to time: one call of the model, and the calls of its source that give the same results."""
+    from mlec.frontends.source_process import SourceProcess
+
     argument = inputs if compiled.signature.table is None else inputs[0]
     actions: dict[str, Callable[[], object]] = {"compiled": lambda: compiled.run(argument)}
-    if oracle is not None:
-        functions = [oracle[name] for name in compiled.signature.run or ("run",)]
+    names = compiled.signature.run or ("run",)
+    if isinstance(oracle, SourceProcess):
+        process = oracle
+        actions["source"] = lambda: sum(process.seconds(name, argument) for name in names)
+    elif oracle is not None:
+        functions = [oracle[name] for name in names]
         actions["source"] = lambda: [function(argument) for function in functions]
     return actions
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from mlec.ir import Graph
 
@@ -87,11 +87,11 @@ class Frontend(Protocol):
 class FileFrontend(Frontend, Protocol):
     """A frontend whose framework is asked about a model file in a process of its own, by `SourceProcess`."""
 
-    def open_file(self, data: bytes, kind: str) -> Any:
+    def open_file(self, file: IO[bytes], kind: str) -> Any:
         """The model in the framework itself, for `oracle`.
 
         Args:
-            data: the content of the file.
+            file: with the content of the model file.
             kind: what it is to be opened as, as the frontend named it to `SourceProcess`.
         """
         ...

@@ -7,11 +7,13 @@ fx_ops, fx_shape, fx_nn   one function for each ATen op, in the table of fx_cont
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mlec.errors import UsageError
 from mlec.frontends.base import LowerOptions, Oracle
+from mlec.frontends.program_files import ProgramFile, load_program_file
 from mlec.frontends.torch_archive import torch_file_kind
 from mlec.ir import Graph
 
@@ -22,7 +24,9 @@ class TorchFrontend:
     name = "torch"
 
     def accepts(self, model: object) -> bool:
-        """Modules, graph modules and exported programs."""
+        """Modules, graph modules, exported programs and files of these."""
+        if isinstance(model, ProgramFile):
+            return True
         bases = {f"{base.__module__}.{base.__qualname__}" for base in type(model).__mro__}
         return bool(bases & {"torch.nn.modules.module.Module", "torch.export.exported_program.ExportedProgram"})
 
@@ -36,12 +40,16 @@ class TorchFrontend:
             UnsupportedModelError: for a model that torch.export cannot capture, fixes its batch size or changes its state.
             UnsupportedOpError: listing every op that cannot be lowered, with the line of the model's code that uses it.
         """
+        if isinstance(model, ProgramFile):
+            return model.process.lower(options.input_shapes)
         from mlec.frontends.fx_lower import lower_model
 
         return lower_model(model, options)
 
     def oracle(self, model: Any) -> Oracle:
         """``run``: the model itself on a list of arrays; a list of arrays, in the order of the graph's outputs."""
+        if isinstance(model, ProgramFile):
+            return model.process
         from mlec.frontends.fx_oracle import source_run
 
         return {"run": source_run(model)}
@@ -51,12 +59,27 @@ class TorchFrontend:
         return torch_file_kind(head, path) is not None
 
     def load(self, path: Path, options: LowerOptions) -> Any:
-        """An exported program, a state dict put into ``options.model_class``, or (if trusted) a pickled module."""
-        try:
-            from mlec.frontends.torch_files import load_torch_file
-        except ModuleNotFoundError as error:
+        """A `ProgramFile`, a state dict put into ``options.model_class``, or (if trusted) a pickled module."""
+        if importlib.util.find_spec("torch") is None:
             raise UsageError(
-                f"{path.name} is a file of PyTorch; reading it needs the package {error.name!r}", code="E_MISSING_PACKAGE",
+                f"{path.name} is a file of PyTorch; reading it needs the package 'torch'", code="E_MISSING_PACKAGE",
                 hint="pip install 'mlec[torch]'",
-            ) from error  # fmt: skip
+            )  # fmt: skip
+        with path.open("rb") as file:
+            head = file.read(64)
+        if torch_file_kind(head, path) == "program":
+            return load_program_file(path)
+        from mlec.frontends.torch_files import load_torch_file
+
         return load_torch_file(path, options)
+
+    def open_file(self, file: IO[bytes], kind: str) -> Any:
+        """The exported program in torch itself; for the process of `SourceProcess` only.
+
+        Args:
+            file: that `load` has checked.
+            kind: ``"program"``.
+        """
+        from mlec.frontends.torch_files import open_program
+
+        return open_program(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ Array = NDArray[Any]
 MISSING_CODE = -1
 MAX_FEATURES = 1 << 22
 MAX_OUTPUTS = 1 << 20
+MOST_THREADS = 8
+"""That the library answers with where the environment names no number."""
 
 
 def damaged(message: str, where: object = None) -> FrontendError:
@@ -53,7 +56,13 @@ def file_oracle(library: str, kind: str, data: bytes, methods: Sequence[str], pa
     """The methods of a model file, as the library itself computes them; none where it is not installed."""
     if importlib.util.find_spec(library) is None:
         return {}
-    return SourceProcess(library, kind, data, methods, path)
+    threads = str(min(len(os.sched_getaffinity(0)), MOST_THREADS))
+    environment = {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+        "OMP_WAIT_POLICY": "passive",  # we compile meanwhile
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    return SourceProcess(library, kind, data, methods, path, environment)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,16 +122,16 @@ class LightGBMFrontend:
         except UnicodeDecodeError as error:
             raise damaged(f"not valid UTF-8: {error}", path) from error
 
-    def open_file(self, data: bytes, kind: str) -> Any:
+    def open_file(self, file: IO[bytes], kind: str) -> Any:
         """The model in LightGBM itself; for the process of `SourceProcess` only.
 
         Args:
-            data: the content of a file that `load` and `lower` accepted.
+            file: with the content of one that `load` and `lower` accepted.
             kind: ``"Booster"``.
         """
         import lightgbm
 
-        return getattr(lightgbm, kind)(model_str=data.decode())
+        return getattr(lightgbm, kind)(model_str=file.read().decode())
 
 
 def _class_names(model: object) -> set[str]:

@@ -1,4 +1,4 @@
-"""Reads files of torch.export.save and torch.save. Nothing in a file is executed unless the user trusts it."""
+"""Reads files of torch.export.save and torch.save with torch. Nothing in a file is executed unless the user trusts it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from mlec.errors import FrontendError, UnsupportedModelError, UntrustedPickleError, UsageError
 from mlec.frontends.base import LowerOptions
-from mlec.frontends.torch_archive import check_program_archive, torch_file_kind
+from mlec.frontends.torch_archive import torch_file_kind
 
 _MODULE_HINT = (
     "run where the module can be imported: in its folder, or with that in PYTHONPATH; names are package.module:Class"
@@ -28,12 +28,12 @@ _MAIN_HINT = (
 _NESTED_KEYS = ("state_dict", "model_state_dict", "model")
 
 
-def load_torch_file(path: Path, options: LowerOptions) -> Any:
-    """An ExportedProgram or an nn.Module.
+def load_torch_file(path: Path, options: LowerOptions) -> torch.nn.Module:
+    """The module in a file of torch.save; `mlec.frontends.program_files` is for programs.
 
     Raises:
         UntrustedPickleError: for a pickled module, without permission.
-        UnsupportedModelError: for a file with parts that only execute: TorchScript, custom objects, compiled libraries.
+        UnsupportedModelError: for TorchScript.
         FrontendError: for a file that is damaged or does not fit ``options.model_class``.
     """
     with path.open("rb") as file:
@@ -43,8 +43,6 @@ def load_torch_file(path: Path, options: LowerOptions) -> Any:
             f"{path.name} holds TorchScript, which is a program to execute", code="E_TORCHSCRIPT",
             hint="load the nn.Module that it was made from, and torch.export.save(torch.export.export(module, inputs), ...)",
         )  # fmt: skip
-    if kind == "program":
-        return _load_program(path)
     if kind == "pickle":
         return _load_pickle(path, options)
     raise FrontendError(
@@ -56,15 +54,19 @@ def load_torch_file(path: Path, options: LowerOptions) -> Any:
 # -- exported programs -----------------------------------------------------------------------------------------------
 
 
-def _load_program(path: Path) -> torch.export.ExportedProgram:
-    check_program_archive(path)
+def open_program(file: IO[bytes]) -> torch.export.ExportedProgram:
+    """The program in a checked file; for the process of `SourceProcess` only.
+
+    Raises:
+        FrontendError: torch cannot read it.
+    """
     try:
-        with _data_only(), path.open("rb") as file:  # an open file, because of a path torch wants the ending .pt2
-            return torch.export.load(file)
+        with _data_only():
+            return torch.export.load(file)  # an open file, because of a path torch wants the ending .pt2
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else "no reason given"
         raise FrontendError(
-            f"{path.name} could not be read by torch.export.load: {type(error).__name__}: {reason}", code="E_FILE",
+            f"torch.export.load could not read it: {type(error).__name__}: {reason}", code="E_FILE",
             hint=f"save it again with the installed torch {torch.__version__}",
         ) from error  # fmt: skip
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,17 +149,17 @@ class XGBoostFrontend:
             raise damaged("the document is no object", path)
         return ModelFile(path, document, data)
 
-    def open_file(self, data: bytes, kind: str) -> Any:
+    def open_file(self, file: IO[bytes], kind: str) -> Any:
         """The model in XGBoost itself; for the process of `SourceProcess` only.
 
         Args:
-            data: the content of a file that `load` and `lower` accepted.
+            file: with the content of one that `load` and `lower` accepted.
             kind: name of XGBoost's class for it.
         """
         import xgboost
 
         model = getattr(xgboost, kind)()
-        model.load_model(bytearray(data))
+        model.load_model(bytearray(file.read()))
         return model
 
 

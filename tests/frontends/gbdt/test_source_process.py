@@ -16,7 +16,7 @@ import pytest
 import xgboost as xgb
 
 import mlec
-from mlec.errors import FrontendError
+from mlec.errors import FrontendError, UsageError
 from mlec.frontends import source_process
 from mlec.frontends.base import LowerOptions
 from mlec.frontends.select import load_model_file
@@ -101,7 +101,7 @@ def test_a_file_that_the_library_refuses(library: str) -> None:
 
 def test_a_table_that_the_library_refuses_does_not_end_the_process(xgb_file: Path) -> None:
     predict = oracle_of(xgb_file)["predict"]
-    with pytest.raises(FrontendError, match="predict: ValueError: Feature shape mismatch"):
+    with pytest.raises(UsageError, match="predict: ValueError: Feature shape mismatch"):
         predict(X[:, :2])
     assert predict(X).shape == (200,)
 
