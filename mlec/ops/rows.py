@@ -69,10 +69,10 @@ def row_operands(node: Node) -> frozenset[int]:
 
 
 def has_rows(kind: TensorType, n: Dim) -> bool:
-    """Whether a value is ``n`` rows of few columns, of a type that lanes hold."""
+    """Whether a value is ``n`` rows of few columns, and of some, of a type that lanes hold."""
     if kind.rank not in (1, 2) or kind.shape[0] != n or (kind.dtype.is_float and kind.dtype.bits < 32):
         return False
-    return all(isinstance(d, int) and d <= MAX_COLUMNS for d in kind.shape[1:])
+    return all(isinstance(d, int) and 0 < d <= MAX_COLUMNS for d in kind.shape[1:])
 
 
 def columns_of(kind: TensorType) -> int:

@@ -52,8 +52,8 @@ def _resolved(b: GraphBuilder, node: Node, graph: Graph) -> Value | None:
     axis = _axis(node)
     if axis is None or not _read_by_others(graph, node, axis):
         return None
-    extent = node.output.type.shape[axis]
-    assert isinstance(extent, int)
+    if not _extent(node.output, axis):
+        return None  # of nothing, there are no pieces
     pieces = _merged(_trace(graph, node.output, axis))
     given = [_Piece(v, 0, _extent(v, axis)) for v in node.inputs]
     if node.name == "slice":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -35,6 +37,8 @@ def graph_command(check: str) -> click.Command:
     @out_option
     def command(graphs: int, start: int, minutes: float, out: Path) -> None:
         """Random graphs; a defect is made small and written as text."""
+        state = tempfile.TemporaryDirectory()  # so that no trace of models that were saved stays behind
+        os.environ["XDG_STATE_HOME"] = state.name
         end = time.monotonic() + 60 * minutes
         defects = done = 0
         for seed in range(start, start + graphs):

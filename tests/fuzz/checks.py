@@ -6,20 +6,19 @@ Each check draws everything from one seed and returns a `Defect`, or None.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-import mlec
 from mlec import registry
-from mlec.errors import MlecError, UnsupportedOpError
-from mlec.ir import Graph, run_graph
-from mlec.ir.op import SYMBOLIC_EXTENT, Array
+from mlec.errors import MlecError
+from mlec.ir import run_graph
+from mlec.ir.op import Array
 from mlec.passes.pipelines import named_pipeline
 from mlec.passes.quantize import QuantizeInt8
 from mlec.pipeline import Pass, PassContext, PassPipeline, TargetFacts
-from mlec.reduction import reduce_graph
-from mlec.tolerance import EXACT, Tolerance, random_inputs
+from mlec.tolerance import EXACT, Tolerance
+from tests.fuzz.compiled import check_compiled
+from tests.fuzz.defect import Defect
 from tests.fuzz.graphs import Sample, random_sample
 from tests.fuzz.twins import twin
 
@@ -28,34 +27,6 @@ OURS = tuple(name for name in registry.PASSES if name != "quantize-int8")
 LEVELS = ("O0", "O1", "O2", "O3")
 ROUNDINGS = 512
 """Units of the coarsest type's eps that results may move by where sums are taken in another order."""
-
-
-@dataclass(frozen=True)
-class Defect:
-    """What went wrong.
-
-    Attributes:
-        text, pipeline: what, with which passes.
-        graph: shows it.
-        again: the same check of another graph.
-    """
-
-    text: str
-    pipeline: str
-    graph: Graph
-    again: Callable[[Sample], Defect | None] = lambda sample: None
-
-    def __str__(self) -> str:
-        return f"{self.pipeline}: {self.text}\n{self.graph}"
-
-    def reduced(self, seconds: float = 60.0) -> Graph:
-        """The smallest graph found that the same is wrong with."""
-
-        def fails(graph: Graph) -> bool:
-            inputs = random_inputs(graph, np.random.default_rng(0), dict.fromkeys(graph.symbols, SYMBOLIC_EXTENT))
-            return self.again(Sample(graph, inputs)) is not None
-
-        return reduce_graph(self.graph, fails, seconds)
 
 
 def check_passes(seed: int) -> Defect | None:
@@ -95,32 +66,6 @@ def check_twins(seed: int) -> Defect | None:
     if found := _difference(expected, run_graph(other.graph, other.inputs), EXACT):
         return Defect(f"the twin is none: {found}", "none", other.graph)
     return _optimised(other, _without_search("O2"), PassContext())
-
-
-def check_compiled(seed: int, level: str = "") -> Defect | None:
-    """Compiled code against the reference, with one thread and with two."""
-    rng = np.random.default_rng([seed, 3])
-    return _compiled(random_sample(seed), level or str(rng.choice(LEVELS)), int(rng.integers(1, 3)))
-
-
-def _compiled(sample: Sample, level: str, num_threads: int) -> Defect | None:
-    if not sample.is_stable():
-        return None
-    expected = run_graph(sample.graph, sample.inputs)
-    tolerance = Tolerance(rtol=ROUNDINGS * sample.coarsest, atol=ROUNDINGS * sample.coarsest, signed_zeros=False)
-    name = f"compiled at {level}, threads: {num_threads}"
-
-    def again(other: Sample) -> Defect | None:
-        return _compiled(other, level, num_threads)
-
-    try:
-        model = mlec.compile(sample.graph, passes=level, validate=False, progress=False, num_threads=num_threads)
-        found = _difference(expected, model.run(sample.inputs), tolerance)
-    except UnsupportedOpError:
-        return None
-    except MlecError as error:
-        found = str(error)
-    return Defect(found, name, sample.graph, again) if found else None
 
 
 def _without_search(level: str) -> PassPipeline:

@@ -15,11 +15,13 @@ from mlec.errors import MlecError
 from mlec.ir import DType, Graph, GraphBuilder, OpDef, SymDim, TensorType, Trait, Value, run_graph
 from mlec.ir.dim import Dim
 from mlec.ir.op import OPS, SYMBOLIC_EXTENT, Array, Attrs, Case, lookup
+from tests.fuzz.motifs import MOTIFS, Motif
 
 lookup("add")  # fills the table
 N = SymDim.named("n")
 BINDING = {"n": SYMBOLIC_EXTENT}
 LARGEST = 1e4
+LARGEST_SMALL = 41
 SENSITIVE = 1e3
 SOURCES = tuple(sorted(name for name in OPS if name not in ("constant", "fused")))
 ELEMENTWISE = tuple(name for name in SOURCES if OPS[name].has(Trait.ELEMENTWISE))
@@ -67,11 +69,23 @@ class Sample:
 def random_sample(seed: int) -> Sample:
     """A connected graph of 1 to 24 ops."""
     rng = np.random.default_rng(seed)
+    return _grown(seed, rng, int(rng.integers(1, 25)), motifs=0.0)
+
+
+def random_small_sample(seed: int) -> Sample:
+    """A graph of 1 to 40 nodes, most of them small as each kernel costs time to compile, with patterns that passes look for."""
+    rng = np.random.default_rng([seed, 4])
+    return _grown(seed, rng, int(LARGEST_SMALL ** rng.random() ** 3), motifs=0.25)
+
+
+def _grown(seed: int, rng: np.random.Generator, wanted: int, motifs: float) -> Sample:
     grower = _Grower(rng)
-    wanted = int(rng.integers(1, 25))
     for _ in range(4 * wanted):
-        if grower.count >= wanted:
+        if (len(grower.values) - len(grower.inputs) if motifs else grower.count) >= wanted:
             break
+        if motifs and rng.random() < motifs:
+            grower.grow_motif(MOTIFS[int(rng.integers(len(MOTIFS)))])
+            continue
         # Half of them are elementwise: fusion and most rules are about those.
         grower.grow(lookup(str(rng.choice(ELEMENTWISE if rng.random() < 0.5 else SOURCES))))
     return grower.finish(f"random_{seed}")
@@ -82,6 +96,7 @@ class _Grower:
         self.rng = rng
         self.b = GraphBuilder("random")
         self.values: dict[Value, Array] = {}
+        self.constants: dict[Value, Array] = {}
         self.inputs: list[Array] = []
         self.count = 0
 
@@ -106,6 +121,33 @@ class _Grower:
             return  # the call takes no such values
         self.values.update(zip(outputs, results, strict=True))
         self.count += 1
+
+    def grow_motif(self, motif: Motif) -> None:
+        """Adds a pattern on rows that the graph has, or on new ones, unless a value in it is no moderate number."""
+        rows = [v for v in self.values if v.type.dtype is DType.F32 and v.type.rank == 2 and v.type.shape[0] == N]
+        rows = [v for v in rows if isinstance(v.type.shape[1], int) and v.type.shape[1] > 0]
+        if rows and self.rng.random() < 0.8:
+            x = rows[int(self.rng.integers(len(rows)))]
+        else:
+            array = self.rng.normal(size=(SYMBOLIC_EXTENT, int(self.rng.choice([1, 3, 8, 19, 64])))).astype(np.float32)
+            x = self._value("input", array, array)
+
+        def constant(array: Array) -> Value:
+            value = self.b.constant(np.asarray(array), "c")
+            self.constants[value] = np.asarray(array)
+            return value
+
+        known = set(self.values)
+        try:
+            made = motif(self._call, constant, x, self.rng)
+        except (MlecError, ValueError):
+            made = []
+        grown = [v for v in self.values if v not in known]
+        if not made or not all(_is_moderate(self.values[v]) for v in grown):
+            for value in grown:
+                del self.values[value]
+            return
+        self.count += len(grown)
 
     def _operand(self, op: OpDef, position: int, case: Case) -> tuple[Value | str, Array]:
         """A value of the graph that fits, or what to make: an input or a constant of the example's array."""
@@ -160,7 +202,7 @@ class _Grower:
 
     def _call(self, op: str, *operands: Value, **attrs: object) -> Value:
         value = self.b(op, *operands, **attrs)
-        arrays = [self.values[operand] for operand in operands]
+        arrays = [self.values[v] if v in self.values else self.constants[v] for v in operands]
         with np.errstate(all="ignore"):
             (self.values[value],) = lookup(op).evaluate(arrays, lookup(op).complete_attrs(attrs), BINDING)
         return value

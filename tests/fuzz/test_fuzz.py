@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from mlec.ir import Graph, GraphBuilder, run_graph, verify
+from mlec.ir import DType, Graph, GraphBuilder, parse_graph, run_graph, tensor, verify
+from mlec.ir.op import SYMBOLIC_EXTENT
 from mlec.passes.canonicalize import Canonicalize
 from mlec.pipeline import PassContext, PassResult
+from mlec.tolerance import random_inputs
 from tests.fuzz.checks import CHECKS
-from tests.fuzz.graphs import SOURCES, random_sample
+from tests.fuzz.compiled import Way, compiled
+from tests.fuzz.graphs import SOURCES, Sample, random_sample
 
 AT_ONCE = 25
+FOUND = sorted((Path(__file__).parent / "found").glob("*.mlet"))
+"""The smallest graphs that showed defects, as the command writes them."""
 
 
 @pytest.mark.parametrize(
@@ -24,9 +31,19 @@ def test_random_graphs(check: str, start: int) -> None:
         assert defect is None, f"seed {seed}: {defect}"
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_compiled_graphs(seed: int) -> None:
-    defect = CHECKS["compiled"](seed)
+@pytest.mark.parametrize("start", range(0, 500, AT_ONCE))
+def test_compiled_graphs(start: int) -> None:
+    for seed in range(start, start + AT_ONCE):
+        defect = CHECKS["compiled"](seed)
+        assert defect is None, f"seed {seed}: {defect}"
+
+
+@pytest.mark.parametrize("level", ["O0", "O2", "O3"])
+@pytest.mark.parametrize("file", FOUND, ids=lambda file: file.stem)
+def test_what_was_found_stays_mended(file: Path, level: str) -> None:
+    graph = parse_graph(file.read_text())
+    inputs = random_inputs(graph, np.random.default_rng(0), dict.fromkeys(graph.symbols, SYMBOLIC_EXTENT))
+    defect = compiled(Sample(graph, inputs), Way(level, "", "cpu", 2, False, True, (SYMBOLIC_EXTENT, 1, 0, 33)))
     assert defect is None, str(defect)
 
 
@@ -44,8 +61,9 @@ def test_graphs_are_valid_connected_and_of_every_op() -> None:
     assert np.mean(sizes) > 5
 
 
-def test_a_planted_defect_is_found_and_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every result of tanh is a little off after canonicalize."""
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every result of tanh is off after canonicalize."""
 
     def wrong(self: Canonicalize, graph: Graph, context: PassContext) -> PassResult:
         b = GraphBuilder(graph.name)
@@ -58,7 +76,25 @@ def test_a_planted_defect_is_found_and_made_small(monkeypatch: pytest.MonkeyPatc
         return PassResult(b.finish(graph.outputs))
 
     monkeypatch.setattr(Canonicalize, "run", wrong)
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_planted_defect_is_found_and_made_small() -> None:
     found = (CHECKS["twins"](seed) for seed in range(200))
     defect = next(defect for defect in found if defect is not None)
     reduced = defect.reduced()
     assert [node.name for node in reduced.compute_nodes] == ["tanh"]
+
+
+@pytest.mark.usefixtures("planted")
+def test_compiled_code_is_compared_with_the_reference() -> None:
+    b = GraphBuilder("planted")
+    x = b.input("x", tensor(DType.F32, ("n", 5)))
+    sample = Sample(
+        b.finish([b("softmax", x, axis=1), b("tanh", x)]), [np.linspace(-1, 1, 35, dtype=np.float32).reshape(7, 5)]
+    )
+    assert compiled(sample, Way("O0", "", "cpu", 1, False, True, (1,))) is None
+    defect = compiled(sample, Way("O1", "", "cpu", 1, False, True, (1,)))
+    assert defect is not None
+    assert "output 1" in defect.text
+    assert [node.name for node in defect.reduced().compute_nodes] == ["tanh"]

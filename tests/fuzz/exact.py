@@ -1,0 +1,47 @@
+"""What a graph means in float64: the reference that compiled code is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mlec.ir import Graph, Node
+from mlec.ir.graph import constant_array
+from mlec.ir.interp import bind_symbols
+from mlec.ir.op import Array
+
+
+def run_in_double(graph: Graph, inputs: Sequence[Array]) -> list[Array]:
+    """The outputs with every float of the graph held in float64; an op whose reference knows its own type only is computed in that."""
+    binding = bind_symbols([v.type for v in graph.inputs], [a.shape for a in inputs])
+    values = dict(zip(graph.inputs, map(_widened, inputs), strict=True))
+    with np.errstate(all="ignore"):
+        for node in graph.nodes:
+            if node.is_constant:
+                results = [_widened(constant_array(node, graph.constants))]
+            else:
+                results = _evaluated(node, [values[v] for v in node.inputs], binding)
+            values.update(zip(node.outputs, results, strict=True))
+    return [values[v] for v in graph.outputs]
+
+
+def _evaluated(node: Node, operands: Sequence[Array], binding: dict[str, int]) -> Sequence[Array]:
+    if node.name == "cast" and node.output.type.dtype.is_float:
+        return [operands[0].astype(np.float64)]
+    if node.name != "fused":
+        try:
+            results = [_widened(a) for a in node.op.evaluate(operands, node.attrs, binding)]
+        except (TypeError, ValueError, KeyError):
+            results = []
+        if [a.dtype.kind for a in results] == [
+            _widened(np.empty(0, v.type.dtype.numpy)).dtype.kind for v in node.outputs
+        ]:
+            return results
+    own = [a.astype(v.type.dtype.numpy) for a, v in zip(operands, node.inputs, strict=True)]
+    return [_widened(a) for a in node.op.evaluate(own, node.attrs, binding)]
+
+
+def _widened(array: Array) -> Array:
+    """Floats as float64; the kind of bfloat16 is V."""
+    return array.astype(np.float64) if array.dtype.kind in "fV" else array
