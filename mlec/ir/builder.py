@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -38,6 +39,7 @@ class GraphBuilder:
         self._nodes: list[Node] = []
         self._constants: dict[str, Array] = {}
         self._names_by_id: dict[int, str] = {}
+        self._name_counts: Counter[str] = Counter()
         self._scalars: dict[tuple[DType, str], Value] = {}
         self._replaced: dict[Value, Value] = {}
         self._location: Location = UNKNOWN
@@ -192,9 +194,10 @@ class GraphBuilder:
         base = re.sub(r"\W", "_", wanted)
         if base[:1].isdigit():
             base = f"_{base}"
-        name, i = base, 0
-        while name in self._constants:
-            name, i = f"{base}_{i}", i + 1
+        name = base
+        while name in self._constants:  # goes on where it was for this base: those before are taken
+            name = f"{base}_{self._name_counts[base]}"
+            self._name_counts[base] += 1
         return name
 
 

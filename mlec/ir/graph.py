@@ -154,7 +154,8 @@ class Graph:
         moved: Dim = 0
         for node in self.nodes:
             if not node.is_constant:
-                flops, moved = flops + node.cost.flops, moved + node.cost.bytes
+                cost = node.cost
+                flops, moved = flops + cost.flops, moved + cost.bytes
         return Cost(flops, moved)
 
     @property

@@ -156,3 +156,24 @@ def test_patterns_match_commutative_operands_and_repeated_names() -> None:
     assert found is not None
     assert found["a"] is x
     assert match(pattern, second, graph) is None
+
+
+def test_constants_of_one_hint_have_the_first_names_that_are_free() -> None:
+    b = GraphBuilder()
+    b.adopt_constants({"w": np.zeros(1), "w_1": np.zeros(1)})
+    arrays = [np.full(2, i) for i in range(4)]
+    outputs = [b.constant(array, "w") for array in arrays]
+    constants = b.finish(outputs).constants
+    assert list(constants) == ["w_0", "w_2", "w_3", "w_4"]
+    assert [array[0] for array in constants.values()] == [0, 1, 2, 3]
+
+
+def test_the_cost_of_a_graph_asks_each_node_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    b = GraphBuilder()
+    x = b.input("x", tensor("f32", ("n", 3)))
+    graph = b.finish([b("exp", b("add", x, 1.0))])
+    asked: list[Node] = []
+    cost = Node.cost.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(Node, "cost", property(lambda node: (asked.append(node), cost(node))[1]))
+    assert graph.cost.flops == sum((cost(node).flops for node in graph.compute_nodes), start=0)
+    assert asked == list(graph.compute_nodes)
