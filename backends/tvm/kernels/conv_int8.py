@@ -147,11 +147,11 @@ def conv_int8(
         multiplier = Multiplier(flat_view(w, (math.prod(packed.shape),), "int8"), offsets, packed, Dots.of(target))
         far = max(program_weights, math.prod(packed.shape)) > target.l2_bytes // 2
         program = _Convolution(x, multiplier, y, x_shape, w_shape, geometry, (p, q), zero_point, chosen, c, far)
-        tasks = program.parts * program.channel_parts
-        work = _work(p * q, packed, multiplier.dots, chosen.amx)
-        if p * q * outputs == 0:
+        if outputs == 0:
             T.evaluate(0)
         else:
+            tasks = program.parts * program.channel_parts
+            work = _work(p * q, packed, multiplier.dots, chosen.amx)
             parallel_if_large(product((n, program.channel_parts, program.parts)), work // tasks, program.task, tasks)
     return kernel.func
 

@@ -106,11 +106,8 @@ def depthwise_int8(
         program = _Depthwise(
             x, weights, offsets, y, x_shape, w_shape, geometry, (p, q), zero_point, chosen.columns, rows, parts, dots
         )
-        if p * q * c == 0:
-            T.evaluate(0)
-        else:
-            work = rows * q * r * s * -(-c // dots.lanes) * 48
-            parallel_if_large(product((n, parts)), work, program.task, parts)
+        work = rows * q * r * s * -(-c // dots.lanes) * 48
+        parallel_if_large(product((n, parts)), work, program.task, parts)
     return kernel.func
 
 
