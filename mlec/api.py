@@ -560,27 +560,34 @@ def _fill(report: OptimizationReport, before: Graph, variants: Sequence[_Variant
     }
 
 
+def _comparison(
+    source: _Source, tolerance: Tolerance | None, report: OptimizationReport, calibration: Batches
+) -> Callable[[CompiledModel], dict[str, Any]]:
+    """What compares a compiled model with the source; of a lower precision on the examples and the calibration data."""
+    precision = report.model["precision"]
+    if precision in LOWERED:
+        flat = Nesting([spec.name for spec in source.graph.signature.inputs]).is_flat
+        given = source.examples or probe_inputs(source.graph)
+        batches = [*([list(given)] if given else []), *(calibration if flat else [])]
+        return lambda model: measured(model, source.oracle, batches, tolerance or LOWERED[precision])
+    bound = tolerance or default_tolerance(source.graph)
+    if any(finding["applied"] for finding in report.stability):
+        bound = replace(bound, specials=False)  # where the source lost the result, there is nothing to compare with
+    return lambda model: validate_model(model, source.answers(), bound)
+
+
 def _run_and_check(
     compiled: CompiledModel, others: Mapping[Target, CompiledModel], source: _Source, tolerance: Tolerance | None,
     report: OptimizationReport, calibration: Batches,
 ) -> list[Any] | None:  # fmt: skip
     """Compares all variants with the source, and times the first: on the inputs that are returned, if there are any."""
     oracle, answers = source.oracle, source.answers()
-    if oracle and report.model["precision"] in LOWERED:
-        bound = tolerance or LOWERED[report.model["precision"]]
-        flat = Nesting([spec.name for spec in source.graph.signature.inputs]).is_flat
-        given = source.examples or probe_inputs(source.graph)
-        shown = [list(given)] if given else []
-        for one in (compiled, *others.values()):
-            report.parity = measured(one, oracle, [*shown, *(calibration if flat else [])], bound)
-    elif oracle:
-        bound = tolerance or default_tolerance(source.graph)
-        if any(finding["applied"] for finding in report.stability):
-            bound = replace(bound, specials=False)  # where the source lost the result, there is nothing to compare with
-        report.parity = validate_model(compiled, answers, bound)
+    if oracle:
+        check = _comparison(source, tolerance, report, calibration)
+        report.parity = check(compiled)
         for target, other in others.items():
             try:
-                found = validate_model(other, answers, bound)
+                found = check(other)
             except MlecError as error:
                 error.notes = (*error.notes, f"compiled for {target}")
                 raise

@@ -7,9 +7,13 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
+import mlec
+from mlec import api
 from mlec.agreement import LOWERED, measured
 from mlec.errors import ToleranceError
+from mlec.processor import needed_cpu_flags, what_is_missing
 from mlec.runtime import CompiledModel
 
 WANTED = np.array([[1.0, -4.0, 2.0], [0.5, 3.0, -1.0]], np.float32)
@@ -55,3 +59,24 @@ def test_the_largest_of_a_row_is_its_label() -> None:
     got = WANTED.copy()
     got[0, 0] = 2.5
     assert compared(got, precision=None)["label_mismatches"] == 1
+
+
+def test_of_several_targets_the_worst_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    if what_is_missing(needed_cpu_flags("cpu", {"triple": "x86_64-linux-gnu", "features": ["avx2"]})):
+        pytest.skip("needs a processor that runs x86-64-v3")
+    found = []
+
+    def worse_first(*arguments: Any) -> dict[str, Any]:
+        report = measured(*arguments)
+        for comparison in report["methods"].values():
+            comparison["excess"] = 0.5 / (1 + len(found))
+        found.append(report)
+        return report
+
+    monkeypatch.setattr(api, "measured", worse_first)
+    x = torch.ones(4, 96)
+    compiled = mlec.compile(
+        torch.nn.Linear(96, 64), x, precision="bf16", target="cpu:x86-64-v2,x86-64-v3", progress=False
+    )
+    assert [report["methods"]["run"]["excess"] for report in found] == [0.5, 0.25]
+    assert compiled.report.parity["methods"]["run"]["excess"] == 0.5
