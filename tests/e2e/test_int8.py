@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 import mlec
+from mlec.cli import main
 from mlec.ir import run_graph
 
 CALIBRATION = 128
@@ -192,15 +191,20 @@ def test_export_model(wide: nn.Module, data: np.ndarray, tmp_path: Path) -> None
     assert done["report"]["model"]["precision"] == "int8"
 
 
-def test_on_the_command_line(wide: nn.Module, data: np.ndarray, tmp_path: Path) -> None:
+def test_on_the_command_line(
+    wide: nn.Module,
+    data: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
     torch.export.save(torch.export.export(wide, (torch.tensor(data[:4]),)), tmp_path / "m.pt2")
     np.savez(tmp_path / "x.npz", input=data[:4])
 
     def run(*words: str) -> str:
-        command = [sys.executable, "-m", "mlec", *words]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert main(words) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
 
     out = run("compile", "m.pt2", "--precision", "int8", "--calibration", "x.npz", "--target", "numpy", "-o", "m.mle")
     assert "of the bound" in out

@@ -69,10 +69,26 @@ class Sequences(nn.Module):
         return F.scaled_dot_product_attention(heads, heads, heads), x @ x.transpose(1, 2), self.recurrent(x)[0]
 
 
-def network(module: nn.Module, *shape: int) -> Callable[[], Any]:
+class Bytes(nn.Module):
+    """What there is on 8 bits: convolutions of each kind, a residual sum, a maximum pool, a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.plain = nn.Conv2d(3, 32, 5, padding=2), nn.Conv2d(32, 32, 3, padding=1)
+        self.depthwise, self.point = nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.Conv2d(32, 48, 1)
+        self.head = nn.Linear(48 * 100, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.stem(x).relu(), 2)
+        x = (x + self.plain(x)).relu()
+        out: Tensor = self.head(self.point(self.depthwise(x).relu()).relu().flatten(1))
+        return out
+
+
+def network(module: nn.Module, *shape: int, passes: str = "default") -> Callable[[], Any]:
     def make() -> Any:
         torch.manual_seed(0)
-        return mlec.compile(module.eval(), (torch.randn(4, *shape),), validate=False, progress=False)
+        return mlec.compile(module.eval(), (torch.randn(4, *shape),), passes=passes, validate=False, progress=False)
 
     return make
 
@@ -88,6 +104,7 @@ def estimator(model: Any) -> Callable[[], Any]:
 MODELS: dict[str, tuple[Callable[[], Any], int, int]] = {
     "rows": (network(Rows(), 96), 2, 3000),
     "images": (network(Images(), 16, 20, 20), 1, 70),
+    "bytes": (network(Bytes(), 3, 20, 20, passes="default,quantize-int8{measure = false}"), 1, 100),
     "sequences": (network(Sequences(), 12, 16), 1, 1500),
     "row program": (estimator(make_pipeline(StandardScaler(), LogisticRegression())), 64, 200_000),
     "forest": (estimator(RandomForestRegressor(20, max_depth=6, random_state=0)), 64, 20_000),
