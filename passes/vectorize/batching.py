@@ -54,8 +54,9 @@ def _first_axis(operands: Sequence[Lanes]) -> int:
 def _elementwise(batch: Batch, node: Node, operands: Sequence[Lanes]) -> Sequence[Lanes]:
     rank = node.output.type.rank
     varying = [o for o in operands if o.axis is not None]
-    # The largest operand stays as it lies; of equal ones, that which is computed.
-    lead = max(varying, key=lambda o: (o.type.rank, not batch.is_constant(o.value)))
+    # The largest operand stays as it lies; a constant goes where one that is computed is.
+    shape = node.output.type.shape
+    lead = max(varying, key=lambda o: (o.type.rank, not batch.is_constant(o.value), o.type.shape == shape))
     axis = lead.lane_axis + rank - lead.type.rank
     values = [batch.beside(o, rank, axis) for o in operands]
     return [Lanes(batch(node.name, *values, **node.attrs), axis)]

@@ -11,15 +11,16 @@ from mlec.ir.op import Array
 
 MOST_ELEMENTS = 32
 """Of a window: as many slices are read by one loop."""
-PAIRWISE = {"sum": "add", "max": "maximum", "min": "minimum"}
+PAIRWISE = {"sum": "add", "mean": "add", "max": "maximum", "min": "minimum"}
 
 
 class ReducedWindows(Rule):
-    """sum|max|min(gather(x, windows) * c, over each window) -> slice(x) * c0 + slice(x) * c1 + .., one for each element of a window"""
+    """sum|mean|max|min(gather(x, windows) * c, over each window) -> slice(x) * c0 + slice(x) * c1 + .., one for each element of a window"""
 
     _windows = P("gather", "x", Const(bind="places"), bind="windows")
     pattern = AnyOf(
-        P("sum|max|min", P("mul", _windows, Const(bind="weights"), bind="weighted")), P("sum|max|min", _windows)
+        P("sum|mean|max|min", P("mul", _windows, Const(bind="weights"), bind="weighted")),
+        P("sum|mean|max|min", _windows),
     )
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
@@ -44,6 +45,8 @@ class ReducedWindows(Rule):
 
         op = PAIRWISE[m.node.name]
         result = functools.reduce(lambda left, right: b(op, left, right), map(element, range(places.shape[1])))
+        if m.node.name == "mean":
+            result = b("div", result, float(places.shape[1]))
         return b("reshape", result, shape=m.node.output.type.shape) if m.node.attrs["keepdims"] else result
 
     def _weights(self, m: Match) -> list[Array]:
