@@ -120,7 +120,7 @@ class Calls(torch.nn.Module):
 NETWORKS = {
     "linear": (torch.nn.Sequential(torch.nn.Linear(37, 171), torch.nn.ReLU()), (37,), "GemmSchedule"),
     "narrow linear": (torch.nn.Linear(70, 5), (70,), "GemmSchedule"),
-    "pointwise": (convolution(32, 48, 1), (32, 7, 9), "ConvTile"),
+    "pointwise": (torch.nn.Sequential(convolution(3, 32, 3), convolution(32, 48, 1)), (3, 9, 11), "ConvTile"),
     "strided": (convolution(16, 32, 3, stride=2, padding=1), (16, 11, 13), "ConvTile"),
     "stem": (convolution(3, 16, 5, padding=(1, 0)), (3, 12, 17), "ConvTile"),
     "winograd": (
@@ -128,7 +128,13 @@ NETWORKS = {
         (3, 13, 11),
         "WinogradSchedule",
     ),
-    "depthwise": (convolution(32, 32, 3, padding=1, groups=32), (32, 9, 25), "DepthwiseSchedule"),
+    "depthwise": (
+        torch.nn.Sequential(
+            convolution(3, 32, 3, padding=1), convolution(32, 32, 3, padding=1, groups=32), convolution(32, 48, 1)
+        ),
+        (3, 9, 25),
+        "DepthwiseSchedule",
+    ),
     "groups": (convolution(12, 18, 3, groups=3, relu=False), (12, 8, 23), "ConvSchedule"),
     "attention": (Attention(), (21, 38), "AttentionSchedule"),
     "lstm": (Calls(torch.nn.LSTM(7, 37, batch_first=True)), (19, 7), "RecurrentSchedule"),
@@ -140,7 +146,7 @@ NETWORKS = {
     "logsumexp": (Calls(lambda x: torch.logsumexp(x, 1)), (9, 77), "SoftmaxSchedule"),
     "sum along memory": (Calls(lambda x: x.mean(-1)), (3, 150), "FoldSchedule"),
     "windows of blocks": (
-        torch.nn.Sequential(convolution(3, 16, 1), torch.nn.MaxPool2d(3, 1, 1)),
+        torch.nn.Sequential(convolution(3, 16, 3, padding=1), torch.nn.MaxPool2d(3, 1, 1), convolution(16, 32, 3)),
         (3, 9, 13),
         "PoolSchedule(columns=8)",
     ),
