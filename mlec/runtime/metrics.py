@@ -69,7 +69,9 @@ class Metrics:
             RuntimeUnavailableError: ``E_MISSING_PACKAGE``: ``prometheus_client`` is not installed.
         """
         if format not in FORMATS:
-            raise UsageError(f"metrics come as {' or '.join(map(repr, FORMATS))}, got {format!r}")
+            raise UsageError(
+                f"there are no metrics in the form of {format!r}", hint=f"ask for {' or '.join(map(repr, FORMATS))}"
+            )
         if format == "prometheus":
             client = _prometheus()
             registry = client.CollectorRegistry()
