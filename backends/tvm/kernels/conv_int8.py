@@ -25,7 +25,7 @@ from mlec.backends.tvm.kernels.int8 import (
     work_of,
 )
 from mlec.backends.tvm.kernels.result import Result
-from mlec.backends.tvm.kernels.schedule import around, variations
+from mlec.backends.tvm.kernels.schedule import around, even, even_widths, variations
 from mlec.backends.tvm.kernels.tile import (
     flat_view,
     parallel_if_large,
@@ -90,10 +90,10 @@ class Int8ConvSchedule:
                 1, min(tasks if by_channel else 1, packed.groups * packed.blocks // HELD)
             )
 
-        strip = -(-q // -(-q // STRIP))
+        strip = even(q, STRIP)
         columns, vectors = vector_tile(q, packed, target)
         plain = Int8ConvSchedule(False, columns, vectors, *shares(False))
-        widths = sorted({-(-q // -(-q // width)) for width in range(2, 15)}, key=lambda c: abs(c - columns))
+        widths = even_widths(q, range(2, 15), columns)
 
         def possible(s: Int8ConvSchedule) -> bool:
             return s.amx or fits(s.columns, s.vectors, target)

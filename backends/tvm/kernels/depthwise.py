@@ -13,7 +13,7 @@ from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.conv_blocked import met_values, out_extent
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
 from mlec.backends.tvm.kernels.result import Result
-from mlec.backends.tvm.kernels.schedule import around, variations
+from mlec.backends.tvm.kernels.schedule import around, even, even_widths, variations
 from mlec.backends.tvm.kernels.tile import (
     RegisterTile,
     accumulator_dtype,
@@ -58,19 +58,14 @@ class DepthwiseSchedule:
         registers = ceildiv(b, target.lanes(bits(accumulator_dtype(dtype))))
         most = max(1, min(12, target.vector_registers * 3 // 4 // registers - s))
         parts = max(1, min(p, tasks_worth(r * s * q * b * 2 * p, target)))
-        default = DepthwiseSchedule(_even(q, most), parts)
+        default = DepthwiseSchedule(even(q, most), parts)
         widest = min(16, (target.vector_registers - 2) // registers - s)
         return variations(
             default,
             lambda schedule: True,
-            columns=sorted({_even(q, width) for width in range(1, widest + 1)}, key=lambda c: abs(c - default.columns)),
+            columns=even_widths(q, range(1, widest + 1), default.columns),
             parts=around(parts, most=p),
         )
-
-
-def _even(extent: int, most: int) -> int:
-    """Width of as few tiles as cover an extent, each at most so wide, when they are as equal as can be."""
-    return -(-extent // -(-extent // most))
 
 
 def depthwise_nchwc(

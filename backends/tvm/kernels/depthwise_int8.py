@@ -13,7 +13,7 @@ from mlec.backends.tvm.kernels.conv_blocked import met_values
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
 from mlec.backends.tvm.kernels.int8 import BLOCK, QUAD, Dots, Packed, copied_rows, put
 from mlec.backends.tvm.kernels.result import Result
-from mlec.backends.tvm.kernels.schedule import around, variations
+from mlec.backends.tvm.kernels.schedule import around, even, even_widths, variations
 from mlec.backends.tvm.kernels.tile import flat_view, parallel_if_large, parameter, product, tasks_worth, unflatten
 from mlec.backends.tvm.kernels.vector import Cell, cast_to, load, share
 from mlec.backends.tvm.target import TargetInfo
@@ -59,12 +59,11 @@ class DepthwiseInt8Schedule:
         work = p * q * r * s * -(-c // dots.lanes) * 48
         nbytes = product(x_shape[1:])
         parts = max(1, min(p, max(tasks_worth(work, target), -(-nbytes * 4 // target.l2_bytes))))
-        widths = {-(-q // -(-q // width)) for width in range(1, most + 1)}
-        default = DepthwiseInt8Schedule(-(-q // -(-q // most)), parts)
+        default = DepthwiseInt8Schedule(even(q, most), parts)
         return variations(
             default,
             lambda schedule: True,
-            columns=sorted(widths, key=lambda width: abs(width - default.columns)),
+            columns=even_widths(q, range(1, most + 1), default.columns),
             parts=around(parts, most=p),
         )
 

@@ -71,3 +71,13 @@ def around(value: int, least: int = 1, most: int | None = None) -> Sequence[int]
     """A quarter, a half, twice and four times a number, as far as they lie within bounds."""
     near = (value // 2, value * 2, value // 4, value * 4)
     return [v for v in dict.fromkeys(near) if v >= least and (most is None or v <= most)]
+
+
+def even(extent: int, most: int) -> int:
+    """Width of as few tiles as cover an extent, each at most so wide, when they are as equal as can be."""
+    return -(-extent // -(-extent // most))
+
+
+def even_widths(extent: int, most: Iterable[int], near: int) -> Sequence[int]:
+    """The widths of `even` for each of these bounds, those nearest to a number first."""
+    return sorted({even(extent, width) for width in most}, key=lambda width: abs(width - near))
