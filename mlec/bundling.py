@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from mlec import __version__, bundled_model
 from mlec.artifact import Artifact, TrustDigest, decide, read_model
-from mlec.artifact.trust import WAYS_OUT
+from mlec.artifact.trust import WAYS_OUT, named_trust
 from mlec.errors import RuntimeUnavailableError, SecurityError, UsageError, WriteError
 from mlec.runtime.library import find_library
 
@@ -69,7 +69,7 @@ def bundle(
         WriteError: ``output`` exists, or cannot be written.
     """
     path, output = Path(path), Path(output)
-    wanted = TrustDigest(trust) if isinstance(trust, str) and trust.startswith("sha256:") else trust
+    wanted = named_trust(trust)
     with Artifact.open(path, key=encryption_key) as artifact:
         program = read_model(artifact).program
         if program.device != "cpu" or not artifact.kernels:
@@ -78,7 +78,7 @@ def bundle(
                 code="E_BUNDLE",
                 hint="compile the model with target='cpu'",
             )
-        decision = decide(artifact, wanted)  # type: ignore[arg-type]
+        decision = decide(artifact, wanted)
         if not decision.native:
             raise SecurityError(
                 f"the code in {path} is not trusted here: {decision.reason}", code="E_UNTRUSTED_NATIVE", hint=WAYS_OUT

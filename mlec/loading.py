@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlec.artifact import Artifact, ModelMetadata, TrustDigest, check_signed, decide, read_model
-from mlec.artifact.trust import WAYS_OUT, not_native
+from mlec.artifact.trust import WAYS_OUT, named_trust, not_native
 from mlec.errors import UsageError
 from mlec.processor import best_of, processor_name, what_is_missing
 from mlec.runtime import CompiledModel, Program, open_program
@@ -20,6 +20,7 @@ from mlec.runtime.library import runtime_abi
 if TYPE_CHECKING:
     from mlec.artifact import SaveResult
     from mlec.ir import Graph
+    from mlec.ir.op import Array
     from mlec.report import OptimizationReport
 
 logger = logging.getLogger("mlec")
@@ -54,7 +55,7 @@ def load(
             f"load takes the path of a .mle file, got {type(path).__name__}", hint='mlec.load("model.mle")'
         )
     path = Path(path)
-    wanted = TrustDigest(trust) if isinstance(trust, str) and trust.startswith("sha256:") else trust
+    wanted = named_trust(trust)
     artifact = Artifact.open(path, key=encryption_key)
     if require_signature:
         check_signed(artifact)
@@ -83,7 +84,7 @@ def load(
     if chosen is not None and not reason:
         program = model.programs[chosen]
         objects = tuple(blob.data for blob in artifact.kernels if blob.target == chosen)
-        executable = _opened(program, objects, artifact, num_threads, graph)
+        executable = executable_for(program, objects, artifact.tensors, num_threads, graph)
         logger.info("%s: runs the kernels for %s", path, processor_name(program.target) or program.device)
     else:
         from mlec.recompiling import compiled_here
@@ -154,19 +155,20 @@ def _why_not_as_it_is(artifact: Artifact, program: Program, trust: str | TrustDi
         if isinstance(registry.load("backends", backend)(), Interpreter):
             return ""
         return "it holds no kernels"
-    decision = decide(artifact, trust)  # type: ignore[arg-type]
+    decision = decide(artifact, trust)
     return "" if decision.native else decision.reason
 
 
-def _opened(
+def executable_for(
     program: Program,
     objects: tuple[bytes, ...],
-    artifact: Artifact,
+    tensors: Mapping[str, Array],
     num_threads: int | None,
     graph: Callable[[], Graph],
 ) -> Any:
+    """What runs a program: its object files, or, of a backend that makes none, the backend on the graph."""
     if objects:
-        return open_program(program, objects, artifact.tensors, num_threads)
-    from mlec.recompiling import executable_for
+        return open_program(program, objects, tensors, num_threads)
+    from mlec import registry
 
-    return executable_for(program, objects, artifact.tensors, num_threads, graph)
+    return registry.load("backends", program.backend)().executable(graph(), num_threads)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from mlec.artifact import Artifact, ModelMetadata
 from mlec.backends.base import Backend, CompiledModule, CompileOptions
 from mlec.errors import CorruptedFileError, MlecError, RuntimeUnavailableError, TargetError
 from mlec.ir import Graph, parse_graph
-from mlec.ir.op import Array
+from mlec.loading import executable_for
 from mlec.processor import needed_cpu_flags, processor_name, what_is_missing
 from mlec.runtime import Program, open_program
 from mlec.signature import Signature
@@ -65,19 +64,6 @@ def executable_of(module: CompiledModule, graph: Graph, num_threads: int | None 
             hint='save it and load it on such a machine, or compile with target="cpu"',
         )
     return executable_for(module.program, module.objects, module.constants, num_threads, graph=lambda: graph)
-
-
-def executable_for(
-    program: Program,
-    objects: tuple[bytes, ...],
-    tensors: Mapping[str, Array],
-    num_threads: int | None,
-    graph: Callable[[], Graph],
-) -> Any:
-    """What runs a program: its object files, or, of a backend that makes none, the backend on the graph."""
-    if objects:
-        return open_program(program, objects, tensors, num_threads)
-    return registry.load("backends", program.backend)().executable(graph(), num_threads)
 
 
 def _target_here(program: Program) -> Target:

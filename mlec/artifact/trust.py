@@ -21,7 +21,7 @@ import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from mlec.errors import SecurityError, UsageError
 
@@ -76,7 +76,12 @@ class TrustDecision:
     reason: str
 
 
-def decide(artifact: Artifact, trust: Literal["auto"] | TrustDigest = "auto") -> TrustDecision:
+def named_trust(given: str | TrustDigest) -> str | TrustDigest:
+    """The trust that a user names, where a text that begins with ``sha256:`` is a `TrustDigest`."""
+    return TrustDigest(given) if isinstance(given, str) and given.startswith("sha256:") else given
+
+
+def decide(artifact: Artifact, trust: str | TrustDigest = "auto") -> TrustDecision:
     """Decide about the kernels of an open file. The one place where this is decided; executes nothing.
 
     Args:
