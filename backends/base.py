@@ -12,11 +12,11 @@ from typing import Any, Protocol, runtime_checkable
 from mlec.errors import TargetError, UnsupportedOpError
 from mlec.ir.graph import Graph, Node
 from mlec.ir.op import Array
+from mlec.measuring.tuning import TunedKernel, Tuning
 from mlec.pipeline import TargetFacts
 from mlec.runtime.program import Program
 from mlec.signature import Signature
 from mlec.target import Target
-from mlec.tuning import TunedKernel, Tuning
 
 
 @dataclass(frozen=True)

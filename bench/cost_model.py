@@ -1,6 +1,6 @@
 """``python -m bench.cost_model``: what the cost model predicts beside what is measured, of each model, and the median error.
 
-Its rates (`mlec.cost_model.RATES`) were fitted on the models in `FITTED`, on one processor; of the others it has seen nothing.
+Its rates (`mlec.measuring.cost_model.RATES`) were fitted on the models in `FITTED`, on one processor; of the others it has seen nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import mlec
 from bench.harness import Case
 from bench.models import chosen
 from mlec import registry
-from mlec.cost_model import CostModel
-from mlec.machine import this_machine
-from mlec.recompiling import executable_of
+from mlec.measuring.cost_model import CostModel
+from mlec.measuring.machine import this_machine
+from mlec.packaging.recompiling import executable_of
 from mlec.runtime import CompiledModel
 from mlec.target import Target
 

@@ -24,7 +24,7 @@ from bench import networks
 from bench.competitors import onnx_bytes
 from bench.harness import Case
 from mlec.cli.output import print_table
-from mlec.timing import interleaved
+from mlec.measuring.timing import interleaved
 
 CALIBRATION = 128
 Array = np.ndarray[Any, Any]

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlec.api import compile, export_model, load_model, lower, optimize, validate_export
     from mlec.artifact import TrustDigest
-    from mlec.bundling import BundleResult, bundle
     from mlec.errors import (
         ArtifactError,
         CorruptedFileError,
@@ -44,7 +43,8 @@ if TYPE_CHECKING:
         WriteError,
     )
     from mlec.ir import Graph
-    from mlec.loading import load
+    from mlec.packaging.bundling import BundleResult, bundle
+    from mlec.packaging.loading import load
     from mlec.passes.canonicalize import Canonicalize
     from mlec.passes.cse import EliminateCommonSubexpressions
     from mlec.passes.dce import EliminateDeadCode
@@ -82,10 +82,10 @@ _ERRORS = (
 _WHERE = {
     "mlec.api": "compile export_model load_model lower optimize validate_export",
     "mlec.artifact": "TrustDigest",
-    "mlec.bundling": "BundleResult bundle",
+    "mlec.packaging.bundling": "BundleResult bundle",
     "mlec.errors": _ERRORS,
     "mlec.ir": "Graph",
-    "mlec.loading": "load",
+    "mlec.packaging.loading": "load",
     "mlec.passes.canonicalize": "Canonicalize",
     "mlec.passes.cse": "EliminateCommonSubexpressions",
     "mlec.passes.dce": "EliminateDeadCode",

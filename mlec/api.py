@@ -14,11 +14,8 @@ import numpy as np
 
 import mlec.ops  # noqa: F401  (fills the op table)
 from mlec import registry
-from mlec.agreement import LOWERED, measured
-from mlec.answers import SourceAnswers, ask_beside
 from mlec.backends.base import Backend, CompiledModule, CompileOptions, refuse_unsupported
 from mlec.capabilities import check_precision
-from mlec.cost_model import CostModel
 from mlec.errors import MlecError, UsageError
 from mlec.frontends.base import Frontend, InputShapes, LowerOptions, Oracle
 from mlec.frontends.example_inputs import for_model, for_signature
@@ -26,28 +23,31 @@ from mlec.frontends.select import frontend_for, load_model_file
 from mlec.frontends.source_process import SourceProcess
 from mlec.ir import Graph
 from mlec.ir.dtype import DType
-from mlec.loading import load
-from mlec.machine import Machine, this_machine
-from mlec.observation import measure_graphs, observe
-from mlec.packing import pack
+from mlec.measuring.cost_model import CostModel
+from mlec.measuring.machine import Machine, this_machine
+from mlec.measuring.observation import measure_graphs, observe
+from mlec.measuring.timing import disturbance, interleaved, spread
+from mlec.measuring.trials import HostTrials
+from mlec.measuring.tuning import Tuning
+from mlec.packaging.loading import load
+from mlec.packaging.packing import pack
+from mlec.packaging.recompiling import executable_of
 from mlec.pipeline import NOMINAL_EXTENT, Pass, PassContext, PassPipeline, PassRecord, Tolerance
 from mlec.precision import Batches, calibrated, check_network, in_precision, precision_of
-from mlec.probes import probe_inputs
 from mlec.processor import best_of, needed_cpu_flags, what_is_missing
 from mlec.progress import progress_bar
 from mlec.ranges import ranges_of
-from mlec.recompiling import executable_of
 from mlec.report import OptimizationReport, graph_picture, graph_stats
 from mlec.runtime import CompiledModel
 from mlec.runtime.device import DEVICES
 from mlec.runtime.nested import Nesting
 from mlec.runtime.threads import checked_num_threads
 from mlec.target import Target
-from mlec.timing import disturbance, interleaved, spread
-from mlec.trials import HostTrials
-from mlec.tuning import Tuning
-from mlec.validation import compare, default_tolerance
-from mlec.validation import validate as validate_model
+from mlec.validation.agreement import LOWERED, measured
+from mlec.validation.answers import SourceAnswers, ask_beside
+from mlec.validation.differential import compare, default_tolerance
+from mlec.validation.differential import validate as validate_model
+from mlec.validation.probes import probe_inputs
 
 if TYPE_CHECKING:
     from mlec.artifact import SaveResult
@@ -131,7 +131,7 @@ def compile(
         tolerance: the bound that validation must hold; the documented bound by default.
         tune: for each distinct kernel, how many schedules to measure on this machine beside the cost model's; one that is clearly faster
             takes its place. Measured at 1 row, 64 and as many as the examples have (without examples at 1, 64 and 1024), less those
-            that take a kernel too long. What was found is remembered, see `mlec.tuning`.
+            that take a kernel too long. What was found is remembered, see `mlec.measuring.tuning`.
         validate: run source and compiled model on the examples and on probing inputs; a difference beyond the bound is an error.
         progress: None shows a bar on a terminal.
         trust_pickle: allow executing a pickle-based file; ``"sha256:..."`` allows that one file.

@@ -10,11 +10,11 @@ from typing import Any
 
 from mlec.artifact.atomic import replace_file
 from mlec.backends.base import KernelNote
-from mlec.cost_model import CostModel
 from mlec.errors import UsageError
 from mlec.ir import Graph, Node
 from mlec.ir.dim import evaluate, parse_dim, symbols_of
-from mlec.machine import Machine
+from mlec.measuring.cost_model import CostModel
+from mlec.measuring.machine import Machine
 from mlec.pipeline import NOMINAL_EXTENT, PassRecord, Remark
 from mlec.runtime.program import KernelInfo
 

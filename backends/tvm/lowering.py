@@ -30,8 +30,8 @@ from mlec.ir.dtype import DType
 from mlec.ir.graph import Graph, Node
 from mlec.ir.op import Array, ConstantRef, Trait
 from mlec.ir.types import Location, TensorType
+from mlec.measuring.tuning import TunedKernel
 from mlec.runtime.program import KernelInfo
-from mlec.tuning import TunedKernel
 
 
 @dataclass(frozen=True)

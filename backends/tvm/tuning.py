@@ -24,10 +24,10 @@ from mlec.backends.tvm.target import TargetInfo
 from mlec.ir.dim import evaluate
 from mlec.ir.op import Array
 from mlec.ir.types import TensorType
+from mlec.measuring.timing import interleaved
+from mlec.measuring.tuning import Finding, Timing, TunedKernel, Tuning, this_installation
 from mlec.runtime.library import use_threads
 from mlec.runtime.threads import effective_cpu_count
-from mlec.timing import interleaved
-from mlec.tuning import Finding, Timing, TunedKernel, Tuning, this_installation
 
 S = TypeVar("S", bound=Hashable)
 

@@ -22,7 +22,7 @@ PATH = click.Path(path_type=Path)
 @json_option
 def bundle_command(model: Path, output: Path | None, trust: str, as_json: bool) -> None:
     """Write a directory with MODEL and what runs it, for machines without mlec: numpy and tvm-ffi are enough there."""
-    from mlec.bundling import bundle
+    from mlec.packaging.bundling import bundle
 
     result = bundle(model, output or model.with_suffix(""), trust=trust)
     if as_json:

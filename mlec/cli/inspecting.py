@@ -201,7 +201,7 @@ def _several(model: ModelMetadata) -> str:
 
 def _why_not_here(model: ModelMetadata) -> str:
     """What keeps code for CPUs from running here, whoever made it; empty if nothing does."""
-    from mlec.loading import variant_here
+    from mlec.packaging.loading import variant_here
 
     return variant_here(model)[1] if model.program.device == "cpu" else ""
 
@@ -210,7 +210,7 @@ def _variants(artifact: Artifact) -> list[dict[str, Any]]:
     """What the kernels were compiled for, and which of them this processor would run."""
     from mlec.artifact import read_model
     from mlec.errors import CorruptedFileError
-    from mlec.loading import variant_here
+    from mlec.packaging.loading import variant_here
     from mlec.processor import processor_name, what_is_missing
 
     try:

@@ -179,11 +179,11 @@ def verify_command(
         typed(report)  # whether it is one
     parity = report.parity
     if against is not None:
-        from mlec.agreement import LOWERED, verified
-        from mlec.answers import ask
         from mlec.errors import MlecError
         from mlec.frontends.example_inputs import for_model, for_signature
-        from mlec.validation import default_tolerance, validate
+        from mlec.validation.agreement import LOWERED, verified
+        from mlec.validation.answers import ask
+        from mlec.validation.differential import default_tolerance, validate
 
         frontend, source = _source(against, trust_pickle, model_class)
         oracle = _oracle(against, frontend, source)
@@ -314,9 +314,9 @@ def bench_command(
         raise click.BadParameter(f"{batches!r} does not read 1,64,4096", param_hint="--batch")
     from mlec.errors import UsageError
     from mlec.frontends.source_process import SourceProcess
-    from mlec.probes import batch_inputs
+    from mlec.measuring.timing import disturbance, interleaved, spread
     from mlec.runtime.measure import BenchmarkResult
-    from mlec.timing import disturbance, interleaved, spread
+    from mlec.validation.probes import batch_inputs
 
     results: list[dict[str, Any]] = []
     with _load(model, threads, trust, policy) as compiled:

@@ -16,10 +16,10 @@ from mlec.api import compile
 from mlec.demo.recipes import RECIPES, Recipe, Trained
 from mlec.errors import MlecError
 from mlec.frontends.select import frontend_for
-from mlec.loading import load
+from mlec.measuring.timing import interleaved
+from mlec.packaging.loading import load
 from mlec.runtime import CompiledModel
-from mlec.timing import interleaved
-from mlec.validation import compare, default_tolerance
+from mlec.validation.differential import compare, default_tolerance
 
 BATCHES = (1, 1024)
 

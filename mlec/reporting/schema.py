@@ -176,7 +176,7 @@ class Unstable(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """Compiled against source for one result; see `mlec.validation.Comparison`."""
+    """Compiled against source for one result; see `mlec.validation.differential.Comparison`."""
 
     method: str = ""
     rows: Count = 0

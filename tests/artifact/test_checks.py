@@ -510,8 +510,8 @@ def test_large_indexes_load(tmp_path: Path, parts: Parts, load: Load) -> None:
 def test_every_code_is_tested_and_documented() -> None:
     checking = [
         *(ROOT / "mlec" / "artifact").glob("*.py"),
-        ROOT / "mlec" / "loading.py",
-        ROOT / "mlec" / "recompiling.py",
+        ROOT / "mlec" / "packaging" / "loading.py",
+        ROOT / "mlec" / "packaging" / "recompiling.py",
         ROOT / "mlec" / "runtime" / "objects.py",
     ]
     source = "".join(path.read_text() for path in checking)
@@ -522,7 +522,7 @@ def test_every_code_is_tested_and_documented() -> None:
     testing = [
         *Path(__file__).parent.glob("test_*.py"),
         ROOT / "tests" / "e2e" / "test_variants.py",
-        ROOT / "tests" / "test_code_cache.py",
+        ROOT / "tests" / "packaging" / "test_code_cache.py",
         ROOT / "tests" / "runtime" / "test_objects.py",
     ]
     tests = "".join(path.read_text() for path in testing)

@@ -9,7 +9,7 @@ import pytest
 
 from mlec.backends.base import KernelNote
 from mlec.ir import Graph, GraphBuilder, Location, tensor
-from mlec.machine import Machine
+from mlec.measuring.machine import Machine
 from mlec.passes.pipelines import named_pipeline
 from mlec.report import OptimizationReport, graph_picture
 from mlec.runtime.program import KernelInfo

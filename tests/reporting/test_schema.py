@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from mlec.machine import Machine
+from mlec.measuring.machine import Machine
 from mlec.report import OptimizationReport
 from mlec.reporting import schema
 

@@ -33,7 +33,7 @@ from mlec.backends.tvm.tuning import KernelBench, Subject, Tuner, race, sample
 from mlec.ir import GraphBuilder, TensorType
 from mlec.ir.dim import SymDim
 from mlec.ir.dtype import DType
-from mlec.tuning import Memory, Tuning
+from mlec.measuring.tuning import Memory, Tuning
 
 HOST = TargetInfo.host()
 

@@ -24,8 +24,8 @@ from mlec.frontends.base import LowerOptions, SourceMethods
 from mlec.frontends.select import frontend_for
 from mlec.frontends.sklearn import SklearnFrontend
 from mlec.frontends.sklearn.registry import CONVERTERS
-from mlec.probes import probe_inputs
-from mlec.validation import ESTIMATOR, compare
+from mlec.validation.differential import ESTIMATOR, compare
+from mlec.validation.probes import probe_inputs
 
 PUBLIC = SklearnFrontend().supported()  # fills the table of converters
 RNG = np.random.default_rng(5)

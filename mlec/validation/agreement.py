@@ -15,10 +15,10 @@ import numpy as np
 from mlec.errors import ToleranceError
 from mlec.frontends.base import Oracle
 from mlec.ir.op import Array
-from mlec.probes import probe_inputs
 from mlec.runtime import CompiledModel
 from mlec.tolerance import Tolerance
-from mlec.validation import Comparison
+from mlec.validation.differential import Comparison
+from mlec.validation.probes import probe_inputs
 
 INT8 = Tolerance(rtol=0.2, atol=1e-3, signed_zeros=False, specials=False)
 """The declared bound of int8; what is measured is mostly a tenth of that."""

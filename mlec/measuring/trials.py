@@ -10,8 +10,8 @@ from mlec import registry
 from mlec.backends.base import CompileOptions
 from mlec.ir import Graph
 from mlec.ir.op import Array
+from mlec.packaging.recompiling import executable_of
 from mlec.pipeline import PassContext, PassPipeline, Trials
-from mlec.recompiling import executable_of
 from mlec.target import Target
 
 INTO_KERNELS = "layout,fold-constants,fuse"

@@ -66,7 +66,7 @@ def load(
     reason = _why_not_as_it_is(artifact, program, wanted) or (refused if chosen is None else "")
 
     def graph() -> Graph:
-        from mlec.recompiling import graph_of
+        from mlec.packaging.recompiling import graph_of
 
         return graph_of(artifact, model.signature)
 
@@ -76,7 +76,7 @@ def load(
         return OptimizationReport.from_dict(model.report)
 
     def save(target: Path, **options: Any) -> SaveResult:
-        from mlec.packing import save_again
+        from mlec.packaging.packing import save_again
 
         return save_again(target, artifact, options)
 
@@ -87,7 +87,7 @@ def load(
         executable = executable_for(program, objects, artifact.tensors, num_threads, graph)
         logger.info("%s: runs the kernels for %s", path, processor_name(program.target) or program.device)
     else:
-        from mlec.recompiling import compiled_here
+        from mlec.packaging.recompiling import compiled_here
 
         foreign = chosen is not None and bool(artifact.kernels)
         instead = WAYS_OUT if foreign else "compile the model again for this processor"

@@ -23,9 +23,9 @@ from mlec.frontends.base import Oracle, SourceMethods
 from mlec.frontends.source_process import SourceProcess
 from mlec.ir import Graph
 from mlec.ir.op import Array
-from mlec.probes import PROBE_ROWS, batch_inputs, probe_inputs, probe_rows
 from mlec.runtime.nested import Nesting
 from mlec.signature import Signature
+from mlec.validation.probes import PROBE_ROWS, batch_inputs, probe_inputs, probe_rows
 
 BATCHES = (1, 5)
 SOURCE_SECONDS = 2.0

@@ -15,11 +15,11 @@ from mlec.backends.base import CompiledModule
 from mlec.errors import LoweringError, UsageError
 from mlec.ir import Graph, print_graph
 from mlec.ir.op import Array
+from mlec.packaging.single_copies import with_single_copies
 from mlec.processor import needed_cpu_flags
 from mlec.report import OptimizationReport
 from mlec.runtime import Program
 from mlec.runtime.library import runtime_abi
-from mlec.single_copies import with_single_copies
 
 if TYPE_CHECKING:
     from mlec.artifact import SaveResult

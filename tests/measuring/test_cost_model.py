@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import mlec
-from mlec import cost_model
-from mlec.cost_model import CostModel, Work, family_of, operations_of
 from mlec.ir import DType, Graph, GraphBuilder, tensor
-from mlec.machine import Machine
+from mlec.measuring import cost_model
+from mlec.measuring.cost_model import CostModel, Work, family_of, operations_of
+from mlec.measuring.machine import Machine
 
 MACHINE = Machine(
     flops=4e11, flops64=2e11, bandwidth=2e10, threads=2, core_flops=2e11, core_flops64=1e11,
@@ -114,8 +114,8 @@ def test_families_of_products_in_fewer_bits(
 
 def test_every_op_has_a_family() -> None:
     import mlec.ops  # noqa: F401
-    from mlec.cost_model import FAMILIES, RATES
     from mlec.ir.op import OPS
+    from mlec.measuring.cost_model import FAMILIES, RATES
 
     assert set(FAMILIES.values()) <= set(RATES)
     assert set(FAMILIES) <= set(OPS)

@@ -21,7 +21,7 @@ from typing import Annotated
 import msgspec
 
 from mlec.artifact.trust import state_directory
-from mlec.state_files import StateFiles
+from mlec.measuring.state_files import StateFiles
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 

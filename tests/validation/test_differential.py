@@ -24,11 +24,11 @@ from sklearn.preprocessing import FunctionTransformer, MinMaxScaler
 from xgboost import XGBRegressor
 
 import mlec
-from mlec import answers
 from mlec.frontends.base import SourceMethods
 from mlec.frontends.select import frontend_for
-from mlec.probes import MAX_PROBE_ROWS, PROBE_ROWS, probe_inputs
-from mlec.validation import ESTIMATOR, TREES, compare, difference
+from mlec.validation import answers
+from mlec.validation.differential import ESTIMATOR, TREES, compare, difference
+from mlec.validation.probes import MAX_PROBE_ROWS, PROBE_ROWS, probe_inputs
 
 X = np.arange(6.0)[:, None]
 LABELS = np.array([0, 1, 0, 1, 0, 1])

@@ -6,7 +6,7 @@ import numpy as np
 
 from mlec.backends.tvm.backend import TVMBackend
 from mlec.ir import DType, GraphBuilder, parse_graph, print_graph, run_graph, tensor
-from mlec.single_copies import unpacked, with_single_copies
+from mlec.packaging.single_copies import unpacked, with_single_copies
 from mlec.target import Target
 
 

@@ -20,7 +20,7 @@ from mlec.backends.base import CompiledModule, KernelNote, RowTimes
 from mlec.ir import DType, Graph, Node
 from mlec.ir.dim import Dim, evaluate, parse_dim, symbols_of
 from mlec.ir.op import Trait
-from mlec.machine import Machine
+from mlec.measuring.machine import Machine
 from mlec.processor import host_flags
 from mlec.runtime.program import KernelInfo
 from mlec.signature import Signature

@@ -12,15 +12,15 @@ from typing import Any
 
 from mlec import registry
 from mlec.backends.base import CompiledModule, CompileOptions
-from mlec.cost_model import CostModel, value_of
 from mlec.errors import MlecError
 from mlec.ir import Graph
 from mlec.ir.dim import parse_dim
-from mlec.recompiling import executable_of
+from mlec.measuring.cost_model import CostModel, value_of
+from mlec.measuring.timing import interleaved
+from mlec.packaging.recompiling import executable_of
 from mlec.report import OptimizationReport
 from mlec.runtime import CompiledModel
 from mlec.target import Target
-from mlec.timing import interleaved
 
 logger = logging.getLogger("mlec")
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from mlec.answers import Answered, SourceAnswers, answer, unheard
 from mlec.errors import ToleranceError
 from mlec.frontends.base import Oracle
 from mlec.ir import Graph
@@ -16,6 +15,7 @@ from mlec.ir.dtype import DType
 from mlec.ir.op import Array
 from mlec.pipeline import Tolerance
 from mlec.runtime import CompiledModel
+from mlec.validation.answers import Answered, SourceAnswers, answer, unheard
 
 NETWORK = Tolerance(rtol=1e-4, atol=1e-6)
 HALF = Tolerance(rtol=8 * 2.0**-10, atol=1e-6)  # some units in the last place: each op of the source rounds to 16 bits

@@ -15,9 +15,9 @@ import numpy as np
 from mlec import registry
 from mlec.artifact.trust import state_directory
 from mlec.errors import MlecError
+from mlec.measuring.state_files import StateFiles
+from mlec.measuring.tuning import this_installation
 from mlec.runtime.threads import effective_cpu_count
-from mlec.state_files import StateFiles
-from mlec.tuning import this_installation
 
 logger = logging.getLogger("mlec")
 

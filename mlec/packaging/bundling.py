@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mlec import __version__, bundled_model
+from mlec import __version__
 from mlec.artifact import Artifact, TrustDigest, decide, read_model
 from mlec.artifact.trust import WAYS_OUT, named_trust
 from mlec.errors import RuntimeUnavailableError, SecurityError, UsageError, WriteError
+from mlec.packaging import bundled_model
 from mlec.runtime.library import find_library
 
 CARRIED: Final = ("msgspec", "ml_dtypes", "apache-tvm-ffi-orcjit")
@@ -108,7 +109,7 @@ def bundle(
 
 def _fill(folder: Path, model: Path, trust: str, needs: tuple[str, ...]) -> None:
     library = folder / "lib"
-    shutil.copytree(Path(__file__).parent, library / "mlec", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(__file__).parents[1], library / "mlec", ignore=shutil.ignore_patterns("__pycache__"))
     for name in CARRIED:
         for source, place in _files_of(name):
             _copy(source, library / place)

@@ -6,18 +6,19 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from mlec import code_cache, registry
+from mlec import registry
 from mlec.artifact import Artifact, ModelMetadata
 from mlec.backends.base import Backend, CompiledModule, CompileOptions
 from mlec.errors import CorruptedFileError, MlecError, RuntimeUnavailableError, TargetError
 from mlec.ir import Graph, parse_graph
-from mlec.loading import executable_for
+from mlec.measuring.tuning import Tuning
+from mlec.packaging import code_cache
+from mlec.packaging.loading import executable_for
+from mlec.packaging.single_copies import unpacked
 from mlec.processor import needed_cpu_flags, processor_name, what_is_missing
 from mlec.runtime import Program, open_program
 from mlec.signature import Signature
-from mlec.single_copies import unpacked
 from mlec.target import Target
-from mlec.tuning import Tuning
 
 logger = logging.getLogger("mlec")
 

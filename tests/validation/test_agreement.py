@@ -11,10 +11,10 @@ import torch
 
 import mlec
 from mlec import api
-from mlec.agreement import LOWERED, measured
 from mlec.errors import ToleranceError
 from mlec.processor import needed_cpu_flags, what_is_missing
 from mlec.runtime import CompiledModel
+from mlec.validation.agreement import LOWERED, measured
 
 WANTED = np.array([[1.0, -4.0, 2.0], [0.5, 3.0, -1.0]], np.float32)
 

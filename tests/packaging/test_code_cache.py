@@ -12,11 +12,11 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import mlec
-from mlec import code_cache
 from mlec.artifact import Artifact, EncryptionKey
 from mlec.backends.tvm import backend as tvm_backend
 from mlec.errors import SecurityError
 from mlec.ir import GraphBuilder, tensor
+from mlec.packaging import code_cache
 from mlec.target import Target
 
 X = np.random.default_rng(0).normal(size=(60, 5))
@@ -149,7 +149,7 @@ def test_constants_that_the_file_lacks_are_kept(foreign: Path, tmp_path: Path) -
 
 def test_a_lock_file_of_an_editor_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".#a.py").symlink_to("someone@somewhere:1")
-    monkeypatch.setattr(code_cache, "__file__", str(tmp_path / "code_cache.py"))
+    monkeypatch.setattr(code_cache, "SOURCES", tmp_path)
     code_cache._compiler.cache_clear()
     try:
         state = code_cache._compiler()

@@ -22,15 +22,16 @@ import msgspec
 from mlec.artifact import RELOCATABLE, Artifact, KernelBlob, decide, record_built
 from mlec.errors import MlecError
 from mlec.ir.op import Array
+from mlec.measuring.tuning import this_installation
 from mlec.processor import host_flags
 from mlec.runtime import Program
 from mlec.target import Target
-from mlec.tuning import this_installation
 
 if TYPE_CHECKING:
     from mlec.backends.base import CompiledModule
     from mlec.ir import Graph
 
+SOURCES: Final = Path(__file__).parents[1]
 MOST_BYTES: Final = 4 << 30
 """Of all entries together; those that were not used for longest go first."""
 
@@ -112,7 +113,7 @@ def _compiler() -> tuple[str, ...]:
         except PackageNotFoundError:
             found.append(name)
     state = hashlib.sha256()
-    for folder, _, names in sorted(os.walk(Path(__file__).parent, followlinks=True)):
+    for folder, _, names in sorted(os.walk(SOURCES, followlinks=True)):
         for name in sorted(names):
             if name.endswith(".py"):
                 info = os.lstat(os.path.join(folder, name))  # an editor's lock is a link that leads nowhere

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import mlec
-from mlec import machine
 from mlec.ir import Graph, GraphBuilder, tensor
-from mlec.machine import Machine
+from mlec.measuring import machine
+from mlec.measuring.machine import Machine
 
 
 def network(width: int = 64) -> Graph:

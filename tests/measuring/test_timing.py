@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mlec.timing import disturbance, interleaved, spread
+from mlec.measuring.timing import disturbance, interleaved, spread
 
 
 def test_the_spread_of_runs_in_milliseconds() -> None:
