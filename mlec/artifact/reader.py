@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import mmap
 import os
 import stat
 import sys
@@ -28,6 +27,7 @@ from mlec.artifact import kernels as kernel_table
 from mlec.artifact import metadata as documents
 from mlec.artifact.header import Header
 from mlec.artifact.kernels import KernelBlob
+from mlec.artifact.mapped import MappedFile, changed
 from mlec.artifact.sections import SectionHash
 from mlec.errors import ArtifactError, CorruptedFileError, RuntimeUnavailableError, SecurityError, UsageError
 
@@ -70,7 +70,7 @@ class Artifact:
         digests: Mapping[str, str | None],
         signature: Signature | None,
         writable_by_others: bool,
-        mapping: mmap.mmap | None,
+        mapping: MappedFile | None,
     ) -> None:
         self.path = path
         self.header = header
@@ -127,19 +127,39 @@ class Artifact:
 
     @property
     def tensors(self) -> weights.Tensors:
-        """The weights by name: read-only, 64-byte aligned arrays that keep the file's memory alive."""
+        """The weights by name: read-only, 64-byte aligned arrays that keep the file's memory alive; `check_unchanged` comes first."""
+        self.check_unchanged()
+        return self._open_tensors
+
+    @property
+    def _open_tensors(self) -> weights.Tensors:
         if self._tensors is None:
             raise UsageError(f"{self.path} is closed", code="E_CLOSED", hint="open it again")
         return self._tensors
+
+    def check_unchanged(self) -> None:
+        """Make sure that the weights are what they were when the file was opened, before anything new is made of them.
+
+        Copies are. Of a mapped file that was written to since, every tensor is checked again; so a new date alone does no harm.
+
+        Raises:
+            CorruptedFileError: ``E_CHANGED``.
+        """
+        with _named(self.path):
+            if self._mapping is None or (written := self._mapping.written()) is None:
+                return
+            try:
+                self._open_tensors.check_all()
+            except CorruptedFileError as error:
+                raise changed(f"the file was written to while it was open: {error.message}") from error
+            self._mapping.accept(written)
 
     def close(self) -> None:
         """Give the weights back. Arrays that were handed out stay valid: they keep the map alive themselves."""
         self._tensors = None
         mapping, self._mapping = self._mapping, None
         if mapping is not None:
-            # While arrays of it are in use the map cannot be closed: the last one that is dropped unmaps it.
-            with contextlib.suppress(BufferError):
-                mapping.close()
+            mapping.close()
 
     def __enter__(self) -> Artifact:
         return self
@@ -164,7 +184,9 @@ class Artifact:
                 name: {"offset": section.offset, "size": section.size, "crc32": f"{section.crc:08x}"}
                 for name, section in self.header.sections.items()
             },
-            "tensors": [msgspec.structs.asdict(entry) | {"shape": list(entry.shape)} for entry in self.tensors.entries],
+            "tensors": [
+                msgspec.structs.asdict(entry) | {"shape": list(entry.shape)} for entry in self._open_tensors.entries
+            ],
             "kernels": [
                 {
                     "kind": kernel.kind,
@@ -207,7 +229,7 @@ class StoredFile:
     digests: Mapping[str, str | None]
     signature: Signature | None
     writable_by_others: bool
-    mapping: mmap.mmap | None
+    mapping: MappedFile | None
 
     @classmethod
     def read(
@@ -260,7 +282,7 @@ def _read_stored(
             if name != "weights"
         }
         foreign = info.st_uid not in (os.geteuid(), 0)  # its owner can always change it
-        section, mapping = _load_weights(file, header, copy_weights or shared or foreign)
+        section, mapping = _load_weights(file, info, header, copy_weights or shared or foreign)
 
     hashes = {name: sections.hash_section(name, data) for name, data in stored.items() if data}
     if full and section.size:
@@ -404,11 +426,7 @@ def _read_into(file: io.FileIO, offset: int, rest: memoryview) -> None:
 
 
 def _shrunk() -> CorruptedFileError:
-    return CorruptedFileError(
-        "the file became shorter while it was read",
-        code="E_CHANGED",
-        hint="do not write .mle files in place: replace them by renaming",
-    )
+    return changed("the file became shorter while it was read")
 
 
 def _writable_by_others(path: str, info: os.stat_result) -> bool:
@@ -423,13 +441,14 @@ def _writable_by_others(path: str, info: os.stat_result) -> bool:
     return bool(parent.st_mode & stat.S_IWOTH) and not parent.st_mode & stat.S_ISVTX
 
 
-def _load_weights(file: io.FileIO, header: Header, copy: bool) -> tuple[_Bytes, mmap.mmap | None]:
+def _load_weights(
+    file: io.FileIO, info: os.stat_result, header: Header, copy: bool
+) -> tuple[_Bytes, MappedFile | None]:
     where = header.sections["weights"]
     if where.size and not copy:
         try:
-            # The whole file is mapped from 0: only that offset suits the page size of every system.
-            mapping = mmap.mmap(file.fileno(), header.file_size, access=mmap.ACCESS_READ)
-            return np.frombuffer(mapping, np.uint8, where.size, where.offset), mapping
+            mapping = MappedFile(file.fileno(), info)
+            return mapping.bytes_at(where.offset, where.size), mapping
         except ValueError:
             raise _shrunk() from None
         except OSError:

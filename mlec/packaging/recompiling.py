@@ -47,6 +47,7 @@ def compiled_here(
     logger.warning("%s: %s; the graph is compiled on this machine instead", path, reason)
     graph = graph_of(artifact, model.signature)
     module = backend.compile(graph, target, CompileOptions(tuning=Tuning(trials=0) if tuned else None))
+    artifact.check_unchanged()  # compiling took a while, and the constants of the module lie in the file
     executable = executable_of(module, graph, num_threads)
     if entry is not None and module.objects:
         code_cache.keep(entry, artifact, graph, module)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlec.artifact import Artifact, header, json_safe, limits, reader
+from mlec.artifact import Artifact, header, json_safe, limits, mapped, reader
 from mlec.errors import ArtifactError, CorruptedFileError, MlecError, SecurityError, VersionMismatchError
 from tests.artifact.mutants import second_opinion
 from tests.artifact.surgery import Parts, dumps, join, split
@@ -422,7 +422,7 @@ def test_a_file_that_changes_while_it_is_read(
 ) -> None:
     path = tmp_path / "m.mle"
     path.write_bytes(sample)
-    module = {"check_file_size": header, "mmap": reader.mmap}.get(step, reader)
+    module = {"check_file_size": header, "mmap": mapped.mmap}.get(step, reader)
     original = getattr(module, step)
 
     def truncate(*args: Any, **options: Any) -> Any:
@@ -440,7 +440,7 @@ def test_file_systems_without_maps(monkeypatch: pytest.MonkeyPatch, load: Load, 
     def refuse(*args: Any, **options: Any) -> Any:
         raise OSError(19, "No such device")
 
-    monkeypatch.setattr(reader.mmap, "mmap", refuse)
+    monkeypatch.setattr(mapped.mmap, "mmap", refuse)
     assert load(sample).tensors["w"].sum() == 66
 
 

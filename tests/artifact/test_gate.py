@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import mlec
-from mlec.artifact import Artifact
+from mlec.artifact import Artifact, decide
+from mlec.backends.tvm.backend import TVMBackend
 from mlec.cli import main
+from mlec.errors import CorruptedFileError
+from mlec.packaging import loading
 from mlec.runtime import library
 
 X = np.random.default_rng(0).normal(size=(40, 3))
@@ -70,17 +74,69 @@ def test_code_that_is_not_trusted_is_never_linked(model: Path, linked: list[str]
     assert not set(linked) & set(own(model))
 
 
-def test_what_is_linked_is_what_was_hashed(model: Path, linked: list[str]) -> None:
-    """Even if the file is replaced in between."""
-    wanted = own(model)
+def test_what_is_linked_is_what_was_hashed(model: Path, linked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if other code lies in the file by the time it is decided about."""
+    wanted, content = own(model), model.read_bytes()
     with Artifact.open(model) as artifact:
-        model.write_bytes(bytes(len(model.read_bytes())))
-        assert [hashlib.sha256(kernel.data).hexdigest() for kernel in artifact.kernels] == wanted
+        section = artifact.header.sections["kernels"]
+
+    def swapped(*given: Any) -> Any:
+        with open(model, "r+b") as file:
+            os.pwrite(file.fileno(), bytes(section.size), section.offset)
+        return decide(*given)
+
+    monkeypatch.setattr(loading, "decide", swapped)
+    mlec.load(model)
+    assert linked == wanted
+    assert model.read_bytes() != content
 
 
 def test_trusted_code_is_linked_as_it_is(model: Path, linked: list[str]) -> None:
     mlec.load(model).predict(X)
     assert linked == own(model)
+
+
+def written_to(path: Path) -> None:
+    """Change the bytes of a file's weights where they lie."""
+    with Artifact.open(path) as artifact:
+        section = artifact.header.sections["weights"]
+    with open(path, "r+b") as file:
+        os.pwrite(file.fileno(), bytes(section.size), section.offset)
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
+
+
+def test_no_program_is_opened_on_weights_that_changed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the file waits for its decision, while its graph is compiled, and when the model that runs is saved again."""
+    content = model.read_bytes()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "nobody"))
+    real = TVMBackend.compile
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        module = real(*arguments, **options)
+        written_to(model)
+        return module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TVMBackend, "compile", slowly)
+        with pytest.raises(CorruptedFileError) as caught:
+            mlec.load(model)
+        assert caught.value.code == "E_CHANGED"
+    model.write_bytes(content)
+    digest = f"sha256:{Artifact.open(model).code_id}"
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "decide", lambda *given: (decide(*given), written_to(model))[0])
+        with pytest.raises(CorruptedFileError) as caught:
+            mlec.load(model, trust=digest)
+        assert caught.value.code == "E_CHANGED"
+    model.write_bytes(content)
+    with mlec.load(model, trust=digest) as running:
+        written_to(model)
+        with pytest.raises(CorruptedFileError) as caught:
+            running.save(tmp_path / "again.mle")
+    assert caught.value.code == "E_CHANGED"
+    assert not (tmp_path / "again.mle").exists()
 
 
 def test_two_models_with_the_same_names_of_kernels(tmp_path: Path, model: Path) -> None:

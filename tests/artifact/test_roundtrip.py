@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from mlec.artifact import DTYPES, Artifact, KernelBlob, limits, metadata, write
+from mlec.artifact import DTYPES, Artifact, KernelBlob, limits, metadata, weights, write
 from mlec.artifact.weights import numpy_dtype
-from mlec.errors import UsageError
+from mlec.errors import CorruptedFileError, UsageError
 from tests.artifact.surgery import join, split
 
 GOLDEN = Path(__file__).parents[1] / "artifacts" / "v1_0.mle"
@@ -214,6 +214,72 @@ def test_copies_survive_truncation_and_edits_of_the_file(tmp_path: Path, sample:
     path.write_bytes(b"")
     assert artifact.tensors["w"].sum() == 66
     assert [kernel.data for kernel in mapped.kernels] == kernels
+
+
+def written_to(path: Path, at: int, data: bytes) -> None:
+    """Write to a file in place, at another moment than it was made, however coarse the clock of the file system is."""
+    with open(path, "r+b") as file:
+        os.pwrite(file.fileno(), data, at)
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
+
+
+def test_a_mapped_file_that_was_written_to_gives_nothing_more(tmp_path: Path, sample: bytes) -> None:
+    """What was handed out shows the change, as every map does; what was copied does not, and nothing new is made of the file."""
+    path = tmp_path / "m.mle"
+    path.write_bytes(sample)
+    start = sample.index(np.arange(12, dtype=np.float32).tobytes())
+    artifact, copied = Artifact.open(path), Artifact.open(path, copy_weights=True)
+    kernels, view = [bytes(kernel.data) for kernel in artifact.kernels], artifact.tensors["w"]
+    written_to(path, start, np.float32(7).tobytes())
+    assert view[0, 0] == 7
+    for _ in range(2):
+        with pytest.raises(CorruptedFileError, match="tensor 'w' is damaged") as caught:
+            artifact.tensors  # noqa: B018
+        assert caught.value.code == "E_CHANGED"
+        assert str(path) in caught.value.render()
+    assert ([kernel.data for kernel in artifact.kernels], artifact.graph) == (kernels, copied.graph)
+    assert copied.tensors["w"][0, 0] == 0
+    written_to(path, start, np.float32(0).tobytes())
+    assert artifact.tensors["w"][0, 0] == 0
+
+
+def test_a_mapped_file_of_another_length_gives_nothing_more(tmp_path: Path, sample: bytes) -> None:
+    path = tmp_path / "m.mle"
+    for length in (200, len(sample) + 1):
+        path.write_bytes(sample)
+        with Artifact.open(path) as artifact:
+            os.truncate(path, length)
+            with pytest.raises(CorruptedFileError, match=f"{len(sample)} bytes when it was opened, and has {length}"):
+                artifact.tensors  # noqa: B018
+
+
+def test_a_new_date_alone_changes_nothing(tmp_path: Path, sample: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.mle"
+    path.write_bytes(sample)
+    checks: list[object] = []
+    real = weights.Tensors.check_all
+    with Artifact.open(path) as artifact:
+        monkeypatch.setattr(weights.Tensors, "check_all", lambda self: (checks.append(self), real(self)))
+        assert artifact.tensors["w"].sum() == 66
+        assert len(checks) == 0
+        os.utime(path)
+        for _ in range(3):
+            assert artifact.tensors["w"].sum() == 66
+        assert len(checks) == 1, "it is checked again once"
+
+
+def test_nothing_is_held_open_of_an_artifact_that_was_dropped(tmp_path: Path, sample: bytes) -> None:
+    path = tmp_path / "m.mle"
+    path.write_bytes(sample)
+    gc.collect()  # what other tests left
+    before = len(os.listdir("/proc/self/fd"))
+    view = Artifact.open(path).tensors["w"]
+    gc.collect()
+    assert view.sum() == 66
+    del view
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert str(path) not in Path("/proc/self/maps").read_text()
 
 
 def test_an_open_file_keeps_its_content_when_it_is_replaced(tmp_path: Path) -> None:

@@ -228,22 +228,26 @@ def little_memory(folder: Path, tries: int) -> str:
 
 
 def truncated_while_mapped(folder: Path, tries: int) -> str:
-    """The file is cut while it is open: a copy does not notice, a map gives a signal, and never another number."""
+    """The file is cut while it is open: a copy does not notice, a map gives a signal or an error, and never another number."""
     path = folder / "m.mle"
-    ends = []
-    for number in range(2 * tries):
+    ends: dict[str, set[int]] = {"copy": set(), "map": set(), "map, asked again": set()}
+
+    def body(how: str) -> None:
+        artifact = Artifact.open(path, copy_weights=how == "copy")
+        weights = artifact.tensors["w"]
+        os.truncate(path, 8192)
+        if how == "map, asked again":
+            try:
+                artifact.tensors  # noqa: B018
+            except ArtifactError as error:
+                os._exit(3 if error.code == "E_CHANGED" else 4)
+        assert np.all(weights == 9)
+
+    for how in list(ends) * tries:
         _save(path, 9)
-        copied = number % 2 == 0
-
-        def body(copied: bool = copied) -> None:
-            artifact = Artifact.open(path, copy_weights=copied)
-            os.truncate(path, 8192)
-            assert np.all(artifact.tensors["w"] == 9)
-
-        ends.append((copied, _ended(_child(body))))
-    assert {end for copied, end in ends if copied} == {0}
-    assert {end for copied, end in ends if not copied} == {-signal.SIGBUS}
-    return f"{tries} copies go on, {tries} maps end by SIGBUS, as documented"
+        ends[how].add(_ended(_child(lambda how=how: body(how))))
+    assert ends == {"copy": {0}, "map": {-signal.SIGBUS}, "map, asked again": {3}}, ends
+    return f"{tries} copies go on, {tries} maps end by SIGBUS, as documented, {tries} say E_CHANGED when asked again"
 
 
 def replaced_while_running(folder: Path, tries: int) -> str:
