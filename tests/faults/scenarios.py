@@ -111,6 +111,7 @@ def _stopped_saves(folder: Path, tries: int, number: int) -> str:
     reader, writer = os.pipe()
 
     def save_for_ever() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
         os.write(writer, b"x")
         for content in range(1, 1 << 30):
             _save(path, content)
