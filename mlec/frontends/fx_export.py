@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
@@ -42,12 +42,14 @@ class Exported:
         name: class of the model.
         inputs: names of the user's inputs, in order.
         symbols: torch's name of each symbolic size to the dim that it is in our graph.
+        stated: torch's names of the sizes whose bounds the user stated.
     """
 
     program: ExportedProgram
     name: str
     inputs: tuple[str, ...]
     symbols: Mapping[str, Dim]
+    stated: Collection[str] = ()
 
     def ranges(self) -> dict[str, tuple[int, int | None]]:
         """For each of our symbols the smallest and the largest value that the model takes."""
@@ -56,13 +58,26 @@ class Exported:
             ours = self.symbols.get(str(symbol))
             if not isinstance(ours, SymDim):
                 continue
-            # A lower bound of 2 is torch.export's own assumption about every symbolic size, not the model's.
-            low = int(bounds.lower) if bounds.lower > _EXAMPLE_EXTENT else 0
+            low = int(bounds.lower) if bounds.lower > 0 else 0
             high = int(bounds.upper) if bounds.upper.is_Integer and bounds.upper < 2**62 else None
+            if low == _EXAMPLE_EXTENT and (high is None or str(symbol) not in self.stated):
+                low = 0
             before = found.get(str(ours), (0, None))
             smallest = [h for h in (before[1], high) if h is not None]
             found[str(ours)] = (max(low, before[0]), min(smallest) if smallest else None)
         return found
+
+
+def _stated_sizes(program: ExportedProgram) -> frozenset[str]:
+    """Torch's names of the sizes whose bounds the user stated, as `Dim("n", min=2, max=512)`: those of inputs, where the code bounds none.
+
+    Of the others, and of those without an upper bound, 2 is what torch.export assumes of each, and its programs do not check.
+    """
+    if getattr(program, "_guards_code", None):  # what the code demands of sizes
+        return frozenset()
+    return frozenset(
+        str(size) for tensor in user_tensors(program) for size in tensor.shape if not isinstance(size, int)
+    )
 
 
 @contextmanager
@@ -112,7 +127,7 @@ def export_model(model: torch.nn.Module | ExportedProgram, options: LowerOptions
         names = _program_names(model)
         wanted = _wanted_shapes(options.input_shapes, names)
         symbols = _named_symbols(model, names, wanted, {})
-        return Exported(_decomposed(model), "Program", names, symbols)
+        return Exported(_decomposed(model), "Program", names, symbols, _stated_sizes(model))
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedModelError(
             "TorchScript modules are not supported", code="E_TORCHSCRIPT", hint="pass the nn.Module it was made from"
@@ -538,6 +553,7 @@ def user_tensors(program: ExportedProgram) -> list[torch.Tensor]:
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
     """The program in ops that we lower, and in core ATen ops for the rest."""
+    _keep_symbols(program)
     known: Any = default_decompositions()
     table = {op: how for op, how in known.items() if str(op) not in HANDLERS}
     with warnings.catch_warnings():
@@ -561,6 +577,17 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
                 code="E_EXPORT",
                 hint="check that the exported program runs in this version of torch: program.module()(*inputs)",
             ) from error
+
+
+def _keep_symbols(program: ExportedProgram) -> None:
+    """Leaves only the ranges of symbols: a file restores those of expressions (`2*n`) as well, on which torch's decomposition fails."""
+    for tensor in user_tensors(program):
+        for size in tensor.shape:
+            if not isinstance(size, int):
+                ranges = size.node.shape_env.var_to_range
+                for expression in [key for key in ranges if not key.is_Symbol]:
+                    del ranges[expression]
+                return
 
 
 def _refuse_complex(program: ExportedProgram) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import math
+from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.export import Dim
 
+from mlec.frontends.base import LowerOptions
 from tests.frontends.torch.common import FRONTEND, compare, lower
 
 
@@ -90,3 +95,65 @@ def test_ops_on_weights_alone_are_computed_by_torch() -> None:
     x = torch.randn(3, 6)
     graph = lower(module, x)
     compare(graph, FRONTEND.oracle(module)["run"], [x])
+
+
+class Shifted(nn.Module):
+    """Rows, and the rows after them."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y[1:]
+
+
+class Placed(nn.Module):
+    """At most 9 columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.zeros(9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.places[: x.shape[1]]
+
+
+def reloaded(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    return torch.export.load(file)
+
+
+@pytest.mark.parametrize(
+    ("dim", "limits"),
+    [
+        (Dim("b", min=2, max=512), (2, 512)),
+        (Dim("b", min=1, max=512), (1, 512)),
+        (Dim("b", min=3), (3, None)),
+        (Dim("b", max=512), (0, 512)),
+        (Dim("b"), (0, None)),
+        (Dim.AUTO, (0, None)),
+        (Dim.DYNAMIC, (0, None)),
+    ],
+)
+def test_ranges_are_those_that_were_stated(dim: Any, limits: tuple[int, int | None]) -> None:
+    program = torch.export.export(nn.ReLU(), (torch.ones(4, 3),), dynamic_shapes=({0: dim},))
+    for given in (program, reloaded(program)):
+        assert FRONTEND.lower(given, LowerOptions()).signature.symbols == {"n": limits}
+
+
+def test_what_torch_assumes_beside_a_bound_of_the_code_is_no_range() -> None:
+    program = torch.export.export(Placed(), (torch.ones(2, 5),), dynamic_shapes=({1: Dim.AUTO},))
+    for given in (program, reloaded(program)):
+        graph = FRONTEND.lower(given, LowerOptions())
+        assert graph.signature.symbols == {"d1": (0, 9)}
+        compare(graph, FRONTEND.oracle(program)["run"], [torch.randn(2, 1)])
+
+
+def test_sizes_that_follow_from_others() -> None:
+    size = Dim("b", min=1, max=16)
+    inputs = torch.randn(4, 3), torch.randn(5, 3)
+    program = torch.export.export(Shifted(), inputs, dynamic_shapes=({0: size}, {0: size + 1}))
+    for given in (program, reloaded(program)):
+        graph = FRONTEND.lower(given, LowerOptions())
+        assert [spec.shape for spec in graph.signature.inputs] == [("n", 3), ("n+1", 3)]
+        assert graph.signature.symbols == {"n": (1, 16)}
+        compare(graph, FRONTEND.oracle(program)["run"], [torch.randn(7, 3), torch.randn(8, 3)])
