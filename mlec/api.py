@@ -23,6 +23,7 @@ from mlec.frontends.select import frontend_for, load_model_file
 from mlec.frontends.source_process import SourceProcess
 from mlec.ir import Graph
 from mlec.ir.dtype import DType
+from mlec.ir.extents import with_extents
 from mlec.measuring.cost_model import CostModel
 from mlec.measuring.machine import Machine, this_machine
 from mlec.measuring.observation import measure_graphs, observe
@@ -33,7 +34,7 @@ from mlec.packaging.loading import load
 from mlec.packaging.packing import pack
 from mlec.packaging.recompiling import executable_of
 from mlec.pipeline import NOMINAL_EXTENT, Pass, PassContext, PassPipeline, PassRecord, Tolerance
-from mlec.precision import Batches, calibrated, check_network, in_precision, precision_of
+from mlec.precision import Batches, bounded, calibrated, check_network, in_precision, precision_of
 from mlec.processor import best_of, needed_cpu_flags, what_is_missing
 from mlec.progress import progress_bar
 from mlec.ranges import ranges_of
@@ -109,6 +110,7 @@ def compile(
     measure_passes: bool | Literal["total"] = False,
     stabilize: bool = False,
     input_ranges: Mapping[str, tuple[float, float]] | Literal["examples"] | None = None,
+    accuracy_budget: float | None = None,
 ) -> CompiledModel:
     """Compiles a trained model.
 
@@ -143,6 +145,9 @@ def compile(
             numbers where the source has none.
         input_ranges: smallest and largest number that inputs can hold, by name, for the findings on numerical stability: what cannot
             happen in them is none. ``"examples"``: as in the examples. Of others, floats up to 1000 are assumed, of the examples' signs.
+        accuracy_budget: how much int8 may cost on the calibration data: of scores of classes, the part of the rows by which accuracy may be
+            expected to fall (by default 0.005, half a point); of other outputs, the root mean square of the errors relative to that of
+            the results (by default 0.1). Layers go back to float32 until that holds, and the tolerance.
 
     Returns:
         The compiled model, with its report.
@@ -169,6 +174,7 @@ def compile(
         pipeline = in_precision(_pipeline(passes, backend), precision)
         precision = precision_of(pipeline, precision)
         check_network(source.graph, precision)
+        pipeline = bounded(pipeline, accuracy_budget, tolerance)
         pipeline, batches, notes = calibrated(pipeline, source.graph.signature, calibration, examples)
         if stabilize:
             pipeline = _stabilizing(pipeline)
@@ -192,7 +198,6 @@ def compile(
         report.model["precision"] = precision
         report.warnings += [*options.notes, *notes]
         report.add_passes(first.records, machine)
-        report.quantization += _quantization(first.records)
         advance("validate", 3, 4)
         compiled = _assemble(source, variants, report, num_threads)
         _fill(report, source.graph, variants, machine)
@@ -247,7 +252,6 @@ def optimize(
     optimized, records = _pipeline(passes, backend).run(graph, context)
     report = OptimizationReport(model={"name": graph.name, "source": "graph"}, machine=machine.to_dict())
     report.add_passes(records, machine)
-    report.quantization += _quantization(records)
     report.graphs = {"before": graph_picture(graph), "after": graph_picture(optimized)}
     return optimized, report
 
@@ -385,9 +389,21 @@ def _lower(model: Any, example_inputs: Any, options: LowerOptions) -> _Source:
         return _Source(model.with_signature(model.signature), None, None, name, examples)
     examples = _examples(example_inputs, model)
     graph = frontend.lower(model, replace(options, example_inputs=examples))
+    if graph.signature.table is not None and not options.dynamic_batch:
+        graph = _for_the_rows_of(examples, graph)
     if isinstance(example_inputs, Mapping) and not hasattr(model, "forward"):  # only the graph tells the names
         examples = for_signature(example_inputs, graph.signature)
     return _Source(graph.with_signature(graph.signature), frontend, model, name, examples)
+
+
+def _for_the_rows_of(examples: tuple[Any, ...] | None, graph: Graph) -> Graph:
+    """The graph of an estimator for as many rows as the example has."""
+    if not examples or not len(examples[0]):
+        raise UsageError(
+            "a fixed batch has as many rows as the example, and there are none",
+            hint="pass example_inputs, or leave dynamic_batch=False away to take any number of rows",
+        )
+    return with_extents(graph, {"n": len(examples[0])})
 
 
 def passes_of(target: str | Mapping[str, Any] | Target) -> tuple[Backend, PassContext]:
@@ -520,11 +536,6 @@ class _OnUse:
 AFFORDABLE_SECONDS = 10.0
 """Code that took longer to generate is not generated again only to tell what the passes are worth."""
 PREDICTED_ROWS = (1, NOMINAL_EXTENT, 1024)
-
-
-def _quantization(records: Sequence[PassRecord]) -> list[dict[str, Any]]:
-    """What the pass of that found, for the report."""
-    return [dict(finding) for record in records if record.name == "quantize-int8" for finding in record.findings]
 
 
 def _fill(report: OptimizationReport, before: Graph, variants: Sequence[_Variant], machine: Machine) -> None:

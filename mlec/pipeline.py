@@ -94,11 +94,18 @@ class PassContext:
 
 @dataclass(frozen=True)
 class PassResult:
-    """A pass's new graph (the same object when nothing changed), its remarks, and for a pass that judges the model what it found."""
+    """What a pass made of a graph.
+
+    Attributes:
+        graph: the new one; the same object when nothing changed.
+        remarks: on what it did and did not do.
+        findings, summary: of a pass that judges the model, what it found: one by one, and of the whole.
+    """
 
     graph: Graph
     remarks: tuple[Remark, ...] = ()
     findings: tuple[Mapping[str, Any], ...] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def of_edits(graph: Graph, edits: Sequence[Edit]) -> PassResult:
@@ -152,6 +159,7 @@ class PassRecord:
     findings: tuple[Mapping[str, Any], ...] = ()
     position: int = 1
     place: str = ""
+    summary: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def changed(self) -> bool:
@@ -302,7 +310,15 @@ class PassPipeline:
                 result = step.run(graph, context)
                 seconds = time.perf_counter() - start
                 record = PassRecord(
-                    step.name, graph, result.graph, result.remarks, seconds, result.findings, position, place
+                    step.name,
+                    graph,
+                    result.graph,
+                    result.remarks,
+                    seconds,
+                    result.findings,
+                    position,
+                    place,
+                    result.summary,
                 )
                 for instrument in instruments:
                     instrument.after(step, record, context)

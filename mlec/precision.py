@@ -15,6 +15,7 @@ from mlec.ir.op import Array
 from mlec.pipeline import Pass, PassPipeline
 from mlec.runtime.edge import Edge
 from mlec.signature import Signature
+from mlec.tolerance import Tolerance
 
 PASSES = {
     "int8": "quantize-int8",
@@ -84,6 +85,28 @@ def check_network(graph: Graph, precision: str) -> None:
 
 
 Batches = list[list[Array]]
+
+
+def bounded(pipeline: PassPipeline, budget: float | None, tolerance: Tolerance | None) -> PassPipeline:
+    """The pipeline with what the user allows the pass that rounds most to cost.
+
+    Raises:
+        UsageError: a budget that is no part of the whole, or no pass that takes one.
+    """
+    if budget is not None and (
+        isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 <= budget <= 1
+    ):
+        raise UsageError(
+            f"accuracy_budget takes a part between 0 and 1, got {budget!r}", hint="0.005 is half a point of accuracy"
+        )
+    bounding = [step for step in pipeline if hasattr(step, "max_accuracy_loss")]
+    if budget is not None and not bounding:
+        raise UsageError("accuracy_budget is for int8", hint="leave it out, or compile with precision='int8'")
+    for step in bounding:
+        given = {"max_accuracy_loss": float(budget), "max_error": float(budget)} if budget is not None else {}
+        changed: Any = replace(step, **given, **({"tolerance": tolerance} if tolerance is not None else {}))
+        pipeline = pipeline.replace(step.name, changed)
+    return pipeline
 
 
 def calibrated(

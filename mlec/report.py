@@ -36,6 +36,7 @@ class OptimizationReport:
         tuning: what measuring schedules found, one entry for each distinct kernel that had a choice.
         graphs: the text of the graph before and after, and their nodes and edges for the picture.
         quantization, stability: findings of the passes of those names.
+        accuracy: what 8 bits cost the outputs, and what they may cost.
         warnings: what the user should know.
     """
 
@@ -50,6 +51,7 @@ class OptimizationReport:
     graphs: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     quantization: list[dict[str, Any]] = field(default_factory=list)
+    accuracy: dict[str, Any] = field(default_factory=dict)
     stability: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -85,6 +87,9 @@ class OptimizationReport:
                     "measured_gain": None,
                 }
             )
+            if record.name == "quantize-int8":
+                self.quantization += [dict(finding) for finding in record.findings]
+                self.accuracy |= record.summary
             if record.name == "stability":
                 from mlec.passes.stability.findings import warning_of  # loading a model needs no passes
 

@@ -36,7 +36,8 @@ ALLOWED = {
     "mlec.instruments": ("mlec.ir", "mlec.tolerance", "mlec.reduction", "mlec.pipeline"),
     "mlec.pipeline": ("mlec.ir", "mlec.registry", "mlec.tolerance", "mlec.instruments", "mlec.passes.pipelines"),
     "mlec.measuring.machine": ("mlec.artifact", "mlec.registry", "mlec.runtime", "mlec.measuring.state_files", "mlec.measuring.tuning"),
-    "mlec.passes": ("mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature"),
+    "mlec.difference": ("mlec.ir",),
+    "mlec.passes": ("mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.difference"),
     "mlec.backends": (
         "mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.target", "mlec.runtime", "mlec.registry", "mlec.capabilities",
         "mlec.measuring.timing", "mlec.measuring.tuning", "mlec.processor",

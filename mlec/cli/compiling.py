@@ -66,6 +66,10 @@ def check_target(context: click.Context, option: click.Parameter, value: str | N
 )
 @click.option("--calibration", type=PATH, help="Inputs to calibrate int8 with.")
 @click.option(
+    "--accuracy-budget", type=click.FloatRange(0, 1), metavar="PART",
+    help="What int8 may cost: part of accuracy, or an error of outputs without classes. [default: 0.005, and 0.1]",
+)  # fmt: skip
+@click.option(
     "--passes", default="default", show_default=True, help="O0 .. O3, default, or passes: 'canonicalize,fuse'."
 )
 @click.option(
@@ -99,7 +103,7 @@ def compile_command(
     model: Path, output: Path | None, target: str, precision: str, shapes: Sequence[str], example: Path | None, calibration: Path | None,
     passes: str, tune: int, compress: str | None, sign: Path | None, encrypt_key_file: Path | None, cipher: str | None, report: Path | None,
     trust_pickle: bool, model_class: str | None, fixed_batch: bool, no_validate: bool, measure_passes: bool, stabilize: bool,
-    ranges: Sequence[str], as_json: bool,
+    ranges: Sequence[str], accuracy_budget: float | None, as_json: bool,
 ) -> None:  # fmt: skip
     output = output or model.with_suffix(".mle")
     input_shapes = dict(map(_input_shape, shapes)) or None
@@ -132,7 +136,8 @@ def compile_command(
         str(model), examples(example), input_shapes=input_shapes, target=target, precision=precision,
         dynamic_batch=not fixed_batch, passes=passes, calibration=examples(calibration), tune=tune, validate=not no_validate,
         trust_pickle=trust_pickle, model_class=model_class, measure_passes=measure_passes or ("total" if report is not None else False),
-        stabilize=stabilize, input_ranges="examples" if "examples" in ranges else dict(map(_input_range, ranges)) or None,
+        stabilize=stabilize, accuracy_budget=accuracy_budget,
+        input_ranges="examples" if "examples" in ranges else dict(map(_input_range, ranges)) or None,
     )  # fmt: skip
     saved = compiled.save(output, **saving)
     if report is not None:
@@ -193,10 +198,19 @@ def _summary(
         ("variants", ", ".join(report.model.get("variants", ()))),
         ("graph", _graph_line(report)),
         ("took", _stages_line(report.timing)),
+        ("8 bits", _accuracy_line(report)),
         ("parity", "\n".join(parity_lines(report.parity)) or f"not compared with the source: {why_not}"),
         ("speed", _speed_line(report.timing)),
         ("warning", "\n".join(report.warnings)),
     ]
+
+
+def _accuracy_line(report: OptimizationReport) -> str:
+    from mlec.reporting.schema import typed
+    from mlec.reporting.summary import accuracy_fact
+
+    fact = accuracy_fact(typed(report))
+    return f"{fact.value}; {fact.detail}" if fact else ""
 
 
 def _graph_line(report: OptimizationReport) -> str:

@@ -271,6 +271,26 @@ class Memory(msgspec.Struct, frozen=True):
     after: Stats = Stats()
 
 
+class Loss(msgspec.Struct, frozen=True):
+    """What outputs lost against float32, the worst of them; None where there is no such output, or the number is not finite."""
+
+    accuracy_loss: float | None = None
+    changed_labels: Count | None = None
+    error: float | None = None
+
+
+class Accuracy(Loss, frozen=True):
+    """What 8 bits cost the outputs of a network on the calibration data, and what they may cost."""
+
+    layers: Count = 0
+    chosen: Count = 0
+    kept: Count = 0
+    rows: Count = 0
+    max_accuracy_loss: float = 0.0
+    max_error: float = 0.0
+    unguarded: Loss = Loss()
+
+
 class Roofline(msgspec.Struct, frozen=True):
     """The machine: peaks in operations and bytes a second, and the overhead of one kernel call."""
 
@@ -329,6 +349,7 @@ class ReportData(msgspec.Struct, frozen=True):
     graphs: Graphs = Graphs()
     machine: Roofline | None = None
     quantization: tuple[dict[str, Any], ...] = ()
+    accuracy: Accuracy = Accuracy()
     stability: tuple[Unstable, ...] = ()
     warnings: tuple[str, ...] = ()
 

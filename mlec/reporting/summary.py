@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mlec.pipeline import NOMINAL_EXTENT
 from mlec.reporting import units
-from mlec.reporting.schema import Remark, ReportData, Stats, Tuned, Unstable
+from mlec.reporting.schema import Loss, Remark, ReportData, Stats, Tuned, Unstable
 
 _VALUE_NAME = re.compile(r"%\w+")
 
@@ -36,6 +36,7 @@ def facts(data: ReportData) -> list[Fact]:
     found = [
         _speed(data),
         _parity(data),
+        accuracy_fact(data),
         _stability(data),
         _graph(data),
         _passes_gain(data),
@@ -148,6 +149,31 @@ def _parity(data: ReportData) -> Fact | None:
     largest = max(c.max_rel_error for c in data.parity.methods.values())
     detail = f"{methods}: {units.share(worst.excess)} of the bound ({data.parity.tolerance}), {different} labels differ"
     return Fact("Parity", f"error {units.error(largest)}", detail, True)
+
+
+def accuracy_fact(data: ReportData) -> Fact | None:
+    """What 8 bits cost."""
+    found = data.accuracy
+    if not found.layers:
+        return None
+    back = found.chosen - found.kept
+    detail = f"on {units.plural(found.rows, 'row')} of calibration data: {_loss(found, found.rows) or 'no difference'}"
+    detail += f"; at most {found.max_accuracy_loss:.2%} of accuracy, or an error of {found.max_error:.0%}"
+    if back:
+        lost = _loss(found.unguarded, found.rows) or "results that are not finite"
+        detail += f"; {units.plural(back, 'layer')} went back to float32, which had cost {lost}"
+    return Fact("8 bits", f"{found.kept:,} of {units.plural(found.layers, 'layer')}", detail, not back)
+
+
+def _loss(loss: Loss, rows: int) -> str:
+    parts = []
+    if loss.changed_labels is not None:
+        parts.append(f"{loss.changed_labels:,} of {rows:,} labels")
+    if loss.accuracy_loss is not None:
+        parts.append(f"{loss.accuracy_loss:.2%} of accuracy")
+    if loss.error is not None:
+        parts.append(f"an error of {loss.error:.2g}")
+    return ", ".join(parts)
 
 
 def _stability(data: ReportData) -> Fact | None:

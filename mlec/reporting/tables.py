@@ -40,14 +40,15 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[Cell]], kind: str, sort
 
 QUANTIZATION = {
     "layer": "layer", "decision": "decision", "reason": "reason", "sqnr_db": "signal / error", "float32_us": "float32", "int8_us": "int8",
-    "predicted_gain": "predicted gain", "method": "method", "scale": "scale", "zero_point": "zero point", "weights": "weights", "op": "op",
+    "predicted_gain": "predicted gain", "output_error": "alone moves outputs by", "method": "method", "scale": "scale",
+    "zero_point": "zero point", "weights": "weights", "op": "op",
 }  # fmt: skip
 """The keys that have a place of their own, in the order of the columns, with their titles. Others follow under their own names."""
 
 
 def quantization_rows(entries: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Cell]]]:
-    """Titles and rows of the table of layers: a column for each key that occurs; the place stands below the layer."""
-    occurring = dict.fromkeys(key for entry in entries for key in entry)
+    """Titles and rows of the table of layers: a column for each key that some layer has; the place stands below the layer."""
+    occurring = dict.fromkeys(key for entry in entries for key, value in entry.items() if value is not None)
     keys = [key for key in QUANTIZATION if key in occurring]
     keys += [key for key in occurring if key not in QUANTIZATION and not (key == "location" and "layer" in occurring)]
     titles = [QUANTIZATION.get(key, key.replace("_", " ")) for key in keys]
@@ -65,6 +66,8 @@ def _cell(key: str, entry: Mapping[str, Any]) -> Cell:
         return Cell(element("span", str(value), class_="chip good" if str(value).startswith("int8") else "chip"))
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return Cell(" × ".join(map(str, value)) if key == "weights" and isinstance(value, list) else _text(value))
+    if key == "output_error":
+        return Cell(f"{value:.2%}", value)
     if key == "sqnr_db":
         return Cell(f"{value:.1f} dB", value)
     if key.endswith("_us"):

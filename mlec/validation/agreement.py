@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mlec.difference import Difference
 from mlec.errors import ToleranceError
 from mlec.frontends.base import Oracle
 from mlec.ir.op import Array
@@ -45,22 +46,22 @@ def measured(
     Raises:
         ToleranceError: a difference beyond the bound.
     """
-    found: dict[int, _Seen] = {}
+    found: dict[int, Difference] = {}
     for batch in batches:
         theirs = oracle["run"](list(batch))
         for i, (wanted, got) in enumerate(zip(_arrays(theirs), compiled.run(list(batch)), strict=True)):
-            found.setdefault(i, _Seen()).add(wanted, got)
+            found.setdefault(i, Difference()).add(wanted, got)
     bound = tolerance or Tolerance()
     names = {i: "run" if len(found) == 1 else f"run {i}" for i in found}
-    compared = {names[i]: seen.comparison(names[i], bound) for i, seen in found.items()}
+    compared = {names[i]: _comparison(names[i], seen, bound) for i, seen in found.items()}
     bad = [c for c in compared.values() if c.excess > 1] if tolerance is not None else []
     if bad:
         worst = max(bad, key=lambda c: c.excess)
         raise ToleranceError(
             f"the compiled model differs from its source by {worst.max_rel_error:.3g} of the largest result, beyond {tolerance}",
             code="E_PARITY",
-            hint="for int8, calibrate with more data, or raise min_sqnr (passes='default,quantize-int8{min_sqnr = 30}') to keep more "
-            "layers in float32; or allow more with tolerance=mlec.Tolerance(rtol=0.5)",
+            hint="for int8, calibrate with more data: the examples are unlike it; or raise min_sqnr (passes='default,quantize-int8{min_sqnr = 30}') "
+            "to keep more layers in float32; or allow more with tolerance=mlec.Tolerance(rtol=0.5)",
         )
     return {
         "tolerance": {"rtol": bound.rtol, "atol": bound.atol},
@@ -89,36 +90,14 @@ def _arrays(results: Any) -> list[Array]:
     return [np.asarray(r) for r in results] if isinstance(results, (list, tuple)) else [np.asarray(results)]
 
 
-class _Seen:
-    """One output, batch after batch."""
-
-    def __init__(self) -> None:
-        self.rows = self.mismatches = self.count = 0
-        self.largest = self.scale = self.total = 0.0
-
-    def add(self, wanted: Array, got: Array) -> None:
-        self.rows += len(wanted) if wanted.ndim else 1
-        if wanted.dtype.kind not in "fV":
-            self.mismatches += int((wanted != got).sum())
-            return
-        a, b = wanted.astype(np.float64), got.astype(np.float64)
-        if a.ndim == 2 and a.shape[1] > 1 and a.size:
-            self.mismatches += int((a.argmax(axis=1) != b.argmax(axis=1)).sum())
-        finite = np.isfinite(a)  # where the source itself lost the result, there is nothing to compare with
-        error = np.abs(np.where(np.isfinite(b), b, np.inf)[finite] - a[finite])
-        self.count += error.size
-        self.total += float(error.sum())
-        self.largest = max(self.largest, float(error.max(initial=0.0)))
-        self.scale = max(self.scale, float(np.abs(a[finite]).max(initial=0.0)))
-
-    def comparison(self, name: str, tolerance: Tolerance) -> Comparison:
-        bound = tolerance.rtol * self.scale + tolerance.atol
-        return Comparison(
-            name,
-            self.rows,
-            self.largest,
-            self.largest / self.scale if self.scale else 0.0,
-            self.total / self.count if self.count else 0.0,
-            self.mismatches,
-            excess=self.largest / bound if bound else 0.0,
-        )
+def _comparison(name: str, seen: Difference, tolerance: Tolerance) -> Comparison:
+    bound = tolerance.rtol * seen.scale + tolerance.atol
+    return Comparison(
+        name,
+        seen.rows,
+        seen.largest,
+        seen.largest / seen.scale if seen.scale else 0.0,
+        seen.total / seen.count if seen.count else 0.0,
+        seen.changed,
+        excess=seen.largest / bound if bound else 0.0,
+    )

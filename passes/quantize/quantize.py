@@ -1,4 +1,4 @@
-"""The pass: calibrates, judges each layer, and rewrites those that pass."""
+"""The pass: calibrates, judges each layer and then all of them together, and rewrites those that pass."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ import numpy as np
 from mlec.ir import Graph, Value
 from mlec.ir.op import Array
 from mlec.passes.quantize.balance import divisor_of
-from mlec.passes.quantize.emit import emit, source_of
+from mlec.passes.quantize.emit import source_of
+from mlec.passes.quantize.guard import Budget, Verdict, guarded
 from mlec.passes.quantize.judge import signal_to_noise
 from mlec.passes.quantize.layers import Layer, find_layers
 from mlec.passes.quantize.numbers import Affine
 from mlec.passes.quantize.observers import METHODS, Histogram, check_method
 from mlec.passes.quantize.plans import Plan, plan_of
 from mlec.passes.quantize.race import Times, predicted, race
-from mlec.passes.quantize.statistics import Batch, Place, Watched, histograms, made_inputs, watch
+from mlec.passes.quantize.statistics import Batch, Parts, Place, Watched, histograms, made_inputs, watch
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance
 
 BETTER = 1.0
 """Decibels that balancing must be worth."""
 SLOWER = 1.05
 """A layer may take so many times as long as in float32: within the noise, and its weights take a quarter of the memory."""
+RUINS = "the outputs of the network lose too much with it"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class QuantizeInt8(Pass):
         balance: how much of the outliers of activations goes into weights (SmoothQuant), 0 to 1; 0 moves none.
         correct_bias: takes the mean error of rounded weights off the biases.
         measure: a layer that is not faster on 8 bits stays in float32. Those are timed for which that can't be predicted.
+        max_accuracy_loss: the part of the rows of scores of classes by which accuracy may be expected to fall, on the calibration data:
+            layers go back to float32 until it holds.
+        max_error: the same of other outputs: the root mean square of the errors, relative to that of the results.
+        tolerance: the bound on each number of all outputs; by default that of the pass.
     """
 
     calibration: Any = field(default=None, compare=False, repr=False)
@@ -50,6 +56,9 @@ class QuantizeInt8(Pass):
     balance: float = 0.5
     correct_bias: bool = True
     measure: bool = True
+    max_accuracy_loss: float = 0.005
+    max_error: float = 0.1
+    tolerance: Tolerance | None = field(default=None, compare=False, repr=False)
     name: ClassVar[str] = "quantize-int8"
     preserves: ClassVar[Tolerance] = Tolerance(rtol=0.2, atol=1e-3, signed_zeros=False, specials=False)
     before: ClassVar[str] = "layout"
@@ -64,28 +73,36 @@ class QuantizeInt8(Pass):
             remarks.append(
                 Remark("missed", "calibrated on random numbers, for want of calibration data", rule=self.name)
             )
-        plans, judged = self.judged(graph, layers, batches, context)
+        plans, judged, parts = self.judged(graph, layers, batches, context)
         best = [self.best(plans[layer], judged) for layer in layers]
         rows = max((len(array) for batch in batches for array in batch if array.ndim), default=1)
         racing = [plan for plan in best if self.measure and self.keeps(judged[plan])]
         gains = {plan: gain for plan in racing if (gain := predicted(plan, rows, context.target)) is not None}
         times = race([plan for plan in racing if plan not in gains], rows, context)
-        chosen: list[Plan] = []
+        decided = {plan: self.decide(judged[plan], times.get(plan), gains.get(plan)) for plan in best}
+        chosen = [plan for plan in best if decided[plan][0]]
+        if not chosen:
+            verdict = Verdict(0, [], {}, [], [], graph)
+        else:
+            budget = Budget(self.max_accuracy_loss, self.max_error, self.tolerance or self.preserves)
+            verdict = guarded(graph, chosen, parts, batches, budget, context)
+            decided |= dict.fromkeys(set(chosen).difference(verdict.kept), (False, RUINS))
         findings: list[Mapping[str, Any]] = []
         for plan in best:
-            kept, reason = self.decide(judged[plan], times.get(plan), gains.get(plan))
-            node, what = plan.layer.node, "on 8 bits" if plan.kind == "int8" else "with weights of 8 bits"
-            message = f"{node.name} {what if kept else 'stays in float32'}: {reason}"
-            remarks.append(Remark("applied" if kept else "missed", message, node.loc, self.name))
-            findings.append(self.finding(plan, judged[plan], times.get(plan), gains.get(plan), kept, reason))
-            if kept:
-                chosen.append(plan)
-        return PassResult(emit(graph, chosen) if chosen else graph, tuple(remarks), tuple(findings))
+            finding = self.finding(
+                plan, judged[plan], times.get(plan), gains.get(plan), verdict.alone.get(plan), *decided[plan]
+            )
+            findings.append(finding)
+            remarks.append(
+                Remark("applied" if decided[plan][0] else "missed", _message(finding), plan.layer.node.loc, self.name)
+            )
+        summary = {"layers": len(best), **verdict.summary(self.max_accuracy_loss, self.max_error)}
+        return PassResult(verdict.graph, tuple(remarks), tuple(findings), summary)
 
     def judged(
         self, graph: Graph, layers: Sequence[Layer], batches: Sequence[Batch], context: PassContext
-    ) -> tuple[dict[Layer, list[Plan]], dict[Plan, float]]:
-        """The ways to compute each layer, and the decibels of each.
+    ) -> tuple[dict[Layer, list[Plan]], dict[Plan, float], Parts]:
+        """The ways to compute each layer, the decibels of each, and the calibration data with what it makes of the graph.
 
         The preferred ones come first: on 8 bits, also balanced where its input channels are uneven; a product with its weights in 8 bits
         only.
@@ -107,7 +124,7 @@ class QuantizeInt8(Pass):
             if not layer.is_conv:
                 plans[layer].append(plan_of(layer, "weights", ranges[sources[layer]], mean))
         finite = {value: found.finite for (value, _), found in seen.items()}
-        return plans, signal_to_noise(plans, finite, parts)
+        return plans, signal_to_noise(plans, finite, parts), parts
 
     def divisors(self, layers: Sequence[Layer], seen: Mapping[Place, Watched]) -> dict[Value, Array]:
         readers: dict[Value, list[Layer]] = {}
@@ -141,17 +158,23 @@ class QuantizeInt8(Pass):
         if math.isnan(sqnr):
             return False, "its results on the calibration data are not finite"
         if not self.keeps(sqnr):
-            return False, f"{sqnr:.1f} dB between its results and their error, less than {self.min_sqnr:g}"
-        near = f"{sqnr:.1f} dB between its results and their error"
+            return False, f"too far from float32: min_sqnr is {self.min_sqnr:g} dB"
         if gain is not None:
-            return True, f"{near}, predicted to be {gain:.2g} times as fast as float32 or more"
+            return True, "near enough, and predicted to be faster"
         if times is None:
-            return True, near
-        taken = f"measured: {times[1] * 1e6:.3g} us against {times[0] * 1e6:.3g} us in float32"
-        return (True, f"{near}, {taken}") if times[1] <= times[0] * SLOWER else (False, f"slower on 8 bits: {taken}")
+            return True, "near enough"
+        faster = times[1] <= times[0] * SLOWER
+        return faster, "near enough, and measured not to be slower" if faster else "measured to be slower on 8 bits"
 
     def finding(
-        self, plan: Plan, sqnr: float, times: Times | None, gain: float | None, kept: bool, reason: str
+        self,
+        plan: Plan,
+        sqnr: float,
+        times: Times | None,
+        gain: float | None,
+        alone: float | None,
+        kept: bool,
+        reason: str,
     ) -> dict[str, Any]:
         layer = plan.layer
         leaves = layer.node.loc.leaves
@@ -167,9 +190,28 @@ class QuantizeInt8(Pass):
             "float32_us": round(times[0] * 1e6, 3) if times is not None else None,
             "int8_us": round(times[1] * 1e6, 3) if times is not None else None,
             "predicted_gain": round(gain, 2) if gain is not None else None,
+            "output_error": float(f"{alone:.3g}") if alone is not None and math.isfinite(alone) else None,
             "decision": plan.kind if kept else "float32",
             "reason": reason,
         }
+
+
+def _message(finding: Mapping[str, Any]) -> str:
+    """The decision in words, with what it stands on."""
+    what = {"int8": "on 8 bits", "weights": "with weights of 8 bits", "float32": "stays in float32"}[
+        finding["decision"]
+    ]
+    numbers = []
+    if finding["sqnr_db"] is not None:
+        numbers.append(f"{finding['sqnr_db']:.1f} dB between its results and their error")
+    if finding["int8_us"] is not None:
+        numbers.append(f"{finding['int8_us']:.3g} us against {finding['float32_us']:.3g} us in float32")
+    if finding["predicted_gain"] is not None:
+        numbers.append(f"{finding['predicted_gain']:.2g} times as fast as float32 or more")
+    if finding["output_error"] is not None:
+        numbers.append(f"alone it moves the outputs by {finding['output_error']:.2%}")
+    said = f"{finding['op']} {what}: {finding['reason']}"
+    return f"{said} ({', '.join(numbers)})" if numbers else said
 
 
 def _batches(graph: Graph, calibration: Any) -> list[list[Array]]:

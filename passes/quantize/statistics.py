@@ -8,10 +8,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from mlec.ir import Graph, Value, extract, run_graph
+from mlec.ir import Graph, Trait, Value, extract, run_graph
 from mlec.ir.dim import evaluate, symbols_of
 from mlec.ir.op import Array
-from mlec.passes.quantize.layers import PRODUCTS
 from mlec.passes.quantize.observers import Histogram
 from mlec.pipeline import PassContext
 
@@ -38,7 +37,7 @@ def made_inputs(graph: Graph) -> list[list[Array]]:
 def runner(graph: Graph, batches: Sequence[Batch], context: PassContext) -> Callable[[Batch], Sequence[Array]]:
     """Something that runs the graph: compiled, unless the interpreter is done with the batches before the compiler is."""
     rows = sum(max((len(array) for array in batch if array.ndim), default=1) for batch in batches)
-    products = sum(node.name in PRODUCTS for node in graph.nodes)
+    products = sum(node.op.has(Trait.CONTRACTION) for node in graph.nodes)
     work = evaluate(graph.cost.flops, dict.fromkeys(graph.symbols, 1)) * rows
     if context.trials is None or work < WORTH_COMPILING * products:
         return lambda inputs: run_graph(graph, inputs)
@@ -47,9 +46,7 @@ def runner(graph: Graph, batches: Sequence[Batch], context: PassContext) -> Call
 
 def parts_of(graph: Graph, batches: Sequence[Batch], watched: Sequence[Value]) -> Iterator[Batch]:
     """The batches, cut into parts of so many rows that the watched values take `MOST_BYTES` at most."""
-    first = {str(value.type.shape[0]) if value.type.shape else "" for value in graph.inputs}
-    symbol = next(iter(first))
-    if len(first) > 1 or symbol not in graph.symbols:
+    if not _has_rows(graph):
         yield from batches
         return
     row = sum(evaluate(value.type.nbytes, dict.fromkeys(graph.symbols, 1)) for value in watched)
@@ -58,6 +55,21 @@ def parts_of(graph: Graph, batches: Sequence[Batch], watched: Sequence[Value]) -
         count = len(batch[0])
         for start, stop in pairwise([*range(0, count, most), count]):
             yield [array[start:stop] for array in batch]
+
+
+def some_rows(graph: Graph, inputs: Batch, count: int) -> Batch:
+    """So many rows of inputs, from all over; all of them where they are no more, or no rows."""
+    rows = len(inputs[0]) if _has_rows(graph) else 0
+    if rows <= count:
+        return inputs
+    picked = np.linspace(0, rows - 1, count).astype(int)
+    return [array[picked] for array in inputs]
+
+
+def _has_rows(graph: Graph) -> bool:
+    """Whether all inputs have the same symbolic number of rows."""
+    first = {str(value.type.shape[0]) if value.type.shape else "" for value in graph.inputs}
+    return len(first) == 1 and first <= set(graph.symbols)
 
 
 @dataclass(eq=False)
@@ -106,8 +118,11 @@ Parts = Callable[[], Iterator[dict[Value, Array]]]
 def watch(
     graph: Graph, places: Sequence[Place], batches: Sequence[Batch], context: PassContext
 ) -> tuple[dict[Place, Watched], Parts]:
-    """Runs the graph on the batches: what was seen, and something that goes through it again, running what was too much to keep."""
-    values = list(dict.fromkeys(value for value, _ in places))
+    """Runs the graph on the batches: what was seen, and something that goes through it again, running what was too much to keep.
+
+    The outputs of the graph are among the values of each part.
+    """
+    values = list(dict.fromkeys([*(value for value, _ in places), *graph.outputs]))
     inner = [value for value in values if value not in graph.inputs]
     run = runner(extract(graph, graph.inputs, inner, f"{graph.name}_watched"), batches, context) if inner else None
 

@@ -132,6 +132,9 @@ def test_the_report(eight: mlec.CompiledModel) -> None:
     assert 0 < found["max_rel_error"] < 0.05
     assert found["label_mismatches"] <= 2
     assert first["reason"] in eight.report.to_html()
+    assert report["accuracy"]["layers"] == report["accuracy"]["kept"] == 3
+    assert 0 <= report["accuracy"]["accuracy_loss"] < 0.005
+    assert "3 of 3 layers" in " ".join(eight.report.to_text().split())
     assert report["warnings"] == []
 
 
@@ -173,10 +176,32 @@ def test_calibration_that_does_not_fit(wide: nn.Module, data: np.ndarray) -> Non
         mlec.compile(wide, data[:4], calibration=data, target="numpy")
 
 
-def test_a_bound_of_ones_own(wide: nn.Module, data: np.ndarray) -> None:
+def test_a_bound_of_ones_own_sends_layers_back_to_float32(wide: nn.Module, data: np.ndarray) -> None:
+    model = mlec.compile(wide, data, precision="int8", target="numpy", tolerance=mlec.Tolerance(rtol=1e-4))
+    assert {finding["decision"] for finding in model.report.quantization} == {"float32"}
+    assert model.report.parity["methods"]["run"]["max_rel_error"] < 1e-4
+    assert "3 layers went back to float32" in " ".join(model.report.to_text().split())
+
+
+def test_a_bound_that_the_examples_break(wide: nn.Module, data: np.ndarray) -> None:
     with pytest.raises(mlec.ToleranceError, match="beyond") as caught:
-        mlec.compile(wide, data, precision="int8", target="numpy", tolerance=mlec.Tolerance(rtol=1e-6))
+        mlec.compile(wide, 100 * data, precision="int8", calibration=data, target="numpy")
     assert "min_sqnr" in str(caught.value.hint)
+
+
+def test_a_budget_of_ones_own(wide: nn.Module, data: np.ndarray) -> None:
+    def compiled(budget: float) -> mlec.CompiledModel:
+        return mlec.compile(wide, data, precision="int8", target="numpy", accuracy_budget=budget)
+
+    free, nothing = compiled(0.5).report, compiled(0.0).report
+    assert free.accuracy["max_accuracy_loss"] == free.accuracy["max_error"] == 0.5
+    assert free.accuracy["kept"] == 3
+    assert nothing.accuracy["kept"] < 3 or free.accuracy["changed_labels"] == 0
+    for wrong in (-0.1, 2, True, "half"):
+        with pytest.raises(mlec.UsageError, match="between 0 and 1"):
+            compiled(wrong)  # type: ignore[arg-type]
+    with pytest.raises(mlec.UsageError, match="is for int8"):
+        mlec.compile(wide, data, target="numpy", accuracy_budget=0.1)
 
 
 def test_estimators_are_refused() -> None:
@@ -206,6 +231,8 @@ def test_on_the_command_line(
         assert main(words) == 0, capsys.readouterr().err
         return capsys.readouterr().out
 
-    out = run("compile", "m.pt2", "--precision", "int8", "--calibration", "x.npz", "--target", "numpy", "-o", "m.mle")
+    words = ("--precision", "int8", "--calibration", "x.npz", "--accuracy-budget", "0.01", "--target", "numpy")
+    out = run("compile", "m.pt2", *words, "-o", "m.mle")
     assert "of the bound" in out
+    assert "at most 1.00% of accuracy" in " ".join(out.split())
     assert "of the bound" in run("verify", "m.mle", "--against", "m.pt2", "--inputs", "x.npz")
