@@ -35,14 +35,19 @@ ALLOWED = {
     "mlec.reduction": ("mlec.ir",),
     "mlec.instruments": ("mlec.ir", "mlec.tolerance", "mlec.reduction", "mlec.pipeline"),
     "mlec.pipeline": ("mlec.ir", "mlec.registry", "mlec.tolerance", "mlec.instruments", "mlec.passes.pipelines"),
-    "mlec.measuring.machine": ("mlec.artifact", "mlec.registry", "mlec.runtime", "mlec.measuring.state_files", "mlec.measuring.tuning"),
+    "mlec.measuring.machine": (
+        "mlec.artifact", "mlec.registry", "mlec.runtime", "mlec.measuring.state_files", "mlec.measuring.tuning",
+        "mlec.target",
+    ),
     "mlec.difference": ("mlec.ir",),
     "mlec.passes": ("mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.difference"),
     "mlec.backends": (
         "mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.target", "mlec.runtime", "mlec.registry", "mlec.capabilities",
         "mlec.measuring.timing", "mlec.measuring.tuning", "mlec.processor",
     ),
-    "mlec.frontends": ("mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.registry", "mlec.capabilities"),
+    "mlec.frontends": (
+        "mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.registry", "mlec.capabilities", "mlec.artifact.json_safe",
+    ),
 }  # fmt: skip
 # The rest stands above all of these. On top, each above the one before it:
 LAYERS = ("mlec.api", "mlec.demo", "mlec.cli", "mlec.__main__")

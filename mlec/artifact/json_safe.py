@@ -74,7 +74,7 @@ def parse(data: bytes | bytearray, *, what: str, max_bytes: int) -> Any:
         refuse("E_JSON_UTF8", f"byte {error.start} is not UTF-8")
     if text.startswith("\ufeff"):
         refuse("E_JSON_UTF8", "it starts with a byte order mark")
-    depth, count = _measure(data)
+    depth, count = measure(data)
     if depth > limits.JSON_DEPTH:
         refuse("E_JSON_DEPTH", f"it is nested more than {limits.JSON_DEPTH} deep")
     if count > limits.JSON_VALUES:
@@ -93,7 +93,7 @@ def parse(data: bytes | bytearray, *, what: str, max_bytes: int) -> Any:
     return value
 
 
-def _measure(data: bytes | bytearray) -> tuple[int, int]:
+def measure(data: bytes | bytearray) -> tuple[int, int]:
     """Deepest nesting, and an upper bound of the number of values, without recursion and before parsing."""
     structure = _STRING.sub(b"", data).translate(None, _NOT_STRUCTURE)
     depth = deepest = opened = 0

@@ -16,7 +16,7 @@ import click
 
 from mlec import __version__
 from mlec.cli.bundling import bundle_command
-from mlec.cli.compiling import compile_command
+from mlec.cli.compiling import compile_command, with_value
 from mlec.cli.demonstration import demo_command
 from mlec.cli.inspecting import inspect_command, recover_command, report_command
 from mlec.cli.optimizing import opt_command
@@ -116,7 +116,7 @@ def _run(words: list[str]) -> int:
     as_json, debug = "--json" in words, "--debug" in words
     error: MlecError
     try:
-        result = commands.main(words, prog_name="mlec", standalone_mode=False)
+        result = commands.main(with_value(words), prog_name="mlec", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as wrong:
         if as_json:

@@ -47,6 +47,41 @@ def check_target(context: click.Context, option: click.Parameter, value: str | N
     return value
 
 
+ANY_PICKLE = "any"
+"""Stands after ``--trust-pickle=`` where the user names no digest."""
+
+
+def with_value(words: Sequence[str]) -> list[str]:
+    """The words of a command line, each ``--trust-pickle`` with its value: a digest that follows, or `ANY_PICKLE`.
+
+    The value may be left out, and click would take any word that follows for it.
+    """
+    made: list[str] = []
+    for word in words:
+        if made and made[-1] == "--trust-pickle" and "--" not in made:
+            digest = word.startswith("sha256:")
+            made[-1] += f"={word if digest else ANY_PICKLE}"
+            if digest:
+                continue
+        made.append(word)
+    return made
+
+
+def _check_trust(context: click.Context, option: click.Parameter, value: str | None) -> bool | str:
+    from mlec.frontends.pickles import check_trust
+
+    if value is None or value == ANY_PICKLE:
+        return value is not None
+    check_trust(value)
+    return value
+
+
+trust_pickle_option = click.option(
+    "--trust-pickle", is_flag=False, flag_value=ANY_PICKLE, metavar="[sha256:...]", callback=_check_trust,
+    help="Allow a pickled model to execute its code; with a digest, that file alone.",
+)  # fmt: skip
+
+
 @click.command("compile", help=COMPILE_HELP)
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=PATH, help="The .mle file to write. [default: MODEL's name with .mle]")
@@ -83,7 +118,7 @@ def check_target(context: click.Context, option: click.Parameter, value: str | N
     help="What to encrypt with. [default: AES-256-GCM]",
 )  # fmt: skip
 @click.option("--report", type=PATH, help="Also write the report: .html, .json or .txt.")
-@click.option("--trust-pickle", is_flag=True, help="Allow a pickled model to execute its code.")
+@trust_pickle_option
 @click.option("--model-class", metavar="pkg.mod:Class", help="The class whose state dict the file holds.")
 @click.option("--fixed-batch", is_flag=True, help="Compile for the number of rows in the example only.")
 @click.option("--no-validate", is_flag=True, help="Do not compare the compiled model with its source.")
@@ -102,7 +137,7 @@ def check_target(context: click.Context, option: click.Parameter, value: str | N
 def compile_command(
     model: Path, output: Path | None, target: str, precision: str, shapes: Sequence[str], example: Path | None, calibration: Path | None,
     passes: str, tune: int, compress: str | None, sign: Path | None, encrypt_key_file: Path | None, cipher: str | None, report: Path | None,
-    trust_pickle: bool, model_class: str | None, fixed_batch: bool, no_validate: bool, measure_passes: bool, stabilize: bool,
+    trust_pickle: bool | str, model_class: str | None, fixed_batch: bool, no_validate: bool, measure_passes: bool, stabilize: bool,
     ranges: Sequence[str], accuracy_budget: float | None, as_json: bool,
 ) -> None:  # fmt: skip
     output = output or model.with_suffix(".mle")
@@ -170,7 +205,7 @@ def _input_range(text: str) -> tuple[str, tuple[float, float]]:
     return name.strip(), (least, most)
 
 
-def allow_own_modules(trust_pickle: bool, model_class: str | None) -> None:
+def allow_own_modules(trust_pickle: bool | str, model_class: str | None) -> None:
     """Lets the user's own classes be imported from the current directory, as `python -m` does; only where code was asked for."""
     if trust_pickle or model_class:
         sys.path.insert(0, os.getcwd())

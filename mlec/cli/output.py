@@ -77,8 +77,8 @@ def print_error(error: MlecError) -> None:
 
 
 _OPTIONS = (
-    (r" \(or trust_pickle=[^)]*\)", ""),
     (r"trust_pickle=True", "--trust-pickle"),
+    (r"trust_pickle='(sha256:\w+)'", r"--trust-pickle \1"),
     (r"model_class='([^']*)'", r"--model-class \1"),
     (r"example_inputs=(?:\([^)]*\)|\w+)", "--example FILE"),
     (r"dynamic_batch=False", "--fixed-batch"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from mlec.cli.compiling import PATH, allow_own_modules, parity_lines
+from mlec.cli.compiling import PATH, allow_own_modules, parity_lines, trust_pickle_option
 from mlec.cli.inspecting import signature_text
 from mlec.cli.output import json_option, print_json, print_pairs, print_table, size_text, time_text
 from mlec.reporting.units import plural
@@ -40,9 +40,6 @@ threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads of one call. [default: every usable CPU]"
 )
 against_option = click.option("--against", type=PATH, help="The source model's file, to compare with.")
-trust_pickle_option = click.option(
-    "--trust-pickle", is_flag=True, help="Allow a pickled source model to execute its code."
-)
 model_class_option = click.option(
     "--model-class", metavar="pkg.mod:Class", help="The class whose state dict the source's file holds."
 )
@@ -141,8 +138,8 @@ def _count(method: Any) -> int:
 @policy_options
 @json_option
 def verify_command(
-    model: Path, against: Path | None, inputs: Path | None, full: bool, trust_pickle: bool, model_class: str | None, trust: str | None,
-    as_json: bool, **policy: bool,
+    model: Path, against: Path | None, inputs: Path | None, full: bool, trust_pickle: bool | str, model_class: str | None,
+    trust: str | None, as_json: bool, **policy: bool,
 ) -> None:  # fmt: skip
     """Check that MODEL (.mle) is intact, whose code it holds, and that it computes what its source computes.
 
@@ -245,7 +242,7 @@ def _difference(ours: Signature, frontend: Frontend, source: Any, given: tuple[A
     return ""
 
 
-def _source(path: Path, trust_pickle: bool, model_class: str | None) -> tuple[Frontend, Any]:
+def _source(path: Path, trust_pickle: bool | str, model_class: str | None) -> tuple[Frontend, Any]:
     """The source model, with what reads it."""
     from mlec.errors import UsageError
     from mlec.frontends.base import LowerOptions
@@ -305,7 +302,7 @@ def _a_number(context: click.Context, option: click.Parameter, value: float) -> 
 @policy_options
 @json_option
 def bench_command(
-    model: Path, batches: str, against: Path | None, seconds: float, threads: int | None, trust_pickle: bool, model_class: str | None,
+    model: Path, batches: str, against: Path | None, seconds: float, threads: int | None, trust_pickle: bool | str, model_class: str | None,
     trust: str | None, as_json: bool, **policy: bool,
 ) -> None:  # fmt: skip
     """Time MODEL (.mle), and its source with it, on random inputs; runs are interleaved, the speedup is the ratio of the minima."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from numpy.typing import NDArray
+
 from mlec.ir import Graph
 
 InputShapes = Mapping[str, Sequence[int | str]] | Sequence[Sequence[int | str]]
@@ -94,4 +96,8 @@ class FileFrontend(Frontend, Protocol):
             file: with the content of the model file.
             kind: what it is to be opened as, as the frontend named it to `SourceProcess`.
         """
+        ...
+
+    def weights(self, model: Any) -> Mapping[str, NDArray[Any]]:
+        """The arrays of an opened file that holds nothing else; for frontends with such files."""
         ...

@@ -8,8 +8,11 @@ fx_ops, fx_shape, fx_nn   one function for each ATen op, in the table of fx_cont
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
+
+from numpy.typing import NDArray
 
 from mlec.errors import UsageError
 from mlec.frontends.base import LowerOptions, Oracle
@@ -41,7 +44,7 @@ class TorchFrontend:
             UnsupportedOpError: listing every op that cannot be lowered, with the line of the model's code that uses it.
         """
         if isinstance(model, ProgramFile):
-            return model.process.lower(options.input_shapes)
+            return model.process.lower(LowerOptions(input_shapes=options.input_shapes))
         from mlec.frontends.fx_lower import lower_model
 
         return lower_model(model, options)
@@ -50,6 +53,8 @@ class TorchFrontend:
         """``run``: the model itself on a list of arrays; a list of arrays, in the order of the graph's outputs."""
         if isinstance(model, ProgramFile):
             return model.process
+        if isinstance(model, Mapping):  # weights alone
+            return {}
         from mlec.frontends.fx_oracle import source_run
 
         return {"run": source_run(model)}
@@ -74,12 +79,18 @@ class TorchFrontend:
         return load_torch_file(path, options)
 
     def open_file(self, file: IO[bytes], kind: str) -> Any:
-        """The exported program in torch itself; for the process of `SourceProcess` only.
+        """The exported program, or the weights by name, in torch itself; for the process of `SourceProcess` only.
 
         Args:
             file: that `load` has checked.
-            kind: ``"program"``.
+            kind: ``"program"`` or ``"weights"``.
         """
-        from mlec.frontends.torch_files import open_program
+        from mlec.frontends.torch_files import open_program, open_weights
 
-        return open_program(file)
+        return open_program(file) if kind == "program" else open_weights(file)
+
+    def weights(self, model: Any) -> Mapping[str, NDArray[Any]]:
+        """The arrays of weights that `open_file` opened."""
+        from mlec.frontends.fx_context import to_numpy
+
+        return {name: to_numpy(tensor) for name, tensor in model.items()}

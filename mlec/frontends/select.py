@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from mlec import registry
-from mlec.capabilities import COMPILABLE_FILES
 from mlec.errors import FrontendError, MlecError, UnsupportedModelError
 from mlec.frontends.base import Frontend, LowerOptions
 from mlec.frontends.graph_files import decoded, is_graph, parse_file
+from mlec.frontends.other_files import described
 
 HEAD_BYTES = 1 << 16
 
@@ -54,12 +55,24 @@ def load_model_file(path: Path, options: LowerOptions) -> tuple[Frontend | None,
             f"{path} is a directory, device or pipe", code="E_MODEL_FILE", hint="give the path of a model file"
         )
     try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
+        return _read(path, options)
     except OSError as error:
         raise FrontendError(
             f"cannot read {path}: {error.strerror or error}", code="E_MODEL_FILE", hint="check the path"
         ) from error
+    except MemoryError as error:
+        raise FrontendError(
+            f"there is not enough memory to read {path}", code="E_NO_MEMORY",
+            hint="end other programs, or compile on a machine with more memory; a damaged file may only seem large",
+        ) from error  # fmt: skip
+
+
+def _read(path: Path, options: LowerOptions) -> tuple[Frontend | None, Any]:
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+        size = os.fstat(file.fileno()).st_size
+    if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise MemoryError
     if head[:4] == b"MLE\0":
         hint = "load it with mlec.load, or run it with `mlec run`"
         raise FrontendError(f"{path} is a compiled model already", code="E_MODEL_FILE", hint=hint)
@@ -81,11 +94,8 @@ def load_model_file(path: Path, options: LowerOptions) -> tuple[Frontend | None,
             code="E_MODEL_FILE",
             hint="the file was cut off: copy it or save it again",
         )
-    raise FrontendError(
-        f"{path} is not a model file of a known kind",
-        code="E_MODEL_FILE",
-        hint="there are: " + "; ".join(f"{name}: {files}" for name, files in COMPILABLE_FILES.items()),
-    )
+    kind, hint = described(head)
+    raise FrontendError(f"{path} is {kind or 'not a model file of a known kind'}", code="E_MODEL_FILE", hint=hint)
 
 
 def _frontends() -> list[Frontend]:

@@ -8,7 +8,7 @@ before its first question. What it answers are plain arrays and text:
     parent --- length, pickle of (method, argument) ---------> child   (ours: it may be a pickle)
     parent <-- length, JSON, the elements of the arrays ------ child   (the file's, maybe: never a pickle)
 
-A file that only its library can read (`torch.export.save`) is lowered there as well: the answer to `LOWER` is the graph as text.
+A file that only its library can read (`torch.export.save`, skops) is lowered there as well: the answer to `LOWER` is the graph as text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, Any
+from dataclasses import replace
+from typing import IO, Any, Literal
 
 import msgspec
 import numpy as np
@@ -35,7 +36,7 @@ from numpy.typing import NDArray
 
 from mlec import errors, registry
 from mlec.errors import FrontendError, MlecError, UsageError
-from mlec.frontends.base import FileFrontend, InputShapes, LowerOptions
+from mlec.frontends.base import FileFrontend, LowerOptions, SourceMethods
 from mlec.ir import Graph, parse_graph, print_graph, verify
 from mlec.ir.dtype import DType
 from mlec.signature import Signature
@@ -57,10 +58,22 @@ FILE_BYTES = 1 << 16
 """That it may write to a file: torch looks for a folder where it could."""
 FILES = 256
 """That may be open at a time."""
-OPEN, LOWER = "(open)", "(lower)"
+OPEN, LOWER, WEIGHTS, DECIDED = "(open)", "(lower)", "(weights)", "(decided)"
 """Questions about the model, beside the names of its methods."""
 
 _LENGTH = struct.Struct("<Q")
+_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+_Element = str | int | float | bool | list[str] | None
+"""Of an array of Python objects; in a list, a number that JSON lacks."""
+
+
+class _Frame(msgspec.Struct):
+    """What of a DataFrame is not in the arrays of its columns."""
+
+    library: Literal["pandas", "polars"]
+    columns: list[str | int]
+    dtypes: list[str]
 
 
 class _Answer(msgspec.Struct):
@@ -69,14 +82,22 @@ class _Answer(msgspec.Struct):
     Attributes:
         seconds: that the question took there.
         arrays: dtype and shape of each.
+        objects: by its position, the elements of each array of Python objects.
+        frame: the arrays are the columns of a DataFrame.
         single: the answer is one array, not a list of them.
         error: an error in the place of an answer: of ours by the name of its class, or of the library.
-        graph, signature: of the file, as text and as JSON; ``constants`` are the names of its arrays, by their position.
+        methods, decided: what the model answers to, and whether it says which rows have one right answer.
+        graph, signature, notes: of the file, as text and as JSON; ``constants`` are the names of its arrays, by their position.
     """
 
     seconds: float = 0.0
     arrays: list[tuple[str, tuple[int, ...]]] = []
+    objects: dict[int, list[_Element]] = {}
+    frame: _Frame | None = None
     single: bool = False
+    methods: list[str] = []
+    decided: bool = False
+    notes: list[str] = []
     error: dict[str, Any] | None = None
     graph: str = ""
     signature: Signature | None = None
@@ -92,12 +113,13 @@ class SourceProcess(Mapping[str, Callable[[Any], Any]]):
         frontend: name of the `FileFrontend` whose ``open_file``, ``oracle`` and ``lower`` the child calls.
         kind: what the file is to be opened as, for ``open_file``.
         data: the content of the file: bytes, or where they are many, an open file of memory.
-        methods: that the model has.
+        methods: that the model has; where the file tells them, they are known after `wait`.
         path: of the file, for messages.
         environment: variables that hold the library back; what is held back is not to be timed.
 
     Attributes:
         timed: whether `seconds` are those that the library takes anywhere.
+        decided: as of `SourceMethods`, after `wait`.
     """
 
     def __init__(
@@ -106,6 +128,7 @@ class SourceProcess(Mapping[str, Callable[[Any], Any]]):
     ) -> None:  # fmt: skip
         self._library, self._path, self._methods = frontend, path, tuple(methods)
         self.timed = not environment
+        self.decided: Callable[[Any], Any] | None = None
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -142,23 +165,40 @@ class SourceProcess(Mapping[str, Callable[[Any], Any]]):
         Raises:
             MlecError: it cannot be read.
         """
-        self._ask(OPEN, None)
+        answer, _ = self._ask(OPEN, None)
+        self._methods = self._methods or tuple(answer.methods)
+        if answer.decided:
+            self.decided = lambda table: self._ask(DECIDED, table)[1]
 
-    def lower(self, shapes: InputShapes | None) -> Graph:
-        """The file's model as a verified graph.
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """The arrays of a file that holds nothing else, by name.
+
+        Raises:
+            MlecError: it cannot be read, or holds more.
+        """
+        answer, arrays = self._ask(WEIGHTS, None)
+        return self._named(answer, arrays)
+
+    def lower(self, options: LowerOptions) -> Graph:
+        """The file's model as a verified graph; adds to the notes of the options.
 
         Raises:
             MlecError: what reading or lowering it raises there.
             FrontendError: the process died, hung, or ran out of memory.
         """
-        answer, arrays = self._ask(LOWER, shapes)
+        answer, arrays = self._ask(LOWER, replace(options, notes=[]))
         try:
-            constants = {name: arrays[position] for name, position in answer.constants.items()}
-            graph = parse_graph(answer.graph, constants, answer.signature)
-        except (MlecError, IndexError, TypeError) as error:
+            graph = parse_graph(answer.graph, self._named(answer, arrays), answer.signature)
+        except (MlecError, TypeError) as error:
             raise self._failed(f"answered with no graph: {error}") from error
         verify(graph, after=f"the {self._library} frontend")
+        options.notes.extend(answer.notes)
         return graph
+
+    def _named(self, answer: _Answer, arrays: list[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        if not all(0 <= position < len(arrays) for position in answer.constants.values()):
+            raise self._failed("answered with names of no arrays")
+        return {name: arrays[position] for name, position in answer.constants.items()}
 
     def _ask(self, method: str, argument: Any) -> tuple[_Answer, Any]:
         """What the library answers.
@@ -171,6 +211,11 @@ class SourceProcess(Mapping[str, Callable[[Any], Any]]):
             answer, arrays = self._answer(method, argument)
         if answer.error is not None:
             raise self._error(answer.error)
+        if answer.frame is not None:
+            try:
+                return answer, _as_frame(answer.frame, arrays, argument)
+            except (ImportError, TypeError, ValueError) as error:
+                raise self._failed(f"answered with no table: {error}") from error
         return answer, arrays[0] if answer.single and arrays else arrays
 
     def _answer(self, method: str, argument: Any) -> tuple[_Answer, list[NDArray[Any]]]:
@@ -179,7 +224,7 @@ class SourceProcess(Mapping[str, Callable[[Any], Any]]):
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        seconds = LOWER_SECONDS if method in (OPEN, LOWER) else SECONDS
+        seconds = LOWER_SECONDS if method in (OPEN, LOWER, WEIGHTS) else SECONDS
         late = threading.Timer(seconds, _stop, (process, self._overdue))
         try:
             late.start()
@@ -273,7 +318,10 @@ def _receive(pipe: IO[bytes], most: int) -> tuple[_Answer, list[NDArray[Any]]]:
     try:
         answer = msgspec.json.decode(_exactly(pipe, length), type=_Answer)
         arrays: list[NDArray[Any]] = []
-        for name, shape in answer.arrays:
+        for position, (name, shape) in enumerate(answer.arrays):
+            if position in answer.objects:
+                arrays.append(_of_elements(answer.objects[position], shape))
+                continue
             dtype = DType.BF16.numpy if name == DType.BF16.value else np.dtype(name)
             size = math.prod(shape) * dtype.itemsize
             most -= size
@@ -284,6 +332,29 @@ def _receive(pipe: IO[bytes], most: int) -> tuple[_Answer, list[NDArray[Any]]]:
     except (msgspec.MsgspecError, TypeError, RecursionError, MemoryError) as error:
         raise _WrongAnswerError(f"answered with no array: {error}") from error
     return answer, arrays
+
+
+def _of_elements(elements: list[_Element], shape: tuple[int, ...]) -> NDArray[Any]:
+    if min(shape, default=0) < 0 or math.prod(shape) != len(elements):
+        raise _WrongAnswerError(f"answered with {len(elements)} elements of an array {list(shape)}")
+    array = np.empty(len(elements), object)
+    for i, element in enumerate(elements):
+        array[i] = _NOT_FINITE.get("".join(element)) if isinstance(element, list) else element
+    return array.reshape(shape)
+
+
+def _as_frame(frame: _Frame, columns: list[NDArray[Any]], table: Any) -> Any:
+    """The DataFrame that the library made of a table: its rows have the names that they have there."""
+    if frame.library == "polars":
+        import polars
+
+        return polars.DataFrame(dict(zip(map(str, frame.columns), columns, strict=True)))
+    import pandas
+
+    index = getattr(table, "index", None)
+    made = pandas.DataFrame(dict(enumerate(columns)), index=index if index is not None and len(index) else None)
+    made = made.astype({i: dtype for i, dtype in enumerate(frame.dtypes) if str(made[i].dtype) != dtype})
+    return made.set_axis(frame.columns, axis=1)
 
 
 def _fill(pipe: IO[bytes], buffer: memoryview) -> None:
@@ -332,7 +403,11 @@ class _Model:
             _limit_memory(os.fstat(file.fileno()).st_size)
             file.seek(0)
             self._model = self._frontend.open_file(file, kind)
-            self._functions = self._frontend.oracle(self._model)
+            oracle = self._frontend.oracle(self._model)
+            self._functions = dict(oracle)
+            self._methods = list(oracle)
+            if isinstance(oracle, SourceMethods) and oracle.decided is not None:
+                self._functions[DECIDED] = oracle.decided
         except Exception as error:
             self._problem = _described(error)
 
@@ -343,24 +418,55 @@ class _Model:
         begin = time.perf_counter()
         try:
             if method == OPEN:
-                return _Answer(), []
+                return _Answer(methods=self._methods, decided=DECIDED in self._functions), []
             if method == LOWER:
-                return _of_graph(self._frontend.lower(self._model, LowerOptions(input_shapes=argument)))
+                graph = self._frontend.lower(self._model, argument)
+                answer, arrays = _of_arrays(graph.constants)
+                answer.graph, answer.signature, answer.notes = print_graph(graph), graph.signature, argument.notes
+                return answer, arrays
+            if method == WEIGHTS:
+                return _of_arrays(self._frontend.weights(self._model))
             found = self._functions[method](argument)
-            seconds = time.perf_counter() - begin
-            arrays = [np.asarray(array) for array in (found if isinstance(found, list) else [found])]
-            return _Answer(seconds, [_kind(array) for array in arrays], not isinstance(found, list)), arrays
+            return _of_result(found, time.perf_counter() - begin)
         except Exception as error:
             return _Answer(error=_described(error, method)), []
 
 
-def _of_graph(graph: Graph) -> tuple[_Answer, list[NDArray[Any]]]:
-    """A graph as an answer; each array once, however many names it has."""
-    arrays = list({id(array): array for array in graph.constants.values()}.values())
+def _of_arrays(named: Mapping[str, NDArray[Any]]) -> tuple[_Answer, list[NDArray[Any]]]:
+    """Arrays by name; each once, however many names it has."""
+    arrays = list({id(array): array for array in named.values()}.values())
     positions = {id(array): i for i, array in enumerate(arrays)}
-    names = {name: positions[id(array)] for name, array in graph.constants.items()}
-    kinds = [_kind(array) for array in arrays]
-    return _Answer(arrays=kinds, graph=print_graph(graph), signature=graph.signature, constants=names), arrays
+    names = {name: positions[id(array)] for name, array in named.items()}
+    return _Answer(arrays=[_kind(array) for array in arrays], constants=names), arrays
+
+
+def _of_result(found: Any, seconds: float) -> tuple[_Answer, list[NDArray[Any]]]:
+    """What a method returned: an array, a list of arrays, or a DataFrame."""
+    answer = _Answer(seconds)
+    if hasattr(found, "columns"):
+        library: Any = type(found).__module__.partition(".")[0]
+        answer.frame = _Frame(library, list(found.columns), [str(dtype) for dtype in found.dtypes])
+        parts = [column for _, column in found.items()] if library == "pandas" else found.get_columns()
+        arrays = [np.asarray(part) for part in parts]
+    else:
+        answer.single = not isinstance(found, list)
+        arrays = [np.asarray(array) for array in ([found] if answer.single else found)]
+    answer.arrays = [("O", array.shape) if array.dtype == object else _kind(array) for array in arrays]
+    answer.objects = {
+        position: [_element(value) for value in array.ravel().tolist()]
+        for position, array in enumerate(arrays) if array.dtype == object
+    }  # fmt: skip
+    return answer, [array for array in arrays if array.dtype != object]
+
+
+def _element(value: object) -> _Element:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return [str(value)]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"the answer holds a {type(value).__name__}")
 
 
 def _kind(array: NDArray[Any]) -> tuple[str, tuple[int, ...]]:
@@ -373,7 +479,7 @@ def _described(error: Exception, method: str = "") -> dict[str, Any]:
     if isinstance(error, MlecError):
         return {"class": type(error).__name__, **error.to_dict(), "loc": error.loc and str(error.loc)}
     text = f"{type(error).__name__}: {error}"
-    return {"message": text} if method in ("", LOWER) else {"message": text, "method": method}
+    return {"message": text} if method in ("", LOWER, WEIGHTS) else {"message": text, "method": method}
 
 
 def _serve(requests: IO[bytes], answers: IO[bytes], frontend: str, kind: str, file: int) -> None:

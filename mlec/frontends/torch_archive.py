@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from mlec.errors import FrontendError, UnsupportedModelError
+from mlec.errors import UnsupportedModelError
+from mlec.frontends.archives import checked_archive, entry_names, read_json
 
 _ZIP = b"PK\x03\x04"
 _OLD_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before version 1.6
-_MAX_RATIO = 200
-_MAX_BYTES = 1 << 40
-_MAX_JSON = 1 << 28
 _CALLABLE = re.compile(
     r"torch\.ops\.(aten|prims|higher_order)\.\w+(\.\w+)?|math\.\w+|torch\.sym_\w+|torch\._sym_\w+"
     r"|(torch\.)?_?operator\.(abs|add|and_|eq|floordiv|ge|getitem|gt|le|lshift|lt|mod|mul|ne|neg|not_|or_|pos|pow|rshift|sub|truediv|xor)"
@@ -52,11 +48,7 @@ def torch_file_kind(head: bytes, path: Path) -> FileKind | None:
         return "pickle"
     if not head.startswith(_ZIP):
         return None
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = {name.partition("/")[2] if "/" in name else name for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile):
-        return None
+    names = {name.partition("/")[2] if "/" in name else name for name in entry_names(path)}
     if "archive_format" in names or "serialized_exported_program.json" in names:
         return "program"
     if "constants.pkl" in names:
@@ -73,56 +65,17 @@ def check_program_archive(file: IO[bytes], path: Path) -> None:
 
     Raises:
         UnsupportedModelError: naming the part that would be executed.
-        FrontendError: for paths that leave the archive, parts that unpack to far too much, and broken JSON.
+        FrontendError: as `checked_archive` and `read_json` raise it.
     """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            _check(archive, path)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as error:
-        raise FrontendError(  # RuntimeError: an entry is encrypted
-            f"{path.name} is a damaged archive: {error}",
-            code="E_FILE",
-            hint="copy the file again, or save the model again",
-        ) from error
-
-
-def _check(archive: zipfile.ZipFile, path: Path) -> None:
-    # torch finds entries whatever the case of their names.
-    if len({name.lower() for name in archive.namelist()}) != len(archive.namelist()):
-        raise FrontendError(
-            f"{path.name} holds an entry twice; readers may disagree which one counts",
-            code="E_FILE",
-            hint="save the model again with torch.export.save",
-        )
-    total = 0
-    for entry in archive.infolist():
-        name = entry.filename
-        if (
-            name.startswith(("/", "\\"))
-            or ".." in re.split(r"[/\\]", name)
-            or "\\" in name
-            or ":" in name
-            or "\0" in name
-        ):
-            raise FrontendError(
-                f"{path.name} holds the path {name!r}, which leaves the archive",
-                code="E_FILE",
-                hint="do not use this file: no torch writes such a path",
-            )
-        total += entry.file_size
-        if entry.file_size > _MAX_RATIO * max(entry.compress_size, 1) or total > _MAX_BYTES:
-            raise FrontendError(
-                f"{path.name}: {name!r} unpacks to {entry.file_size} bytes; that is no model",
-                code="E_FILE",
-                hint="do not use this file",
-            )
-        if reason := _executes(name):
-            raise UnsupportedModelError(
-                f"{path.name} holds {name!r}: {reason}", code="E_FILE_EXECUTES",
-                hint="export a module without custom objects, and save it with torch.export.save of a current torch",
-            )  # fmt: skip
-        if name.lower().endswith(".json") and entry.file_size:
-            _check_json(path, name, archive, entry)
+    with checked_archive(file, path) as archive:
+        for entry in archive.infolist():
+            if reason := _executes(entry.filename):
+                raise UnsupportedModelError(
+                    f"{path.name} holds {entry.filename!r}: {reason}", code="E_FILE_EXECUTES",
+                    hint="export a module without custom objects, and save it with torch.export.save of a current torch",
+                )  # fmt: skip
+            if entry.filename.lower().endswith(".json") and entry.file_size:
+                _check_json(path, entry.filename, archive)
 
 
 def _executes(name: str) -> str:
@@ -138,22 +91,8 @@ def _executes(name: str) -> str:
     return ""
 
 
-def _check_json(path: Path, name: str, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
-    if entry.file_size > _MAX_JSON:
-        raise FrontendError(
-            f"{path.name}: {name!r} has {entry.file_size} bytes; a description of a model has no more than {_MAX_JSON}",
-            code="E_FILE",
-            hint="keep large tables of numbers in tensors, not in the program",
-        )
-    text = archive.read(entry)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FrontendError(
-            f"{path.name}: {name!r} is not JSON: {error}",
-            code="E_FILE",
-            hint="save the model again with torch.export.save",
-        ) from None
+def _check_json(path: Path, name: str, archive: zipfile.ZipFile) -> None:
+    content = read_json(archive, name, path)
     for key, value in _leaves(content):
         if key == "use_pickle" and value is True:
             raise UnsupportedModelError(

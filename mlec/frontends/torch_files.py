@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import io
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,9 @@ import torch
 
 from mlec.errors import FrontendError, UnsupportedModelError, UntrustedPickleError, UsageError
 from mlec.frontends.base import LowerOptions
+from mlec.frontends.fx_context import to_torch
+from mlec.frontends.pickles import digest, is_trusted
+from mlec.frontends.program_files import WeightsFile
 from mlec.frontends.torch_archive import torch_file_kind
 
 _MODULE_HINT = (
@@ -89,13 +90,15 @@ def _data_only() -> Iterator[None]:
 
 def _load_pickle(path: Path, options: LowerOptions) -> torch.nn.Module:
     if options.model_class is not None:
-        return _filled(options.model_class, _state(path), path)
-    data = path.read_bytes()  # once: what is compared with the digest must be what is executed
-    if not _trusted(path, data, options.trust_pickle):
+        weights = WeightsFile.open(path)  # reads while the class is imported
+        return _filled(_made(options.model_class), options.model_class, weights)
+    data = path.read_bytes()
+    if not is_trusted(path, data, options.trust_pickle):
         raise UntrustedPickleError(
             f"{path.name} is a pickle: reading a whole module from it executes whatever the file says",
             hint="if it holds a state dict, name its class: model_class='package.module:Class' (nothing is executed then); "
-            "if you made the file yourself, trust_pickle=True; safest is torch.export.save",
+            f"if you made the file yourself, trust_pickle=True (or trust_pickle={digest(data)!r} for this file alone); "
+            "safest is torch.export.save",
         )
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
@@ -115,48 +118,38 @@ def _load_pickle(path: Path, options: LowerOptions) -> torch.nn.Module:
     return content
 
 
-def _trusted(path: Path, data: bytes, trust: bool | str) -> bool:
-    if not isinstance(trust, str):
-        return trust
-    algorithm, _, wanted = trust.partition(":")
-    if algorithm != "sha256" or not re.fullmatch(r"[0-9a-fA-F]{64}", wanted):
-        raise UsageError(
-            f"trust_pickle takes True or 'sha256:<64 digits>', got {trust!r}",
-            hint="True allows any file, the digest of sha256sum that one alone",
-        )
-    found = hashlib.sha256(data).hexdigest()
-    if found != wanted.lower():
-        raise UntrustedPickleError(
-            f"{path.name} is not the file that you trust: its SHA-256 is {found}, not {wanted.lower()}",
-            hint="if this file is to be trusted too, give its digest",
-        )
-    return True
+def open_weights(file: IO[bytes]) -> Mapping[str, torch.Tensor]:
+    """The weights in a file of torch.save; for the process of `SourceProcess` only.
 
-
-def _state(path: Path) -> Mapping[str, torch.Tensor]:
+    Raises:
+        UntrustedPickleError: it holds more than tensors.
+        FrontendError: it holds other data than a state dict.
+    """
     try:
         with _data_only():
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:400]
         raise UntrustedPickleError(
-            f"{path.name} holds more than tensors, and was not read further: {reason}",
+            f"it holds more than tensors, or is damaged, and was not read further: {reason}",
             hint="save model.state_dict() alone, or torch.export.save the model",
         ) from None
     for key in _NESTED_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(v, torch.Tensor) for v in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()
+    ):
         raise FrontendError(
-            f"{path.name} holds no state dict, but a {type(content).__name__}",
+            f"it holds no state dict, but a {type(content).__name__}",
             code="E_FILE",
             hint="save model.state_dict(), or leave model_class out",
         )
     return content
 
 
-def _filled(model_class: str, state: Mapping[str, torch.Tensor], path: Path) -> torch.nn.Module:
-    """A new module of the named class with the weights of a state dict."""
+def _made(model_class: str) -> torch.nn.Module:
+    """A new module of the named class."""
     module_name, colon, attribute = model_class.partition(":")
     if not colon:
         raise UsageError(
@@ -180,11 +173,18 @@ def _filled(model_class: str, state: Mapping[str, torch.Tensor], path: Path) -> 
             f"{model_class} makes a {type(module).__name__}, not an nn.Module",
             hint="name the class of the module whose state dict the file holds, or a function that makes it",
         )
+    return module
+
+
+def _filled(module: torch.nn.Module, model_class: str, weights: WeightsFile) -> torch.nn.Module:
+    """The module with the weights of a state dict."""
+    state = {name: to_torch(array) for name, array in weights.read().items()}
+    weights.process.close()
     try:
-        module.load_state_dict(dict(state), strict=True)
+        module.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise FrontendError(
-            f"the weights of {path.name} do not fit {model_class}: {error}", code="E_FILE",
+            f"the weights of {weights.path.name} do not fit {model_class}: {error}", code="E_FILE",
             hint="name the class, with the settings, that these weights were trained in; a function without parameters may make it",
         ) from None  # fmt: skip
     return module.eval()

@@ -124,7 +124,7 @@ def answer(oracle: Oracle, methods: Collection[str], inputs: list[Any]) -> Answe
     """
     wanted = {name: _called(oracle[name], inputs if name == "run" else inputs[0], name) for name in methods}
     decided = None
-    if isinstance(oracle, SourceMethods) and oracle.decided is not None:
+    if isinstance(oracle, SourceMethods | SourceProcess) and oracle.decided is not None:
         decided = _called(oracle.decided, inputs[0], "the search for rows without one right answer")
     return Answered(inputs, wanted, decided)
 

@@ -1,10 +1,16 @@
-"""Damaged model files: ``python -m tests.frontends.model_mutants 100000 [seed]`` for as many as one likes."""
+"""Damaged model files: ``python -m tests.frontends.model_mutants 100000 [seed] [kind ...]`` for as many as one likes.
+
+Files that a library reads in a process of its own (``pt2``, ``pt``, ``skops``) are read so here as well, where what checks them first lets
+them through: in a fork each, which dies with what it does.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import random
+import struct
 import sys
 import tempfile
 import zipfile
@@ -16,9 +22,11 @@ import numpy as np
 import xgboost as xgb
 
 from mlec.errors import MlecError
+from mlec.frontends.archives import checked_archive, read_json
 from mlec.frontends.base import LowerOptions
 from mlec.frontends.select import load_model_file
 from mlec.frontends.torch_archive import check_program_archive
+from tests.frontends.forked import outcome
 
 MARK = "executed-by-a-model-file"
 """The file that appears in the working directory if text of a model file is executed."""
@@ -50,7 +58,19 @@ def corpus(folder: Path) -> dict[str, bytes]:
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU())
     program = torch.export.export(model, (torch.ones(2, 3),), dynamic_shapes=({0: torch.export.Dim("n")},))
     torch.export.save(program, folder / "m.pt2")
-    return {**found, "pt2": (folder / "m.pt2").read_bytes()}
+    torch.save(torch.nn.BatchNorm1d(3).state_dict(), folder / "m.pt")
+    from sklearn import ensemble, impute, pipeline, preprocessing, svm
+    from skops import io as skops
+
+    steps = impute.SimpleImputer(), preprocessing.StandardScaler(), ensemble.RandomForestClassifier(2, max_depth=2)
+    return {
+        **found,
+        "pt2": (folder / "m.pt2").read_bytes(),
+        "pt": (folder / "m.pt").read_bytes(),
+        "skops": skops.dumps(pipeline.make_pipeline(*steps).fit(x, y)),
+        "skops-svm": skops.dumps(svm.SVC(max_iter=5).fit(x, y)),
+        "skops-boost": skops.dumps(ensemble.HistGradientBoostingRegressor(max_iter=2, max_leaf_nodes=4).fit(x, y)),
+    }
 
 
 def mutant(rng: random.Random, kind: str, data: bytes) -> bytes:
@@ -58,8 +78,8 @@ def mutant(rng: random.Random, kind: str, data: bytes) -> bytes:
     for _ in range(rng.randint(1, 3)):
         if kind == "json" and rng.random() < 0.7:
             data = _changed_json(rng, data)
-        elif kind == "pt2" and rng.random() < 0.8:
-            data = _changed_archive(rng, data)
+        elif kind.startswith(("pt", "skops")) and rng.random() < 0.9:
+            data = _changed_archive(rng, data) if rng.random() < 0.9 else _changed_records(rng, data)
         else:
             data = _changed_bytes(rng, data)
     return data
@@ -113,10 +133,12 @@ def _changed_archive(rng: random.Random, data: bytes) -> bytes:
     i = rng.randrange(len(entries))
     name, content = entries[i]
     what = rng.random()
-    if what < 0.7:
+    if what < 0.5:
         jsons = [j for j, (entry, _) in enumerate(entries) if entry.endswith(".json")]
         i = rng.choice(jsons or [i])
         entries[i] = (entries[i][0], _changed_json(rng, entries[i][1]) if jsons else _changed_bytes(rng, content))
+    elif what < 0.7:
+        entries[i] = (name, _changed_numbers(rng, content) if rng.random() < 0.7 else _changed_bytes(rng, content))
     elif what < 0.8:
         del entries[i]
     else:
@@ -128,13 +150,57 @@ def _changed_archive(rng: random.Random, data: bytes) -> bytes:
     return changed.getvalue()
 
 
-def read(kind: str, path: Path) -> str:
-    """What becomes of a file: ``read``, or the code of the error of ours that refuses it; any other error goes through."""
+def _changed_numbers(rng: random.Random, data: bytes) -> bytes:
+    """Some of the numbers at the end: elements of an array, where it is one."""
+    changed = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        number = struct.pack("<q", rng.choice((0, -1, 1, 2, 7, 2**31 - 1, 2**62, -(2**63), rng.randrange(100))))
+        if len(data) >= 8:
+            at = rng.randrange(0, len(data) - 7)
+            at -= (at - len(data)) % 8 if rng.random() < 0.8 else 0
+            changed[max(at, 0) : max(at, 0) + 8] = number
+    return bytes(changed)
+
+
+def _changed_records(rng: random.Random, data: bytes) -> bytes:
+    """A field of the list of entries at the end of an archive: flags, method, checksum, sizes, place of the content."""
+    starts = [i for i in range(len(data)) if data.startswith((b"PK\1\2", b"PK\5\6", b"PK\3\4"), i)]
+    if not starts:
+        return _changed_bytes(rng, data)
+    at = rng.choice(starts) + rng.choice((4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 42))
+    value = struct.pack(
+        "<I", rng.choice((0, 1, 8, 12, 99, 0xFFFF, 0xFFFFFFFF, 0x7FFFFFFF, rng.randrange(2 * len(data))))
+    )
+    return (
+        data[:at] + value[: rng.choice((2, 4))] + data[at + 4 :]
+        if rng.random() < 0.1
+        else data[:at] + value + data[at + 4 :]
+    )
+
+
+def read(kind: str, path: Path, whole: bool = False) -> str:
+    """What becomes of a file: ``read``, or the code of the error of ours that refuses it; any other error goes through.
+
+    Args:
+        kind: of the file that it was made of.
+        whole: also what its library makes of it, in a fork.
+    """
+    from mlec.frontends.fx import TorchFrontend
+    from mlec.frontends.sklearn import SklearnFrontend
+
     try:
-        if kind == "pt2":  # torch itself reads it in a process of its own, seconds for each
+        if kind == "pt2":
             with path.open("rb") as file:
                 check_program_archive(file, path)
-            return "read"
+            return outcome(TorchFrontend(), "program", path) if whole else "read"
+        if kind == "pt":
+            with path.open("rb") as file, checked_archive(file, path):
+                pass
+            return outcome(TorchFrontend(), "weights", path) if whole else "read"
+        if kind.startswith("skops"):
+            with path.open("rb") as file, checked_archive(file, path) as archive:
+                read_json(archive, "schema.json", path)
+            return outcome(SklearnFrontend(), "skops", path) if whole else "read"
         frontend, model = load_model_file(path, LowerOptions())
         if frontend is not None:
             frontend.lower(model, LowerOptions())
@@ -146,27 +212,32 @@ def read(kind: str, path: Path) -> str:
 def main() -> None:
     """Exits with 1 if there is any defect, which is kept."""
     count, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1_000_000
+    kinds = sys.argv[3:]
     rng = random.Random(seed)
     defects = 0
     outcomes: dict[tuple[str, str], int] = {}
     with tempfile.TemporaryDirectory() as folder:
-        files = corpus(Path(folder))
+        with multiprocessing.get_context("fork").Pool(
+            1
+        ) as other:  # no thread of the libraries lives on in forks of this process
+            files = other.apply(corpus, (Path(folder),))
         for number in range(count):
-            kind = rng.choice(list(files))
+            kind = rng.choice(kinds or list(files))
             path = Path(folder) / "mutant"
             path.write_bytes(mutant(rng, kind, files[kind]))
             try:
-                outcome = read(kind, path)
+                found = read(kind, path, whole=True)
             except Exception as error:
-                outcome = type(error).__name__
+                found = f"DEFECT: {type(error).__name__}: {error}"
+            if found.startswith("DEFECT"):
                 defects += 1
                 kept = Path("fuzz-out") / f"model-{seed}-{number}.{kind}"
                 kept.parent.mkdir(exist_ok=True)
                 kept.write_bytes(path.read_bytes())
-                print(f"{kept}: {outcome}: {error}")
-            outcomes[kind, outcome] = outcomes.get((kind, outcome), 0) + 1
-    for (kind, outcome), times in sorted(outcomes.items()):
-        print(f"{kind}: {outcome}: {times}")
+                print(f"{kept}: {found}", flush=True)
+            outcomes[kind, found] = outcomes.get((kind, found), 0) + 1
+    for (kind, found), times in sorted(outcomes.items()):
+        print(f"{kind}: {found}: {times}")
     print(f"models: {count} mutants, {defects} defects")
     raise SystemExit(1 if defects or Path(MARK).exists() else 0)
 

@@ -16,7 +16,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("kind", ["json", "ubj", "lightgbm", "pt2"])
+@pytest.mark.parametrize("kind", ["json", "ubj", "lightgbm", "pt2", "pt", "skops"])
 def test_damaged_files(kind: str, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "model"

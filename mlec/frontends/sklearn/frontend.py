@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import numpy as np
 
 from mlec.frontends.base import LowerOptions, Oracle, SourceMethods
+from mlec.frontends.sklearn.skops_files import OpenedEstimator, SkopsFile
 from mlec.ir import Graph
 
 
@@ -15,7 +19,9 @@ class SklearnFrontend:
     name = "sklearn"
 
     def accepts(self, model: object) -> bool:
-        """Whether the model is an estimator of scikit-learn, or of a class derived from one."""
+        """Whether the model is an estimator of scikit-learn, of a class derived from one, or in a file of skops."""
+        if isinstance(model, SkopsFile):
+            return True
         modules = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
         own = type(model).__module__.partition(".")[0]
         return "sklearn" in modules and own not in ("xgboost", "lightgbm")
@@ -30,8 +36,16 @@ class SklearnFrontend:
             NotFittedModelError: the model, or a part of it, was never fitted.
             UnsupportedModelError: a part or a setting of it cannot be lowered exactly; names both.
         """
+        if isinstance(model, SkopsFile):
+            # Of the examples, how wide they are is all that counts.
+            given = options.example_inputs
+            rows = None if given is None else tuple(np.empty((0, *np.shape(example)[1:])) for example in given)
+            return model.process.lower(replace(options, example_inputs=rows))
         from mlec.frontends.sklearn.lowering import lower
 
+        if isinstance(model, OpenedEstimator):
+            options.notes.extend(model.warnings)
+            model = model.estimator
         return lower(model, options)
 
     def supported(self) -> list[str]:
@@ -46,9 +60,13 @@ class SklearnFrontend:
 
         Which of several neighbours at the same distance count is arbitrary: see `ties`.
         """
+        if isinstance(model, SkopsFile):
+            return model.process
         from mlec.frontends.sklearn.lowering import METHODS
         from mlec.frontends.sklearn.ties import decided
 
+        if isinstance(model, OpenedEstimator):
+            model = model.estimator
         methods = {
             name: _array_result(getattr(model, name), frames=name == "transform")
             for name in METHODS
@@ -63,7 +81,7 @@ class SklearnFrontend:
         return sniff(head, path)
 
     def load(self, path: Path, options: LowerOptions) -> Any:
-        """The estimator in the file.
+        """The estimator in the file; of one of skops, a `SkopsFile`.
 
         Raises:
             UntrustedPickleError: the file is a pickle, and ``options.trust_pickle`` does not allow it.
@@ -72,6 +90,17 @@ class SklearnFrontend:
         from mlec.frontends.sklearn.files import load
 
         return load(path, options)
+
+    def open_file(self, file: IO[bytes], kind: str) -> OpenedEstimator:
+        """The estimator of a skops file in scikit-learn itself; for the process of `SourceProcess` only.
+
+        Args:
+            file: that `load` has checked.
+            kind: ``"skops"``, or ``"trusted"`` where the user vouches for every type in it.
+        """
+        from mlec.frontends.sklearn.skops_files import open_skops
+
+        return open_skops(file, kind)
 
 
 def _array_result(function: Any, frames: bool) -> Any:

@@ -197,7 +197,7 @@ def framed(head: str, rest: bytes = b"") -> bytes:
 def test_a_process_that_lies_is_a_clear_error(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     process = answering(body, monkeypatch)
     with pytest.raises(FrontendError, match=r"torch itself fails on m\.pt2") as caught:
-        process.lower(None)
+        process.lower(LowerOptions())
     assert caught.value.code == "E_SOURCE_FAILS"
     process.close()
 
