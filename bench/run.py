@@ -136,13 +136,15 @@ def _title() -> str:
     from importlib.metadata import version
 
     import mlec
+    from mlec.processor import described
 
     found = [
         f"{name} {version(name)}"
         for name in ("scikit-learn", "xgboost", "xgboost-cpu", "lightgbm", "torch", "onnxruntime", "openvino")
         if _installed(name)
     ]
-    machine = f"mlec {mlec.__version__} on {_processor()}, {os.cpu_count()} cores; {', '.join(found)}."
+    processor = next(described("model name"), platform.machine())
+    machine = f"mlec {mlec.__version__} on {processor}, {os.cpu_count()} cores; {', '.join(found)}."
     return f"{machine} A ratio of 2x means that the peer takes twice as long."
 
 
@@ -154,16 +156,6 @@ def _installed(name: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.machine()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 
 from mlec.errors import UsageError
@@ -130,15 +131,18 @@ def host_flags() -> frozenset[str]:
     return frozenset(present - disabled)
 
 
+def described(*names: str) -> Iterator[str]:
+    """What /proc/cpuinfo says of its processors under these names, in its order; nothing where there is no such file."""
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name.strip() in names:
+                yield value.strip()
+
+
 def _listed_flags() -> list[str]:
-    """Those of the first processor in /proc/cpuinfo, less AMX where this process may not use it; none where there is no such file."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            listed = next(
-                (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), []
-            )
-    except OSError:
-        return []
+    """Those of the first processor, less AMX where this process may not use it; none where nothing is known."""
+    listed = next(described("flags", "Features"), "").split()
     return listed if "amx_tile" not in listed or _may_use_tiles() else [f for f in listed if not f.startswith("amx_")]
 
 

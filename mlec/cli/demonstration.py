@@ -32,12 +32,13 @@ def demo_command(output: Path, only: tuple[str, ...], threads: int, as_json: boo
     # The libraries read it when they are imported; training small models with more threads takes longer, not shorter.
     os.environ["OMP_NUM_THREADS"] = str(threads)
     from mlec.artifact.atomic import check_replaceable
-    from mlec.demo import BATCHES, run_demo
+    from mlec.demo import BATCHES, chosen, run_demo
 
+    recipes = chosen(only)
     output.mkdir(parents=True, exist_ok=True)
     check_replaceable(output / "model.mle")
     outcomes: list[Outcome] = []
-    for outcome in run_demo(output, threads, only):
+    for outcome in run_demo(output, threads, recipes):
         outcomes.append(outcome)
         click.echo(f"{outcome.recipe.name}: {_status(outcome)}", err=True)
     if as_json:

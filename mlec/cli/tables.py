@@ -153,7 +153,7 @@ def targets_command(as_json: bool) -> None:
         for backend, forms in registry.target_forms().items()
         for form, meaning in forms.items()
     ]
-    precisions = [{"precision": name, "offered": True, "meaning": meaning} for name, meaning in PRECISIONS.items()]
+    precisions = [{"precision": name, "meaning": meaning} for name, meaning in PRECISIONS.items()]
     if as_json:
         print_json({"targets": rows, "precisions": precisions})
         return

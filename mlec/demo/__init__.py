@@ -3,7 +3,7 @@
 `recipes` lists the models, `estimators` and `networks` make them, `run_demo` does the work.
 """
 
-from mlec.demo.recipes import RECIPES, Recipe, Trained
+from mlec.demo.recipes import RECIPES, Recipe, Trained, chosen
 from mlec.demo.run import BATCHES, Measured, Outcome, run_demo
 
-__all__ = ["BATCHES", "RECIPES", "Measured", "Outcome", "Recipe", "Trained", "run_demo"]
+__all__ = ["BATCHES", "RECIPES", "Measured", "Outcome", "Recipe", "Trained", "chosen", "run_demo"]

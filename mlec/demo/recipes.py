@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from mlec.errors import UsageError
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,3 +67,16 @@ RECIPES = (
     Recipe("lstm", "digits", "torch", "networks:lstm"),
     Recipe("transformer", "digits", "torch", "networks:transformer"),
 )
+
+
+def chosen(only: Collection[str]) -> Sequence[Recipe]:
+    """The recipes whose names hold one of these texts; all where there is none.
+
+    Raises:
+        UsageError: a text that is in no name.
+    """
+    for text in only:
+        if not any(text in recipe.name for recipe in RECIPES):
+            names = ", ".join(recipe.name for recipe in RECIPES)
+            raise UsageError(f"no model of the demo has {text!r} in its name", hint=f"there are: {names}")
+    return [recipe for recipe in RECIPES if not only or any(text in recipe.name for text in only)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,21 +61,19 @@ class Outcome:
     error: str = ""
 
 
-def run_demo(folder: Path, threads: int = 1, only: tuple[str, ...] = ()) -> Iterator[Outcome]:
-    """Runs the recipes in order.
+def run_demo(folder: Path, threads: int = 1, recipes: Sequence[Recipe] = RECIPES) -> Iterator[Outcome]:
+    """Runs recipes in order.
 
     Args:
         folder: where the ``.mle`` files and reports go.
         threads: of one call, for the libraries and for mlec.
-        only: parts of names; empty for all.
+        recipes: which.
 
     Yields:
         One outcome for each recipe, when it is done.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for recipe in RECIPES:
-        if only and not any(part in recipe.name for part in only):
-            continue
+    for recipe in recipes:
         try:
             yield Outcome(recipe, _measure(recipe, folder, threads))
         except ModuleNotFoundError as absent:

@@ -22,6 +22,7 @@ import msgspec
 
 from mlec.artifact.trust import state_directory
 from mlec.measuring.state_files import StateFiles
+from mlec.processor import described
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -112,10 +113,6 @@ class Tuning:
 @cache
 def this_installation() -> str:
     """The processor as the system names it, how many there are, and the version of mlec."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    told = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "stepping", "CPU part"))]
+    told = dict.fromkeys(described("model name", "stepping", "CPU part"))
     version = sys.modules["mlec"].__version__  # the package that this module is part of is imported by then
-    return f"mlec {version}, {os.cpu_count()} x {platform.machine()} {' '.join(dict.fromkeys(told))}"
+    return f"mlec {version}, {os.cpu_count()} x {platform.machine()} {' '.join(told)}"

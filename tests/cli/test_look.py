@@ -256,3 +256,10 @@ def test_demo(mlec: Run, tmp_path: Path) -> None:
     ]
     table = mlec("report", tmp_path / "out" / "logistic-regression.mle")
     assert "predict_proba" in table.out
+
+
+def test_demo_of_no_model(mlec: Run, tmp_path: Path) -> None:
+    error = mlec("demo", "--only", "logistic", "--only", "nothing", "-o", tmp_path / "out").error("E_USAGE")
+    assert "no model of the demo has 'nothing' in its name" in error
+    assert "logistic regression" in error
+    assert not (tmp_path / "out").exists()
