@@ -97,6 +97,23 @@ class EncryptionKey:
         text = os.environ.get(VARIABLE)
         return _ambient.get() or (cls(_from_base64(text.encode(), VARIABLE)) if text else None)
 
+    @classmethod
+    def needed(cls, given: EncryptionKey | None) -> EncryptionKey:
+        """The key that an encrypted file is opened with: the given one, or else that of `here`.
+
+        Raises:
+            SecurityError: ``E_KEY_MISSING``: there is none.
+            UsageError: as `here`.
+        """
+        key = given or cls.here()
+        if key is None:
+            raise SecurityError(
+                "the file is encrypted: its graph, weights and code cannot be read without its key",
+                code="E_KEY_MISSING",
+                hint=f"encryption_key=..., --key-file FILE, or the environment variable {VARIABLE}, gives it",
+            )
+        return key
+
     def text(self) -> str:
         """The secret as key files and the environment variable hold it."""
         return base64.b64encode(self.secret).decode()
@@ -183,19 +200,34 @@ class Lock:
         Raises:
             CorruptedFileError: ``E_AEAD_TAG``: a chunk is not what was encrypted with this key for this place of this file.
         """
+        for number, chunk in enumerate(self.chunks(name, stored, len(stored), associated)):
+            if chunk is None:
+                raise CorruptedFileError(
+                    f"the {name} section was changed: what lies at byte {number * (CHUNK + _TAG)} of it was not encrypted for that place",
+                    code="E_AEAD_TAG",
+                )
+            memory[number * CHUNK : number * CHUNK + len(chunk)] = chunk
+
+    def chunks(
+        self, name: str, stored: memoryview, size: int, associated: Callable[[str], bytes]
+    ) -> Iterator[bytes | None]:
+        """The chunks of a section as they were before, in their order; None for one that is not authentic.
+
+        Args:
+            name: of the section.
+            stored: its bytes, or those of them that there are.
+            size: how many there were.
+            associated: see `associated_data`.
+        """
         from cryptography.exceptions import InvalidTag
 
         cipher, data = self._cipher(name), associated(name)
         for number, start in enumerate(range(0, len(stored), CHUNK + _TAG)):
             end = start + CHUNK + _TAG
             try:
-                chunk = cipher.decrypt(_nonce(number, last=end >= len(stored)), stored[start:end], data)
+                yield cipher.decrypt(_nonce(number, last=end >= size), stored[start:end], data)
             except InvalidTag:
-                raise CorruptedFileError(
-                    f"the {name} section was changed: what lies at byte {start} of it was not encrypted for that place",
-                    code="E_AEAD_TAG",
-                ) from None
-            memory[number * CHUNK : number * CHUNK + len(chunk)] = chunk
+                yield None
 
     def _cipher(self, name: str) -> Any:
         key = self._derive(b"mle:v1:enc:" + bytes([SECTION_ID[name]]), _KEY_BYTES)

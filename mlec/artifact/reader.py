@@ -343,17 +343,10 @@ def _decode(file: StoredFile, full: bool, key: EncryptionKey | None) -> Artifact
 
 def _decrypted(file: StoredFile, key: EncryptionKey | None) -> tuple[dict[str, bytearray], _Bytes]:
     """Graph and kernels, and the weights, in private memory."""
-    from mlec.artifact.encryption import ENCRYPTED, VARIABLE, EncryptionKey, Lock, associated_data, plain_size
+    from mlec.artifact.encryption import ENCRYPTED, EncryptionKey, Lock, associated_data, plain_size
 
     stated, described = documents.parse_encryption(file.metadata, file.sections["metadata"], file.owned)
-    key = key or EncryptionKey.here()
-    if key is None:
-        raise SecurityError(
-            "the file is encrypted: its graph, weights and code cannot be read without its key",
-            code="E_KEY_MISSING",
-            hint=f"encryption_key=..., --key-file FILE, or the environment variable {VARIABLE}, gives it",
-        )
-    lock = Lock(key, bytes.fromhex(stated.salt), file.header.aead_alg)
+    lock = Lock(EncryptionKey.needed(key), bytes.fromhex(stated.salt), file.header.aead_alg)
     lock.check(stated.check)
     sizes = {name: plain_size(name, file.header.sections[name].size) for name in ENCRYPTED}
     associated = associated_data(file.header, described)

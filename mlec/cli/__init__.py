@@ -56,6 +56,7 @@ for _command in (
     report_command,
     opt_command,
     bundle_command,
+    recover_command,
 ):
     _command.params.append(
         click.Option(

@@ -62,16 +62,18 @@ def inspect_command(model: Path, graph: bool, kernels: bool, as_json: bool) -> N
 def recover_command(model: Path, output: Path, as_json: bool) -> None:
     """Take out of a damaged MODEL (.mle) what its checksums prove intact: metadata.json, graph.mlet, weights.npz.
 
-    Where all of these are, model.mle as well: the model without its machine code, which is compiled where it is loaded.
+    Where all of these are, model.mle as well: the model without its machine code, which is compiled where it is loaded. Of an encrypted
+    MODEL, given its key, what is authentic is intact; model.mle is encrypted again, the other files are not, and only you may read them.
     """
+    import contextlib
     import json
+    import os
 
-    from mlec.artifact import write
+    from mlec.artifact import Storage, write
     from mlec.artifact.atomic import replace_file
     from mlec.artifact.recovery import recover
 
     found = recover(model)
-    output.mkdir(parents=True, exist_ok=True)
     files: dict[str, bytes] = {}
     if found.metadata is not None:
         files["metadata.json"] = json.dumps(found.metadata, ensure_ascii=False, indent=1).encode()
@@ -79,11 +81,18 @@ def recover_command(model: Path, output: Path, as_json: bool) -> None:
         files["graph.mlet"] = found.graph.encode()
     if found.tensors:
         files["weights.npz"] = _npz(found.tensors)
-    for name, data in files.items():
-        replace_file(output / name, len(data), lambda data=data: [data])  # type: ignore[misc]
-    if found.complete and found.metadata is not None and found.graph is not None:
-        write(output / "model.mle", metadata=found.metadata, graph=found.graph, tensors=found.tensors)
-        files["model.mle"] = b""
+    with contextlib.ExitStack() as stack:
+        if found.key is not None:
+            stack.callback(os.umask, os.umask(0o077))
+        output.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            replace_file(output / name, len(data), lambda data=data: [data])  # type: ignore[misc]
+        if found.complete and found.metadata is not None and found.graph is not None:
+            write(
+                output / "model.mle", metadata=found.metadata, graph=found.graph, tensors=found.tensors,
+                storage=Storage(key=found.key),
+            )  # fmt: skip
+            files["model.mle"] = b""
     written = [str(output / name) for name in files]
     if as_json:
         print_json({"written": written, "tensors": len(found.tensors), "lost": found.lost})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import struct
 from pathlib import Path
@@ -10,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlec.artifact import Artifact, Storage
+from mlec.artifact import Artifact, EncryptionKey, Storage, encryption
 from mlec.artifact.recovery import Recovered, recover
 from mlec.errors import ArtifactError, MlecError
 from tests.artifact.conftest import CONTENT, made
-from tests.artifact.mutants import corpus, flipped
+from tests.artifact.mutants import KEY, corpus, flipped
 
 Span = tuple[int, int]
 
@@ -52,12 +53,21 @@ def test_a_sound_file_is_recovered_as_a_whole(content: bytes, tmp_path: Path) ->
         np.testing.assert_array_equal(found.tensors[name], array)
 
 
-def test_a_lost_header_loses_nothing_else(content: bytes, tmp_path: Path) -> None:
-    for header in (bytes(128), damaged(content[:128], 5), damaged(content[:128], 60, 124)):
+def test_a_damaged_header_loses_nothing_else(content: bytes, tmp_path: Path) -> None:
+    for header in (damaged(content[:128], 5), damaged(content[:128], 60, 124)):
         found = recovered(tmp_path, header + content[128:])
         assert found.lost == ["header"]
         assert found.complete
         assert len(found.tensors) == 6
+
+
+def test_without_its_checksum_in_the_header_nothing_proves_the_metadata(content: bytes, tmp_path: Path) -> None:
+    """That its digests are right says nothing about the rest of it."""
+    for data in (bytes(128) + content[128:], damaged(content, 5, 93), damaged(content, 5, content.index(b"mlp"))):
+        found = recovered(tmp_path, data)
+        assert found.lost == ["header", "metadata"]
+        assert (found.metadata, found.graph, len(found.tensors)) == (None, "text " * 50, 6)
+        assert not found.complete
 
 
 @pytest.mark.parametrize("section", ["metadata", "graph", "weights", "kernels"])
@@ -83,18 +93,18 @@ def test_a_file_that_was_cut(content: bytes, tmp_path: Path) -> None:
 def test_nothing_wrong_is_ever_taken_out(tmp_path: Path) -> None:
     """Random damage: whatever comes out is what was there."""
     rng = random.Random(0)
-    for name, data in corpus().items():
-        if name in ("aes_gcm", "chacha20", "everything"):
-            continue  # encrypted
-        whole = recovered(tmp_path, data)
+    for data in corpus().values():
+        whole = unsealed(tmp_path, data)
+        assert whole.metadata is not None
+        no_digests = {name: value for name, value in whole.metadata.items() if name != "digests"}
         for _ in range(150):
             try:
-                found = recovered(
+                found = unsealed(
                     tmp_path, flipped(rng, data) if rng.random() < 0.7 else data[: rng.randrange(len(data))]
                 )
             except ArtifactError:
                 continue
-            assert found.metadata in (None, whole.metadata)
+            assert found.metadata in (None, whole.metadata, no_digests)
             assert found.graph in (None, whole.graph)
             for tensor, array in found.tensors.items():
                 assert array.tobytes() == whole.tensors[tensor].tobytes()
@@ -107,9 +117,136 @@ def test_where_nothing_is_left(tmp_path: Path, data: bytes) -> None:
     assert caught.value.code == "E_NOTHING_INTACT"
 
 
-def test_encrypted_files_are_whole_or_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="encrypted"):
-        recovered(tmp_path, corpus()["aes_gcm"])
+# -- encrypted files -----------------------------------------------------------------------------------------------------
+
+
+CHUNK = (1 << 20) + 16
+LONG = {"first": np.arange(200_000), "zeros": np.zeros(9), "last": np.arange(100_000)[::-1]}
+"""Three chunks of weights: the second holds parts of both long tensors, ``zeros`` too."""
+
+
+@pytest.fixture(scope="module", params=["AES-256-GCM", "ChaCha20-Poly1305"])
+def sealed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    storage = Storage(key=EncryptionKey(KEY.secret, request.param))
+    return made(tmp_path_factory.mktemp("sealed"), storage, tensors=LONG)
+
+
+def unsealed(folder: Path, data: bytes, key: EncryptionKey | None = KEY) -> Recovered:
+    (folder / "d.mle").write_bytes(data)
+    return recover(folder / "d.mle", key)
+
+
+def test_a_sound_encrypted_file_is_recovered_as_a_whole(sealed: bytes, tmp_path: Path) -> None:
+    found = unsealed(tmp_path, sealed)
+    assert (found.complete, found.lost, found.graph) == (True, [], CONTENT["graph"])
+    for name, array in LONG.items():
+        np.testing.assert_array_equal(found.tensors[name], array)
+    assert found.key == EncryptionKey(KEY.secret, encryption.CIPHERS[sealed[122]])
+
+
+@pytest.mark.parametrize(
+    ("number", "intact"), [(0, {"last", "zeros"}), (1, set()), (2, {"first", "zeros"})], ids=["first", "second", "last"]
+)
+def test_a_damaged_chunk_loses_the_tensors_in_it(sealed: bytes, tmp_path: Path, number: int, intact: set[str]) -> None:
+    start, end = spans(sealed)["weights"]
+    at = start + number * CHUNK
+    found = unsealed(tmp_path, damaged(sealed, at + 99))
+    assert found.metadata is not None
+    assert found.graph == CONTENT["graph"]
+    assert set(found.tensors) - {"zeros"} == intact - {"zeros"}
+    for name, array in found.tensors.items():
+        np.testing.assert_array_equal(array, LONG[name])
+    assert found.lost[0] == f"bytes {at} to {min(at + CHUNK, end)} of the file, in the weights"
+    assert {f"tensor {name}" for name in LONG} - set(found.lost) == {f"tensor {name}" for name in found.tensors}
+
+
+def test_chunks_in_each_others_place_are_lost(sealed: bytes, tmp_path: Path) -> None:
+    start, _ = spans(sealed)["weights"]
+    first, second = sealed[start : start + CHUNK], sealed[start + CHUNK : start + 2 * CHUNK]
+    found = unsealed(tmp_path, sealed[:start] + second + first + sealed[start + 2 * CHUNK :])
+    assert sum("in the weights" in line for line in found.lost) == 2
+    assert set(found.tensors) <= {"zeros"}
+
+
+def test_an_encrypted_file_that_was_cut(sealed: bytes, tmp_path: Path) -> None:
+    start, end = spans(sealed)["weights"]
+    found = unsealed(tmp_path, sealed[: start + 2 * CHUNK + 7])
+    assert set(found.tensors) == {"first", "zeros"}
+    assert f"bytes {start + 2 * CHUNK + 7} to {end} of the file, which was cut" in found.lost
+    found = unsealed(tmp_path, sealed[: spans(sealed)["graph"][0]])
+    assert (found.graph, found.tensors) == (None, {})
+    assert found.metadata is not None
+
+
+@pytest.mark.parametrize("at", [0, 95, 100, 115, 125], ids=["magic", "metadata crc", "crc", "length", "header crc"])
+def test_a_header_that_is_damaged_where_nothing_depends_on_it(sealed: bytes, tmp_path: Path, at: int) -> None:
+    """What is authentic proves what it says of the sections, and the metadata."""
+    found = unsealed(tmp_path, damaged(sealed, at))
+    assert found.lost == ["header"]
+    assert found.complete
+
+
+@pytest.mark.parametrize("at", [6, 55, 122], ids=["version", "size", "cipher"])
+def test_nothing_is_authentic_without_the_fields_it_is_bound_to(sealed: bytes, tmp_path: Path, at: int) -> None:
+    found = unsealed(tmp_path, damaged(sealed, at))
+    assert (found.graph, found.tensors) == (None, {})
+    assert found.metadata is not None
+    assert found.lost[0] == "header"
+
+
+def test_damaged_digests_are_left_out_of_the_metadata(sealed: bytes, tmp_path: Path) -> None:
+    """Chunks are not bound to them."""
+    at = sealed.index(b'"graph":"') + 9
+    found = unsealed(tmp_path, sealed[:at] + (b"1" if sealed[at : at + 1] == b"0" else b"0") + sealed[at + 1 :])
+    assert found.complete
+    assert found.metadata is not None
+    assert "digests" not in found.metadata
+    assert found.metadata["name"] == "mlp é"
+
+
+def test_nothing_is_authentic_without_the_metadata(sealed: bytes, tmp_path: Path) -> None:
+    for at in (150, sealed.index(b"mlp"), sealed.index(b'"salt":"') + 8, sealed.index(b'"check"') + 1):
+        with pytest.raises(ArtifactError) as caught:
+            unsealed(tmp_path, damaged(sealed, at))
+        assert caught.value.code == "E_NOTHING_INTACT"
+
+
+def test_only_with_the_key(sealed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLEC_KEY", raising=False)
+    for key, code in ((None, "E_KEY_MISSING"), (EncryptionKey(bytes(32)), "E_KEY_WRONG")):
+        with pytest.raises(MlecError) as caught:
+            unsealed(tmp_path, sealed, key)
+        assert caught.value.code == code
+    monkeypatch.setenv("MLEC_KEY", KEY.text())
+    assert unsealed(tmp_path, sealed, None).complete
+
+
+def test_the_command_with_a_key(
+    sealed: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was encrypted is for nobody else, and the file that can be made of it is encrypted again."""
+    from mlec.cli import main
+
+    monkeypatch.delenv("MLEC_KEY", raising=False)
+    (tmp_path / "d.mle").write_bytes(damaged(sealed, 100))
+    (tmp_path / "key").write_bytes(KEY.secret)
+    (tmp_path / "key").chmod(0o600)
+    umask = os.umask(0o022)
+    try:
+        assert main(["recover", str(tmp_path / "d.mle"), "-o", str(tmp_path / "out")]) == 1
+        assert "--key-file" in capsys.readouterr().err
+        words = ["recover", str(tmp_path / "d.mle"), "-o", str(tmp_path / "out"), "--key-file", str(tmp_path / "key")]
+        assert main(words) == 0
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(umask)
+    out = tmp_path / "out"
+    assert {path.name: path.stat().st_mode & 0o777 for path in (out, *out.iterdir())} == {
+        "out": 0o700, "metadata.json": 0o600, "graph.mlet": 0o600, "weights.npz": 0o600, "model.mle": 0o600,
+    }  # fmt: skip
+    with Artifact.open(out / "model.mle", key=KEY) as artifact:
+        assert artifact.header.aead_alg == sealed[122]
+        np.testing.assert_array_equal(artifact.tensors["last"], LONG["last"])
 
 
 def test_the_command(tmp_path: Path, sample: bytes, capsys: pytest.CaptureFixture[str]) -> None:
