@@ -23,6 +23,7 @@ from mlec.frontends.select import frontend_for, load_model_file
 from mlec.frontends.source_process import SourceProcess
 from mlec.ir import Graph
 from mlec.ir.dtype import DType
+from mlec.ir.extents import with_extents
 from mlec.measuring.cost_model import CostModel
 from mlec.measuring.machine import Machine, this_machine
 from mlec.measuring.observation import measure_graphs, observe
@@ -388,9 +389,21 @@ def _lower(model: Any, example_inputs: Any, options: LowerOptions) -> _Source:
         return _Source(model.with_signature(model.signature), None, None, name, examples)
     examples = _examples(example_inputs, model)
     graph = frontend.lower(model, replace(options, example_inputs=examples))
+    if graph.signature.table is not None and not options.dynamic_batch:
+        graph = _for_the_rows_of(examples, graph)
     if isinstance(example_inputs, Mapping) and not hasattr(model, "forward"):  # only the graph tells the names
         examples = for_signature(example_inputs, graph.signature)
     return _Source(graph.with_signature(graph.signature), frontend, model, name, examples)
+
+
+def _for_the_rows_of(examples: tuple[Any, ...] | None, graph: Graph) -> Graph:
+    """The graph of an estimator for as many rows as the example has."""
+    if not examples or not len(examples[0]):
+        raise UsageError(
+            "a fixed batch has as many rows as the example, and there are none",
+            hint="pass example_inputs, or leave dynamic_batch=False away to take any number of rows",
+        )
+    return with_extents(graph, {"n": len(examples[0])})
 
 
 def passes_of(target: str | Mapping[str, Any] | Target) -> tuple[Backend, PassContext]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlec.errors import FrontendError
-from mlec.frontends.base import LowerOptions, Oracle
+from mlec.frontends.base import Oracle
 from mlec.frontends.source_process import SourceProcess
 from mlec.frontends.trees import Ensemble
 from mlec.ir import DType, Graph, GraphBuilder, Value, tensor, verify
@@ -116,7 +116,6 @@ def table_input(
     b: GraphBuilder,
     dtype: DType,
     n_features: int,
-    options: LowerOptions,
     *,
     names: Sequence[str] | None,
     codings: Mapping[int, Coding],
@@ -126,16 +125,15 @@ def table_input(
 
     A code equal to `MISSING_CODE` becomes NaN; all others become the number itself.
     """
-    rows = batch_extent(options)
     plain = [i for i in range(n_features) if i not in codings]
     coded = sorted(codings)
     parts: list[Value] = []
     feeds: list[ColumnFeed] = []
     if plain or not coded:
-        parts.append(b.input("x", tensor(dtype, (rows, len(plain)))))
+        parts.append(b.input("x", tensor(dtype, ("n", len(plain)))))
         feeds.append(ColumnFeed(tuple(plain)))
     if coded:
-        codes = b.input("codes", tensor("i32", (rows, len(coded))))
+        codes = b.input("codes", tensor("i32", ("n", len(coded))))
         feeds.append(ColumnFeed(tuple(coded), tuple(codings[i] for i in coded)))
         nan = b.constant(np.nan, dtype=dtype)
         parts.append(b("where", b("eq", codes, MISSING_CODE), nan, b("cast", codes, dtype=dtype)))
@@ -143,13 +141,6 @@ def table_input(
     position = np.empty(n_features, np.int64)
     position[[*plain, *coded]] = np.arange(n_features)
     return Table(x, position, TableSpec(n_features, tuple(feeds), tuple(names) if names else None, numbers))
-
-
-def batch_extent(options: LowerOptions) -> int | str:
-    """The symbol ``n``, or the number of rows of the example when the batch is to be fixed."""
-    if options.dynamic_batch or not options.example_inputs:
-        return "n"
-    return len(options.example_inputs[0])
 
 
 def one_column(b: GraphBuilder, value: Value) -> Value:

@@ -393,7 +393,7 @@ def _lower(model: _Model, estimator: Any, name: str, options: LowerOptions, loca
     b = GraphBuilder(name)
     with b.at(location):
         table = gbdt.table_input(
-            b, DType.F64, model.n_features, options,
+            b, DType.F64, model.n_features,
             names=model.known_names(options), codings=model.codings(options), numbers="any",
         )  # fmt: skip
         ensemble = Ensemble(model.n_features, model.n_outputs, threshold_dtype="f64", value_dtype="f64")

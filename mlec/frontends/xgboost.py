@@ -102,7 +102,7 @@ class XGBoostFrontend:
         else:
             document, place = _document(_booster(model)), ""
             use = _use(model)
-        return _lower(_Model.read(document, use), use, options, Location(file=place, scope=use.name))
+        return _lower(_Model.read(document, use), use, Location(file=place, scope=use.name))
 
     def oracle(self, model: Any) -> Oracle:
         """The estimator's own methods, or the booster's ``predict`` on a DMatrix.
@@ -579,12 +579,12 @@ def _category_sets(tree: Mapping[str, Any], inner: Array) -> dict[int, Array]:
 # -- the graph -------------------------------------------------------------------------------------------------------
 
 
-def _lower(model: _Model, use: _Use, options: LowerOptions, location: Location) -> Graph:
+def _lower(model: _Model, use: _Use, location: Location) -> Graph:
     b = GraphBuilder(use.name)
     with b.at(location):
         strict = not use.inplace and not np.isinf(use.missing)
         table = gbdt.table_input(
-            b, DType.F32, model.n_features, options,
+            b, DType.F32, model.n_features,
             names=model.names, codings=model.codings, numbers="nan" if strict else "any",
         )  # fmt: skip
         margin = _margin(b, _present(b, table.x, model, use), table.position, model, location)

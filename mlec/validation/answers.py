@@ -25,7 +25,7 @@ from mlec.ir import Graph
 from mlec.ir.op import Array
 from mlec.runtime.nested import Nesting
 from mlec.signature import Signature
-from mlec.validation.probes import PROBE_ROWS, batch_inputs, probe_inputs, probe_rows
+from mlec.validation.probes import PROBE_ROWS, fixed_rows, probe_inputs, probe_rows, table_probe
 
 BATCHES = (1, 5)
 SOURCE_SECONDS = 2.0
@@ -44,6 +44,17 @@ class Answered:
     inputs: list[Any]
     wanted: Mapping[str, Any]
     decided: Array | None = None
+
+    def part(self, rows: slice) -> Answered:
+        """The same for some rows of a table."""
+
+        def of(value: Any) -> Any:
+            if isinstance(value, (list, tuple)):
+                return [of(v) for v in value]
+            return value.iloc[rows] if hasattr(value, "iloc") else value[rows]
+
+        wanted = {method: of(value) for method, value in self.wanted.items()}
+        return Answered(of(self.inputs), wanted, None if self.decided is None else self.decided[rows])
 
 
 @dataclass(frozen=True)
@@ -187,9 +198,12 @@ class _Probes:
 
 
 def _of_table(graph: Graph, put: _Put) -> _Probes:
-    """All rows that the source takes, and the first of them."""
+    """All rows that the source takes, and the first of them; or all in parts, where the model takes one number of rows only."""
+    fixed = fixed_rows(graph.signature)
     wanted = probe_rows(graph)
-    (table,) = batch_inputs(graph, wanted)
+    if fixed is not None:
+        wanted = -(-wanted // fixed) * fixed
+    (table,) = table_probe(graph, wanted, np.random.default_rng(0))
     shortened = ""
     if wanted > PROBE_ROWS:
         seconds = _seconds_of_a_row(table, put)
@@ -207,6 +221,9 @@ def _of_table(graph: Graph, put: _Put) -> _Probes:
             return _Probes((), refused, shortened)
         table = _rows_of(table, kept)
         whole = put([table])
+    if fixed is not None:
+        starts = range(0, len(table) - fixed + 1, fixed)
+        return _Probes([whole.part(slice(i, i + fixed)) for i in starts], refused, shortened)
     return _Probes([whole, *(put([table[:rows]]) for rows in BATCHES if rows < len(table))], refused, shortened)
 
 

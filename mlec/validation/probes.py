@@ -21,6 +21,12 @@ PROBE_ROWS = 256
 MAX_PROBE_ROWS = 4096
 
 
+def fixed_rows(signature: Signature) -> int | None:
+    """Of a model that takes one number of rows only: which."""
+    extent = next((spec.shape[0] for spec in signature.inputs if spec.shape), None)
+    return extent if isinstance(extent, int) else None
+
+
 def probe_inputs(graph: Graph, rows: int = PROBE_ROWS, seed: int = 0) -> list[Any] | None:
     """Rows made to find differences.
 
@@ -30,7 +36,8 @@ def probe_inputs(graph: Graph, rows: int = PROBE_ROWS, seed: int = 0) -> list[An
     rng = np.random.default_rng(seed)
     if graph.signature.table is None:
         return tensor_probes(graph.signature, rng)
-    return table_probe(graph, rows, rng)
+    fixed = fixed_rows(graph.signature)
+    return table_probe(graph, rows if fixed is None else fixed, rng)
 
 
 def probe_rows(graph: Graph) -> int:
@@ -47,7 +54,7 @@ def batch_inputs(graph: Graph, rows: int, seed: int = 0) -> list[Any]:
             the memory of this machine.
     """
     rng = np.random.default_rng(seed)
-    if graph.signature.table is not None:
+    if graph.signature.table is not None and fixed_rows(graph.signature) in (None, rows):
         return table_probe(graph, rows, rng)
     batch = next((spec.shape[0] for spec in graph.signature.inputs if spec.shape), 1)
     arrays = tensor_probes(graph.signature, rng, 16, {batch: rows} if isinstance(batch, str) else {})

@@ -331,9 +331,3 @@ def test_accepts_by_class_names_only() -> None:
     assert FRONTEND.accepts(Mine())
     assert not FRONTEND.accepts(object())
     assert not FRONTEND.accepts(pd.DataFrame())
-
-
-def test_a_fixed_batch() -> None:
-    model = xgb.XGBRegressor(n_estimators=2).fit(X, Y)
-    graph = FRONTEND.lower(model, LowerOptions(example_inputs=(X[:7],), dynamic_batch=False))
-    assert graph.signature.inputs[0].shape == (7, 6)
