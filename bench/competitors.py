@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from pathlib import Path
@@ -27,18 +28,22 @@ class Mlec(Competitor):
     name: ClassVar[str] = "mlec"
 
     def prepare(self, case: Case, threads: int) -> Predict:
-        import mlec
+        return shipped(case, threads, tuple(case.inputs(4)) if case.framework == "torch" else None)
 
-        example = tuple(case.inputs(4)) if case.framework == "torch" else None
-        compiled = mlec.compile(case.model, example, validate=False, progress=False, num_threads=threads)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.mle"
-            compiled.save(path)
-            loaded = mlec.load(path, num_threads=threads)
-        if case.method:
-            method = getattr(loaded, case.method)
-            return lambda inputs: method(inputs[0])
-        return loaded.run
+
+def shipped(case: Case, threads: int, example: tuple[Any, ...] | None, **options: Any) -> Predict:
+    """The model compiled with these options, saved and loaded."""
+    import mlec
+
+    compiled = mlec.compile(case.model, example, validate=False, progress=False, num_threads=threads, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.mle"
+        compiled.save(path)
+        loaded = mlec.load(path, num_threads=threads)
+    if case.method:
+        method = getattr(loaded, case.method)
+        return lambda inputs: method(inputs[0])
+    return loaded.run
 
 
 class Source(Competitor):
@@ -49,16 +54,23 @@ class Source(Competitor):
     def prepare(self, case: Case, threads: int) -> Predict:
         if case.framework == "torch":
             return TorchEager().prepare(case, threads)
-        _set_estimator_threads(case.model, threads)
-        method = getattr(case.model, case.method)
-        return lambda inputs: method(inputs[0])
+        alone = getattr(_with_jobs(case.model, 1), case.method)
+        together = getattr(_with_jobs(case.model, threads), case.method)
+        return lambda inputs: (alone if len(inputs[0]) < FEWEST_ROWS_OF_JOBS else together)(inputs[0])
 
 
-def _set_estimator_threads(model: Any, threads: int) -> None:
-    parameters = model.get_params(deep=True) if hasattr(model, "get_params") else {}
+FEWEST_ROWS_OF_JOBS = 1024
+"""For fewer rows, scikit-learn takes longer to start its threads than to predict."""
+
+
+def _with_jobs(model: Any, jobs: int) -> Any:
+    """A copy of an estimator, whose parts too work in so many threads."""
+    copied = copy.deepcopy(model)
+    parameters = copied.get_params(deep=True) if hasattr(copied, "get_params") else {}
     for name in parameters:
         if name.split("__")[-1] == "n_jobs":
-            model.set_params(**{name: threads})
+            copied.set_params(**{name: jobs})
+    return copied
 
 
 class TorchEager(Competitor):
