@@ -50,15 +50,15 @@ class TargetFacts:
         vector_bytes: width of the vector registers.
         row_programs: whether what goes over narrow rows once (`mlec.ops.rows`) becomes one kernel.
         cache_bytes: of weights that a core reads again and again as fast as it computes with them.
-        bf16_tiles: whether products of bf16 by bf16 are many times faster than those of float32.
-        byte_products: how many products of bytes take the time of one of float32.
+        byte_products, bf16_products: how many products of bytes, and of bf16 by bf16, take the time of one of float32 where there are many;
+            1 where the processor has nothing for them.
     """
 
     vector_bytes: int = 32
     row_programs: bool = True
     cache_bytes: int = 1 << 20
-    bf16_tiles: bool = False
     byte_products: float = 1.0
+    bf16_products: float = 1.0
 
 
 class Trials(Protocol):

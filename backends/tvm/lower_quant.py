@@ -10,9 +10,10 @@ import numpy as np
 
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.conv_int8 import Int8ConvSchedule, conv_int8, conv_packing, is_pointwise
+from mlec.backends.tvm.kernels.depthwise import DepthwiseSchedule
 from mlec.backends.tvm.kernels.depthwise_int8 import (
-    DepthwiseInt8Schedule,
     depthwise_int8,
+    depthwise_schedules,
     is_depthwise,
     pack_depthwise,
 )
@@ -143,7 +144,7 @@ def _depthwise(lowering: Lowering, node: Node, x: Tensor, w: Tensor, tail: Tail)
     weights = lowering.packed(w, "taps", pack_depthwise)
     operands = (x, weights, _offsets(node, w, channels), *tail.operands(lowering))
 
-    def version(schedule: DepthwiseInt8Schedule) -> Version:
+    def version(schedule: DepthwiseSchedule) -> Version:
         def build(name: str, dims: Dims) -> object:
             shape, epilogue = dims.shape(x.shape), tail.epilogue(lowering, dims)
             return depthwise_int8(
@@ -152,8 +153,9 @@ def _depthwise(lowering: Lowering, node: Node, x: Tensor, w: Tensor, tail: Tail)
 
         return Version(build, operands, f"depthwise convolution of bytes{tail}")
 
-    schedules = DepthwiseInt8Schedule.candidates(x.shape, w_shape, geometry, target)
-    return lowering.scheduled(schedules, version, [tail.type], node=node)[0]
+    return lowering.scheduled(depthwise_schedules(x.shape, w_shape, geometry, target), version, [tail.type], node=node)[
+        0
+    ]
 
 
 # -- pools ---------------------------------------------------------------------------------------------------------------

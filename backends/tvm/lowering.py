@@ -301,8 +301,9 @@ class Lowering:
         flops = _plain(node.cost.flops)
         self._kernels.append(KernelInfo(symbol, node.name, self._place.summary(), flops, _plain(moved)))
         widths = [t.type.dtype.bits for t in (*memory, *made) if t.type.dtype.is_float]
-        if node.op.has(Trait.CONTRACTION) and node.inputs[0].type.dtype.bits == 8:
-            widths = [8]
+        if node.op.has(Trait.CONTRACTION):  # by instructions of their own, where the processor has such
+            kinds = {value.type.dtype for value in node.inputs[:2]}
+            widths = [8] if node.inputs[0].type.dtype.bits == 8 else [16] if kinds == {DType.BF16} else widths
         note = f"{strategy}, {self._remark}" if self._remark else strategy
         self._notes.append(KernelNote(symbol, node.name, note, max(widths, default=32), node, self._held(memory), rows))
         return made

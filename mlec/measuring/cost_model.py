@@ -14,14 +14,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 from mlec.backends.base import CompiledModule, KernelNote, RowTimes
 from mlec.ir import DType, Graph, Node
 from mlec.ir.dim import Dim, evaluate, parse_dim, symbols_of
 from mlec.ir.op import Trait
 from mlec.measuring.machine import Machine
-from mlec.processor import host_flags
 from mlec.runtime.program import KernelInfo
 from mlec.signature import Signature
 
@@ -30,10 +28,8 @@ Binding = Mapping[str, int]
 RATES: Mapping[str, float] = {
     "product": 0.78,
     "narrow product": 0.35,
-    "product of bf16 by AMX": 5.0,
-    "product of bytes": 1.8,
-    "product of bytes by VNNI": 3.6,
-    "product of bytes by AMX": 16.0,
+    "product of bf16": 0.78,
+    "product of bytes": 0.78,
     "attention": 0.46,
     "distance": 0.64,
     "convolution": 0.68,
@@ -48,7 +44,10 @@ RATES: Mapping[str, float] = {
     "tree": 0.02,
 }
 """By family, the part of one thread's peak of multiply-adds that its operations reach. Winograd's transformation leaves out most of those
-that a convolution states; products of bytes, and of bf16 by AMX, are not made by those multiply-adds."""
+that a convolution states."""
+
+WIDTHS: Mapping[str, int] = {"product of bf16": 16, "product of bytes": 8}
+"""Of the families whose peak is one of their own (`Machine.peak`), the bits of their numbers."""
 
 NARROW = 16
 """A product with fewer columns does not fill the registers."""
@@ -177,8 +176,11 @@ class CostModel:
 
     def _busy_seconds(self, work: Work, held: int, threads: int) -> float:
         """Of arithmetic or traffic, by so many threads."""
-        peak = self.machine.peak(work.bits, threads)
-        compute = sum(count / (RATES[family] * peak) for family, count in work.operations.items())
+        floats = 64 if work.bits == 64 else 32
+        compute = sum(
+            count / (RATES[family] * self.machine.peak(WIDTHS.get(family, floats), threads))
+            for family, count in work.operations.items()
+        )
         traffic = work.values / self.machine.traffic(work.values, threads)
         if work.weights:
             traffic += work.weights / self.machine.traffic(held + work.values, threads)
@@ -215,10 +217,10 @@ def operations_of(node: Node, binding: Binding) -> dict[str, int]:
 def family_of(node: Node) -> str:
     """To which of `RATES` the arithmetic of a node counts."""
     if (known := FAMILIES.get(node.name)) is not None:
-        if known == "product of bytes":
-            return "depthwise" if _is_depthwise(node) else f"{known}{_by()[0]}"
-        if known == "product" and all(v.type.dtype is DType.BF16 for v in node.inputs) and _by()[1]:
-            return f"{known} of bf16{_by()[1]}"
+        if known == "product of bytes" and _is_depthwise(node):
+            return "depthwise"
+        if known == "product" and all(v.type.dtype is DType.BF16 for v in node.inputs):
+            return "product of bf16"
         if known == "product" and _is_narrow(node):
             return "narrow product"
         return "winograd" if known == "convolution" and _takes_winograd(node) else known
@@ -227,14 +229,6 @@ def family_of(node: Node) -> str:
     if node.op.has(Trait.REDUCTION):
         return "reduction"
     return "simple" if node.op.has(Trait.ELEMENTWISE) else "movement"
-
-
-@cache
-def _by() -> tuple[str, str]:
-    """What the processor has for products of bytes, and of bf16, in the names of families."""
-    flags = host_flags()
-    vectors = " by VNNI" if flags & {"avx512_vnni", "avx_vnni"} else ""
-    return " by AMX" if "amx_int8" in flags else vectors, " by AMX" if "amx_bf16" in flags else ""
 
 
 def _is_depthwise(node: Node) -> bool:

@@ -18,6 +18,7 @@ from mlec.errors import MlecError
 from mlec.measuring.state_files import StateFiles
 from mlec.measuring.tuning import this_installation
 from mlec.runtime.threads import effective_cpu_count
+from mlec.target import Target
 
 logger = logging.getLogger("mlec")
 
@@ -50,6 +51,7 @@ class Machine(msgspec.Struct, frozen=True):
         dispatch_seconds: what it takes to share the work of a kernel out to threads.
         call_seconds: overhead of one call of a model.
         clock: how fast simple code runs, relative to the processor that times stated in seconds were taken on.
+        byte_products, bf16_products: how many products of such numbers take the time of one of float32, see `TargetFacts`.
     """
 
     flops: Rate
@@ -63,12 +65,16 @@ class Machine(msgspec.Struct, frozen=True):
     dispatch_seconds: Seconds = 5e-6
     call_seconds: Seconds = 2e-6
     clock: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    byte_products: Rate = 1.0
+    bf16_products: Rate = 1.0
 
     def peak(self, bits: int = 32, threads: int | None = None) -> float:
-        """Operations a second on floats of ``bits`` bits, by all threads or so many."""
+        """Operations a second on numbers of ``bits`` bits (8: products of bytes, 16: of bf16), by all threads or so many."""
         whole, core = (self.flops64, self.core_flops64) if bits == 64 else (self.flops, self.core_flops)
         used = self.threads if threads is None else min(threads, self.threads)
-        return min(whole, (core or whole / self.threads) * used)
+        return min(whole, (core or whole / self.threads) * used) * {8: self.byte_products, 16: self.bf16_products}.get(
+            bits, 1
+        )
 
     def traffic(self, working_set: float, threads: int = 1) -> float:
         """Bytes a second of threads that move ``working_set`` bytes together: each has caches of its own, the memory is shared."""
@@ -96,7 +102,17 @@ def this_machine() -> Machine:
     if known is None:
         known = measure(threads)
         files.keep(key, known)
-    return known
+    return msgspec.structs.replace(known, **_narrow_products())
+
+
+def _narrow_products() -> dict[str, float]:
+    """What the processor has for products of narrow numbers; nothing without a compiler, which makes no use of them then."""
+    try:
+        facts = registry.backend_of("cpu").facts(Target())
+    except MlecError as error:
+        logger.debug("no compiler to ask for what the processor has: %s", error)
+        return {}
+    return {"byte_products": facts.byte_products, "bf16_products": facts.bf16_products}
 
 
 def measure(threads: int) -> Machine:

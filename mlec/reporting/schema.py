@@ -226,10 +226,12 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 class Baseline(msgspec.Struct, frozen=True):
-    """The same model without passes (O0), on the inputs that were measured: milliseconds, and how many times as fast it became."""
+    """The same model without passes (O0), on the inputs that were measured: milliseconds, and how many times as fast it became, measured
+    and as predicted."""
 
     unoptimised_ms: Measure = 0.0
     speedup: Measure = 1.0
+    predicted_speedup: Measure | None = None
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -305,10 +307,14 @@ class Roofline(msgspec.Struct, frozen=True):
     dispatch_seconds: Measure = 0.0
     call_seconds: Measure = 0.0
     clock: Measure = 1.0
+    byte_products: Peak = 1.0
+    bf16_products: Peak = 1.0
 
     def peak(self, bits: int) -> float:
-        """Operations a second on floats of ``bits`` bits."""
-        return (self.flops64 or self.flops / 2) if bits == 64 else self.flops
+        """Operations a second on numbers of ``bits`` bits (8: products of bytes, 16: of bf16)."""
+        if bits == 64:
+            return self.flops64 or self.flops / 2
+        return self.flops * {8: self.byte_products, 16: self.bf16_products}.get(bits, 1)
 
 
 class PictureNode(msgspec.Struct, frozen=True):

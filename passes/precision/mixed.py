@@ -151,7 +151,7 @@ class _Work:
     def multiplied(self, node: Node) -> bool:
         """Whether the processor multiplies the product's operands in 16 bits."""
         rows = product(node.output.type.shape[:-1])
-        tiles = self.form.dtype is DType.BF16 and self.context.target.bf16_tiles
+        tiles = self.form.dtype is DType.BF16 and self.context.target.bf16_products > 1
         return tiles and (not isinstance(rows, int) or rows >= TILE_ROWS)
 
     def product(self, node: Node) -> bool:

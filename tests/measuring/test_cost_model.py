@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
 import mlec
+from mlec import registry
 from mlec.ir import DType, Graph, GraphBuilder, tensor
-from mlec.measuring import cost_model
 from mlec.measuring.cost_model import CostModel, Work, family_of, operations_of
-from mlec.measuring.machine import Machine
+from mlec.measuring.machine import Machine, this_machine
+from mlec.reporting.schema import Roofline
+from mlec.target import Target
 
 MACHINE = Machine(
     flops=4e11, flops64=2e11, bandwidth=2e10, threads=2, core_flops=2e11, core_flops64=1e11,
@@ -81,17 +84,7 @@ def test_families_of_convolutions(name: str, shape: tuple[int, ...], attrs: dict
     assert [family_of(node) for node in graph.compute_nodes] == [family]
 
 
-@pytest.mark.parametrize(
-    ("flags", "of_bytes", "of_bf16"),
-    [
-        ({"avx2"}, "product of bytes", "product"),
-        ({"avx2", "avx_vnni"}, "product of bytes by VNNI", "product"),
-        ({"avx512_vnni", "amx_tile", "amx_int8", "amx_bf16"}, "product of bytes by AMX", "product of bf16 by AMX"),
-    ],
-)
-def test_families_of_products_in_fewer_bits(
-    flags: set[str], of_bytes: str, of_bf16: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_families_of_products_in_fewer_bits() -> None:
     b = GraphBuilder("g")
     bytes_, halves = b.input("x", tensor("u8", ("n", 64))), b.input("h", tensor("bf16", ("n", 64)))
     images, singles = b.input("i", tensor("u8", ("n", 8, 8, 16))), b.input("s", tensor("f32", ("n", 64)))
@@ -103,13 +96,28 @@ def test_families_of_products_in_fewer_bits(
         b("matmul_narrow", halves, narrow),
         b("matmul_narrow", singles, narrow),
     ]
-    monkeypatch.setattr(cost_model, "host_flags", lambda: frozenset(flags))
-    cost_model._by.cache_clear()
-    try:
-        found = [family_of(node) for node in b.finish(results).compute_nodes]
-    finally:
-        cost_model._by.cache_clear()
-    assert found == [of_bytes, of_bytes, "depthwise", of_bf16, "product"]
+    found = [family_of(node) for node in b.finish(results).compute_nodes]
+    assert found == ["product of bytes", "product of bytes", "depthwise", "product of bf16", "product"]
+
+
+def test_products_in_fewer_bits_have_peaks_of_their_own() -> None:
+    """The same number tells passes whether bytes are worth it, kernels when to use threads, and reports how fast they could be."""
+    machine = msgspec.structs.replace(MACHINE, byte_products=20.0, bf16_products=6.0)
+    assert (machine.peak(8, 1), machine.peak(16, 1)) == (20 * machine.peak(32, 1), 6 * machine.peak(32, 1))
+    roofline = msgspec.convert(msgspec.to_builtins(machine), Roofline)
+    assert [roofline.peak(bits) for bits in (8, 16, 32, 64)] == [machine.peak(bits) for bits in (8, 16, 32, 64)]
+    model = CostModel(machine, 1)
+
+    def arithmetic(family: str) -> float:
+        return model.seconds(Work({family: 10**12}, 0, 0, 32), 0) - machine.kernel_seconds
+
+    assert arithmetic("product") == pytest.approx(20 * arithmetic("product of bytes"))
+    assert arithmetic("product") == pytest.approx(6 * arithmetic("product of bf16"))
+
+
+def test_what_the_processor_has_is_what_the_backend_says() -> None:
+    facts = registry.backend_of("cpu").facts(Target())
+    assert (this_machine().byte_products, this_machine().bf16_products) == (facts.byte_products, facts.bf16_products)
 
 
 def test_every_op_has_a_family() -> None:

@@ -83,7 +83,9 @@ def test_a_graph_that_does_not_compile_as_it_is_leaves_the_gain_open() -> None:
 
 def test_the_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    made = Machine(flops=1e11, flops64=5e10, bandwidth=1e10, copies=((1 << 15, 1e11),))
+    made = Machine(
+        flops=1e11, flops64=5e10, bandwidth=1e10, copies=((1 << 15, 1e11),), **machine._narrow_products()
+    )  # fmt: skip
     calls = []
     monkeypatch.setattr(machine, "measure", lambda threads: calls.append(threads) or made)
     again = machine.this_machine.__wrapped__

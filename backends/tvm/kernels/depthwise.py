@@ -34,7 +34,7 @@ from mlec.ops.windows import Geometry
 
 @dataclass(frozen=True)
 class DepthwiseSchedule:
-    """How `depthwise_nchwc` goes over an image of one block of channels.
+    """How a depthwise convolution goes over an image (of one block of channels, in `depthwise_nchwc`).
 
     Attributes:
         columns: of a tile.
@@ -58,13 +58,18 @@ class DepthwiseSchedule:
         registers = ceildiv(b, target.lanes(bits(accumulator_dtype(dtype))))
         most = max(1, min(12, target.vector_registers * 3 // 4 // registers - s))
         parts = max(1, min(p, tasks_worth(r * s * q * b * 2 * p, target)))
-        default = DepthwiseSchedule(even(q, most), parts)
-        widest = min(16, (target.vector_registers - 2) // registers - s)
+        return DepthwiseSchedule.over((p, q), most, min(16, (target.vector_registers - 2) // registers - s), parts)
+
+    @staticmethod
+    def over(extent: tuple[int, int], most: int, widest: int, parts: int) -> Iterator[DepthwiseSchedule]:
+        """For results of rows and columns: tiles of equal width, by default at most ``most`` wide, and so many tasks."""
+        rows, columns = extent
+        default = DepthwiseSchedule(even(columns, most), parts)
         return variations(
             default,
             lambda schedule: True,
-            columns=even_widths(q, range(1, widest + 1), default.columns),
-            parts=around(parts, most=p),
+            columns=even_widths(columns, range(1, widest + 1), default.columns),
+            parts=around(parts, most=rows),
         )
 
 

@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.conv_blocked import met_values
+from mlec.backends.tvm.kernels.depthwise import DepthwiseSchedule
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
 from mlec.backends.tvm.kernels.int8 import BLOCK, QUAD, Dots, Packed, copied_rows, put
 from mlec.backends.tvm.kernels.result import Result
-from mlec.backends.tvm.kernels.schedule import around, even, even_widths, variations
 from mlec.backends.tvm.kernels.tile import flat_view, parallel_if_large, parameter, product, tasks_worth, unflatten
 from mlec.backends.tvm.kernels.vector import Cell, cast_to, load, share
 from mlec.backends.tvm.target import TargetInfo
@@ -35,37 +35,18 @@ def pack_depthwise(weights: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
     return np.ascontiguousarray(padded.reshape(r, quads, QUAD, channels).transpose(0, 1, 3, 2))
 
 
-@dataclass(frozen=True)
-class DepthwiseInt8Schedule:
-    """How `depthwise_int8` goes over an image.
-
-    Attributes:
-        columns: of a tile.
-        parts: tasks that share the rows.
-    """
-
-    columns: int
-    parts: int
-
-    @staticmethod
-    def candidates(
-        x_shape: Sequence[Dim], w_shape: Sequence[int], geometry: Geometry, target: TargetInfo
-    ) -> Iterator[DepthwiseInt8Schedule]:
-        """Tiles of equal width, whose sums leave a few registers."""
-        p, q = static_dims(geometry.positions(x_shape[1:3], w_shape[:2]))
-        r, s, _, c = w_shape
-        dots = Dots.of(target)
-        most = max(1, min(12, target.vector_registers - 5 - 3 * dots.parts))
-        work = p * q * r * s * -(-c // dots.lanes) * 48
-        nbytes = product(x_shape[1:])
-        parts = max(1, min(p, max(tasks_worth(work, target), -(-nbytes * 4 // target.l2_bytes))))
-        default = DepthwiseInt8Schedule(even(q, most), parts)
-        return variations(
-            default,
-            lambda schedule: True,
-            columns=even_widths(q, range(1, most + 1), default.columns),
-            parts=around(parts, most=p),
-        )
+def depthwise_schedules(
+    x_shape: Sequence[Dim], w_shape: Sequence[int], geometry: Geometry, target: TargetInfo
+) -> Iterator[DepthwiseSchedule]:
+    """Tiles whose sums leave a few registers; tasks whose images stay in L2."""
+    p, q = static_dims(geometry.positions(x_shape[1:3], w_shape[:2]))
+    r, s, _, c = w_shape
+    dots = Dots.of(target)
+    most = max(1, min(12, target.vector_registers - 5 - 3 * dots.parts))
+    work = p * q * r * s * -(-c // dots.lanes) * 48
+    nbytes = product(x_shape[1:])
+    parts = max(1, min(p, max(tasks_worth(work, target), -(-nbytes * 4 // target.l2_bytes))))
+    return DepthwiseSchedule.over((p, q), most, most, parts)
 
 
 def depthwise_int8(
@@ -76,7 +57,7 @@ def depthwise_int8(
     target: TargetInfo,
     epilogue: Epilogue = IDENTITY,
     name: str = "depthwise_int8",
-    schedule: DepthwiseInt8Schedule | None = None,
+    schedule: DepthwiseSchedule | None = None,
 ) -> tirx.PrimFunc:
     """``y[n, p, q, c] = epilogue(conv(x[n, h, w, c] - zero_point, w[r, s, 1, c]))``, each channel by itself; n may be symbolic.
 
@@ -91,7 +72,7 @@ def depthwise_int8(
     n, h, w, c = x_shape
     r, s, _, _ = w_shape
     p, q = static_dims(geometry.positions((h, w), (r, s)))
-    chosen = schedule or next(DepthwiseInt8Schedule.candidates(x_shape, w_shape, geometry, target))
+    chosen = schedule or next(depthwise_schedules(x_shape, w_shape, geometry, target))
     channels, dots = -(-c // BLOCK) * BLOCK, Dots.of(target)
     with prim_func(name) as kernel:
         x = parameter("x", BufferSpec(x_shape, "uint8"))

@@ -211,12 +211,13 @@ class Dots:
                 cell.set(cell.value + a * w)
 
 
-def work_of(products: int, vectors: int, dots: Dots, amx: bool) -> int:
-    """The work (see `SERIAL_WORK`) of so many products, whose sums are finished as so many vectors.
+AMX_PRODUCTS = 20
+"""Products by AMX that take the time of one of float32, in large kernels; the tiles alone could do 30."""
 
-    AMX: some 20 products in 10 ps; its peak is 30.
-    """
-    return products * 16 // (320 if amx else dots.products) + 200 * vectors
+
+def work_of(products: int, vectors: int, dots: Dots, amx: bool) -> int:
+    """The work (see `SERIAL_WORK`) of so many products, whose sums are finished as so many vectors."""
+    return products * 16 // (16 * AMX_PRODUCTS if amx else dots.products) + 200 * vectors
 
 
 def has_amx(target: TargetInfo) -> bool:
@@ -226,7 +227,7 @@ def has_amx(target: TargetInfo) -> bool:
 
 def byte_products(target: TargetInfo) -> float:
     """How many products of bytes take the time of one of float32, as `work_of` counts them."""
-    return 20.0 if has_amx(target) else QUAD / Dots.of(target).parts
+    return AMX_PRODUCTS if has_amx(target) else QUAD / Dots.of(target).parts
 
 
 def quad_at(buffer: Buffer, position: Expr) -> Expr:

@@ -8,7 +8,7 @@ import pytest
 from mlec.backends.tvm.backend import TVMBackend
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.conv_int8 import Int8ConvSchedule, conv_int8, conv_packing
-from mlec.backends.tvm.kernels.depthwise_int8 import DepthwiseInt8Schedule, depthwise_int8, pack_depthwise
+from mlec.backends.tvm.kernels.depthwise_int8 import depthwise_int8, depthwise_schedules, pack_depthwise
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
 from mlec.backends.tvm.kernels.gemm_int8 import Int8Schedule, gemm_int8
 from mlec.backends.tvm.kernels.int8 import Dots, Packed, has_amx
@@ -181,7 +181,7 @@ def test_depthwise_convolution(name, where):
     g = geometry(attrs["strides"], attrs["pads"], attrs["dilations"])
     x, w = values(x_shape, "uint8"), values(w_shape, "int8", 1)
     shape = (tirx.Var("n", "int64"), *x_shape[1:])
-    first = next(DepthwiseInt8Schedule.candidates(shape, w_shape, g, target))
+    first = next(depthwise_schedules(shape, w_shape, g, target))
     want = reference("conv_int8", x, w, zero_point=255, **attrs)
     offsets = Packed(1, w_shape[3], w_shape[0] * w_shape[1], 1).offsets(w, 255)
     for schedule in (first, replace(first, parts=2)):

@@ -19,7 +19,7 @@ from mlec.target import Target
 N = SymDim.named("n")
 RNG = np.random.default_rng(0)
 TINY_CACHE = PassContext(TargetFacts(cache_bytes=1000))
-TILES = PassContext(TargetFacts(cache_bytes=1000, bf16_tiles=True))
+TILES = PassContext(TargetFacts(cache_bytes=1000, bf16_products=6.0))
 
 
 def perceptron(scale=1.0, rows=N, middle=70):
