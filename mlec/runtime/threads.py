@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import operator
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mlec.errors import UsageError
@@ -60,17 +61,28 @@ def cgroup_quota(proc: Path = Path("/proc/self")) -> float | None:
     Args:
         proc: where the kernel describes the process.
     """
-    quotas = [quota for folder in _cpu_groups(proc) if (quota := _read_quota(folder)) is not None]
+    try:
+        membership = (proc / "cgroup").read_text()
+    except OSError:
+        return None
+    quotas = [quota for folder in _cpu_groups(proc, membership) if (quota := _read_quota(folder)) is not None]
     return min(quotas, default=None)
 
 
-def _cpu_groups(proc: Path) -> Iterator[Path]:
-    """Folders of the control groups (version 1 and 2) that limit CPU time, from the process's own upwards."""
+@functools.lru_cache(maxsize=16)
+def _cpu_groups(proc: Path, membership: str) -> tuple[Path, ...]:
+    """Folders of the control groups (version 1 and 2) that limit CPU time, from the process's own upwards.
+
+    Where they are mounted is looked up once for each membership: a list of a hundred mounts takes as long to read as a small model to load.
+    """
     try:
-        memberships = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
         mounts = [line.split(" - ", 1) for line in (proc / "mountinfo").read_text().splitlines()]
     except OSError:
-        return
+        return ()
+    return tuple(_mounted_groups([line.split(":", 2) for line in membership.splitlines()], mounts))
+
+
+def _mounted_groups(memberships: Sequence[Sequence[str]], mounts: Sequence[Sequence[str]]) -> Iterator[Path]:
     for _, controllers, group in memberships:
         for place, kind in mounts:
             root, mount_point = place.split(" ")[3:5]
@@ -91,9 +103,9 @@ def _cpu_groups(proc: Path) -> Iterator[Path]:
 
 def _read_quota(folder: Path) -> float | None:
     try:
-        if (folder / "cpu.max").exists():
+        try:
             quota, period = (folder / "cpu.max").read_text().split()
-        else:
+        except FileNotFoundError:  # version 1
             quota = (folder / "cpu.cfs_quota_us").read_text()
             period = (folder / "cpu.cfs_period_us").read_text()
         return int(quota) / int(period) if int(quota) > 0 and int(period) > 0 else None
