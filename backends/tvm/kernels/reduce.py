@@ -16,6 +16,7 @@ from mlec.backends.tvm.kernels.tile import (
     accumulator_dtype,
     bits,
     buffer_dtype,
+    ceildiv,
     flat_view,
     parallel_if_large,
     parameter,
@@ -26,6 +27,7 @@ from mlec.backends.tvm.kernels.tile import (
 )
 from mlec.backends.tvm.kernels.vector import (
     Cell,
+    broadcast,
     cast_to,
     const,
     const_like,
@@ -35,6 +37,7 @@ from mlec.backends.tvm.kernels.vector import (
     maximum,
     minimum,
     ramp,
+    reduce_lanes,
     select,
     share,
     store,
@@ -220,11 +223,17 @@ def arg_reduce(
     target: TargetInfo,
     name: str = "arg_reduce",
 ) -> tirx.PrimFunc:
-    """``y`` = int64 index of the first maximum (``op = "argmax"``) or minimum along an axis; the first NaN wins."""
+    """``y`` = int64 index of the first maximum (``op = "argmax"``) or minimum along an axis; the first NaN wins.
+
+    One pass, and no second for the position: the best value and its index are kept in registers side by side, a comparison and two
+    selections (for floats the question for NaN, too) for a vector that is read from memory once. Columns that are neighbours are found
+    together, in vectors as long as those of the 64-bit indices. A long line alone is found by lanes: each keeps its own best, and among
+    equal ones the lowest index wins in the end. There a vector waits some 8 cycles for the one before it: 2 elements of float32 a cycle
+    on vectors of 16, where one after the other takes as long for each.
+    """
     acc = accumulator_dtype(dtype)
     axis %= len(x_shape)
     outer, length, inner = product(x_shape[:axis]), x_shape[axis], product(x_shape[axis + 1 :])
-    lanes = target.lanes(64)
 
     with prim_func(name) as kernel:
         x_arg = parameter("x", BufferSpec(x_shape, dtype))
@@ -232,27 +241,60 @@ def arg_reduce(
         x = flat_view(x_arg, (outer, length, inner), dtype)
         y = flat_view(y_arg, (outer, inner), "int64")
 
-        def row(i: Expr) -> None:
+        def wins(value: Expr, best: Cell) -> Expr:
+            one, zero = const(1, "int32", lanes_of(value)), const(0, "int32", lanes_of(value))
+            gain = select(value > best.value if op == "argmax" else value < best.value, one, zero)
+            if acc in FLOATS:
+                gain = select(is_nan(best.value), zero, select(is_nan(value), one, gain))
+            return share(gain) > zero
+
+        def columns(i: Expr) -> None:
             def column(start: Expr, width: int) -> None:
                 best = Cell(acc, width, cast_to(acc, load(x, [i, 0, start], width)))
                 where = Cell("int64", width, 0)
                 with T.serial(1, length) as k:
                     value = share(cast_to(acc, load(x, [i, k, start], width)))
-                    one, zero = const(1, "int32", width), const(0, "int32", width)
-                    gain = select(value > best.value if op == "argmax" else value < best.value, one, zero)
-                    if acc in FLOATS:
-                        gain = select(is_nan(best.value), zero, select(is_nan(value), one, gain))
-                    gain = share(gain)
-                    wins = gain > zero
-                    where.set(select(wins, cast_to("int64", k), where.value))
-                    best.set(select(wins, value, best.value))
+                    better = wins(value, best)
+                    where.set(select(better, cast_to("int64", k), where.value))
+                    best.set(select(better, value, best.value))
                 store(y, where.value, [i, start])
 
-            vector_loop(inner, lanes, column)
+            vector_loop(inner, target.lanes(64), column)
 
-        element = 256 if isinstance(inner, int) and inner == 1 else 32  # one after the other, or some in a vector
-        work = math.prod(extent for extent in (length, inner) if isinstance(extent, int)) * element
-        parallel_if_large(outer, work, row)
+        def line(i: Expr) -> None:
+            flat = flat_view(x_arg, (outer, length), dtype)
+            best = Cell(acc, lanes, cast_to(acc, load(flat, [i, 0], lanes)))
+            where = Cell(index, lanes, ramp(tirx.const(0, index), lanes))
+            with T.serial(1, ceildiv(length, lanes)) as k:
+                start = share(
+                    tirx.min(k * lanes, length - lanes)
+                )  # the last vector overlaps: its indices are true all the same
+                value = share(cast_to(acc, load(flat, [i, start], lanes)))
+                better = wins(value, best)
+                where.set(select(better, ramp(cast_to(index, start), lanes), where.value))
+                best.set(select(better, value, best.value))
+
+            def first(found: Expr) -> Expr:
+                return share(reduce_lanes(select(found, where.value, last), lambda a, b: select(b < a, b, a)))
+
+            last = const(length, index, lanes)
+            extreme = reduce_lanes(
+                best.value, lambda a, b: select(a < b if op == "argmax" else b < a, b, a)
+            )  # of any value where there is a NaN
+            result = first(tirx.EQ(best.value, broadcast(extreme, lanes)))
+            if acc in FLOATS:
+                nan = first(is_nan(best.value))
+                result = select(nan < tirx.const(length, index), nan, result)
+            store(y, cast_to("int64", result), [i, 0])
+
+        index = "int64" if bits(acc) == 64 else "int32"
+        lanes = target.lanes(bits(index))
+        if isinstance(inner, int) and inner == 1 and isinstance(length, int) and 2 * lanes <= length < 1 << 31:
+            parallel_if_large(outer, 4 * length, line)
+        else:
+            element = 256 if isinstance(inner, int) and inner == 1 else 32  # one after the other, or some in a vector
+            work = math.prod(extent for extent in (length, inner) if isinstance(extent, int)) * element
+            parallel_if_large(outer, work, columns)
     return kernel.func
 
 

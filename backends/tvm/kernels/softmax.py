@@ -81,7 +81,10 @@ def logsumexp(
     name: str = "logsumexp",
     schedule: SoftmaxSchedule | None = None,
 ) -> tirx.PrimFunc:
-    """``y = log(sum(exp(x)))`` along ``axis``. Parameters: x, y."""
+    """``y = log(sum(exp(x)))`` along ``axis``. Parameters: x, y.
+
+    The first two passes of `softmax`: an element is read from memory once, from L1 twice, and nothing of its size is written.
+    """
     return _normalised(x_shape, axis, dtype, target, "logsumexp", keepdims, name, schedule)
 
 

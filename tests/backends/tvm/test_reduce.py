@@ -92,13 +92,13 @@ def test_whole_tensor_symbolic_length_and_epilogue():
 
 
 @pytest.mark.parametrize("op", ["argmax", "argmin"])
-@pytest.mark.parametrize(("shape", "axis"), [((10,), -1), ((5, 19), 1), ((1, 4), 1), ((3, 2, 40), 2)])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+@pytest.mark.parametrize(("shape", "axis"), [((10,), -1), ((5, 19), 1), ((1, 4), 1), ((3, 2, 40), 2), ((1003,), 1)])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "int32", "uint8"])
 def test_first_extremum_wins_and_the_first_nan_before_all(op, shape, axis, dtype):
     run = compile_kernel(arg_reduce(op, batch_of(shape), axis, False, dtype, HOST))
     for batch in BATCHES:
         x = np.random.default_rng(0).integers(0, 4, (batch, *shape)).astype(dtype)
-        if dtype != "int64":
+        if dtype.startswith("float"):
             x = with_special_values(x)
         want = getattr(np, op)(x, axis=axis)
         np.testing.assert_array_equal(run(x, out=want.shape, dtype="int64"), want)
