@@ -11,6 +11,13 @@ from mlec.ir.types import TensorType
 from mlec.ops.common import N, bool_attr, choice_attr, floats, operands, require, same_dtype
 from mlec.ops.elementwise import sigmoid
 
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, 0),
+    "sigmoid": sigmoid,
+}
+"""Of a plain recurrence."""
+
 
 def _recurrent_type(gates: int, states: int) -> Callable[[Sequence[TensorType], Attrs], Sequence[TensorType]]:
     def infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
@@ -80,7 +87,7 @@ def _rnn(
     y = np.zeros((*x.shape[:2], h0.shape[1]), x.dtype)
     for t in _steps(x, reverse):
         total = x[:, t] @ w_ih.T + h @ w_hh.T + b
-        h = np.tanh(total) if activation == "tanh" else np.maximum(total, 0)
+        h = ACTIVATIONS[activation](total)
         y[:, t] = h
     return y, h
 
@@ -114,8 +121,8 @@ register(
 )  # fmt: skip
 register(
     OpDef(
-        "rnn", operands("x h0 w_ih w_hh b"), (choice_attr("activation", "tanh", "relu"), _REVERSE), _recurrent_type(1, 1), _rnn,
-        _recurrent_sample(1, 1, 1, ("tanh", "relu")), _recurrent_cost,
+        "rnn", operands("x h0 w_ih w_hh b"), (choice_attr("activation", *ACTIVATIONS), _REVERSE), _recurrent_type(1, 1), _rnn,
+        _recurrent_sample(1, 1, 1, tuple(ACTIVATIONS)), _recurrent_cost,
         Trait.CONTRACTION, 512.0, "plain recurrence over axis 1; gives all h, last h",
     )
 )  # fmt: skip

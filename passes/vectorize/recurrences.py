@@ -1,180 +1,208 @@
-"""Recurrences that have an op: the steps of an unrolled plain recurrent cell become one ``rnn``.
+"""Recurrences that have an op: the steps of an unrolled recurrent cell become one ``lstm``, ``gru`` or ``rnn``.
 
-A step is ``h = f(x[:, t] w + h u + biases)`` with f tanh or relu and the same weights in each; only its state keeps it from being
-batched. The op keeps the loop, without a node for each turn.
+Only its state keeps a step from being batched with the others. The op keeps the loop, without a node for each turn, and multiplies the
+inputs of several turns at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from mlec.ir import Graph, GraphBuilder, Location, Node, Value
-from mlec.ir.dim import static
 from mlec.ir.op import Array
+from mlec.passes.fusion.fuse import contracted_order
+from mlec.passes.vectorize.affine import Source, offset_of, weights_of
+from mlec.passes.vectorize.cells import READS, Cell, Turn, cells_at
 from mlec.pipeline import Remark
 
 RULE = "resolve-recurrences"
-ACTIVATIONS = frozenset({"tanh", "relu"})
 
+BOUNDED = frozenset({"tanh", "sigmoid", "softmax"})
 
-@dataclass(frozen=True)
-class _Step:
-    """One turn of a recurrence.
-
-    Attributes:
-        node: its activation, which gives the state.
-        inner: the nodes before it that nothing else reads.
-        x: the tensor ``[n, t, features]`` of which it reads one place of axis 1.
-        place: that place.
-        state: the state ``[n, hidden]`` that it reads.
-        weights: of the input ``[features, hidden]`` and of the state ``[hidden, hidden]``.
-        biases: the constants that are added.
-    """
-
-    node: Node
-    inner: tuple[Node, ...]
-    x: Value
-    place: int
-    state: Value
-    weights: tuple[Value, Value]
-    biases: tuple[Value, ...]
-
-    def leads_to(self, after: _Step, gap: int) -> bool:
-        same = (self.x, self.node.name, self.weights) == (after.x, after.node.name, after.weights)
-        alike = same and sorted(map(id, self.biases)) == sorted(map(id, after.biases))
-        return alike and after.state is self.node.output and after.place == self.place + gap
+Run = tuple[Turn, ...]
 
 
 def resolve_recurrences(graph: Graph, least: int) -> tuple[Graph, list[Remark]]:
     """The graph (the same object if nothing changed) in which at least so many steps of a recurrence are one op."""
-    runs = [run for run in _runs(graph) if len(run) >= least]
+    found = [run for run in _runs(graph) if len(run) >= least]
+    runs = [run for run in found if _order(graph, [run]) is not None]
     if not runs:
         return graph, []
+    order = _order(graph, runs)
+    if order is None:  # they wait for each other
+        runs = runs[:1]
+        order = _order(graph, runs)
+        assert order is not None
     b = GraphBuilder(graph.name)
     b.adopt_interface(graph)
-    first = {run[0].node: run for run in runs}
-    gone = {node for run in runs for step in run for node in (step.node, *step.inner)}
-    for node in graph.nodes:
-        if node in first:
-            run = first[node]
-            with b.at(Location.merged([step.node.loc for step in run], RULE)):
-                _write(b, graph, run)
-        elif node not in gone:
-            b.keep(node)
-    return b.finish(graph.outputs, signature=graph.given_signature), [_remark(run) for run in runs]
-
-
-def _write(b: GraphBuilder, graph: Graph, run: Sequence[_Step]) -> None:
-    step = run[0]
-    places = [s.place for s in run]
-    low, high = min(places), max(places) + 1
-    x, h0 = b.resolve(step.x), b.resolve(step.state)
-    if (low, high) != (0, x.type.shape[1]):
-        x = b("slice", x, axis=1, start=low, stop=high)
-    w_ih, w_hh = (b.constant(np.ascontiguousarray(_array(graph, w).T), w.hint) for w in step.weights)
-    bias = np.zeros(static(h0.type.shape[1]), h0.type.dtype.numpy)
-    for value in step.biases:
-        bias = bias + _array(graph, value)
-    states, _ = b.multi(
-        "rnn", x, h0, w_ih, w_hh, b.constant(bias), activation=step.node.name, reverse=places[-1] < places[0]
-    )
-    for s in run:
-        cut = b("slice", states, axis=1, start=s.place - low, stop=s.place - low + 1)
-        b.replace(s.node.output, b("reshape", cut, shape=s.node.output.type.shape))
-
-
-def _array(graph: Graph, value: Value) -> Array:
-    array = graph.constant_value(value)
-    assert array is not None
-    return array
-
-
-def _remark(run: Sequence[_Step]) -> Remark:
-    before = sum(1 + len(step.inner) for step in run)
-    text = f"{len(run)} steps of a recurrence became one rnn: {before} nodes to 1, sums may round otherwise"
-    return Remark("applied", text, run[0].node.loc, RULE)
-
-
-def _runs(graph: Graph) -> Iterator[list[_Step]]:
-    """The longest runs of steps that follow each other, forwards or backwards in time."""
-    by_state: dict[Value, list[_Step]] = {}
-    steps = [step for node in graph.nodes for step in _steps_at(graph, node)]
-    for step in steps:
-        by_state.setdefault(step.state, []).append(step)
-    taken: set[Node] = set()
-    for start in steps:  # in the order of the graph: the first step of each run comes first
-        if start.node in taken:
-            continue
-        followed = [after for after in by_state.get(start.node.output, ()) if abs(after.place - start.place) == 1]
-        for second in followed:
-            gap = second.place - start.place
-            run = [start]
-            while (after := _next(run[-1], gap, by_state)) is not None and after.node not in taken:
-                run.append(after)
-            if len(run) > 1:
-                taken.update(step.node for step in run)
-                yield run
-                break
-
-
-def _next(step: _Step, gap: int, by_state: dict[Value, list[_Step]]) -> _Step | None:
-    return next((after for after in by_state.get(step.node.output, ()) if step.leads_to(after, gap)), None)
-
-
-def _steps_at(graph: Graph, node: Node) -> Iterator[_Step]:
-    """What a node is as a step: nothing, or one step, or two where either product could be that of the state."""
-    if node.name not in ACTIVATIONS or node.output.type.rank != 2 or not node.output.type.dtype.is_float:
-        return
-    inner, terms = _terms(graph, node)
-    kind = node.output.type
-    products = [p for v in terms if (p := _product(graph, v)) is not None]
-    others = [v for v in terms if _product(graph, v) is None]
-    hidden = (static(kind.shape[1]),) if isinstance(kind.shape[1], int) else None
-    if len(products) != 2 or any((a := graph.constant_value(v)) is None or a.shape not in ((), hidden) for v in others):
-        return
-    for first, second in (products, products[::-1]):
-        found = _place(graph, first.inputs[0])
-        if found is not None and second.inputs[0].type == kind:
-            weights = first.inputs[1], second.inputs[1]
-            yield _Step(node, (*inner, *products), *found, second.inputs[0], weights, tuple(others))
-
-
-def _terms(graph: Graph, node: Node) -> tuple[list[Node], list[Value]]:
-    """The additions before a node that only it reads, and what they add."""
-    inner: list[Node] = []
-    terms: list[Value] = []
-    waiting = [node.inputs[0]]
-    while waiting:
-        value = waiting.pop()
-        producer = graph.producer.get(value)
-        whole = value.type == node.output.type and graph.use_count(value) == 1
-        if producer is not None and producer.name == "add" and whole:
-            inner.append(producer)
-            waiting += producer.inputs
+    replaced = {node: run for run in runs for turn in run for node in turn.cell.nodes}
+    for members in order:
+        if members[0] in replaced:
+            with b.at(Location.merged((node.loc for node in members), RULE)):
+                _write(b, graph, replaced[members[0]])
         else:
-            terms.append(value)
-    return inner, terms
+            b.keep(members[0])
+    return b.finish(graph.outputs, signature=graph.given_signature), [_remark(graph, run) for run in runs]
 
 
-def _product(graph: Graph, value: Value) -> Node | None:
-    """The product by a constant matrix that gives a value which is read once."""
-    node = graph.producer.get(value)
-    if node is None or node.name != "matmul" or graph.use_count(value) != 1 or node.inputs[0].type.rank != 2:
-        return None
-    weights = graph.constant_value(node.inputs[1])
-    return node if weights is not None and weights.ndim == 2 else None
+def _order(graph: Graph, runs: Sequence[Run]) -> list[list[Node]] | None:
+    """The nodes in an order in which those of each run are together; None if what a run reads waits for what it gives."""
+    groups = [[node for turn in run for node in turn.cell.nodes] for run in runs]
+    order = list(contracted_order(graph, groups))
+    return order if sum(map(len, order)) == len(graph.nodes) else None
 
 
-def _place(graph: Graph, value: Value) -> tuple[Value, int] | None:
-    """The tensor of three axes of which a value is one place of axis 1, and which."""
-    view = graph.producer.get(value)
-    cut = graph.producer.get(view.inputs[0]) if view is not None and view.name == "reshape" else None
-    if cut is None or cut.name != "slice" or cut.output.type.rank != 3 or cut.attrs["axis"] % 3 != 1:
-        return None
-    n, one, features = cut.output.type.shape
-    start = cut.attrs["start"]
-    known = isinstance(start, int) and isinstance(cut.inputs[0].type.shape[1], int)
-    return (cut.inputs[0], start) if known and one == 1 and value.type.shape == (n, features) else None
+# -- finding ---------------------------------------------------------------------------------------------------------
+
+
+def _runs(graph: Graph) -> Iterator[Run]:
+    """The longest runs of equal steps that follow each other."""
+    cells = [cell for node in graph.nodes for cell in cells_at(graph, node)]
+    readers: dict[Value, list[Cell]] = {}
+    for cell in cells:
+        for source in cell.sources:
+            if source.axis is None:
+                readers.setdefault(source.value, []).append(cell)
+    taken: set[Node] = set()
+
+    def after(cell: Cell) -> Iterator[Turn]:
+        """The steps that go on from what a cell gives."""
+        for reader in readers.get(cell.states[0], ()):
+            turn = reader.turn(graph, cell.states[0])
+            fits = turn is not None and turn.follows(cell) and taken.isdisjoint(reader.nodes)
+            if turn is not None and fits and _alone(graph, cell, turn):
+                yield turn
+
+    for start in cells:  # in the order of the graph: the first step of each run comes first
+        for second in after(start) if taken.isdisjoint(start.nodes) else ():
+            first = _like(graph, start, second)
+            if first is None or (start.finite and not _is_finite(graph, first.h)):
+                continue
+            run = [first, second]
+            while (turn := next((t for t in after(run[-1].cell) if t.key == second.key), None)) is not None:
+                run.append(turn)
+            taken.update(node for turn in run for node in turn.cell.nodes)
+            yield tuple(run)
+            break
+
+
+def _like(graph: Graph, cell: Cell, turn: Turn) -> Turn | None:
+    """A cell that no step is known to come before, as the same step as another one."""
+    turns = (cell.turn(graph, source.value) for source in cell.sources if source.axis is None)
+    return next((found for found in turns if found is not None and found.key == turn.key), None)
+
+
+def _is_finite(graph: Graph, value: Value) -> bool:
+    """Whether no element is infinite: what is made of constants and the results of bounded functions only."""
+    waiting, seen = [value], set[Value]()
+    while waiting:
+        v = waiting.pop()
+        node, array = graph.producer.get(v), graph.constant_value(v)
+        if v in seen or (node is not None and node.name in BOUNDED):
+            continue
+        seen.add(v)
+        if array is not None and not np.isinf(array).any():
+            continue
+        if node is None or array is not None or node.name not in ("add", "sub", "mul", "broadcast_to"):
+            return False
+        waiting += node.inputs
+    return True
+
+
+def _alone(graph: Graph, cell: Cell, turn: Turn) -> bool:
+    """Whether nothing but the step and the one before it reads what the op does not give of each: of the states, all but the first."""
+    nodes = cell.nodes | turn.cell.nodes
+    return not any(v in graph.outputs or any(user not in nodes for user in graph.users[v]) for v in cell.states[1:])
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _write(b: GraphBuilder, graph: Graph, run: Run) -> None:
+    cell, state = run[0].cell, Source(run[0].h)
+    hidden, dtype = cell.gates[0].width, state.value.type.dtype.numpy
+    fed, back = ([i for i, reads in enumerate(READS[cell.op]) if reads[j]] for j in range(2))
+
+    def rows(arrays: Iterable[Array]) -> Value:
+        return b.constant(np.ascontiguousarray(np.concatenate(list(arrays)), dtype))
+
+    def weights(gate: int, *sources: Source) -> Array:
+        terms = cell.gates[gate].terms
+        return _sign(cell, gate) * np.hstack([weights_of(graph, terms, s) for s in sources])
+
+    def offset(gate: int) -> Array:
+        return _sign(cell, gate) * np.broadcast_to(offset_of(graph, cell.gates[gate].terms), (hidden,))
+
+    biases = [rows(offset(gate) for gate in fed)]
+    if fed != back:
+        biases.append(rows(np.zeros(hidden) if gate in fed else offset(gate) for gate in back))
+    x, reverse = _inputs(b, run)
+    before = [_like_state(b, v, state.value) for v in (state.value, *cell.before[1:]) if v is not None]
+    attrs = {"activation": cell.activation} if cell.activation else {}
+    matrices = rows(weights(gate, *run[0].inputs) for gate in fed), rows(weights(gate, state) for gate in back)
+    states, _, *last = b.multi(cell.op, x, *before, *matrices, *biases, reverse=reverse, **attrs)
+    for i, turn in enumerate(run):
+        place = len(run) - 1 - i if reverse else i
+        cut = b("slice", states, axis=1, start=place, stop=place + 1)
+        b.replace(turn.cell.states[0], b("reshape", cut, shape=state.value.type.shape))
+    for old, new in zip(run[-1].cell.states[1:], last, strict=True):
+        b.replace(old, new)
+
+
+def _like_state(b: GraphBuilder, value: Value, state: Value) -> Value:
+    value = b.resolve(value)
+    return value if value.type == state.type else b("broadcast_to", value, shape=state.type.shape)
+
+
+def _sign(cell: Cell, gate: int) -> int:
+    """Of what the update gate of a turned gru is of: one minus its sigmoid is the sigmoid of the negative."""
+    return -1 if cell.turned and gate == 1 else 1
+
+
+def _inputs(b: GraphBuilder, run: Run) -> tuple[Value, bool]:
+    """What all steps read besides the state, ``[n, steps, features]``, and whether the last step comes first there."""
+    columns = list(zip(*(turn.inputs for turn in run), strict=True))
+    reverse = {_gap(column) for column in columns} == {-1}
+    parts = [_sequence(b, column[::-1] if reverse else column) for column in columns]
+    return parts[0] if len(parts) == 1 else b("concat", *parts, axis=2), reverse
+
+
+def _gap(column: Sequence[Source]) -> int:
+    """From each place of a sequence to the next; 0 where that differs, or values come from elsewhere."""
+    first = column[0]
+    gaps = {b.place - a.place for a, b in pairwise(column)}
+    same = first.axis is not None and all(s.value is first.value and s.axis == first.axis for s in column)
+    return gaps.pop() if same and len(gaps) == 1 else 0
+
+
+def _sequence(b: GraphBuilder, column: Sequence[Source]) -> Value:
+    """What the steps read, one after the other along axis 1."""
+    first = column[0]
+    value, axis = b.resolve(first.value), first.axis
+    if _gap(column) == 1 and axis is not None:
+        low, high = first.place, column[-1].place + 1
+        whole = (low, high) == (0, value.type.shape[axis])
+        part = value if whole else b("slice", value, axis=axis, start=low, stop=high)
+        return part if axis == 1 else b("transpose", part, perm=(1, 0, 2))
+    shape = (first.rows, 1, first.features)
+    if axis is None and all(s == first for s in column):
+        return b("broadcast_to", b("reshape", value, shape=shape), shape=(first.rows, len(column), first.features))
+    return b("concat", *[_step(b, s) for s in column], axis=1)
+
+
+def _step(b: GraphBuilder, source: Source) -> Value:
+    value = b.resolve(source.value)
+    if source.axis is not None:
+        value = b("slice", value, axis=source.axis, start=source.place, stop=source.place + 1)
+    shape = (source.rows, 1, source.features)
+    return value if value.type.shape == shape else b("reshape", value, shape=shape)
+
+
+def _remark(graph: Graph, run: Run) -> Remark:
+    before = sum(len(turn.cell.nodes) for turn in run)
+    op = run[0].cell.op
+    text = f"{len(run)} steps of a recurrence became one {op}: {before} nodes to 1, sums may round otherwise"
+    return Remark("applied", text, graph.producer[run[0].cell.states[0]].loc, RULE)

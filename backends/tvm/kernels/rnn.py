@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -301,4 +301,12 @@ def advance(
         candidate = tanh(forward[2] + r * back[2])
         return [share((const_like(1, z) - z) * candidate + z * before[0])]
     total = share(forward[0] + back[0])
-    return [tanh(total) if activation == "tanh" else share(select(total < 0.0, 0.0, total))]
+    return [share(ACTIVATIONS[activation](total))]
+
+
+ACTIVATIONS: dict[str, Callable[[Expr], Expr]] = {
+    "tanh": tanh,
+    "relu": lambda x: select(x < 0.0, 0.0, x),
+    "sigmoid": sigmoid,
+}
+"""Of a plain recurrence."""

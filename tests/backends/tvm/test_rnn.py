@@ -7,6 +7,7 @@ import torch
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.rnn import GATES, pack_recurrent, recurrent, recurrent_lanes
 from mlec.backends.tvm.target import TargetInfo
+from mlec.ir import lookup
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
 
 
@@ -46,3 +47,14 @@ def test_against_torch(kind, dtype, features, hidden, activation, cpu, reverse):
         unit = 1e-5 if dtype == "float32" else 1e-12
         for a, b in zip(got, want, strict=True):
             np.testing.assert_allclose(a, b, rtol=unit, atol=unit)
+
+
+def test_a_plain_recurrence_with_a_sigmoid():
+    rng = np.random.default_rng(0)
+    x, h, w, u, b = (rng.normal(size=s).astype(np.float32) for s in ((5, 9, 4), (5, 20), (20, 4), (20, 20), (20,)))
+    run = compile_kernel(recurrent("rnn", 5, 9, 4, 20, False, "float32", HOST, "sigmoid"), HOST)
+    packed = [pack_recurrent(a, 1, recurrent_lanes("float32", HOST)) for a in (w, u, b)]
+    got = run(x, h, *packed, out=[(5, 9, 20), (5, 20)], dtype="float32")
+    wanted = lookup("rnn").evaluate([x, h, w, u, b], {"activation": "sigmoid", "reverse": False}, {})
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

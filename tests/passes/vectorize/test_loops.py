@@ -40,7 +40,7 @@ def test_a_plain_recurrent_cell_becomes_one_op() -> None:
 
 
 def test_of_another_recurrence_the_products_with_inputs_and_of_outputs_are_one_each() -> None:
-    graph = recurrence("sigmoid")
+    graph = recurrence("silu")
     short = PassPipeline.parse("vectorize,canonicalize").run(graph)[0]
     products = [n for n in short.nodes if n.name == "matmul"]
     assert len(products) == STEPS + 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -49,11 +51,17 @@ def loops(graph: Graph) -> list[tuple[object, object]]:
     return [(n.inputs[0].type.shape[1], n.attrs["reverse"]) for n in graph.nodes if n.name == "rnn"]
 
 
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("activation", ["tanh", "relu", "sigmoid"])
 @pytest.mark.parametrize(
-    ("places", "loop"), [(range(6), (6, False)), (range(5, -1, -1), (6, True)), (range(1, 5), (4, False))]
+    ("places", "loop"),
+    [
+        (range(6), (6, False)),
+        (range(5, -1, -1), (6, True)),
+        (range(1, 5), (4, False)),
+        ((0, 2, 4, 1, 3, 5), (6, False)),
+    ],
 )
-def test_the_steps_of_a_cell_become_one_loop(activation: str, places: range, loop: tuple[int, bool]) -> None:
+def test_the_steps_of_a_cell_become_one_loop(activation: str, places: Sequence[int], loop: tuple[int, bool]) -> None:
     cells = Cells()
     states = cells.layer([cells.at(t) for t in places], activation)
     graph = cells.b.finish([cells.b("concat", *states, axis=1), states[1]])
@@ -66,13 +74,35 @@ def test_layers_that_are_unrolled_together_become_one_loop_each() -> None:
     assert loops(resolved(resolved(graph))) == [(6, False)] * 2
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "few", "order", "weights"])
+@pytest.mark.parametrize("kind", ["activation", "few", "weights", "coupled", "read"])
 def test_what_only_looks_like_it_stays(kind: str) -> None:
     cells = Cells()
     b, h = cells.b, cells.h
-    w, u = cells.weights(FEATURES, HIDDEN), cells.weights(HIDDEN, HIDDEN)
-    for t in {"few": (0, 1, 2), "order": (0, 2, 4, 1, 3, 5)}.get(kind, range(STEPS)):
+    w, u = cells.weights(HIDDEN if kind == "coupled" else FEATURES, HIDDEN), cells.weights(HIDDEN, HIDDEN)
+    other, found = cells.h, []
+    for t in range(3 if kind == "few" else STEPS):
         w = cells.weights(FEATURES, HIDDEN) if kind == "weights" else w
-        h = b("sigmoid" if kind == "sigmoid" else "tanh", b("add", b("matmul", cells.at(t), w), b("matmul", h, u)))
-    graph = b.finish([h])
+        product = b("matmul", h, u)
+        found.append(product)
+        value = other if kind == "coupled" else cells.at(t)
+        h = b("silu" if kind == "activation" else "tanh", b("add", b("matmul", value, w), product))
+        other = b("exp", h)  # what the next step reads waits for this one
+    graph = b.finish([h, *(found if kind == "read" else ())])
+    assert resolve_recurrences(graph, 4)[0] is graph
+
+
+def test_an_lstm_whose_cell_states_are_read_stays() -> None:
+    cells = Cells()
+    b, h, c = cells.b, cells.h, cells.h
+    w, u = cells.weights(FEATURES, 4 * HIDDEN), cells.weights(HIDDEN, 4 * HIDDEN)
+    states = []
+    for t in range(STEPS):
+        gates = b("add", b("matmul", cells.at(t), w), b("matmul", h, u))
+        i, f, g, o = (b("slice", gates, axis=1, start=k * HIDDEN, stop=(k + 1) * HIDDEN) for k in range(4))
+        c = b("add", b("mul", b("sigmoid", f), c), b("mul", b("sigmoid", i), b("tanh", g)))
+        h = b("mul", b("sigmoid", o), b("tanh", c))
+        states.append(c)
+    found = resolved(b.finish([h, c]))
+    assert [n.name for n in found.nodes if n.name in ("lstm", "sigmoid")] == ["lstm"]
+    graph = b.finish([h, *states])
     assert resolve_recurrences(graph, 4)[0] is graph
