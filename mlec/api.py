@@ -613,7 +613,7 @@ def _run_and_check(
     held_back = isinstance(oracle, SourceProcess) and not oracle.timed
     report.timing["measured"] = _timing(compiled, answers.timed, {} if held_back else oracle)
     usage = compiled.memory_usage()
-    report.memory |= {f"{what}_bytes": usage[what] for what in ("peak", "arena", "live") if what in usage}
+    report.memory |= {f"{what}_bytes": usage[what] for what in ("peak", "arena", "live", "peak_apart") if what in usage}
     return answers.timed
 
 

@@ -50,15 +50,15 @@ class KernelBuilder:
 
 
 @contextmanager
-def prim_func(name: str) -> Iterator[KernelBuilder]:
+def prim_func(name: str, noalias: bool = True) -> Iterator[KernelBuilder]:
     """Collect what `T` is told inside the ``with`` block into a ``PrimFunc`` called ``name``.
 
-    Parameter buffers do not overlap (``noalias``).
+    Parameter buffers do not overlap unless ``noalias`` is off: LLVM may put loads and stores of different ones in any order.
     """
     kernel = KernelBuilder()
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(name)
-            T.func_attr({"global_symbol": name, "tirx.noalias": True})
+            T.func_attr({"global_symbol": name, "tirx.noalias": noalias})
             yield kernel
         kernel.func = builder.get()

@@ -82,6 +82,7 @@ class RegionKernel:
             *(attr_symbols(n.attrs) for n in self.nodes), *(v.type.symbols for n in self.nodes for v in n.outputs)
         )
         extents = needed_extents(types, used)
+        over = [] if flat is None or lowering.on_gpu else [t for t in operands if lies_like(t.type, result)]
 
         def build(name: str, dims: Dims) -> object:
             def element(value: Value) -> Element:
@@ -111,11 +112,12 @@ class RegionKernel:
                 work_per_element(self.nodes, result),
                 symbols,
                 lowering.spread if lowering.on_gpu else None,
+                noalias=not over,
             )
 
         strategy = "loop over elements" if lines is None else f"copies, which are not needed where {lines} is 1"
         return lowering.kernel(
-            build, operands, [result], node=node, strategy=strategy, extents=extents, into=into, lines=lines
+            build, operands, [result], node=node, strategy=strategy, extents=extents, into=into, lines=lines, over=over
         )[0]
 
     def flattened(self, output: Value) -> Shape | None:
@@ -126,6 +128,11 @@ class RegionKernel:
         if not all(map(is_elementwise, self.nodes)):
             return None
         return merged([v.type.shape for v, t in self.inputs.items() if t.number is None], output.type.shape)
+
+
+def lies_like(operand: TensorType, result: TensorType) -> bool:
+    """Whether each element of an operand that broadcasts to the result lies where that of the result does."""
+    return operand.dtype == result.dtype and product(operand.shape) == product(result.shape)
 
 
 def merged(shapes: Sequence[Shape], result: Shape) -> Shape:

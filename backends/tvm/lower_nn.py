@@ -29,6 +29,7 @@ from mlec.backends.tvm.kernels.winograd import (
     worthwhile,
 )
 from mlec.backends.tvm.lower_direct import direct_recurrence, flipped_weights, transposed_geometry
+from mlec.backends.tvm.lower_elementwise import lies_like
 from mlec.backends.tvm.lower_fused import Tail, lower_decomposed
 from mlec.backends.tvm.lowering import Lowering, Tensor, Version
 from mlec.backends.tvm.region import Dims, Index, Region
@@ -207,7 +208,8 @@ def lower_line_norm(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]
             epilogue = tail.epilogue(lowering, dims)
             return template(dims.shape(x.shape), axis, eps, x.dtype, target, epilogue, name, schedule)
 
-        return Version(build, operands, f"statistics, then one pass{tail}")
+        over = (operands[0],) if lies_like(x.type, tail.type) else ()
+        return Version(build, operands, f"statistics, then one pass{tail}", over=over)
 
     schedules = line_schedules(product(x.shape[axis:]), x.dtype, target)
     return lowering.scheduled(schedules, version, [tail.type], node=node)[0]

@@ -86,7 +86,7 @@ class CallStep:
     """One kernel call; ``extents`` are passed after the operands.
 
     ``function`` is None for a kernel that another call has made already: the one of the symbol ``code``. The call is not needed where
-    ``lines`` is 1: it copies between a tensor and its parts.
+    ``lines`` is 1: it copies between a tensor and its parts. The result may lie in the memory of one of the operands ``over``.
     """
 
     symbol: str
@@ -96,6 +96,7 @@ class CallStep:
     results: tuple[Tensor, ...]
     extents: tuple[Dim, ...]
     lines: Dim | None = None
+    over: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,12 +164,14 @@ class Version:
         operands: some constants are packed as the schedule wants them.
         strategy: what was chosen, for the report.
         rows: the time that is expected of it, where it is known.
+        over: see `Lowering.kernel`.
     """
 
     build: BuildKernel
     operands: tuple[Tensor, ...]
     strategy: str
     rows: RowTimes | None = None
+    over: tuple[Tensor, ...] = ()
 
 
 class Lowering:
@@ -270,6 +273,7 @@ class Lowering:
         extents: Sequence[str] = (),
         into: Tensor | None = None,
         lines: Dim | None = None,
+        over: Sequence[Tensor] = (),
     ) -> tuple[Tensor, ...]:
         """Adds a call of a kernel.
 
@@ -282,6 +286,7 @@ class Lowering:
             extents: names of symbols that no buffer's shape tells.
             into: the tensor that it writes, where there is one already.
             lines: the call is not needed where this is 1, see `Part`.
+            over: operands in whose memory the result may lie, see `mlec.runtime.program.Call`.
         """
         symbol = self._next_name()
         self._names.add(symbol)
@@ -294,7 +299,7 @@ class Lowering:
         if first == symbol:
             function = self._function(build, symbol, [t.type for t in (*memory, *made)], extents)
         named = tuple(SymDim.named(name) for name in extents)
-        self._steps.append(CallStep(symbol, first, function, memory, made, named, lines))
+        self._steps.append(CallStep(symbol, first, function, memory, made, named, lines, tuple(over)))
         moved: Dim = 0
         for tensor in (*memory, *made):
             moved = moved + tensor.type.nbytes
@@ -346,7 +351,9 @@ class Lowering:
             chosen = self._tuner.choose(Subject(key, schedules, draft, self._next_name(), node.name, location, typical))
         made = version(chosen)
         with self._lowering_of((self._form, place, chosen)):
-            return self.kernel(made.build, made.operands, results, node=node, strategy=made.strategy, rows=made.rows)
+            return self.kernel(
+                made.build, made.operands, results, node=node, strategy=made.strategy, rows=made.rows, over=made.over
+            )
 
     def reshape(self, x: Tensor, shape: Sequence[Dim]) -> Tensor:
         """The same elements with another shape; costs nothing."""

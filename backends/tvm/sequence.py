@@ -45,7 +45,8 @@ def call_sequence(lowered: Lowered) -> CallSequence:
         else:
             reads, writes = (tuple(map(define, tensors)) for tensors in (step.operands, step.results))
             lines = None if step.lines is None else _plain((step.lines,))[0]
-            calls.append(Call(step.code, reads, writes, _plain(step.extents), lines))
+            over = tuple(map(define, step.over))
+            calls.append(Call(step.code, reads, writes, _plain(step.extents), lines, over))
     outputs = tuple(numbers[x] for x in lowered.outputs)
     return CallSequence(len(lowered.inputs), len(lowered.parameters), tuple(buffers), tuple(calls), outputs)
 

@@ -266,6 +266,7 @@ class Memory(msgspec.Struct, frozen=True):
     weights_bytes: Count | None = None
     code_bytes: Count = 0
     peak_bytes: Count | None = None
+    peak_apart_bytes: Count | None = None
     arena_bytes: Count | None = None
     live_bytes: Count | None = None
     timeline: Timeline = Timeline()

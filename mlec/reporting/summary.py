@@ -251,6 +251,8 @@ def _memory(data: ReportData) -> Fact | None:
     values = ""
     if memory.arena_bytes and memory.live_bytes is not None:
         values = f"of it {units.size(memory.arena_bytes)} for intermediate values, {units.size(memory.live_bytes)} at one time"
+    if memory.peak_apart_bytes is not None and memory.peak_apart_bytes > memory.peak_bytes:
+        values += f"; {units.size(memory.peak_apart_bytes)} if no result took the place of an operand"
     return Fact("Memory", units.size(memory.peak_bytes), values or "at most while running, with its weights")
 
 

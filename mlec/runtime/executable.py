@@ -238,6 +238,10 @@ class Executable:
         """The memory that one run with these inputs needs."""
         return self._plan_of(tuple([x.shape for x in inputs]))
 
+    def plan_apart(self, inputs: Sequence[Array]) -> Plan:
+        """What it would be if no result lay over an operand."""
+        return self._layout.plan(tuple([x.shape for x in inputs]), in_place=False)
+
     def close(self) -> None:
         """Drop code, constants and buffers; calls that still run in other threads finish."""
         self._drive, self._constants = None, ()

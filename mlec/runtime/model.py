@@ -375,7 +375,8 @@ class CompiledModel:
 
         Returns:
             ``weights``, ``inputs``, ``peak``. Where buffers are laid out in advance also ``arena``, which holds all intermediate values;
-            ``live``, the most that those hold at one time; and ``outputs``.
+            ``live``, the most that those hold at one time; ``outputs``; and ``peak_apart``, the peak if no result took the memory of an
+            operand.
         """
         shapes = self._largest[1] if self._largest else self._least_shapes()
         dtypes = (numpy_dtype(spec.dtype) for spec in self.signature.inputs)
@@ -387,6 +388,7 @@ class CompiledModel:
         if plan_of is not None:
             plan: Plan = plan_of(arrays)
             usage |= {"arena": plan.arena_nbytes, "live": plan.live_nbytes, "outputs": plan.output_nbytes}
+            usage["peak_apart"] = usage["peak"] - plan.arena_nbytes + executable.plan_apart(arrays).arena_nbytes
         return usage
 
     def memory_plan(self, inputs: object) -> Plan | None:

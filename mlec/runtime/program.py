@@ -68,6 +68,8 @@ class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
         writes: numbers of the results.
         extents: passed as integers.
         lines: of a call that copies between a buffer and its parts: it is not made where this is 1.
+        over: those of ``reads`` in whose memory the one result may lie: no element of them is read after one of the result was written
+            there, by whichever thread.
     """
 
     code: str
@@ -75,6 +77,7 @@ class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     writes: tuple[int, ...]
     extents: tuple[Dim, ...] = ()
     lines: Dim | None = None
+    over: tuple[int, ...] = ()
 
 
 class CallSequence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -147,6 +150,8 @@ class CallSequence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for number in call.reads:
                 if not holds(roots[number]):
                     raise ValueError(f"call {position} reads buffer {number} before anything is written to it")
+            if not set(call.over) <= set(call.reads) or (call.over and len(call.writes) != 1):
+                raise ValueError(f"call {position} cannot have its result where it reads")
             for number in call.writes:
                 mine = bottoms[number] >= given or (number >= given and call.lines == self.buffers[number].lines)
                 again = number in written and number not in wholes

@@ -349,6 +349,7 @@ def test_peak_memory(real: CompiledModel) -> None:
         == sum(usage[what] for what in ("weights", "inputs", "arena", "outputs"))
     )
     assert usage["live"] <= usage["arena"]
+    assert usage["peak_apart"] == usage["peak"]
 
 
 def test_close_and_context(real: CompiledModel) -> None:

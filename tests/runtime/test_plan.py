@@ -72,6 +72,56 @@ def test_homes() -> None:
             layout.plan(shapes)
 
 
+A = Buffer("f32", ("n", 16))
+ARENA = Home("arena")
+
+
+def chain(*calls: Call, outputs: tuple[int, ...], buffers: tuple[Buffer, ...] = (A,) * 6) -> Layout:
+    return Layout(CallSequence(1, 0, buffers, calls, outputs))
+
+
+def test_results_take_the_memory_of_operands_that_die() -> None:
+    layout = chain(
+        Call("f", (0,), (1,), over=(0,)), Call("g", (1,), (2,), over=(1,)), Call("h", (2, 1), (3,), over=(1, 2)),
+        Call("i", (3,), (4,), over=(3,)), outputs=(4,), buffers=(A,) * 5,
+    )  # fmt: skip
+    plan = layout.plan(((4, 16),))
+    # An input keeps its memory; 1 is read once more; 3 lies over 1, and where 4 is an output, all of them lie in that.
+    assert [place.home for place in plan.places] == [
+        Home("input"),
+        Home("output"),
+        ARENA,
+        Home("output"),
+        Home("output"),
+    ]
+    assert plan.arena_nbytes == plan.live_nbytes == 256
+    apart = layout.plan(((4, 16),), in_place=False)
+    assert [place.home for place in apart.places] == [Home("input"), ARENA, ARENA, ARENA, Home("output")]
+    assert apart.arena_nbytes == 3 * 256
+
+
+@pytest.mark.parametrize(
+    ("calls", "outputs", "buffers"),
+    [
+        # 1 is an output, or a view of it is read later, or another view of it is read by the same call
+        ([Call("g", (1,), (2,), over=(1,))], (1, 2), (A, A, A)),
+        ([Call("g", (1,), (3,), over=(1,)), Call("h", (2, 3), (4,))], (4,), (A, A, Buffer("f32", ("16*n",), 1), A, A)),
+        ([Call("g", (1, 2), (3,), over=(1,)), Call("h", (3,), (4,))], (4,), (A, A, Buffer("f32", ("16*n",), 1), A, A)),
+        # the result is larger; it was written in part before; the operand is only a part of what it lies in
+        ([Call("g", (1,), (2,), over=(1,)), Call("h", (2,), (3,))], (3,), (A, A, Buffer("f32", ("n", 32)), A)),
+        ([Call("c", (0,), (3,)), Call("g", (1,), (2,), over=(1,)), Call("h", (2,), (4,))], (4,),
+         (A, A, A, Buffer("f32", (1, 16), 2, 0, 1), A)),
+        ([Call("g", (2,), (3,), over=(2,)), Call("h", (3,), (4,))], (4,),
+         (A, Buffer("f32", ("n", 32)), Buffer("f32", ("n", 16), 1, 0, 1), A, A)),
+    ],
+)  # fmt: skip
+def test_operands_that_are_needed_keep_their_memory(
+    calls: list[Call], outputs: tuple[int, ...], buffers: tuple[Buffer, ...]
+) -> None:
+    layout = chain(Call("f", (0,), (1,)), *calls, outputs=outputs, buffers=buffers)
+    assert layout.plan(((4, 16),)) == layout.plan(((4, 16),), in_place=False)
+
+
 def joined(**changes: Any) -> dict[str, Any]:
     """Two results of the columns of x, joined side by side, and columns of that; as a file holds it."""
     half, both = {"dtype": "f32", "shape": ["n", 4]}, {"dtype": "f32", "shape": ["n", 8]}
@@ -184,6 +234,14 @@ X, W, H = ({"dtype": "f32", "shape": shape} for shape in (["n", 8], [8, 4], ["n"
         ({"calls": [{"code": "matmul", "reads": [0], "writes": [2, 2]}]}, "not its to write"),
         ({"calls": [{"code": "matmul", "reads": [0], "writes": [2], "extents": ["k"]}]}, "no input tells k"),
         ({"calls": [{"code": "matmul", "reads": [0], "writes": [2], "extents": ["f(n)"]}]}, "not a dim expression"),
+        (
+            {"calls": [{"code": "matmul", "reads": [0, 1], "writes": [2], "over": [2]}]},
+            "cannot have its result where it reads",
+        ),
+        (
+            {"calls": [{"code": "matmul", "reads": [0], "writes": [], "over": [0]}]},
+            "cannot have its result where it reads",
+        ),
         ({"kernels": []}, "1 calls of 0 kernels"),
         ({"buffers": [X, W, H, H | {"view": 3}]}, "cannot be a view of buffer 3"),
         ({"buffers": [X, W, H, H | {"view": -1}]}, "cannot be a view of buffer -1"),

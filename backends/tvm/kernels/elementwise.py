@@ -82,6 +82,7 @@ def elementwise(
     work: int = 1,
     symbols: Sequence[Expr] = (),
     one_by_one: Spread | None = None,
+    noalias: bool = True,
 ) -> Any:
     """A PrimFunc that computes its outputs piece by piece.
 
@@ -94,8 +95,9 @@ def elementwise(
         work: arithmetic operations for each element, for the decision between one thread and all.
         symbols: extents that no buffer's shape tells; scalar parameters between inputs and outputs.
         one_by_one: runs one task for each element instead (on a GPU).
+        noalias: the outputs lie in no input.
     """
-    with prim_func(name) as kernel:
+    with prim_func(name, noalias) as kernel:
         arguments = [parameter(f"x{i}", spec) for i, spec in enumerate(inputs)]
         for symbol in symbols:
             T.arg(symbol.name, symbol)

@@ -87,7 +87,7 @@ def _line_norm(
     axis %= len(x_shape)
     rows, length = product(x_shape[:axis]), product(x_shape[axis:])
 
-    with prim_func(name) as kernel:
+    with prim_func(name, noalias=False) as kernel:
         x_arg = parameter("x", BufferSpec(x_shape, dtype))
         factors = [parameter(label, BufferSpec(x_shape[axis:], dtype)) for label in ("scale", "bias")[: 1 + centred]]
         extra = epilogue_parameters(epilogue)
