@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ def in_precision(pipeline: PassPipeline, precision: str) -> PassPipeline:
     return pipeline.insert(wanted, before=before)
 
 
+@cache
 def _pass_of(precision: str) -> Pass:
     return PassPipeline.parse(PASSES[precision]).passes[0]
 

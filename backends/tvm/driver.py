@@ -24,11 +24,11 @@ def driver(kernels: Sequence[str], triple: str) -> bytes:
     It returns nothing; or, having done nothing, the number of an array that is not aligned. A kernel's failure is its failure.
 
     Args:
-        kernels: symbols, numbered in this order.
+        kernels: symbols, numbered in this order; one may have several numbers.
         triple: of the machine that it runs on.
     """
     names = [ENTRY.format(name) for name in kernels]
-    declarations = "".join(f"declare i32 @{name}(ptr, ptr, i32, ptr)\n" for name in names)
+    declarations = "".join(f"declare i32 @{name}(ptr, ptr, i32, ptr)\n" for name in dict.fromkeys(names))
     table = ", ".join(f"ptr @{name}" for name in names)
     return object_of(
         f"{declarations}@kernels = internal constant [{len(names)} x ptr] [{table}]\n"

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 
 import mlec
-from mlec.backends.tvm import pipeline
-from mlec.backends.tvm.compat import Target as TVMTarget
-from mlec.backends.tvm.target import TargetInfo
 from mlec.errors import MlecError, UnsupportedOpError
 from mlec.ir import Graph, run_graph
 from mlec.ir.dim import evaluate
@@ -30,6 +26,7 @@ from mlec.processor import needed_cpu_flags, what_is_missing
 from tests.fuzz.defect import Defect
 from tests.fuzz.exact import run_in_double
 from tests.fuzz.graphs import Sample, random_small_sample
+from tests.fuzz.kernels import quick
 
 LEVELS = ("O0", "O1", "O2", "O2", "O2", "O3", "O3", "O3")
 TARGETS = ("cpu:x86-64-v2", "cpu:x86-64-v3", "cpu:x86-64-v4")
@@ -104,7 +101,7 @@ def compiled(sample: Sample, way: Way) -> Defect | None:
     cases = [case for n in way.rows if (case := Case.of(sample, n)) is not None]
     found = ""
     try:
-        with _quick() if way.quick else nullcontext():
+        with quick() if way.quick else nullcontext():
             model = mlec.compile(
                 sample.graph, passes=way.pipeline, target=way.target, validate=False, progress=False,
                 num_threads=way.num_threads,
@@ -197,15 +194,3 @@ def with_rows(graph: Graph, inputs: Sequence[Array], rows: int) -> list[Array]:
                 array = np.take(array, np.arange(extent) % array.shape[axis], axis)
         changed.append(np.array(array, order="C"))
     return changed
-
-
-@contextmanager
-def _quick() -> Iterator[None]:
-    """Without LLVM's optimisations: the kernels are ours all the same. Such objects can't be linked beside each other, so it is one."""
-    slow = TargetInfo.tvm_target
-
-    def quick(self: TargetInfo) -> TVMTarget:
-        return TVMTarget({**dict(slow(self).export()), "opt-level": 0})
-
-    with patch.object(TargetInfo, "tvm_target", quick), patch.object(pipeline, "MOST_PARTS", 1):
-        yield

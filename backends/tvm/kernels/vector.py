@@ -95,7 +95,9 @@ class Cell:
 
     def __init__(self, dtype: str, lanes: int = 1, value: Any = None) -> None:
         self.dtype, self.lanes = dtype, lanes
-        self._buffer = T.alloc_buffer((lanes,), "int8" if dtype == "bool" else dtype, scope=CELL_SCOPE.get())
+        held = "int8" if dtype == "bool" else dtype
+        # Without a layout, as by default: for that, TVM walks through all open loops.
+        self._buffer = T.alloc_buffer((lanes,), held, scope=CELL_SCOPE.get(), layout=None)
         if value is not None:
             self.set(value)
 

@@ -1,0 +1,75 @@
+"""Quick compiling: machine code without LLVM's optimisations, and of each kernel once, in whatever graphs it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from tvm_ffi import structural_hash
+
+from mlec.backends.tvm import backend
+from mlec.backends.tvm.compat import IRModule
+from mlec.backends.tvm.compat import Target as TVMTarget
+from mlec.backends.tvm.driver import driver
+from mlec.backends.tvm.objects import to_object
+from mlec.backends.tvm.pipeline import compile_for_cpu
+from mlec.backends.tvm.target import TargetInfo
+
+MOST = 20_000
+"""Kernels that are kept, of some 20 KB each."""
+
+
+class Kernels:
+    """Object files with one kernel each, under symbols that tell what the kernel is. Two thirds of those in a random graph were in
+    some thousand graphs before it.
+    """
+
+    def __init__(self) -> None:
+        self._objects: dict[str, bytes] = {}
+        self._symbols: dict[str, str] = {}
+
+    def objects(self, kernels: Mapping[str, Any], target: TVMTarget) -> tuple[bytes, ...]:
+        """In place of `mlec.backends.tvm.pipeline.objects_for_cpu`."""
+        named = {
+            name: f"kernel_{structural_hash([kernel.without_attr('global_symbol'), target]) & (1 << 64) - 1:016x}"
+            for name, kernel in kernels.items()
+        }
+        self._symbols = named
+        made = {symbol: self._object(kernels[name], symbol, target) for name, symbol in named.items()}
+        return tuple(made.values())
+
+    def driver(self, kernels: Sequence[str], triple: str) -> bytes:
+        """In place of `mlec.backends.tvm.driver.driver`, for the kernels that were asked for last."""
+        return driver([self._symbols[name] for name in kernels], triple)
+
+    def _object(self, kernel: Any, symbol: str, target: TVMTarget) -> bytes:
+        made = self._objects.pop(symbol, None)
+        if made is None:
+            module = compile_for_cpu(IRModule({symbol: kernel.with_attr("global_symbol", symbol)}), target)
+            # Unless LLVM optimises it away, an empty function is to run when an object is linked; the linker takes one object with such.
+            made = to_object(module).replace(b".init_array", b".none_array")
+        self._objects[symbol] = made  # now the last that goes
+        if len(self._objects) > MOST:
+            del self._objects[next(iter(self._objects))]
+        return made
+
+
+KERNELS = Kernels()
+
+
+@contextmanager
+def quick() -> Iterator[None]:
+    """Compiles so within."""
+    slow = TargetInfo.tvm_target
+
+    def unoptimised(self: TargetInfo) -> TVMTarget:
+        return TVMTarget({**dict(slow(self).export()), "opt-level": 0})
+
+    with (
+        patch.object(TargetInfo, "tvm_target", unoptimised),
+        patch.object(backend, "objects_for_cpu", KERNELS.objects),
+        patch.object(backend, "driver", KERNELS.driver),
+    ):
+        yield
