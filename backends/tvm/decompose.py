@@ -256,5 +256,5 @@ def unpack_int8(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Val
 @lowers("max_pool_int8", form="graph")
 def max_pool_int8(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
     images = b("transpose", b("cast", operands[0], dtype=DType.F32), perm=(0, 3, 1, 2))
-    pooled = b("max_pool", images, **node.attrs)
+    pooled = b("relu", b("max_pool", images, **node.attrs))  # padding is 0 here, and no byte is below it
     return b("cast", b("transpose", pooled, perm=(0, 2, 3, 1)), dtype=DType.U8)

@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from mlec.backends.tvm.compat import tirx
+from mlec.backends.tvm.decompose import decompose
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
 from mlec.backends.tvm.kernels.pool import pool
+from mlec.ir import GraphBuilder, run_graph, tensor
+from mlec.ir.interp import trace_graph
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel, geometry
 
 CASES = [
@@ -77,3 +80,17 @@ def test_epilogue_and_symbolic_length():
         x, scale = sample((2, 3, length), False), np.array([1, 2, 3], "float32")
         want = torch.nn.functional.max_pool1d(torch.from_numpy(x), 2).numpy() * scale[:, None]
         np.testing.assert_allclose(run(x, scale, out=want.shape), want)
+
+
+def test_of_bytes_windows_of_padding_alone_are_zero_where_they_are_decomposed():
+    """Without a cast of what is no number, of which each processor makes something else."""
+    b = GraphBuilder("pool")
+    x = b.input("x", tensor("u8", (2, 2, 2, 3)))
+    graph = b.finish([b("max_pool_int8", x, kernel=(1, 1), strides=(1, 1), pads=(2, 2, 2, 2))])
+    numbers = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3) * 11
+    decomposed = decompose(graph.compute_nodes[0])
+    known = trace_graph(decomposed, [numbers])
+    for node in decomposed.nodes:
+        if node.name == "cast":
+            assert np.isfinite(known[node.inputs[0]]).all()
+    np.testing.assert_array_equal(known[decomposed.outputs[0]], run_graph(graph, [numbers])[0])
