@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlec.runtime.library import Hidden, load_library
+from mlec.runtime.ffi import Hidden
+from mlec.runtime.library import load_library
 
 load_library()  # sets the thread pool up before TVM does
 with Hidden("torch"):  # TVM imports it to pass its tensors faster, which costs a second and serves nobody here

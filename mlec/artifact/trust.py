@@ -16,9 +16,7 @@ import hmac
 import logging
 import os
 import re
-import secrets
 import stat
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -211,11 +209,13 @@ def _proof(key: bytes, code_id: str) -> bytes:
 
 def _make_key(path: Path) -> None:
     if not path.exists():
-        _write_private(path, secrets.token_bytes(_KEY_BYTES), replace=False)
+        _write_private(path, os.urandom(_KEY_BYTES), replace=False)
 
 
 def _write_private(path: Path, data: bytes, *, replace: bool) -> None:
     """Write a file of mode 0600 that appears whole. Without ``replace`` an existing file wins."""
+    import tempfile  # looking at the ledger writes none
+
     fd, temporary = tempfile.mkstemp(dir=path.parent)
     try:
         with open(fd, "wb") as file:

@@ -1,23 +1,28 @@
 """The thin runtime: runs compiled models with neither the compiler nor the training framework."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from mlec.runtime.executable import Executable
-from mlec.runtime.measure import BenchmarkResult, Profile
 from mlec.runtime.model import CompiledModel
 from mlec.runtime.program import Buffer, Call, CallSequence, KernelInfo, Program
-from mlec.runtime.vm import VirtualMachine
+
+if TYPE_CHECKING:
+    from mlec.runtime.measure import BenchmarkResult, Profile
+    from mlec.runtime.vm import VirtualMachine
 
 
 def open_program(
     program: Program, objects: Sequence[bytes], tensors: Mapping[str, NDArray[Any]], num_threads: int | None = None
-) -> Executable | VirtualMachine:
+) -> "Executable | VirtualMachine":
     """What runs a program: its kernels called in a row, or the virtual machine; arguments and errors as those have them."""
-    kind = VirtualMachine if program.sequence is None else Executable
-    return kind(program, objects, tensors, num_threads)
+    if program.sequence is not None:
+        return Executable(program, objects, tensors, num_threads)
+    from mlec.runtime.vm import VirtualMachine
+
+    return VirtualMachine(program, objects, tensors, num_threads)
 
 
 __all__ = [
@@ -33,3 +38,14 @@ __all__ = [
     "VirtualMachine",
     "open_program",
 ]
+
+_LATER = {"BenchmarkResult": "measure", "Profile": "measure", "VirtualMachine": "vm"}
+"""What answering takes none of is imported when it is asked for; by the module that has it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

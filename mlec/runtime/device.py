@@ -7,7 +7,6 @@ elsewhere is copied.
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import math
 import sys
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlec.errors import InputError, RuntimeUnavailableError
-from mlec.runtime.library import find_library, load_library
+from mlec.runtime.library import find_library, load_ffi
 
 Array = NDArray[Any]
 
@@ -43,7 +42,7 @@ class HostMemory:
     vm_arguments: tuple[int, ...] = (_CPU, 0, _POOLED)
 
     def __init__(self, alignment: int = ALLOCATION_ALIGNMENT) -> None:
-        ffi = load_library().ffi
+        ffi = load_ffi()
         self._misaligned = alignment - 1
         self._from_dlpack = ffi.from_dlpack
         self._allocate = ffi.get_global_func("runtime.TVMTensorAllocWithScope")
@@ -76,7 +75,7 @@ class HostMemory:
 
     def _dtype(self, dtype: np.dtype[Any]) -> Any:
         if dtype not in self._dtypes:
-            self._dtypes[dtype] = load_library().ffi.dtype(dtype.name)
+            self._dtypes[dtype] = load_ffi().dtype(dtype.name)
         return self._dtypes[dtype]
 
 
@@ -187,7 +186,7 @@ def _exported(value: Any, device: DLDevice) -> Any:
         capsule = value.__dlpack__(stream=device.stream, max_version=_DLPACK_VERSION)
     except TypeError:  # a library older than versions of DLPack
         capsule = value.__dlpack__(stream=device.stream)
-    return load_library().ffi.from_dlpack(capsule)
+    return load_ffi().from_dlpack(capsule)
 
 
 def _library_of(value: object) -> ModuleType | None:
@@ -210,7 +209,7 @@ class DeviceMemory:
     """
 
     def __init__(self, device: DLDevice, alignment: int = ALLOCATION_ALIGNMENT) -> None:
-        ffi = load_library().ffi
+        ffi = load_ffi()
         self.vm_arguments: tuple[int, ...] = (*device, _POOLED, _CPU, 0, _POOLED)
         self._host = HostMemory()
         self._misaligned = alignment - 1
@@ -265,6 +264,8 @@ def open_device(kind: str, alignment: int = ALLOCATION_ALIGNMENT) -> HostMemory 
 
 def _cudart_of_wheel() -> list[Path]:
     """The CUDA runtime library of the wheel ``nvidia-cuda-runtime``, which the system's loader would not find."""
+    import importlib.metadata
+
     try:
         files = importlib.metadata.files("nvidia-cuda-runtime") or []
     except importlib.metadata.PackageNotFoundError:
@@ -274,7 +275,7 @@ def _cudart_of_wheel() -> list[Path]:
 
 def _load_cuda() -> None:
     """Load the CUDA half of the runtime; says what is missing when that fails."""
-    library = load_library()
+    ffi = load_ffi()
     try:
         ctypes.CDLL("libcuda.so.1", ctypes.RTLD_GLOBAL)
     except OSError as error:
@@ -292,7 +293,7 @@ def _load_cuda() -> None:
             hint="install the CUDA toolkit 13, or its runtime library alone: pip install 'nvidia-cuda-runtime>=13,<14'",
         ) from error
     exists = 0  # the attribute "is there such a device"
-    if not library.ffi.get_global_func("runtime.GetDeviceAttr")(_CUDA, 0, exists):
+    if not ffi.get_global_func("runtime.GetDeviceAttr")(_CUDA, 0, exists):
         raise RuntimeUnavailableError(
             "this model was compiled for CUDA, and the driver finds no device",
             hint='check nvidia-smi and CUDA_VISIBLE_DEVICES, or compile the model with target="cpu"',

@@ -3,25 +3,24 @@
 Three wheels take part: ``apache-tvm-ffi`` (calls and tensors), ``apache-tvm`` (only its ``libtvm_runtime``: virtual
 machine, memory pool, thread pool) and ``apache-tvm-ffi-orcjit`` (links object files in memory). ``import tvm`` would
 cost two seconds and hundreds of megabytes, and ``import tvm_ffi`` would import torch where torch is installed: neither
-happens here.
+happens for programs for the CPU (`mlec.runtime.ffi`).
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.metadata
 import importlib.util
 import os
 import sys
 import threading
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from mlec.errors import RuntimeUnavailableError
+from mlec.runtime.ffi import Hidden, Interface, Object
 from mlec.runtime.objects import check_objects
 from mlec.runtime.threads import default_num_threads
 
@@ -32,44 +31,24 @@ class Library(NamedTuple):
     """The loaded native libraries.
 
     Attributes:
-        ffi: the module ``tvm_ffi``.
+        ffi: the C interface of tvm-ffi.
         runtime: handle of ``libtvm_runtime``.
         session: links object files in memory; one for the process.
     """
 
-    ffi: ModuleType
+    ffi: Interface
     runtime: ctypes.CDLL
-    session: Any
-
-
-class Hidden:
-    """Import finder that makes one package look uninstalled, to the thread that entered the ``with`` block only."""
-
-    def __init__(self, package: str) -> None:
-        self.package = package
-        self.thread = threading.get_ident()
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name == self.package and threading.get_ident() == self.thread:
-            raise ModuleNotFoundError(f"{name} is hidden during this import", name=name)
-        return None
-
-    # Another thread may be walking the list of finders, and would skip one if it shrank under it: the list is replaced.
-
-    def __enter__(self) -> None:
-        sys.meta_path = [self, *sys.meta_path]
-
-    def __exit__(self, *exception: object) -> None:
-        sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
+    session: Object
 
 
 @functools.cache
 def load_ffi() -> ModuleType:
-    """Import ``tvm_ffi``; torch stays out unless the process has imported it already.
+    """Import the package ``tvm_ffi``, which programs for devices need; torch stays out unless the process has imported it already.
 
     Raises:
         RuntimeUnavailableError: the wheel is missing or broken.
     """
+    load_library()
     try:
         # tvm_ffi imports torch only to speed up passing torch tensors, which the runtime takes by plain DLPack.
         with Hidden("torch"):
@@ -80,20 +59,29 @@ def load_ffi() -> ModuleType:
 
 
 @functools.cache
-def runtime_abi() -> str:
-    """The binary interface between compiled code and the libraries here, e.g. ``"tvm-ffi 0.1"``: of the same one, all releases fit."""
+def _interface() -> Interface:
     try:
-        release = importlib.metadata.version("apache-tvm-ffi")
-    except importlib.metadata.PackageNotFoundError as error:
+        return Interface()
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:
         raise _missing("apache-tvm-ffi", error) from error
-    return f"tvm-ffi {'.'.join(release.split('.')[:2])}"
+
+
+def runtime_abi() -> str:
+    """The binary interface between compiled code and the libraries here, e.g. ``"tvm-ffi 0.1"``: of the same one, all releases fit.
+
+    Raises:
+        RuntimeUnavailableError: the wheel is missing or broken.
+    """
+    with _loading:
+        major, minor, _ = _interface().version
+    return f"tvm-ffi {major}.{minor}"
 
 
 _loading = threading.Lock()
 
 
 def load_library() -> Library:
-    """Load everything that running a model on the CPU needs; the first call takes about 0.1 s.
+    """Load everything that running a model on the CPU needs; the first call takes some 20 ms.
 
     The thread pool takes its settings from the environment, so those that are unset there are set:
 
@@ -113,16 +101,20 @@ def _load_library() -> Library:
     os.environ.setdefault("TVM_NUM_THREADS", str(default_num_threads()))
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "15000")
-    ffi = load_ffi()
+    ffi = _interface()
     try:
         runtime = ctypes.CDLL(str(find_library("tvm_runtime")), ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise _missing("apache-tvm", error) from error
+    linker = _find("tvm_ffi_orcjit", "libtvm_ffi_orcjit.so", "apache-tvm-ffi-orcjit")
     try:
-        from tvm_ffi_orcjit import default_session  # type: ignore[import-untyped]
-    except (ImportError, OSError, RuntimeError) as error:
+        ffi.call(
+            "ffi.ModuleGlobalsAdd", ffi.call("ffi.ModuleLoadFromFile", str(linker))
+        )  # it stays until the process ends
+        session = ffi.call("tvm_ffi_orcjit.GlobalDefaultSession")
+    except RuntimeError as error:
         raise _missing("apache-tvm-ffi-orcjit", error) from error
-    return Library(ffi, runtime, default_session())
+    return Library(ffi, runtime, session)
 
 
 def link(objects: Sequence[bytes], entry: str) -> Any:
@@ -134,12 +126,13 @@ def link(objects: Sequence[bytes], entry: str) -> Any:
     Raises:
         RuntimeUnavailableError: they are damaged, made for another system, or need what is not there.
     """
-    session = load_library().session  # with the libraries that the objects call
+    ffi, _, session = load_library()  # with the libraries that the objects call
     check_objects(objects)
     try:
-        # The objects are plain C; naming no compiler keeps the linker from starting one to ask for its libstdc++.
-        return session.load_module(list(objects), cxx=os.devnull)[entry]
-    except Exception as error:
+        # The objects are plain C, and need no library of C++.
+        module = ffi.call("tvm_ffi_orcjit.SessionLoadModule", session, ffi.call("ffi.Array", *objects), "", None, None)
+        return ffi.callable(ffi.call("ffi.ModuleGetFunction", module, entry, 0))
+    except (RuntimeError, AttributeError) as error:
         raise RuntimeUnavailableError(
             f"the compiled code could not be linked: {error}",
             hint="compile the model again on this machine: the file may come from another version or system",
@@ -153,13 +146,17 @@ def find_library(name: str) -> Path:
         RuntimeUnavailableError: the wheel is not installed or does not hold the library.
     """
     file = {"win32": f"{name}.dll", "darwin": f"lib{name}.dylib"}.get(sys.platform, f"lib{name}.so")
-    spec = importlib.util.find_spec("tvm")
+    return _find("tvm", file, "apache-tvm")
+
+
+def _find(package: str, file: str, wheel: str) -> Path:
+    spec = importlib.util.find_spec(package)
     folders = [Path(folder) / "lib" for folder in (spec.submodule_search_locations or ())] if spec else []
     for folder in folders:
         if (folder / file).is_file():
             return folder / file
-    where = ", ".join(map(str, folders)) or "tvm is not installed"
-    raise _missing("apache-tvm", f"{file} not found ({where})")
+    where = ", ".join(map(str, folders)) or f"{package} is not installed"
+    raise _missing(wheel, f"{file} not found ({where})")
 
 
 def _missing(wheel: str, reason: object) -> RuntimeUnavailableError:
@@ -198,8 +195,8 @@ def use_threads(count: int) -> None:
         _set_max_concurrency(1)
     else:
         size = max(count, default_num_threads())
-        configure = load_library().ffi.get_global_func("runtime.config_threadpool")
-        configure(_ALL_CPUS, count, [str(cpu) for cpu in range(size)])
+        ffi = load_library().ffi
+        ffi.call("runtime.config_threadpool", _ALL_CPUS, count, ffi.call("ffi.Array", *map(str, range(size))))
         calling_thread.has_pool = True
     calling_thread.threads = count
 

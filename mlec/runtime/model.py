@@ -8,11 +8,10 @@ import itertools
 import operator
 import os
 import time
-import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +21,11 @@ from mlec.runtime.device import DLDevice
 from mlec.runtime.dims import evaluate
 from mlec.runtime.edge import Edge, numpy_dtype
 from mlec.runtime.frames import data_frame
-from mlec.runtime.measure import BenchmarkResult, Profile
-from mlec.runtime.plan import Plan
 from mlec.signature import Labels, MethodSpec, Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from mlec.runtime.measure import BenchmarkResult, Profile
+    from mlec.runtime.plan import Plan
 
 Array = NDArray[Any]
 
@@ -324,6 +325,8 @@ class CompiledModel:
         Raises:
             UsageError: ``num_runs`` is below 1.
         """
+        from mlec.runtime.measure import BenchmarkResult
+
         if num_runs < 1:
             raise UsageError(f"num_runs must be at least 1, got {num_runs}", hint="leave it out for 100 runs")
         for _ in range(max(3, min(20, num_runs // 10))):
@@ -343,6 +346,8 @@ class CompiledModel:
         Raises:
             UsageError: the backend has no kernels to time.
         """
+        from mlec.runtime.measure import Profile
+
         times, binding = self.kernel_times(inputs, num_runs)
         total = self.benchmark(inputs, num_runs).p50 / 1e3
         return Profile.of(times, self.executable.program.kernels, binding, total)  # type: ignore[attr-defined]
@@ -406,6 +411,8 @@ class CompiledModel:
 
     def _traced(self, arrays: list[Array]) -> int:
         """Peak of what numpy and Python allocate during one run."""
+        import tracemalloc
+
         running = tracemalloc.is_tracing()
         tracemalloc.start()
         try:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mlec.errors import MlecError, RuntimeUnavailableError, UsageError
 from mlec.runtime.device import DEVICES, DeviceArray, DeviceMemory, lend, open_device
-from mlec.runtime.library import link, load_library, use_threads
+from mlec.runtime.library import link, load_ffi, use_threads
 from mlec.runtime.objects import device_fault
 from mlec.runtime.program import Program
 from mlec.runtime.threads import checked_num_threads
@@ -52,12 +52,12 @@ class VirtualMachine:
     ) -> None:
         self.num_threads = checked_num_threads(num_threads)
         arrays = program.constants_in(tensors)
-        library = load_library()
+        ffi = load_ffi()
         self.program = program
         self._memory = open_device(program.device, program.alignment)
         self._feed: Callable[[Any], Any] = self._memory.feed
-        self._tensor_type = library.ffi.Tensor
-        self._item = library.ffi.get_global_func("ffi.ArrayGetItem")  # four times faster than iterating
+        self._tensor_type = ffi.Tensor
+        self._item = ffi.get_global_func("ffi.ArrayGetItem")  # four times faster than iterating
         _check_device(program)
         self._load = link(objects, "vm_load_executable")
         first = self._start()
@@ -165,7 +165,7 @@ class VirtualMachine:
         self._idle = []
         self._constants = ()
         self._load = None
-        load_library().ffi.get_global_func("vm.builtin.memory_manager.clear")()
+        load_ffi().get_global_func("vm.builtin.memory_manager.clear")()
 
     def _fetched(self, tensors: Sequence[Any], taken: set[int]) -> list[Any]:
         """Results as host arrays, copied where their memory is taken."""
@@ -226,7 +226,7 @@ def _check_device(program: Program) -> None:
     archs, ptx = program.target.get("archs"), program.target.get("ptx")
     if program.device != "cuda" or not isinstance(archs, list):
         return
-    attribute = load_library().ffi.get_global_func("runtime.GetDeviceAttr")
+    attribute = load_ffi().get_global_func("runtime.GetDeviceAttr")
     capability = str(attribute(DEVICES["cuda"], 0, _COMPUTE_VERSION))
     if fault := device_fault([str(arch) for arch in archs], str(ptx or ""), capability):
         raise RuntimeUnavailableError(

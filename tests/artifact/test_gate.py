@@ -36,16 +36,13 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def linked(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """SHA-256 of each object file that reaches the linker from now on."""
     seen: list[str] = []
-    session = library.load_library().session
-    real = session.load_module
+    real = library.check_objects
 
-    class Watching:
-        def load_module(self, objects: Sequence[bytes], **options: Any) -> Any:
-            seen.extend(hashlib.sha256(data).hexdigest() for data in objects)
-            return real(objects, **options)
+    def watching(objects: Sequence[bytes]) -> None:
+        seen.extend(hashlib.sha256(data).hexdigest() for data in objects)
+        real(objects)
 
-    loaded = library.load_library()._replace(session=Watching())
-    monkeypatch.setattr(library, "load_library", lambda: loaded)
+    monkeypatch.setattr(library, "check_objects", watching)  # what is linked is looked at right before
     return seen
 
 

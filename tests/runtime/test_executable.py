@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -529,6 +530,42 @@ def test_torch_still_works_after_the_runtime(program_file: Path) -> None:
     code += "assert CompiledModel(signature, executable).run([torch.ones(2, 8)])[0].tolist() == [[8.0] * 4] * 2\n"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code, str(program_file)], env=environment, check=True)
+
+
+def test_tvm_ffi_is_whole_for_those_who_import_it_after_the_runtime(program_file: Path) -> None:
+    code = (
+        LEAN
+        + """
+assert "tvm_ffi" not in sys.modules and "importlib.metadata" not in sys.modules
+import tvm_ffi, tvm_ffi_orcjit
+assert tvm_ffi.core is sys.modules["tvm_ffi.core"] and type(executable._drive) is tvm_ffi.Function
+assert isinstance(tvm_ffi_orcjit.default_session(), tvm_ffi.Object)
+assert tvm_ffi.convert([1, "two"])[1] == "two" and tvm_ffi.from_dlpack(np.ones(3)).shape == (3,)
+assert executable.run([np.ones((2, 8), "f")])[0].tolist() == [[8.0] * 4] * 2
+"""
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(program_file)], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True
+    )
+
+
+def test_a_kernel_that_fails_says_why_without_the_package_of_tvm_ffi(objects: Objects, tmp_path: Path) -> None:
+    path = tmp_path / "program.pkl"
+    path.write_bytes(pickle.dumps((program_of("chain"), objects["chain"])))
+    code = """
+import sys, pickle, numpy as np
+from mlec.runtime import open_program
+executable = open_program(*pickle.loads(open(sys.argv[1], "rb").read()), {})
+try:
+    executable.run([np.ones(13, "f")])
+except Exception as error:
+    print(type(error).__name__, "tvm_ffi" in sys.modules, error)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], env=environment, check=True, stdout=subprocess.PIPE, text=True
+    )
+    assert re.match(r"MlecError False the compiled program failed: .*thirteen", done.stdout), done.stdout
 
 
 def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,187 @@
+"""The part of tvm-ffi that running a model needs: its C interface, and the extension module that makes its functions callable.
+
+``import tvm_ffi`` takes as long as all the rest of loading a model, for what only a compiler uses. The extension module at its core is
+loaded without the package, which other code finds as if nothing had happened. As the classes of objects (modules, arrays, sessions) belong
+to the package, no such object reaches Python here: they are made and passed on through the C interface of ``tvm/ffi/c_api.h``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_NONE, _INT, _TEXT, _BYTES, _OBJECTS = 0, 1, 8, 9, 64  # kinds of arguments; from the last on, objects
+_OBJECT_HEAD = 24  # bytes of a counted object before what it holds
+
+
+class _Value(ctypes.Structure):
+    """``TVMFFIAny``."""
+
+    _fields_ = (("kind", ctypes.c_int32), ("padding", ctypes.c_uint32), ("bits", ctypes.c_int64))
+
+
+class _Bytes(ctypes.Structure):
+    """``TVMFFIByteArray``."""
+
+    _fields_ = (("data", ctypes.c_char_p), ("size", ctypes.c_size_t))
+
+
+class _Message(ctypes.Structure):
+    """The begin of ``TVMFFIErrorCell``."""
+
+    _fields_ = (
+        ("kind", ctypes.c_void_p), ("kind_size", ctypes.c_size_t), ("text", ctypes.c_void_p), ("text_size", ctypes.c_size_t),
+    )  # fmt: skip
+
+
+class Hidden:
+    """Import finder that makes one package look uninstalled, to the thread that entered the ``with`` block only."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+        self.thread = threading.get_ident()
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name == self.package and threading.get_ident() == self.thread:
+            raise ModuleNotFoundError(f"{name} is hidden during this import", name=name)
+        return None
+
+    # Another thread may be walking the list of finders, and would skip one if it shrank under it: the list is replaced.
+
+    def __enter__(self) -> None:
+        sys.meta_path = [self, *sys.meta_path]
+
+    def __exit__(self, *exception: object) -> None:
+        sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
+
+
+class Object:
+    """A counted object, kept as long as this is."""
+
+    def __init__(self, kind: int, address: int, release: Callable[[int], object]) -> None:
+        self.kind = kind
+        self.address = address
+        self._release = release
+
+    def __del__(self) -> None:
+        if self.address:
+            self._release(self.address)
+
+
+class Interface:
+    """The C interface of the installed tvm-ffi.
+
+    Raises:
+        ImportError, OSError: it is not installed, or broken.
+    """
+
+    def __init__(self) -> None:
+        spec = importlib.util.find_spec("tvm_ffi")
+        folders = list(spec.submodule_search_locations or ()) if spec else []
+        if not folders:
+            raise ImportError("No module named 'tvm_ffi'", name="tvm_ffi")
+        library = ctypes.CDLL(str(Path(folders[0]) / "lib" / "libtvm_ffi.so"), ctypes.RTLD_GLOBAL)
+        self._global = library.TVMFFIFunctionGetGlobal
+        self._set_global = library.TVMFFIFunctionSetGlobal
+        self._call = library.TVMFFIFunctionCall
+        self._move_error = library.TVMFFIErrorMoveFromRaised
+        self._release = library.TVMFFIObjectDecRef
+        self._release.argtypes = (ctypes.c_void_p,)
+        version = (ctypes.c_uint32 * 3)()
+        library.TVMFFIGetVersion(version)
+        self.version: tuple[int, ...] = tuple(version)
+        """Major, minor, patch."""
+        self._get_global = _core(folders)._get_global_func
+
+    def call(self, name: str, *arguments: Object | int | str | bytes | None) -> Any:
+        """What a global function returns: an `Object`, a number, or None.
+
+        Raises:
+            RuntimeError: it failed, or there is no function of that name.
+        """
+        text = name.encode()
+        function = ctypes.c_void_p()
+        self._check(self._global(ctypes.byref(_Bytes(text, len(text))), ctypes.byref(function)))
+        if not function.value:
+            raise RuntimeError(f"tvm-ffi has no function {name}")
+        kept: list[object] = []
+        values = (_Value * len(arguments))(*(_value(argument, kept) for argument in arguments))
+        result = _Value()
+        try:
+            self._check(self._call(function, values, len(arguments), ctypes.byref(result)))
+        finally:
+            self._release(function)
+        if result.kind >= _OBJECTS:
+            return Object(result.kind, result.bits, self._release)
+        return None if result.kind == _NONE else result.bits
+
+    def callable(self, function: Object) -> Callable[..., Any]:
+        """A function object as one that Python can call."""
+        # Python gets functions by their global names alone, so it has one for the moment.
+        name = f"mlec.{function.address:x}"
+        text = name.encode()
+        self._check(self._set_global(ctypes.byref(_Bytes(text, len(text))), ctypes.c_void_p(function.address), 0))
+        try:
+            made: Callable[..., Any] = self._get_global(name, False)
+        finally:
+            self.call("ffi.FunctionRemoveGlobal", name)
+        return made
+
+    def _check(self, failed: int) -> None:
+        if not failed:
+            return
+        error = ctypes.c_void_p()
+        self._move_error(ctypes.byref(error))
+        if not error.value:
+            raise RuntimeError("tvm-ffi failed and does not say why")
+        message = _Message.from_address(error.value + _OBJECT_HEAD)
+        text = ctypes.string_at(message.text, message.text_size).decode(errors="replace")
+        self._release(error)
+        raise RuntimeError(text)
+
+
+def _value(argument: Object | int | str | bytes | None, kept: list[object]) -> _Value:
+    """An argument as the C interface takes it; ``kept`` holds what it refers to."""
+    if argument is None:
+        return _Value(_NONE, 0, 0)
+    if isinstance(argument, Object):
+        return _Value(argument.kind, 0, argument.address)
+    if isinstance(argument, int):
+        return _Value(_INT, 0, argument)
+    if isinstance(argument, str):
+        text = ctypes.c_char_p(argument.encode())
+        kept.append(text)
+        return _Value(_TEXT, 0, ctypes.cast(text, ctypes.c_void_p).value or 0)
+    data = _Bytes(argument, len(argument))
+    kept.append(data)
+    return _Value(_BYTES, 0, ctypes.addressof(data))
+
+
+def _core(folders: Sequence[str]) -> Any:
+    """The module ``tvm_ffi.core``: as the package has it, or without that."""
+    if "tvm_ffi" in sys.modules:
+        return importlib.import_module("tvm_ffi.core")
+    name = "tvm_ffi.core"
+    spec = PathFinder.find_spec(name, folders)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"No module named {name!r}", name=name)
+    core: Any = importlib.util.module_from_spec(spec)
+    # It imports torch only to speed up passing torch tensors, which the runtime takes by plain DLPack.
+    with Hidden("torch"):
+        spec.loader.exec_module(core)
+    # Out of the way of the package, which gets the same module when it is imported, and then makes it an attribute of its own.
+    sys.modules.pop(name, None)
+    package = sys.modules.get("tvm_ffi")
+    if package is not None:  # imported by another thread meanwhile
+        sys.modules[name] = package.core = core  # type: ignore[attr-defined]
+    if core._WITH_APPEND_BACKTRACE is None:  # the package sets these two
+        core._WITH_APPEND_BACKTRACE = lambda error, backtrace: error
+        core.ERROR_NAME_TO_TYPE.setdefault("MemoryError", MemoryError)
+    return core
