@@ -29,7 +29,7 @@ def trace_graph(graph: Graph, inputs: Sequence[Array], binding: Mapping[str, int
     bound = bind_symbols(types, [np.shape(a) for a in inputs], [v.hint for v in graph.inputs], binding)
     values: dict[Value, Array] = {}
     for value, array in zip(graph.inputs, inputs, strict=True):
-        values[value] = np.asarray(array)
+        values[value] = np.asarray(array, order="C")  # as every result is, see `OpDef.evaluate`
         if values[value].dtype != value.type.dtype.numpy:
             raise InputError(
                 f"input {value.hint!r} takes {value.type.dtype.numpy}, got {values[value].dtype}",

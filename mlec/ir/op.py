@@ -260,9 +260,14 @@ class OpDef:
         return results
 
     def evaluate(self, operands: Sequence[Array], attrs: Attrs, binding: Mapping[str, int]) -> tuple[Array, ...]:
-        """Runs the reference with every dim in the attributes replaced by its value."""
+        """Runs the reference with every dim in the attributes replaced by its value.
+
+        Results come in C order: in which order numpy and its BLAS add up depends on how operands lie in memory, and what an op gives is
+        to depend on their elements alone.
+        """
         result = self.reference(*operands, **bind_attrs(attrs, binding))
-        return tuple(result) if isinstance(result, (tuple, list)) else (np.asarray(result),)
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        return tuple(np.asarray(array, order="C") for array in results)
 
 
 def bind_attrs(attrs: Attrs, binding: Mapping[str, int]) -> dict[str, AttrValue]:

@@ -10,9 +10,10 @@ import pytest
 import mlec
 from mlec import registry
 from mlec.errors import ParseError, PassError, ToleranceError, UsageError
-from mlec.ir import Graph, GraphBuilder, Value, tensor
+from mlec.ir import Graph, GraphBuilder, Value, run_graph, tensor
 from mlec.passes.canonicalize import Canonicalize
 from mlec.passes.dce import EliminateDeadCode
+from mlec.passes.fold_constants import FoldConstants
 from mlec.passes.fusion import FuseOperators
 from mlec.passes.pipelines import named_pipeline
 from mlec.pipeline import EXACT, Pass, PassContext, PassPipeline, PassResult, Tolerance, approx
@@ -157,6 +158,22 @@ def test_a_pass_may_declare_that_it_moves_zeros() -> None:
     b = GraphBuilder("g")
     graph = b.finish([b.input("x", tensor("f32", ("n", 40)))])
     PassPipeline([ReplacesUpToZeros(lambda b, x: b("add", x, 0.0))], verify="numeric").run(graph)
+
+
+def test_how_arrays_lie_in_memory_changes_no_result() -> None:
+    """BLAS adds up the terms of a transposed view in another order than those of the constant that it folds to."""
+    rng = np.random.default_rng(0)
+    b = GraphBuilder("g")
+    value = b.input("x", tensor("f32", ("n", 64)))
+    for width in (128, 10):
+        weight = b.constant(rng.normal(size=(width, value.type.shape[1])).astype(np.float32))
+        value = b("tanh", b("matmul", value, b("transpose", weight, perm=(1, 0))))
+    total = b("sum", b("transpose", value, perm=(1, 0)), axes=(0,))
+    graph, _ = PassPipeline([FoldConstants()], verify="numeric").run(b.finish([value, total]))
+    assert sum(node.name == "transpose" for node in graph.nodes) == 1  # the one of no constant
+    x = rng.normal(size=(5, 64)).astype(np.float32)
+    for expected, got in zip(run_graph(graph, [x]), run_graph(graph, [np.asfortranarray(x)]), strict=True):
+        np.testing.assert_array_equal(expected, got)
 
 
 def test_a_failing_pass_is_named() -> None:
