@@ -24,6 +24,7 @@ from bench import networks
 from bench.competitors import onnx_bytes
 from bench.harness import Case
 from mlec.cli.output import print_table
+from mlec.ir import DType, Node
 from mlec.measuring.timing import interleaved
 
 CALIBRATION = 128
@@ -59,6 +60,9 @@ CASES: dict[str, Callable[[], tuple[Any, Any, Any]]] = {
     "mlp": _random(lambda: networks.Mlp(784, 1024, 1024, 10), 256, 784),
     "encoder": _encoder,
     "resnet8": _random(networks.ResNet8, 64, 3, 32, 32),
+    "mobilenet-v2": _random(networks.MobileNetV2, 16, 3, 224, 224),
+    "mobilenet-v3": _random(networks.MobileNetV3, 16, 3, 224, 224),
+    "keywords": _random(networks.Keywords, 64, 40, 100),
     "resnet18": _random(networks.ResNet18, 8, 3, 224, 224),
 }
 """By name: a network, its inputs, and what is true of them."""
@@ -100,7 +104,13 @@ def _measured(name: str, threads: int, seconds: float, folder: Path) -> dict[str
         "same label": f"{np.mean(wanted.argmax(1) == got.argmax(1)):.2%}",
         "points lost": "" if lost is None else f"{lost:.2f}",
         "layers in 8 bits": f"{sum(f['decision'] != 'float32' for f in found)} of {len(found)}",
+        "images in 32": str(sum(_is_image_in_32(node) for node in eight.graph.compute_nodes)),
     }
+
+
+def _is_image_in_32(node: Node) -> bool:
+    """Whether a kernel hands an image of several pixels over in float32: one that left 8 bits, or never came to them."""
+    return any(v.type.dtype is DType.F32 and v.type.rank == 4 and v.type.shape[1:3] != (1, 1) for v in node.outputs)
 
 
 def _make(name: str, folder: Path) -> None:

@@ -165,6 +165,65 @@ class MobileNetV2(nn.Module):
         return out
 
 
+class Squeezed(nn.Module):
+    """A block of MobileNetV3: wider, depthwise, each channel scaled by what all of the image says, and narrow again."""
+
+    def __init__(self, channels_in: int, wide: int, channels: int, size: int, stride: int) -> None:
+        super().__init__()
+        self.skips = stride == 1 and channels_in == channels
+        self.before = nn.Sequential(*_hard(channels_in, wide, 1), *_hard(wide, wide, size, stride, wide))
+        self.scales = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(wide, wide // 4, 1), nn.ReLU(), nn.Conv2d(wide // 4, wide, 1), nn.Hardsigmoid()
+        )  # fmt: skip
+        self.after = nn.Sequential(nn.Conv2d(wide, channels, 1, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = self.before(x)
+        narrow: torch.Tensor = self.after(wide * self.scales(wide))
+        return x + narrow if self.skips else narrow
+
+
+def _hard(channels_in: int, channels: int, size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    convolution = nn.Conv2d(channels_in, channels, size, stride, size // 2, groups=groups, bias=False)
+    return [convolution, nn.BatchNorm2d(channels), nn.Hardswish()]
+
+
+class MobileNetV3(nn.Module):
+    """The shape of its small form, 10 classes."""
+
+    BLOCKS = (
+        (16, 16, 16, 3, 2), (16, 72, 24, 3, 2), (24, 88, 24, 3, 1), (24, 96, 40, 5, 2), (40, 240, 40, 5, 1), (40, 120, 48, 5, 1),
+        (48, 288, 96, 5, 2), (96, 576, 96, 5, 1),
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*_hard(3, 16, 3, 2), *(Squeezed(*block) for block in self.BLOCKS), *_hard(96, 576, 1))
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(576, 1024), nn.Hardswish(), nn.Linear(1024, 10)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(self.body(x))
+        return result
+
+
+class Keywords(nn.Module):
+    """Words in a second of sound: depthwise-separable convolutions over time, ``[n, 40, 100]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv1d(40, 128, 9, 2, 4), nn.BatchNorm1d(128), nn.ReLU()]
+        for _ in range(4):
+            layers += [nn.Conv1d(128, 128, 9, 1, 4, groups=128), nn.BatchNorm1d(128), nn.ReLU()]
+            layers += [nn.Conv1d(128, 128, 1), nn.BatchNorm1d(128), nn.ReLU()]
+        self.body = nn.Sequential(*layers, nn.AvgPool1d(2), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(128, 12))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.body(x)
+        return result
+
+
 class Recurrent(nn.Module):
     def __init__(self, features: int = 32, hidden: int = 128, classes: int = 10) -> None:
         super().__init__()

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from mlec.backends.tvm.registry import find, lowers
 from mlec.ir.builder import GraphBuilder
 from mlec.ir.dim import Dim, static, static_dims
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Graph, Node, Value
-from mlec.ops.quant import LIMITS
+from mlec.ops.quant import LIMITS, pool_geometry
 
 
 def decompose(node: Node) -> Graph:
@@ -258,3 +260,22 @@ def max_pool_int8(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> V
     images = b("transpose", b("cast", operands[0], dtype=DType.F32), perm=(0, 3, 1, 2))
     pooled = b("relu", b("max_pool", images, **node.attrs))  # padding is 0 here, and no byte is below it
     return b("cast", b("transpose", pooled, perm=(0, 2, 3, 1)), dtype=DType.U8)
+
+
+@lowers("sum_pool_int8", form="graph")
+def sum_pool_int8(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    """A convolution with ones, and as much more padding at the end as the last windows hang over."""
+    (x,) = operands
+    geometry, kernel, channels = pool_geometry(node.attrs), tuple(node.attrs["kernel"]), static(x.type.shape[3])
+    ceil = node.attrs["ceil_mode"]
+    after = [end + (stride - 1 if ceil else 0) for end, stride in zip(geometry.after, geometry.strides, strict=True)]
+    images = b("transpose", _centred(b, x, node.attrs["zero_point"]), perm=(0, 3, 1, 2))
+    ones = b.constant(np.ones((channels, 1, *kernel), np.int32))
+    convolved = b(
+        "conv", images, ones, strides=geometry.strides, pads=(*geometry.before, *after), dilations=geometry.dilations, groups=channels,
+    )  # fmt: skip
+    sums = b("transpose", convolved, perm=(0, 2, 3, 1))
+    for axis, extent in enumerate(node.output.type.shape[1:3], 1):
+        if sums.type.shape[axis] != extent:
+            sums = b("slice", sums, axis=axis, stop=static(extent))
+    return sums

@@ -20,7 +20,7 @@ from mlec.backends.tvm.kernels.depthwise_int8 import (
 from mlec.backends.tvm.kernels.epilogue import Expr
 from mlec.backends.tvm.kernels.gemm_int8 import Int8Schedule, gemm_int8
 from mlec.backends.tvm.kernels.int8 import Packed
-from mlec.backends.tvm.kernels.pool_int8 import max_pool_int8
+from mlec.backends.tvm.kernels.pool_int8 import pool_int8
 from mlec.backends.tvm.kernels.vector import bits_as, cast_to, const_like, select, share
 from mlec.backends.tvm.lower_fused import Tail, lower_decomposed
 from mlec.backends.tvm.lowering import Lowering, Tensor, Version
@@ -161,14 +161,16 @@ def _depthwise(lowering: Lowering, node: Node, x: Tensor, w: Tensor, tail: Tail)
 # -- pools ---------------------------------------------------------------------------------------------------------------
 
 
-@lowers("max_pool_int8", form="anchor")
-def lower_max_pool_int8(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
+@lowers("max_pool_int8", "sum_pool_int8", form="anchor")
+def lower_pool_int8(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
     (x,) = operands
 
     def build(name: str, dims: Dims) -> object:
         out = dims.shape(node.output.type.shape[1:3])
         geometry, epilogue = pool_geometry(node.attrs), tail.epilogue(lowering, dims)
-        return max_pool_int8(dims.shape(x.shape), node.attrs["kernel"], geometry, out, lowering.target, epilogue, name)
+        return pool_int8(
+            dims.shape(x.shape), node.attrs["kernel"], geometry, out, lowering.target, node.attrs.get("zero_point"), epilogue, name
+        )  # fmt: skip
 
     operands = (x, *tail.operands(lowering))
     return lowering.kernel(build, operands, [tail.type], node=node, strategy=f"windows of bytes, channels last{tail}")[

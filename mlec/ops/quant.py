@@ -272,33 +272,57 @@ def _pool_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return TensorType((x.shape[0], *space, x.shape[3]), x.dtype)
 
 
-def _max_pool(
-    x: Array, kernel: tuple[int, ...], strides: tuple[int, ...], pads: tuple[int, ...], dilations: tuple[int, ...],
-    ceil_mode: bool,
-) -> Array:  # fmt: skip
-    geometry = pool_geometry({"kernel": kernel, "strides": strides, "pads": pads, "dilations": dilations})
+def _sum_pool_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
+    _check_zero_point(attrs)
+    _check_terms(math.prod(attrs["kernel"]))
+    return TensorType(_pool_type(types, attrs).shape, DType.I32)
+
+
+def _windows(x: Array, kernel: tuple[int, ...], ceil_mode: bool, **window: tuple[int, ...]) -> Array:
+    """All of them, ``[n, c, p, q, *kernel]``; padding is 0."""
+    geometry = pool_geometry({"kernel": kernel, **window})
     out = static_dims(geometry.positions(x.shape[1:3], kernel, ceil_mode))
     axes = zip(out, geometry.strides, geometry.dilations, kernel, strict=True)
     reach = [(o - 1) * s + d * (k - 1) + 1 for o, s, d, k in axes]
     before = geometry.before
     widths = [(b, max(0, r - b - size)) for b, r, size in zip(before, reach, x.shape[1:3], strict=True)]
     padded = np.pad(np.moveaxis(x, -1, 1), [(0, 0), (0, 0), *widths])
-    return np.ascontiguousarray(np.moveaxis(patches(padded, kernel, geometry, out).max(axis=(-2, -1)), 1, -1))
+    return patches(padded, kernel, geometry, out)
 
 
-def _pool_sample(rng: np.random.Generator) -> Case:
+def _max_pool(x: Array, kernel: tuple[int, ...], ceil_mode: bool, **window: tuple[int, ...]) -> Array:
+    largest = _windows(x, kernel, ceil_mode, **window).max(axis=(-2, -1))
+    return np.ascontiguousarray(np.moveaxis(largest, 1, -1))
+
+
+def _sum_pool(x: Array, kernel: tuple[int, ...], ceil_mode: bool, zero_point: int, **window: tuple[int, ...]) -> Array:
+    sums = _windows(x.astype(np.int32) - zero_point, kernel, ceil_mode, **window).sum(axis=(-2, -1), dtype=np.int32)
+    return np.ascontiguousarray(np.moveaxis(sums, 1, -1))
+
+
+def _pool_sample(rng: np.random.Generator, **attrs: int) -> Case:
     window = {"kernel": (3, 2), "strides": (2, 1), "pads": (1, 0, 1, 1), "ceil_mode": bool(rng.integers(2))}
-    return Case((_eight_bits(rng, DType.U8, N, 8, 5, 4),), window)
+    return Case((_eight_bits(rng, DType.U8, N, 8, 5, 4),), window | attrs)
 
 
+def _pool_cost(inputs: Sequence[TensorType], results: Sequence[TensorType], attrs: Attrs) -> Cost:
+    return Cost(results[0].size * math.prod(attrs["kernel"]), moved_bytes(inputs, results))
+
+
+_POOL_ATTRS = (
+    ints_attr("kernel"), ints_attr("strides", default=()), ints_attr("pads", default=()), ints_attr("dilations", default=()),
+    bool_attr("ceil_mode"),
+)  # fmt: skip
 register(
     OpDef(
-        "max_pool_int8", operands("x"),
-        (
-            ints_attr("kernel"), ints_attr("strides", default=()), ints_attr("pads", default=()), ints_attr("dilations", default=()),
-            bool_attr("ceil_mode"),
-        ),
-        _pool_type, _max_pool, _pool_sample, lambda i, r, a: Cost(r[0].size * math.prod(a["kernel"]), moved_bytes(i, r)),
-        Trait.REDUCTION, doc="largest element of each window of u8 [n, h, w, c]; padding is 0, which no element is below",
+        "max_pool_int8", operands("x"), _POOL_ATTRS, _pool_type, _max_pool, _pool_sample, _pool_cost, Trait.REDUCTION,
+        doc="largest element of each window of u8 [n, h, w, c]; padding is 0, which no element is below",
+    )
+)  # fmt: skip
+register(
+    OpDef(
+        "sum_pool_int8", operands("x"), (*_POOL_ATTRS, int_attr("zero_point", default=0)), _sum_pool_type, _sum_pool,
+        lambda rng: _pool_sample(rng, zero_point=int(rng.integers(256))), _pool_cost, Trait.REDUCTION,
+        doc="sums in i32 of x - zero_point over each window of u8 [n, h, w, c]; padding counts as 0",
     )
 )  # fmt: skip

@@ -28,13 +28,17 @@ def source_positions(size: int, source: int, align_corners: bool) -> Array:
     return np.maximum((at + 0.5) * (source / size) - 0.5, 0)
 
 
+def nearest_positions(size: int, source: int) -> Array:
+    """For each output position, the position in the source that it takes its number from."""
+    return np.asarray(np.minimum(np.floor(np.arange(size) * (source / size)), source - 1).astype(np.int64))
+
+
 def _resize(x: Array, size: tuple[int, ...], mode: str, align_corners: bool) -> Array:
     result = wide_float(x)
     for axis, extent in enumerate(size, start=2):
         source = x.shape[axis]
         if mode == "nearest":
-            index = np.minimum(np.floor(np.arange(extent) * (source / extent)), source - 1).astype(np.int64)
-            result = np.take(result, index, axis)
+            result = np.take(result, nearest_positions(extent, source), axis)
             continue
         position = source_positions(extent, source, align_corners)
         low = np.minimum(np.floor(position), source - 1).astype(np.int64)

@@ -1,32 +1,43 @@
 """Writes the graph in which layers work on 8 bits.
 
-A convolution of 8 bits has the channels of its images last, and so has everything between two of them: elementwise ops, pools, sums and
-concatenations move there with it, and only what leaves such a region is transposed. What a layer reads is quantised where it is
-made, so that between two layers only 8 bits are written and read: other readers (a residual sum, a mean) take what these stand for.
+A convolution of 8 bits has the channels of its images last, and so has everything between two of them: elementwise ops, pools, means,
+nearest neighbours and concatenations move there with it, and only what leaves such a region is transposed. What a layer reads is
+quantised where it is made, so that between two layers only 8 bits are written and read: other readers (a residual sum, a mean) take
+what these stand for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from mlec.ir import Graph, GraphBuilder, Location, Node, Trait, Value
-from mlec.ir.dim import static_dims
+from mlec.ir.dim import static, static_dims
 from mlec.ir.dtype import DType
+from mlec.ops.pool import pool_geometry
+from mlec.ops.resize import nearest_positions
+from mlec.passes.quantize.images import (
+    RANKS,
+    array_as_image,
+    counted,
+    extents,
+    image_of,
+    tensor_of,
+    window_attrs,
+)
+from mlec.passes.quantize.layers import Layer
 from mlec.passes.quantize.numbers import Affine
 from mlec.passes.quantize.plans import Plan
 
 RULE = "quantize-int8"
-LAST = (0, 2, 3, 1)
-FIRST = (0, 3, 1, 2)
-"""Axes that move the channels of an image behind its space, and back."""
 
 
-def emit(graph: Graph, plans: Sequence[Plan]) -> Graph:
-    """The graph with these layers on 8 bits."""
-    return _Writer(graph, {plan.layer.node: plan for plan in plans}).run()
+def emit(graph: Graph, plans: Sequence[Plan], stored: Mapping[Value, Affine] | None = None) -> Graph:
+    """The graph with these layers on 8 bits; ``stored``: what else kernels may hand over in 8 bits, see `stored_values`."""
+    return _Writer(graph, {plan.layer.node: plan for plan in plans}, stored or {}).run()
 
 
 def result_of(b: GraphBuilder, plan: Plan, x: Value, weights: Value | None = None) -> Value:
@@ -45,7 +56,7 @@ def result_of(b: GraphBuilder, plan: Plan, x: Value, weights: Value | None = Non
     elif node.name == "matmul":
         sums = b("cast", b("matmul_int8", x, w, zero_point=plan.input.zero_point), dtype=DType.F32)
     else:
-        sums = b("cast", b("conv_int8", x, w, zero_point=plan.input.zero_point, **node.attrs), dtype=DType.F32)
+        sums = b("cast", b("conv_int8", x, w, zero_point=plan.input.zero_point, **plan.layer.attrs), dtype=DType.F32)
     hint, scales = plan.layer.output.hint, b.constant(plan.scales, "scale")
     if not plan.bias.any():
         return b("mul", sums, scales, hint=hint)
@@ -60,23 +71,58 @@ def quantized(b: GraphBuilder, x: Value, plan: Plan) -> Value:
 
 
 def source_of(graph: Graph, value: Value) -> Value:
-    """The value that has all numbers of this one: what pools and views are of."""
+    """The value that has all numbers of this one: what largest elements, nearest ones and views are of."""
     node = graph.producer.get(value)
-    if node is not None and (_is_pool(node) or _is_view(node)):
+    if node is not None and _picks(node):
         return source_of(graph, node.inputs[0])
     return value
 
 
-def permuted(b: GraphBuilder, x: Value, perm: tuple[int, ...]) -> Value:
-    """The transposed tensor; a view where only axes of extent 1 move."""
-    moved = [axis for axis in perm if x.type.shape[axis] != 1]
-    if moved == sorted(moved):
-        return b("reshape", x, shape=tuple(x.type.shape[axis] for axis in perm))
-    return b("transpose", x, perm=perm)
+def stored_values(graph: Graph, layers: Sequence[Layer]) -> list[Value]:
+    """Images that no layer reads, but that a kernel writes and others read: pools and means, and what is beside these."""
+    images: set[Value] = set()
+    convolving = {node for layer in layers if layer.is_conv for node in (layer.node, layer.added)}
+    for node in graph.nodes:
+        convolved = node in convolving
+        follows = any(value in images for value in node.inputs) and (node.op.has(Trait.ELEMENTWISE) or _stays(node))
+        if convolved or follows:
+            images.update(value for value in node.outputs if value.type.rank in RANKS)
+    read = {source_of(graph, layer.input) for layer in layers}
+    return [
+        value
+        for value in (value for node in graph.nodes for value in node.outputs)
+        if value in images and value not in read and value not in graph.outputs and _is_stored(graph, value)
+    ]
 
 
-def _is_pool(node: Node) -> bool:
-    return node.name == "max_pool" and node.output.type.rank == 4
+def _is_stored(graph: Graph, value: Value) -> bool:
+    """Whether some reader takes it from memory, as elementwise ops mostly do not; and all of them stay on images."""
+    readers = graph.users.get(value, ())
+    return any(map(_stays, readers)) and all(node.op.has(Trait.ELEMENTWISE) or _stays(node) for node in readers)
+
+
+def _picks(node: Node) -> bool:
+    """Whether all numbers of the result are numbers of the operand."""
+    return _is_pool(node, "max_pool") or _is_view(node) or _is_nearest(node)
+
+
+def _stays(node: Node) -> bool:
+    """Whether it makes an image of images, besides elementwise ops."""
+    return (
+        _is_pool(node, "max_pool")
+        or _is_pool(node, "avg_pool")
+        or _is_nearest(node)
+        or _is_concat(node)
+        or _is_mean(node)
+    )
+
+
+def _is_pool(node: Node, name: str) -> bool:
+    return node.name == name and len(node.attrs["kernel"]) == node.output.type.rank - 2 in (1, 2)
+
+
+def _is_nearest(node: Node) -> bool:
+    return node.name == "resize" and node.attrs["mode"] == "nearest" and node.output.type.rank in RANKS
 
 
 def _is_view(node: Node) -> bool:
@@ -85,7 +131,16 @@ def _is_view(node: Node) -> bool:
 
 def _is_concat(node: Node) -> bool:
     """Of the channels of images."""
-    return node.name == "concat" and node.output.type.rank == 4 and node.attrs["axis"] % 4 == 1
+    rank = node.output.type.rank
+    return node.name == "concat" and rank in RANKS and node.attrs["axis"] % rank == 1
+
+
+def _is_mean(node: Node) -> bool:
+    """Over all space."""
+    rank = node.inputs[0].type.rank if node.inputs else 0
+    return (
+        node.name == "mean" and rank in RANKS[1:] and sorted(a % rank for a in node.attrs["axes"]) == [*range(2, rank)]
+    )
 
 
 @dataclass
@@ -101,6 +156,7 @@ class _Writer:
 
     graph: Graph
     plans: Mapping[Node, Plan]
+    stored: Mapping[Value, Affine]
     b: GraphBuilder = field(init=False)
     last: dict[Value, Value | None] = field(default_factory=dict)
     eight: dict[tuple[Value, Affine], Value] = field(default_factory=dict)
@@ -115,6 +171,8 @@ class _Writer:
         for plan in self.plans.values():
             if plan.kind == "int8" and plan.divisor is None:
                 self.want(plan.layer.input, plan.input)
+        for value, affine in self.stored.items():
+            self.want(value, affine)
         for node in self.graph.nodes:
             with self.b.at(Location.merged((node.loc,), RULE)):
                 done = self.layer(node) or node in biases or self.pool(node) or self.follower(node)
@@ -138,7 +196,7 @@ class _Writer:
         node = self.graph.producer.get(value)
         if node is None:
             return
-        if _is_pool(node) or _is_view(node) or _is_concat(node):
+        if _picks(node) or _is_concat(node):
             for operand in node.inputs:
                 self.want(operand, affine)
 
@@ -162,32 +220,59 @@ class _Writer:
         if plan.kind != "int8" or plan.divisor is not None or node is None or node.name != "reshape":
             return None
         image = node.inputs[0]
-        if image not in self.last or image.type.rank != 4 or node.output.type.rank != 2:
+        if image not in self.last or image.type.rank not in RANKS[1:] or node.output.type.rank != 2:
             return None
         if node.output.type.shape[0] != image.type.shape[0]:
             return None
-        channels, rows, columns = static_dims(image.type.shape[1:])
         eight = self.channels_last(image, plan.input)
+        (rows, columns), channels = extents(image), static(image.type.shape[1])
         moved = plan.weights.reshape(channels, rows, columns, -1).transpose(1, 2, 0, 3)
         weights = np.ascontiguousarray(moved.reshape(plan.weights.shape))
         flat = self.b("reshape", eight, shape=node.output.type.shape)
         return result_of(self.b, plan, flat, self.b.constant(weights, plan.layer.node.inputs[1].hint))
 
     def pool(self, node: Node) -> bool:
-        """max_pool on 8 bits, where these are there"""
-        if not _is_pool(node) or len(node.attrs["kernel"]) != 2:
+        """Pools and nearest neighbours of 8 bits, where these are there."""
+        if not (_is_pool(node, "max_pool") or _is_pool(node, "avg_pool") or _is_nearest(node)):
             return False
         (x,) = node.inputs
         affine = self.wanted.get(x)
         if affine is None or (x, affine) not in self.eight:
             return False
-        self.eight[node.output, affine] = self.b("max_pool_int8", self.eight[x, affine], **node.attrs)
+        if node.name == "avg_pool":
+            self.last[node.output] = self.means(x, affine, window_attrs(node.attrs, x.type.rank))
+            return True
+        eight = self.eight[x, affine]
+        if node.name == "max_pool":
+            self.eight[node.output, affine] = self.b("max_pool_int8", eight, **window_attrs(node.attrs, x.type.rank))
+        else:
+            self.eight[node.output, affine] = self.nearest(eight, extents(node.output))
         self.wanted[node.output] = affine
         self.last[node.output] = None
         return True
 
+    def means(self, x: Value, affine: Affine, attrs: Mapping[str, Any]) -> Value:
+        """Of windows: their sums, times what one step of a number stands for, over how many there are."""
+        geometry, kernel = pool_geometry(attrs), tuple(attrs["kernel"])
+        given = {name: attrs[name] for name in ("kernel", "strides", "pads", "ceil_mode")}
+        sums = self.b("sum_pool_int8", self.eight[x, affine], zero_point=affine.zero_point, **given)
+        space = sums.type.shape[1:3]
+        counts = counted(extents(x), static_dims(space), kernel, geometry, attrs["count_include_pad"])
+        scale = (affine.scale / counts).astype(np.float32)
+        if (scale == scale[:1, :1, :1]).all():
+            scale = scale[:1, :1, :1]
+        return self.b("mul", self.b("cast", sums, dtype=DType.F32), self.b.constant(scale, "scale"))
+
+    def nearest(self, eight: Value, space: tuple[int, int]) -> Value:
+        for axis, extent in enumerate(space, 1):
+            given = static(eight.type.shape[axis])
+            if extent != given:
+                picked = self.b.constant(nearest_positions(extent, given), "nearest")
+                eight = self.b("gather", eight, picked, axis=axis)
+        return eight
+
     def follower(self, node: Node) -> bool:
-        """Keeps the channels last through elementwise ops, concatenation and global means."""
+        """Keeps the channels last through elementwise ops, concatenation and what is taken over all space."""
         if not any(value in self.last for value in node.inputs):
             return False
         if node.op.has(Trait.ELEMENTWISE):
@@ -212,13 +297,12 @@ class _Writer:
         """An operand of an elementwise op with its channels last: an image, a number for each channel, or a single one."""
         if value.type.rank == 0:
             return value
-        constant = self.graph.constant_value(value)
-        if like.type.rank != 4 or (constant is None and value.type.rank != 4):
+        constant, rank = self.graph.constant_value(value), like.type.rank
+        if rank not in RANKS or (constant is None and value.type.rank != rank):
             return None
         if constant is not None:
-            full = constant.reshape((1,) * (4 - constant.ndim) + constant.shape)
-            return self.b.constant(np.ascontiguousarray(full.transpose(LAST)), value.hint)
-        return self.image(value) if value in self.last else permuted(self.b, value, LAST)
+            return self.b.constant(array_as_image(constant, rank), value.hint)
+        return self.image(value) if value in self.last else image_of(self.b, value)
 
     def concat(self, node: Node) -> bool:
         affine = self.wanted.get(node.output)
@@ -232,10 +316,15 @@ class _Writer:
 
     def over_space(self, node: Node) -> bool:
         (x,) = node.inputs
-        if x.type.rank != 4 or sorted(axis % 4 for axis in node.attrs["axes"]) != [2, 3]:
+        rank = x.type.rank
+        if rank not in RANKS[1:] or sorted(axis % rank for axis in node.attrs["axes"]) != [*range(2, rank)]:
             return False
-        reduced = self.b(node.op, self.image(x), axes=(1, 2), keepdims=False)
-        self.b.replace(node.output, self.b("reshape", reduced, shape=node.output.type.shape, hint=node.output.hint))
+        affine = self.wanted.get(x)
+        if node.name == "mean" and affine is not None and (x, affine) in self.eight:
+            whole = {"kernel": extents(x), "strides": (), "pads": (), "ceil_mode": False, "count_include_pad": True}
+            self.last[node.output] = self.means(x, affine, whole)
+        else:
+            self.last[node.output] = self.b(node.op, self.image(x), axes=(1, 2), keepdims=True)
         return True
 
     # -- tensors in their forms ----------------------------------------------------------------------------------
@@ -256,7 +345,7 @@ class _Writer:
             if value in self.last:
                 self.eight[key] = self.b("quantize", self.image(value), **affine.attrs)
             else:
-                self.eight[key] = permuted(self.b, self.b("quantize", value, **affine.attrs), LAST)
+                self.eight[key] = image_of(self.b, self.b("quantize", value, **affine.attrs))
         return self.eight[key]
 
     def rows(self, plan: Plan) -> Value:
@@ -277,7 +366,7 @@ class _Writer:
     def view_of_image(self, value: Value, affine: Affine) -> Value | None:
         """A view of an image, in 8 bits, with the channels where they were."""
         if value in self.last:
-            return permuted(self.b, self.channels_last(value, affine), FIRST)
+            return tensor_of(self.b, self.channels_last(value, affine), value.type.rank)
         node = self.graph.producer.get(value)
         if node is None or not _is_view(node):
             return None
@@ -290,4 +379,4 @@ class _Writer:
             return
         self.written.add(value)
         exact = self.last[value] if value in self.graph.outputs else None
-        self.b.replace(value, permuted(self.b, exact or self.image(value), FIRST))
+        self.b.replace(value, tensor_of(self.b, exact or self.image(value), value.type.rank))

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from mlec.difference import Difference
-from mlec.ir import Graph, run_graph
+from mlec.ir import Graph, Value, run_graph
 from mlec.ir.dim import evaluate
 from mlec.passes.quantize.emit import emit
+from mlec.passes.quantize.numbers import Affine
 from mlec.passes.quantize.plans import Plan
 from mlec.passes.quantize.statistics import Batch, Parts, runner, some_rows
 from mlec.pipeline import PassContext, Tolerance
@@ -102,26 +103,31 @@ def _worst(outputs: Sequence[Difference]) -> dict[str, Any]:
 
 
 def guarded(
-    graph: Graph, plans: Sequence[Plan], parts: Parts, batches: Sequence[Batch], budget: Budget, context: PassContext
-) -> Verdict:
+    graph: Graph, plans: Sequence[Plan], stored: Mapping[Value, Affine], parts: Parts, batches: Sequence[Batch], budget: Budget,
+    context: PassContext,
+) -> Verdict:  # fmt: skip
     """Keeps as many layers on 8 bits as the budget allows.
 
     Args:
         graph: in float32.
         plans: of the layers that do well by themselves.
+        stored: what else kernels hand over in 8 bits; that goes back first.
         parts: the calibration data, with the outputs that the graph has for it.
         batches: the same, for how much work it is.
         budget: what may be lost.
         context: to run large graphs with.
     """
-    eight = emit(graph, plans)
+    eight = emit(graph, plans, stored)
     before = after = _measured(graph, eight, parts, batches, context)
     alone: dict[Plan, float] = {}
     kept = list(plans)
     while kept and (spent := max(map(budget.spent, after), default=0.0)) > 1:
-        alone = alone or _alone(graph, plans, parts)
-        kept = _fewer(kept, alone, spent)
-        eight = emit(graph, kept) if kept else graph
+        if stored:
+            stored = {}
+        else:
+            alone = alone or _alone(graph, plans, parts)
+            kept = _fewer(kept, alone, spent)
+        eight = emit(graph, kept, stored) if kept else graph
         after = _measured(graph, eight, parts, batches, context)
     return Verdict(len(plans), kept, alone, before, after, eight)
 

@@ -53,7 +53,8 @@ def _rows(layer: Layer, x: Array, rng: np.random.Generator) -> Array:
     if not layer.is_conv:
         rows = x.reshape(-1, x.shape[-1])
         return rows[_picked(len(rows), rng)]
-    geometry = Geometry.of(layer.node.attrs, 2)
+    x = x if x.ndim == 4 else x[:, :, None]
+    geometry = Geometry.of(layer.attrs, 2)
     taps = layer.weights.shape[:2]
     extents = static_dims(geometry.positions(x.shape[2:], taps))
     image, *corner = np.unravel_index(_picked(len(x) * math.prod(extents), rng), (len(x), *extents))

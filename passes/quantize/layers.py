@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from mlec.ir import Graph, Node, Value
 from mlec.ir.dtype import DType
 from mlec.ir.op import Array
 from mlec.ops.quant import MAX_TERMS
+from mlec.passes.quantize.images import RANKS, window_attrs
 from mlec.pipeline import Remark
 
 PRODUCTS = ("matmul", "conv")
@@ -55,7 +57,17 @@ class Layer:
     @property
     def channel_axis(self) -> int:
         """Of the input, counted from the end."""
-        return -3 if self.is_conv else -1
+        return channel_axis(self.input) if self.is_conv else -1
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Of a convolution, over images: a sequence is one of a single row."""
+        return window_attrs(self.node.attrs, self.input.type.rank)
+
+
+def channel_axis(value: Value) -> int:
+    """Of a tensor with its channels in front of space, counted from the end."""
+    return 1 - value.type.rank
 
 
 def find_layers(graph: Graph) -> tuple[list[Layer], list[Remark]]:
@@ -72,7 +84,8 @@ def find_layers(graph: Graph) -> tuple[list[Layer], list[Remark]]:
         weights = graph.constant_value(node.inputs[1])
         assert weights is not None
         if node.name == "conv":
-            weights = np.ascontiguousarray(weights.transpose(2, 3, 1, 0))
+            image = weights if weights.ndim == 4 else weights[:, :, None]
+            weights = np.ascontiguousarray(image.transpose(2, 3, 1, 0))
         added, bias = _bias(graph, node, weights.shape[-1])
         layers.append(Layer(node, weights, added, bias))
     return layers, missed
@@ -90,8 +103,8 @@ def _reasons(graph: Graph, node: Node) -> Iterator[str]:
         yield "it has no weights"
     elif node.name == "matmul" and weights.ndim != 2:
         yield f"its weights have {weights.ndim} axes"
-    elif node.name == "conv" and x.type.rank != 4:
-        yield "it is not of images"
+    elif node.name == "conv" and x.type.rank not in RANKS:
+        yield "it is not of images or sequences"
     elif node.name == "conv" and not all(isinstance(extent, int) for extent in x.type.shape[1:]):
         yield "its image has a symbolic extent"
     elif (terms := _terms(node, weights)) > MAX_TERMS:
@@ -114,7 +127,7 @@ def _bias(graph: Graph, node: Node, channels: int) -> tuple[Node | None, Array]:
     array = graph.constant_value(other)
     if array is None:
         return None, none
-    axis = node.output.type.rank - (3 if node.name == "conv" else 1)
+    axis = 1 if node.name == "conv" else node.output.type.rank - 1
     full = array.reshape((1,) * (node.output.type.rank - array.ndim) + array.shape)
     if full.size != full.shape[axis]:
         return None, none

@@ -12,10 +12,10 @@ import numpy as np
 from mlec.ir import Graph, Value
 from mlec.ir.op import Array
 from mlec.passes.quantize.balance import divisor_of
-from mlec.passes.quantize.emit import source_of
+from mlec.passes.quantize.emit import source_of, stored_values
 from mlec.passes.quantize.guard import Budget, Verdict, guarded
 from mlec.passes.quantize.judge import signal_to_noise
-from mlec.passes.quantize.layers import Layer, find_layers
+from mlec.passes.quantize.layers import Layer, channel_axis, find_layers
 from mlec.passes.quantize.numbers import Affine
 from mlec.passes.quantize.observers import METHODS, Histogram, check_method
 from mlec.passes.quantize.plans import Plan, plan_of
@@ -73,7 +73,7 @@ class QuantizeInt8(Pass):
             remarks.append(
                 Remark("missed", "calibrated on random numbers, for want of calibration data", rule=self.name)
             )
-        plans, judged, parts = self.judged(graph, layers, batches, context)
+        plans, judged, stored, parts = self.judged(graph, layers, batches, context)
         best = [self.best(plans[layer], judged) for layer in layers]
         rows = max((len(array) for batch in batches for array in batch if array.ndim), default=1)
         racing = [plan for plan in best if self.measure and self.keeps(judged[plan])]
@@ -85,7 +85,7 @@ class QuantizeInt8(Pass):
             verdict = Verdict(0, [], {}, [], [], graph)
         else:
             budget = Budget(self.max_accuracy_loss, self.max_error, self.tolerance or self.preserves)
-            verdict = guarded(graph, chosen, parts, batches, budget, context)
+            verdict = guarded(graph, chosen, stored, parts, batches, budget, context)
             decided |= dict.fromkeys(set(chosen).difference(verdict.kept), (False, RUINS))
         findings: list[Mapping[str, Any]] = []
         for plan in best:
@@ -101,8 +101,8 @@ class QuantizeInt8(Pass):
 
     def judged(
         self, graph: Graph, layers: Sequence[Layer], batches: Sequence[Batch], context: PassContext
-    ) -> tuple[dict[Layer, list[Plan]], dict[Plan, float], Parts]:
-        """The ways to compute each layer, the decibels of each, and the calibration data with what it makes of the graph.
+    ) -> tuple[dict[Layer, list[Plan]], dict[Plan, float], dict[Value, Affine], Parts]:
+        """The ways to compute each layer, the decibels of each, what else is handed over in 8 bits, and the calibration data.
 
         The preferred ones come first: on 8 bits, also balanced where its input channels are uneven; a product with its weights in 8 bits
         only.
@@ -110,6 +110,8 @@ class QuantizeInt8(Pass):
         sources = {layer: source_of(graph, layer.input) for layer in layers}
         places: list[Place] = [(layer.input, layer.channel_axis) for layer in layers]
         places += [(source, -1) for layer, source in sources.items() if source is not layer.input]
+        handed = stored_values(graph, layers)
+        places += [(value, channel_axis(value)) for value in handed]
         seen, parts = watch(graph, list(dict.fromkeys(places)), batches, context)
         divisors = self.divisors(layers, seen)
         plain, balanced = histograms(seen, divisors, parts)
@@ -124,7 +126,8 @@ class QuantizeInt8(Pass):
             if not layer.is_conv:
                 plans[layer].append(plan_of(layer, "weights", ranges[sources[layer]], mean))
         finite = {value: found.finite for (value, _), found in seen.items()}
-        return plans, signal_to_noise(plans, finite, parts), parts
+        stored = {value: self.affine(plain[value]) for value in handed if finite[value]}
+        return plans, signal_to_noise(plans, finite, parts), stored, parts
 
     def divisors(self, layers: Sequence[Layer], seen: Mapping[Place, Watched]) -> dict[Value, Array]:
         readers: dict[Value, list[Layer]] = {}

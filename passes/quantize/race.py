@@ -12,7 +12,8 @@ from mlec.ir import Graph, GraphBuilder, Location, TensorType, Value
 from mlec.ir.dim import evaluate, symbols_of
 from mlec.ir.dtype import DType
 from mlec.ir.op import Array
-from mlec.passes.quantize.emit import LAST, result_of
+from mlec.passes.quantize.emit import result_of
+from mlec.passes.quantize.images import shape_of_image
 from mlec.passes.quantize.plans import Plan
 from mlec.pipeline import PassContext, TargetFacts
 
@@ -99,15 +100,17 @@ def _in_float(b: GraphBuilder, plan: Plan, number: int) -> Value:
     x = b.input(f"x{number}", layer.input.type)
     if not layer.is_conv:
         return b("add", b("matmul", x, b.constant(layer.weights)), b.constant(layer.bias))
+    space = (1,) * (layer.input.type.rank - 2)
     weights = np.ascontiguousarray(layer.weights.transpose(3, 2, 0, 1))
-    return b("add", b("conv", x, b.constant(weights), **layer.node.attrs), b.constant(layer.bias.reshape(-1, 1, 1)))
+    weights = weights if len(space) == 2 else weights[:, :, 0]
+    return b("add", b("conv", x, b.constant(weights), **layer.node.attrs), b.constant(layer.bias.reshape(-1, *space)))
 
 
 def _in_eight(b: GraphBuilder, plan: Plan, number: int) -> Value:
     layer = plan.layer
     shape = layer.input.type.shape
     given = TensorType(
-        tuple(shape[axis] for axis in LAST) if layer.is_conv else shape, DType.U8 if plan.kind == "int8" else DType.F32
+        shape_of_image(shape) if layer.is_conv else shape, DType.U8 if plan.kind == "int8" else DType.F32
     )
     result = result_of(b, plan, b.input(f"q{number}", given))
     return b("quantize", result, scale=1.0, zero_point=128) if plan.kind == "int8" else result

@@ -33,7 +33,7 @@ OPS = [
     "dequantize", "erf", "exp", "gather", "group_norm", "gru", "layer_norm", "log", "logsumexp", "lstm", "matmul",
     "matmul_int8", "matmul_narrow", "matmul_narrow_packed", "matmul_packed", "max", "max_pool", "max_pool_int8",
     "nearest", "pairwise_distance", "prod", "quantize", "resize", "rnn", "round", "sigmoid", "softmax", "sort",
-    "sum", "tanh", "topk", "transpose", "tree_ensemble", "where",
+    "sum", "sum_pool_int8", "tanh", "topk", "transpose", "tree_ensemble", "where",
 ]  # fmt: skip
 """Those with templates of their own, and some of the elementwise ones. None needs the C library's functions, which are not linked."""
 

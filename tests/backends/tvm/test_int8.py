@@ -12,7 +12,7 @@ from mlec.backends.tvm.kernels.depthwise_int8 import depthwise_int8, depthwise_s
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
 from mlec.backends.tvm.kernels.gemm_int8 import Int8Schedule, gemm_int8
 from mlec.backends.tvm.kernels.int8 import Dots, Packed, has_amx
-from mlec.backends.tvm.kernels.pool_int8 import max_pool_int8
+from mlec.backends.tvm.kernels.pool_int8 import pool_int8
 from mlec.backends.tvm.kernels.vector import cast_to
 from mlec.backends.tvm.target import TargetInfo
 from mlec.ir import OPS, GraphBuilder, TensorType, run_graph
@@ -208,9 +208,28 @@ def test_quantize_equals_its_reference(zero_point):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 64, 100])
+@pytest.mark.parametrize("where", TARGETS)
+def test_sums_of_windows(where, channels):
+    """Small windows over an edge, and one of the whole image; all of either extreme too."""
+    target, batch = TARGETS[where], tirx.Var("n", "int64")
+    if missing := what_is_missing(needed_flags(target.triple, target.features)):
+        pytest.skip(missing)
+    for kernel, strides, pads, space in (
+        ((3, 2), (2, 1), (1, 0, 1, 1), (9, 8)),
+        ((20, 30), (1, 1), (0,) * 4, (20, 30)),
+    ):
+        window = {"strides": strides, "pads": pads, "dilations": (1, 1)}
+        g = geometry(strides, pads, (1, 1))
+        for x in (values((3, *space, channels), "uint8"), np.full((1, *space, channels), 255, np.uint8)):
+            want = OPS["sum_pool_int8"].reference(x, kernel=kernel, ceil_mode=False, zero_point=200, **window)
+            kernel_of = pool_int8((batch, *space, channels), kernel, g, want.shape[1:3], target, 200)
+            np.testing.assert_array_equal(compile_kernel(kernel_of, target)(x, out=want.shape, dtype="int32"), want)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 64, 100])
 def test_largest_of_windows(channels):
     x = values((2, 9, 8, channels), "uint8")
     attrs = {"kernel": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1), "dilations": (1, 1), "ceil_mode": True}
     want = OPS["max_pool_int8"].reference(x, **attrs)
-    kernel = max_pool_int8(x.shape, (3, 3), geometry((2, 2), (1, 1, 1, 1), (1, 1)), want.shape[1:3], HOST)
+    kernel = pool_int8(x.shape, (3, 3), geometry((2, 2), (1, 1, 1, 1), (1, 1)), want.shape[1:3], HOST)
     np.testing.assert_array_equal(compile_kernel(kernel)(x, out=want.shape, dtype="uint8"), want)
