@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mlec.errors import TargetError, UnsupportedOpError
 from mlec.ir.graph import Graph, Node
@@ -18,21 +18,15 @@ from mlec.runtime.program import Program
 from mlec.signature import Signature
 from mlec.target import Target
 
+if TYPE_CHECKING:
+    from mlec.measuring.machine import Machine
 
-@dataclass(frozen=True)
-class RowTimes:
-    """What a backend expects of a kernel whose time is a matter of data that the ops' costs do not tell, such as the shape of trees.
 
-    Attributes:
-        alone, block: seconds of a row, of few that go one by one, and in blocks; on a processor of 3 GHz, or one as fast.
-        block_rows: rows from which blocks are used.
-        parallel_rows: rows from which several threads are used.
-    """
+class RowTimes(Protocol):
+    """What a backend expects of a kernel whose time is a matter of data that the ops' costs do not tell, such as the shape of trees."""
 
-    alone: float
-    block: float
-    block_rows: int
-    parallel_rows: int
+    def seconds(self, rows: int, threads: int, machine: Machine) -> float:
+        """Of one call, without the overhead of that."""
 
 
 @dataclass(frozen=True)

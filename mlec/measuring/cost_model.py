@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mlec.backends.base import CompiledModule, KernelNote, RowTimes
+from mlec.backends.base import CompiledModule, KernelNote
 from mlec.ir import DType, Graph, Node
 from mlec.ir.dim import Dim, evaluate, parse_dim, symbols_of
 from mlec.ir.op import Trait
@@ -161,7 +161,8 @@ class CostModel:
         """
         assert note.node is not None
         if note.rows is not None:
-            return self._rows(value_of(note.node.outputs[0].type.shape[0], binding), note.rows)
+            rows = value_of(note.node.outputs[0].type.shape[0], binding)
+            return note.rows.seconds(rows, self._threads, self.machine) + self.machine.kernel_seconds
         moved = value_of(parse_dim(kernel.bytes), binding)
         operations = operations_of(note.node, binding)
         return self.seconds(Work(operations, note.weights, max(0, moved - note.weights), note.bits), held)
@@ -185,12 +186,6 @@ class CostModel:
         if work.weights:
             traffic += work.weights / self.machine.traffic(held + work.values, threads)
         return max(compute, traffic)
-
-    def _rows(self, count: int, rows: RowTimes) -> float:
-        single = count * (rows.alone if count < rows.block_rows else rows.block) / self.machine.clock
-        shared = self._threads > 1 and count >= rows.parallel_rows
-        seconds = single / self._threads + self.machine.dispatch_seconds if shared else single
-        return seconds + self.machine.kernel_seconds
 
     @property
     def _threads(self) -> int:

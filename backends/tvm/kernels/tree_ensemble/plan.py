@@ -7,13 +7,13 @@ from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
-from mlec.backends.base import RowTimes
 from mlec.backends.tvm.kernels.schedule import around
 from mlec.backends.tvm.kernels.tree_ensemble.columns import pack_columns
 from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, TreeEnsemble
 from mlec.backends.tvm.kernels.tree_ensemble.ranked import Ranked
 from mlec.backends.tvm.kernels.tree_ensemble.ranks import Ranks
-from mlec.backends.tvm.kernels.tree_ensemble.sliced import LISTED, VECTORS, Sliced
+from mlec.backends.tvm.kernels.tree_ensemble.sliced import LISTED, SINGLE_VECTOR, VECTORS, Sliced
+from mlec.backends.tvm.kernels.tree_ensemble.times import TreeTimes
 from mlec.backends.tvm.kernels.tree_ensemble.walk import LANES, pack_walk
 from mlec.backends.tvm.target import TargetInfo
 
@@ -24,6 +24,9 @@ ALONE_RANK_FACTOR = 2.0  # ranks of one row beside those of a row in a block
 COLUMN_NS = 0.6  # copying a value into its column by itself
 COPY_NS = 0.35  # and with those beside it, mostly the loads of a wide row
 RANK_LEVEL_NS = 0.5  # one level of the search for a rank
+LINE_NS = 0.15  # what a cache line takes longer from the second-level cache, with several walks in flight
+FAR_LINE_NS = 1.6  # and from beyond it
+LINE_BYTES = 64
 
 DISPATCH_NS = 20_000
 """Work below which waking threads costs more than it gains."""
@@ -79,6 +82,7 @@ class Plan:
         walk_ns, sliced_ns: expected time per row in blocks, of both strategies.
         number_ns, ranked_ns: expected time of a row that goes alone, by walks over numbers and over ranks. What is impossible takes
             infinitely long.
+        cores: of the processor.
     """
 
     ensemble: TreeEnsemble
@@ -92,6 +96,7 @@ class Plan:
     sliced_ns: float
     number_ns: float
     ranked_ns: float
+    cores: int
 
     @property
     def strategy(self) -> str:
@@ -104,11 +109,19 @@ class Plan:
         return TreeSchedule(self.strategy, self.ranked is not None, self.block)
 
     @property
-    def row_times(self) -> RowTimes:
+    def row_times(self) -> TreeTimes:
         """What the kernel is expected to take."""
         alone = self.number_ns if self.ranked is None else self.ranked_ns
-        block = self.walk_ns if self.sliced is None else self.sliced_ns
-        return RowTimes(1e-9 * alone, 1e-9 * block, self.block_rows, self.parallel_rows)
+        splits = "slots" if self.sliced is None else "splits"
+        read = self.packed[splits].nbytes if splits in self.packed else 0  # there need be no tree
+        if self.sliced is None:
+            block, tile, filled, row, single = (self.block, LANES), LANES, self.walk_ns, 0.0, 1.0
+        else:
+            lanes, filled = self.sliced.lanes, self.sliced.row_ns
+            block, tile, row, single = (lanes, lanes), lanes * VECTORS, self.sliced_ns - filled, SINGLE_VECTOR
+        return TreeTimes(
+            alone, filled, row, self.block_rows, self.parallel_rows, self.block, tile, *block, single, read, self.cores
+        )
 
     def explain(self) -> str:
         """What was picked and why, for the report: the choices with what each candidate is expected to take, then the facts."""
@@ -163,7 +176,8 @@ def prepare(
     )
     columns_ns = sum(copies)
     walk_ns = STEP_NS * steps + columns_ns + 1
-    number_ns = ALONE_STEP_NS * steps + columns_ns + 1
+    slots = len(ensemble.layout.code)
+    number_ns = ALONE_STEP_NS * steps + columns_ns + _misses_ns(ensemble, 16 * slots, info) + 1
     ranks = Ranks.of(ensemble)
     lanes = info.lanes(np.dtype(ensemble.dtype).itemsize * 8)
     rank_ns = RANK_LEVEL_NS * columns * ranks.levels(ensemble, lanes) if ranks is not None else 0.0
@@ -174,7 +188,10 @@ def prepare(
     elif block is not None and sliced is not None:
         sliced = replace(sliced, sections=block // (sliced.lanes * VECTORS))
     walks = Ranked.of(ensemble, ranks)
-    ranked_ns = float("inf") if walks is None else walks.row_ns + ALONE_RANK_FACTOR * rank_ns + 1
+    ranked_ns = float("inf")
+    if walks is not None:
+        missed = _misses_ns(ensemble, walks.field // 2 * slots, info)
+        ranked_ns = walks.row_ns + ALONE_RANK_FACTOR * rank_ns + missed + 1
     if ranked is False or (ranked is None and number_ns <= ranked_ns):
         walks = None
     row_ns = number_ns if walks is None else ranked_ns
@@ -196,7 +213,17 @@ def prepare(
         block_rows = 1 + int(sliced_ns * sliced.lanes / row_ns)  # what one vector of rows costs, in rows
     packed = {name: np.ascontiguousarray(a) for name, a in packed.items() if a.size}
     parallel = max(block_rows, 2 * LANES, int(DISPATCH_NS / block_ns) + 1)
-    return Plan(ensemble, sliced, walks, packed, block, block_rows, parallel, walk_ns, sliced_ns, number_ns, ranked_ns)
+    times = walk_ns, sliced_ns, number_ns, ranked_ns
+    return Plan(ensemble, sliced, walks, packed, block, block_rows, parallel, *times, info.cores)
+
+
+def _misses_ns(ensemble: TreeEnsemble, slot_bytes: int, info: TargetInfo) -> float:
+    """What a row that goes alone takes longer where its trees are not in the first-level cache: a line for each step and leaf."""
+    whole = slot_bytes + ensemble.values.nbytes
+    value_bytes = ensemble.width * ensemble.values.itemsize
+    lines = float(ensemble.layout.depth.sum()) + ensemble.trees * (1 + value_bytes / LINE_BYTES)
+    levels = ((LINE_NS, info.l1_bytes), (FAR_LINE_NS, info.l2_bytes))
+    return lines * sum(ns * max(0.0, 1 - held / whole) for ns, held in levels if whole)
 
 
 def _walk_block(ensemble: TreeEnsemble, info: TargetInfo) -> int:

@@ -48,6 +48,10 @@ LISTED = 0
 COMPLETE_SPLIT, LISTED_SPLIT, FAR_SPLIT = 0.0085, 0.0125, 0.022
 """Nanoseconds per split and row with 64 rows to a vector (measured at 3 GHz): complete, listed, and listed with a table of
 values that is larger than half the first-level cache."""
+SINGLE_VECTOR = 1.13
+"""Time of a split and row where one vector is evaluated at a time, beside `VECTORS`."""
+LOOKED_UP, ADDED = 0.05, 0.2
+"""Nanoseconds to add the value of one tree to a row: looked up in registers by vectors, or loaded."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Sliced:
         lanes: rows to a vector.
         form: i64[T], `LISTED` or the depth of a complete tree.
         sections: of `VECTORS` vectors, in a block: so often a tree is used when it has been loaded.
-        row_ns: expected time per row, without that of the ranks.
+        row_ns: expected time per row of a section, without that of the ranks.
     """
 
     ensemble: TreeEnsemble
@@ -86,7 +90,8 @@ class Sliced:
         listed = np.maximum(np.where(near, LISTED_SPLIT, FAR_SPLIT) * (layout.leaves - 1), 2 * COMPLETE_SPLIT)
         form = np.where((depth <= COMPLETE_DEPTH) & (complete <= listed), depth, LISTED)
         splits_ns = float(np.where(form == LISTED, listed, complete).sum()) * 64 / lanes
-        row_ns = splits_ns + 0.2 * max(1, ensemble.width) * ensemble.trees
+        sum_ns = LOOKED_UP if _looks_up(ensemble, most, info) else ADDED * max(1, ensemble.width)
+        row_ns = splits_ns + sum_ns * ensemble.trees
         section_bytes = max(1, ensemble.columns.count) * lanes * VECTORS * np.dtype(ranks.dtype).itemsize
         sections = max(1, min(SECTIONS, info.l2_bytes // 2 // section_bytes))
         return cls(ensemble, ranks, lanes, form, sections, row_ns)
@@ -313,7 +318,7 @@ class Sums:
         self.ensemble, self.packed, self.pitch = ensemble, packed, pitch
         self.sums = T.alloc_buffer((ensemble.outputs * pitch,), ensemble.value_dtype)
         self.lanes = info.lanes(np.dtype(ensemble.value_dtype).itemsize * 8)
-        self.permutes = info.vector_bits == 512 and "avx512f" in info.features
+        self.info = info
 
     def _at(self, row: Expr, output: Expr) -> Expr:
         return output * self.pitch + row if self.ensemble.width == 1 else row * self.ensemble.outputs + output
@@ -326,7 +331,7 @@ class Sums:
         """Emit the addition of leaf ``leaves + chosen[r]`` to each of ``rows`` rows from ``first`` on; ``count`` leaves can
         be chosen."""
         width, sums = self.ensemble.width, self.sums
-        if width == 1 and self.permutes and count <= 4 * self.lanes:
+        if _looks_up(self.ensemble, count, self.info):
             tables = [
                 share(load(self.packed["leaves"], [leaves + i * self.lanes], self.lanes))
                 for i in range(-(-count // self.lanes))
@@ -346,6 +351,12 @@ class Sums:
     def finish(self, out: Buffer, first: Expr, rows: Expr) -> None:
         with T.serial(rows) as r, T.serial(self.ensemble.outputs) as k:
             T.buffer_store(out, self.sums[self._at(r, k)], [first + r, k])
+
+
+def _looks_up(ensemble: TreeEnsemble, leaves: int, info: TargetInfo) -> bool:
+    """Whether the values of a tree of so many leaves are looked up in registers."""
+    lanes = info.lanes(np.dtype(ensemble.value_dtype).itemsize * 8)
+    return ensemble.width == 1 and info.vector_bits == 512 and "avx512f" in info.features and leaves <= 4 * lanes
 
 
 _INDEX = {16: "int32", 8: "int64"}
