@@ -25,7 +25,7 @@ from mlec.ir import Graph
 from mlec.ir.dtype import DType
 from mlec.ir.extents import with_extents
 from mlec.measuring.cost_model import CostModel
-from mlec.measuring.machine import Machine, this_machine
+from mlec.measuring.machine import this_machine
 from mlec.measuring.observation import measure_graphs, observe
 from mlec.measuring.timing import disturbance, interleaved, spread
 from mlec.measuring.trials import HostTrials
@@ -68,6 +68,12 @@ class _Source:
     def oracle(self) -> Oracle:
         """The functions of the source; none of a graph, or where its library is not installed."""
         return {} if self.frontend is None else self.frontend.oracle(self.model)
+
+    @cached_property
+    def given(self) -> list[Any] | None:
+        """The examples; without any, inputs made here, if they can be made."""
+        inputs = self.examples or probe_inputs(self.graph)
+        return None if inputs is None else list(inputs)
 
     @cached_property
     def answers(self) -> Callable[[], SourceAnswers]:
@@ -168,12 +174,12 @@ def compile(
         examples = source.examples
         advance("optimise", 1, 4)
         machine = this_machine()
-        if validate and not tune:  # tuning measures, and wants no company
-            _ = source.answers  # the library of a file works in a process of its own, beside this one
         backend = registry.backend_of(wanted.kind)
         pipeline = in_precision(_pipeline(passes, backend), precision)
         precision = precision_of(pipeline, precision)
         check_network(source.graph, precision)
+        if validate and not tune and precision not in LOWERED:  # tuning measures, and wants no company
+            _ = source.answers  # the library of a file works in a process of its own, beside this one
         pipeline = bounded(pipeline, accuracy_budget, tolerance)
         pipeline, batches, notes = calibrated(pipeline, source.graph.signature, calibration, examples)
         if stabilize:
@@ -197,10 +203,11 @@ def compile(
         )
         report.model["precision"] = precision
         report.warnings += [*options.notes, *notes]
-        report.add_passes(first.records, machine)
+        model = CostModel(machine, num_threads)
+        report.add_passes(first.records, model)
         advance("validate", 3, 4)
         compiled = _assemble(source, variants, report, num_threads)
-        _fill(report, source.graph, variants, machine)
+        _fill(report, source.graph, variants, model)
         report.warnings += [f"not validated or timed for {v.target}: {v.missing}" for v in variants if v.missing]
         if first.module.program.device == "cpu" and not first.missing:
             others = {
@@ -209,11 +216,11 @@ def compile(
             }  # fmt: skip
             inputs = _run_and_check(compiled, others, source, tolerance, report, batches) if validate else None
             if inputs is not None:
-                observe(report, compiled, inputs, first.module, CostModel(machine, num_threads))
+                observe(report, compiled, inputs, first.module, model)
             affordable = measure_passes is True or first.module.seconds < AFFORDABLE_SECONDS
-            if measure_passes and affordable and (shown := inputs or examples or probe_inputs(source.graph)):
+            if measure_passes and affordable and (shown := inputs or source.given):
                 graphs = [*(record.before for record in first.records), first.graph]
-                measure_graphs(report, graphs, list(shown), first.target, num_threads, each=measure_passes is True)
+                measure_graphs(report, graphs, shown, first.target, model, each=measure_passes is True)
         advance("done", 4, 4)
         report.timing["stages"] = advance.seconds
     return compiled
@@ -251,7 +258,7 @@ def optimize(
     backend, context = passes_of(target)
     optimized, records = _pipeline(passes, backend).run(graph, context)
     report = OptimizationReport(model={"name": graph.name, "source": "graph"}, machine=machine.to_dict())
-    report.add_passes(records, machine)
+    report.add_passes(records, CostModel(machine))
     report.graphs = {"before": graph_picture(graph), "after": graph_picture(optimized)}
     return optimized, report
 
@@ -538,7 +545,7 @@ AFFORDABLE_SECONDS = 10.0
 PREDICTED_ROWS = (1, NOMINAL_EXTENT, 1024)
 
 
-def _fill(report: OptimizationReport, before: Graph, variants: Sequence[_Variant], machine: Machine) -> None:
+def _fill(report: OptimizationReport, before: Graph, variants: Sequence[_Variant], model: CostModel) -> None:
     after, module = variants[0].graph, variants[0].module
     if len(variants) > 1:
         report.model["variants"] = [str(variant.target) for variant in variants]
@@ -546,7 +553,6 @@ def _fill(report: OptimizationReport, before: Graph, variants: Sequence[_Variant
         "kind": after.signature.kind,
         "target": {"device": module.program.device, "backend": module.program.backend, **module.program.target},
     }
-    model = CostModel(machine)
     predicted = {n: model.module_seconds(module, dict.fromkeys(after.symbols, n)) for n in PREDICTED_ROWS}
     notes = {note.symbol: note for note in module.notes}
     report.add_kernels(module.program.kernels, notes, predicted[NOMINAL_EXTENT][1])
@@ -558,7 +564,7 @@ def _fill(report: OptimizationReport, before: Graph, variants: Sequence[_Variant
         for kernel in module.tuned
     ]  # fmt: skip
     report.graphs = {"before": graph_picture(before), "after": graph_picture(after)}
-    report.machine = machine.to_dict()
+    report.machine = model.machine.to_dict()
     report.timing = {
         "compile_seconds": sum(variant.module.seconds for variant in variants),
         "predicted_seconds": {str(n): seconds for n, (seconds, kernels) in predicted.items() if kernels},
@@ -578,8 +584,7 @@ def _comparison(
     precision = report.model["precision"]
     if precision in LOWERED:
         flat = Nesting([spec.name for spec in source.graph.signature.inputs]).is_flat
-        given = source.examples or probe_inputs(source.graph)
-        batches = [*([list(given)] if given else []), *(calibration if flat else [])]
+        batches = [*([source.given] if source.given else []), *(calibration if flat else [])]
         return lambda model: measured(model, source.oracle, batches, tolerance or LOWERED[precision])
     bound = tolerance or default_tolerance(source.graph)
     if any(finding["applied"] for finding in report.stability):
@@ -592,7 +597,7 @@ def _run_and_check(
     report: OptimizationReport, calibration: Batches,
 ) -> list[Any] | None:  # fmt: skip
     """Compares all variants with the source, and times the first: on the inputs that are returned, if there are any."""
-    oracle, answers = source.oracle, source.answers()
+    oracle = source.oracle
     if oracle:
         check = _comparison(source, tolerance, report, calibration)
         report.parity = check(compiled)
@@ -608,13 +613,14 @@ def _run_and_check(
             }
     elif source.frontend is not None:
         report.warnings.append(f"not compared with its source: install {source.frontend.name} to compare")
-    if not answers.timed:
+    timed = source.given if report.model["precision"] in LOWERED else source.answers().timed
+    if not timed:
         return None
     held_back = isinstance(oracle, SourceProcess) and not oracle.timed
-    report.timing["measured"] = _timing(compiled, answers.timed, {} if held_back else oracle)
+    report.timing["measured"] = _timing(compiled, timed, {} if held_back else oracle)
     usage = compiled.memory_usage()
     report.memory |= {f"{what}_bytes": usage[what] for what in ("peak", "arena", "live", "peak_apart") if what in usage}
-    return answers.timed
+    return timed
 
 
 def _timing(compiled: CompiledModel, inputs: list[Any], oracle: Oracle) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from mlec.errors import UsageError
 from mlec.ir import Graph, Node
 from mlec.ir.dim import evaluate, parse_dim, symbols_of
 from mlec.measuring.cost_model import CostModel
-from mlec.measuring.machine import Machine
 from mlec.pipeline import NOMINAL_EXTENT, PassRecord, Remark
 from mlec.runtime.program import KernelInfo
 
@@ -61,9 +60,8 @@ class OptimizationReport:
         known = OptimizationReport.__dataclass_fields__
         return OptimizationReport(**{k: v for k, v in data.items() if k in known})
 
-    def add_passes(self, records: Sequence[PassRecord], machine: Machine | None) -> None:
-        """Appends what a pipeline did. With a machine, predicts what each pass is worth."""
-        model = None if machine is None else CostModel(machine)
+    def add_passes(self, records: Sequence[PassRecord], model: CostModel | None) -> None:
+        """Appends what a pipeline did. With a cost model, predicts what each pass is worth."""
         predicted: dict[Graph, float] = {}
         for record in records:
             before: dict[str, Any] = {**graph_stats(record.before)}

@@ -75,43 +75,56 @@ def observe(
 
 
 def measure_graphs(
-    report: OptimizationReport, graphs: Sequence[Graph], inputs: list[Any], target: Target, num_threads: int | None, each: bool
-) -> None:  # fmt: skip
-    """Fills ``measured_gain`` and ``baseline``: compiles graphs of before, and times them in turn.
-
-    A graph that the backend cannot lower as it is leaves them empty: most trees, for one, are constants only after a pass.
+    report: OptimizationReport, graphs: Sequence[Graph], inputs: list[Any], target: Target, model: CostModel, each: bool
+) -> None:
+    """Fills ``measured_gain`` and ``baseline``: compiles graphs of before, and times them in turn, beside what is predicted of the same
+    kernels at the same extents. A graph that the backend cannot lower as it is leaves them empty.
 
     Args:
         report: of the model, with its passes.
         graphs: before each pass, and after the last.
         inputs: to run them on.
         target: to compile them for.
-        num_threads: of one call.
+        model: predicts, for the threads of one call.
         each: compile the graphs before and after each pass; else only the first and the last one.
-    """
+    """  # fmt: skip
     distinct = dict.fromkeys(graphs if each else (graphs[0], graphs[-1]))
-    made = {graph: _made(graph, target, num_threads) for graph in distinct}
-    runs = {str(i): partial(model.run, inputs) for i, model in enumerate(made.values()) if model is not None}
-    least = {name: min(times) for name, times in interleaved(runs, seconds=PASS_SECONDS * len(runs)).items()}
-    seconds = {graph: least.get(str(i)) for i, graph in enumerate(made)}
-    first, last = seconds[graphs[0]], seconds[graphs[-1]]
-    if first and last:
-        report.timing["baseline"] = {"unoptimised_ms": 1e3 * first, "speedup": first / last}
+    made = {graph: found for graph in distinct if (found := _made(graph, target, model.threads)) is not None}
+    runs = {str(i): partial(compiled.run, inputs) for i, (_, compiled) in enumerate(made.values())}
+    least = [min(times) for times in interleaved(runs, seconds=PASS_SECONDS * len(runs)).values()]
+    seconds = dict(zip(made, least, strict=True))
+    predicted = {graph: _predicted(*found, inputs, model) for graph, found in made.items()}
+    first, last = graphs[0], graphs[-1]
+    if first in made and last in made:
+        report.timing["baseline"] = {
+            "unoptimised_ms": 1e3 * seconds[first],
+            "speedup": seconds[first] / seconds[last],
+            "predicted_speedup": predicted[first] / predicted[last],
+        }
     if not each:
         return
     for entry, before, after in zip(report.passes, graphs, graphs[1:], strict=False):
-        old, new = seconds[before], seconds[after]
-        entry["before"]["measured_seconds"], entry["after"]["measured_seconds"] = old, new
-        entry["measured_gain"] = old / new if old and new else None
+        if before in made and after in made:
+            for side, graph in (("before", before), ("after", after)):
+                entry[side] |= {"predicted_seconds": predicted[graph], "measured_seconds": seconds[graph]}
+            entry["predicted_gain"] = predicted[before] / predicted[after]
+            entry["measured_gain"] = seconds[before] / seconds[after]
 
 
-def _made(graph: Graph, target: Target, num_threads: int | None) -> CompiledModel | None:
+def _made(graph: Graph, target: Target, num_threads: int | None) -> tuple[CompiledModule, CompiledModel] | None:
     try:
         module = registry.backend_of(target.kind).compile(graph, target, CompileOptions())
-        return CompiledModel(graph.signature, executable_of(module, graph, num_threads))
+        return module, CompiledModel(graph.signature, executable_of(module, graph, num_threads))
     except MlecError as error:
         logger.debug("a graph between two passes is not timed: %s", error)
         return None
+
+
+def _predicted(module: CompiledModule, compiled: CompiledModel, inputs: list[Any], model: CostModel) -> float:
+    """Seconds of a call on these inputs."""
+    executable: Any = compiled.executable
+    binding = compiled.kernel_times(inputs, 1)[1] if hasattr(executable, "time_kernels") else {}
+    return model.module_seconds(module, binding)[0]
 
 
 def _least(compiled: CompiledModel, inputs: list[Any]) -> tuple[dict[str, float], dict[str, int]]:

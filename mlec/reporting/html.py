@@ -20,6 +20,8 @@ from mlec.reporting.summary import (
     facts,
     grouped,
     headline,
+    model_error,
+    saving,
     stats_lines,
     tuning_gain,
     tuning_times,
@@ -154,15 +156,44 @@ def _passes(data: ReportData) -> Html | None:
     return _section(
         "passes",
         "Passes",
+        _worth(data),
         [_pass(entry) for entry in busy],
         element("p", f"Nothing to do for {', '.join(idle)}.", class_="muted") if idle else None,
-        note="What each pass rewrote, what it left alone and why. Gains are time before divided by time after: predicted by the cost model"
+        note="What each pass saves of the time of a call, what it rewrote, what it left alone and why. "
         + (
-            ", and measured."
-            if any(p.measured_gain is not None for p in busy)
-            else "; --measure-passes measures them as well."
+            f"Predicted by the cost model and measured, on the same {units.plural(data.profile.rows, 'row')}: the graphs before and after "
+            "each pass, compiled and timed in turn."
+            if data.is_measured and data.profile.rows
+            else f"Predicted by the cost model for {NOMINAL_EXTENT} rows; --measure-passes measures it as well."
         ),
     )
+
+
+def _worth(data: ReportData) -> Html | None:
+    """What each pass saves: predicted, and measured where that was done."""
+    rewrites = [entry for entry in data.passes if entry.is_rewrite and entry.predicted_gain is not None]
+    if not rewrites:
+        return None
+    titles = ["pass", "rewrites", "predicted saving", "measured saving", "error of the model after it"]
+    rows: list[list[Child]] = [
+        [
+            element("b", entry.name),
+            f"{len(entry.applied):,}",
+            saving(entry.before.predicted_seconds, entry.after.predicted_seconds),
+            saving(entry.before.measured_seconds, entry.after.measured_seconds),
+            model_error(entry.after),
+        ]
+        for entry in rewrites
+    ]
+    baseline = data.timing.baseline
+    if baseline is not None:
+        after = baseline.unoptimised_ms / 1e3 / baseline.speedup if baseline.speedup else None
+        predicted = "" if baseline.predicted_speedup is None else units.times(baseline.predicted_speedup)
+        rows.append(
+            [element("b", "all passes, against O0"), "", predicted, saving(baseline.unoptimised_ms / 1e3, after), ""]
+        )
+    known = [i for i in range(len(titles)) if any(row[i] for row in rows)]
+    return _rows([titles[i] for i in known], [[row[i] for i in known] for row in rows], "worth")
 
 
 def _pass(entry: PassEntry) -> Html:

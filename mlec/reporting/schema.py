@@ -63,7 +63,12 @@ class PassEntry(msgspec.Struct, frozen=True):
     @property
     def is_idle(self) -> bool:
         """It changed nothing and has nothing to say."""
-        return not self.applied and not self.missed and self.before.work == self.after.work
+        return not self.missed and not self.is_rewrite
+
+    @property
+    def is_rewrite(self) -> bool:
+        """It changed something."""
+        return bool(self.applied) or self.before.work != self.after.work
 
 
 class Kernel(msgspec.Struct, frozen=True):
@@ -372,6 +377,11 @@ class ReportData(msgspec.Struct, frozen=True):
             return str(target)
         kind = target.get("kind") or target.get("device")
         return " ".join(str(part) for part in (kind, target.get("mcpu"), target.get("arch")) if part)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it is known what single passes are worth."""
+        return any(entry.measured_gain is not None for entry in self.passes)
 
     @property
     def first(self) -> Stats:

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Sequence
 
 from mlec.report import OptimizationReport
 from mlec.reporting import units
-from mlec.reporting.runs import runs
+from mlec.reporting.runs import layers, runs
 from mlec.reporting.schema import PassEntry, Remark, ReportData, typed
 from mlec.reporting.summary import (
     facts,
     grouped,
     headline,
+    model_error,
+    saving,
     stability_counts,
     stats_lines,
     tuning_gain,
@@ -24,6 +26,7 @@ from mlec.reporting.summary import (
 WIDTH = 100
 SHOWN_REMARKS = 5
 SHOWN_KERNELS = 20
+SHOWN_LAYERS = 20
 SHOWN_PLACES = 2
 SHOWN_FINDINGS = 20
 
@@ -41,6 +44,8 @@ def render_text(report: OptimizationReport) -> str:
         *[_pass(entry) for entry in data.passes if not entry.is_idle],
         _idle(data),
         _parity(data),
+        _layers(data),
+        _timeline(data),
         _kernels(data),
         _tuning(data),
         _findings("Quantisation", data.quantization),
@@ -90,10 +95,14 @@ def _summary(data: ReportData) -> list[str]:
 
 
 def _pass(entry: PassEntry) -> list[str]:
-    gains = [f"predicted gain {units.times(entry.predicted_gain)}"] if entry.predicted_gain is not None else []
-    gains += [f"measured gain {units.times(entry.measured_gain)}"] if entry.measured_gain is not None else []
-    counts = f"{len(entry.applied):,} applied, {len(entry.missed):,} missed"
-    lines = _cut(", ".join([f"pass {entry.name}: {counts}", *gains]))
+    lines = _cut(f"pass {entry.name}: {len(entry.applied):,} applied, {len(entry.missed):,} missed")
+    if entry.is_rewrite:
+        predicted = saving(entry.before.predicted_seconds, entry.after.predicted_seconds)
+        measured = saving(entry.before.measured_seconds, entry.after.measured_seconds)
+        lines += _cut(f"  predicted: {predicted}") if predicted else []
+        lines += (
+            _cut(f"  measured: {measured}, the model's error after it {model_error(entry.after)}") if measured else []
+        )
     lines += [
         f"  {title}: {before} -> {after}"
         for title, before, after in stats_lines(entry.before, entry.after)
@@ -147,6 +156,41 @@ def _parity(data: ReportData) -> list[str]:
         *_table(rows, numbers=range(1, 7)),
         *(left_out if data.parity.refused else []),
         *(fewer if data.parity.shortened else []),
+    ]
+
+
+def _layers(data: ReportData) -> list[str]:
+    found = layers(runs(data))
+    if len(found) < 2:
+        return []
+    rows = [["layer", "kernels", "time", "share", "weights", "values alive"]]
+    rows += [
+        [
+            layer.name, f"{layer.kernels:,}", units.seconds(layer.seconds), units.share(layer.share), units.size(layer.weights),
+            units.size(layer.live),
+        ]
+        for layer in found[:SHOWN_LAYERS]
+    ]  # fmt: skip
+    rest = found[SHOWN_LAYERS:]
+    more = [
+        f"  and {units.plural(len(rest), 'more layer')}, {units.share(sum(layer.share for layer in rest))} of the time"
+    ]
+    return ["layers, in the order in which they run", *_table(rows, numbers=range(1, 6)), *(more if rest else [])]
+
+
+def _timeline(data: ReportData) -> list[str]:
+    """Where most memory is in use."""
+    timeline = data.memory.timeline
+    top = max(timeline.steps, key=lambda step: step.live_bytes, default=None)
+    if top is None or not top.live_bytes:
+        return []
+    return [
+        f"memory of intermediate values, {units.plural(timeline.rows, 'row')}",
+        *_wrapped(
+            f"most at one time: {units.size(top.live_bytes)}, at call {timeline.steps.index(top) + 1:,} of {len(timeline.steps):,} "
+            f"({_line(top.symbol)}); the arena that holds them has {units.size(timeline.arena_bytes)}",
+            2,
+        ),
     ]
 
 

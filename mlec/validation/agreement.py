@@ -18,6 +18,7 @@ from mlec.frontends.base import Oracle
 from mlec.ir.op import Array
 from mlec.runtime import CompiledModel
 from mlec.tolerance import Tolerance
+from mlec.validation.answers import answer, unheard
 from mlec.validation.differential import Comparison
 from mlec.validation.probes import probe_inputs
 
@@ -45,10 +46,12 @@ def measured(
 
     Raises:
         ToleranceError: a difference beyond the bound.
+        UsageError: the source fails on a batch.
     """
     found: dict[int, Difference] = {}
     for batch in batches:
-        theirs = oracle["run"](list(batch))
+        with unheard(oracle):
+            theirs = answer(oracle, ("run",), list(batch)).wanted["run"]
         for i, (wanted, got) in enumerate(zip(_arrays(theirs), compiled.run(list(batch)), strict=True)):
             found.setdefault(i, Difference()).add(wanted, got)
     bound = tolerance or Tolerance()

@@ -9,6 +9,7 @@ import pytest
 
 from mlec.backends.base import KernelNote
 from mlec.ir import Graph, GraphBuilder, Location, tensor
+from mlec.measuring.cost_model import CostModel
 from mlec.measuring.machine import Machine
 from mlec.passes.pipelines import named_pipeline
 from mlec.report import OptimizationReport, graph_picture
@@ -36,7 +37,7 @@ def report_of(graph: Graph, **fields: Any) -> OptimizationReport:
     """The report of the default pipeline, as `mlec.compile` fills it, with times that are made up."""
     after, records = named_pipeline("default").without("stability").run(graph)
     report = OptimizationReport(model={"name": graph.name, "source": "torch", "kind": "network"})
-    report.add_passes(records, MACHINE)
+    report.add_passes(records, CostModel(MACHINE))
     kernels = [
         KernelInfo(f"{node.name}_{i}", node.name, str(node.loc), str(node.cost.flops), str(node.cost.bytes))
         for i, node in enumerate(after.compute_nodes)

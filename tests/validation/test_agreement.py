@@ -11,7 +11,7 @@ import torch
 
 import mlec
 from mlec import api
-from mlec.errors import ToleranceError
+from mlec.errors import ToleranceError, UsageError
 from mlec.processor import needed_cpu_flags, what_is_missing
 from mlec.runtime import CompiledModel
 from mlec.validation.agreement import LOWERED, measured
@@ -80,3 +80,33 @@ def test_of_several_targets_the_worst_is_reported(monkeypatch: pytest.MonkeyPatc
     )
     assert [report["methods"]["run"]["excess"] for report in found] == [0.5, 0.25]
     assert compiled.report.parity["methods"]["run"]["excess"] == 0.5
+
+
+class Rows(torch.nn.Module):
+    """Remembers how many rows it was asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(96, 64)
+        self.asked: set[int] = set()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if type(x) is torch.Tensor:  # not while it is exported
+            self.asked.add(len(x))
+        return self.linear(x)
+
+
+def test_the_source_is_asked_about_what_is_compared_alone() -> None:
+    module = Rows()
+    report = mlec.compile(module, torch.randn(7, 96), precision="bf16", progress=False).report
+    assert module.asked == {7}
+    assert report.parity["methods"]["run"]["rows"] == 7
+    assert report.timing["measured"]["rows"] == 7
+
+
+def test_a_source_that_fails_is_named() -> None:
+    def run(inputs: list[Any]) -> Any:
+        raise IndexError("no such row")
+
+    with pytest.raises(UsageError, match="IndexError: no such row"):
+        measured(cast("CompiledModel", None), {"run": run}, [[WANTED]], None)
