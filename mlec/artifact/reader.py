@@ -13,7 +13,7 @@ import io
 import os
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -153,6 +153,15 @@ class Artifact:
             except CorruptedFileError as error:
                 raise changed(f"the file was written to while it was open: {error.message}") from error
             self._mapping.accept(written)
+
+    def check_tensors(self, names: Iterable[str]) -> None:
+        """Compare the checksums of tensors, where that has not been done; large ones side by side.
+
+        Raises:
+            CorruptedFileError: with the code of the broken rule.
+        """
+        with _named(self.path):
+            self.tensors.check(names)
 
     def close(self) -> None:
         """Give the weights back. Arrays that were handed out stay valid: they keep the map alive themselves."""

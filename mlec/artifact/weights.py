@@ -22,6 +22,7 @@ from mlec.artifact import compression, limits
 from mlec.artifact.header import NEWER
 from mlec.artifact.sections import align_up, check_zero
 from mlec.errors import ArtifactError, CorruptedFileError, UsageError, VersionMismatchError
+from mlec.runtime.threads import effective_cpu_count
 
 ALIGNMENT: Final = 64
 """Alignment of each tensor in bytes."""
@@ -52,6 +53,8 @@ MIN_HALVED: Final = 4096
 """Elements of a tensor from which on half the bytes are worth a copy when it is read."""
 _PIECE: Final = 1 << 20
 """Bytes of 16-bit numbers that are widened at a time."""
+_LARGE: Final = 16 << 20
+"""Bytes of tensors from which on threads are worth starting to check them."""
 
 _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 _UInt = Annotated[int, msgspec.Meta(ge=0)]
@@ -325,6 +328,19 @@ class Tensors(Mapping[str, np.ndarray[Any, Any]]):
             self._decoded[name] = array
         return array
 
+    def unchecked(self) -> Mapping[str, np.ndarray[Any, Any]]:
+        """The same tensors; those that share the file's memory are handed out before their checksums are compared."""
+        return _Unchecked(self)
+
+    def where_it_lies(self, name: str) -> np.ndarray[Any, Any] | None:
+        """The tensor in the file's memory, of which nothing is read; None if it is decoded for use."""
+        entry = self._entries[name]
+        lies = entry.codec == "raw"
+        return self._stored(entry).view(numpy_dtype(entry.dtype)).reshape(entry.shape) if lies else None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries  # without a look at the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
@@ -338,6 +354,23 @@ class Tensors(Mapping[str, np.ndarray[Any, Any]]):
     def entries(self) -> tuple[TensorEntry, ...]:
         """The index, in the order of the file."""
         return tuple(self._entries.values())
+
+    def check(self, names: Iterable[str]) -> None:
+        """Compare the checksums of tensors, where that has not been done; those of large ones on every usable CPU.
+
+        Raises:
+            CorruptedFileError: with the code of the broken rule.
+        """
+        left = [name for name in dict.fromkeys(names) if name not in self._checked]
+        if sum(self._entries[name].size for name in left) < _LARGE:
+            for name in left:
+                self[name]
+            return
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(effective_cpu_count()) as pool:
+            for _ in pool.map(self.__getitem__, left):
+                pass
 
     def check_all(self) -> None:
         """Check the padding and every tensor's checksums. Compressed ones are decoded piece by piece, and not kept.
@@ -382,6 +415,24 @@ class Tensors(Mapping[str, np.ndarray[Any, Any]]):
         data = aligned_empty(entry.raw)
         compression.fill(data.data, self._pieces(entry))
         return read_only(data)
+
+
+class _Unchecked(Mapping[str, np.ndarray[Any, Any]]):
+    def __init__(self, tensors: Tensors) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
+        array = self._tensors.where_it_lies(name)
+        return self._tensors[name] if array is None else array
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def _check(entry: TensorEntry, pieces: Iterable[bytes | memoryview]) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mlec.artifact import Artifact, ModelMetadata, TrustDigest, check_signed, decide, read_model
 from mlec.artifact.trust import WAYS_OUT, named_trust, not_native
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mlec")
 
+CHECKED_AT_ONCE: Final = 16 << 20
+"""Bytes of the largest files whose weights are read and checked when they are loaded: that takes some 50 ms."""
+
 
 def load(
     path: str | os.PathLike[str], device: str = "auto", num_threads: int | None = None, trust: str | TrustDigest = "auto",
@@ -32,6 +35,9 @@ def load(
     metrics: bool = False,
 ) -> CompiledModel:  # fmt: skip
     """Loads a ``.mle`` file; needs neither the training framework nor, for kernels that may run here, the compiler.
+
+    Weights are mapped, and shared with other processes that load the file. Everything is checked before it is used: weights of files
+    above 16 MiB by the first call, which is the first to read them, anything else here.
 
     Args:
         path: the file.
@@ -56,7 +62,7 @@ def load(
         )
     path = Path(path)
     wanted = named_trust(trust)
-    artifact = Artifact.open(path, key=encryption_key)
+    artifact = Artifact.open(path, key=encryption_key, verify="fast" if _is_large(path) else "full")
     if require_signature:
         check_signed(artifact)
     model = read_model(artifact)
@@ -84,7 +90,8 @@ def load(
     if chosen is not None and not reason:
         program = model.programs[chosen]
         objects = tuple(blob.data for blob in artifact.kernels if blob.target == chosen)
-        executable = executable_for(program, objects, artifact.tensors, num_threads, graph)
+        check = partial(artifact.check_tensors, program.constants)
+        executable = executable_for(program, objects, artifact.tensors.unchecked(), num_threads, graph, check)
         logger.info("%s: runs the kernels for %s", path, processor_name(program.target) or program.device)
     else:
         from mlec.packaging.recompiling import compiled_here
@@ -102,6 +109,14 @@ def load(
 
         kind = partial(WatchedModel, name=path.stem)
     return kind(model.signature, executable, about, graph=graph, report=report, saver=save, device=device_type)
+
+
+def _is_large(path: Path) -> bool:
+    """Whether the weights can be large, so that they are checked when the first call reads them."""
+    try:
+        return path.stat().st_size > CHECKED_AT_ONCE
+    except (OSError, ValueError):
+        return False  # opening it says why
 
 
 def _check_device(device: str, program: Program, path: Path) -> None:
@@ -165,10 +180,15 @@ def executable_for(
     tensors: Mapping[str, Array],
     num_threads: int | None,
     graph: Callable[[], Graph],
+    check: Callable[[], None] | None = None,
 ) -> Any:
-    """What runs a program: its object files, or, of a backend that makes none, the backend on the graph."""
+    """What runs a program: its object files, or, of a backend that makes none, the backend on the graph.
+
+    Args:
+        check: what is called before anything reads the tensors.
+    """
     if objects:
-        return open_program(program, objects, tensors, num_threads)
+        return open_program(program, objects, tensors, num_threads, check)
     from mlec import registry
 
     return registry.load("backends", program.backend)().executable(graph(), num_threads)

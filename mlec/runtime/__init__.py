@@ -1,6 +1,6 @@
 """The thin runtime: runs compiled models with neither the compiler nor the training framework."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -15,13 +15,19 @@ if TYPE_CHECKING:
 
 
 def open_program(
-    program: Program, objects: Sequence[bytes], tensors: Mapping[str, NDArray[Any]], num_threads: int | None = None
+    program: Program,
+    objects: Sequence[bytes],
+    tensors: Mapping[str, NDArray[Any]],
+    num_threads: int | None = None,
+    check: Callable[[], None] | None = None,
 ) -> "Executable | VirtualMachine":
     """What runs a program: its kernels called in a row, or the virtual machine; arguments and errors as those have them."""
     if program.sequence is not None:
-        return Executable(program, objects, tensors, num_threads)
+        return Executable(program, objects, tensors, num_threads, check)
     from mlec.runtime.vm import VirtualMachine
 
+    if check is not None:
+        check()  # it copies the constants
     return VirtualMachine(program, objects, tensors, num_threads)
 
 

@@ -57,6 +57,7 @@ class Executable:
         objects: the object files.
         tensors: the constants by name; aligned contiguous memory is used as it lies, anything else is copied once.
         num_threads: threads of one call; by default ``TVM_NUM_THREADS``, ``OMP_NUM_THREADS`` or every usable CPU.
+        check: what is called before kernels read the constants for the first time; raises an error if they must not.
 
     Raises:
         RuntimeUnavailableError: a library is missing, or the objects don't fit this machine.
@@ -71,6 +72,7 @@ class Executable:
         objects: Sequence[bytes],
         tensors: Mapping[str, Array],
         num_threads: int | None = None,
+        check: Callable[[], None] | None = None,
     ) -> None:
         if program.sequence is None:
             raise UsageError(
@@ -87,6 +89,7 @@ class Executable:
             for name, array, spec in zip(program.constants, arrays, specs, strict=False)
         )
         self.weights_nbytes = sum(array.nbytes for array in self._constants)
+        self._check = check
         self._drive = link(objects, DRIVER)
         _check_layout_of_arrays()
         self._layout = Layout(sequence)
@@ -254,6 +257,9 @@ class Executable:
             raise UsageError(
                 "this model was closed", hint="open it again with mlec.load, or close it after its last use"
             )
+        if self._check is not None:
+            self._check()  # by several threads that are the first: each must know before it goes on
+            self._check = None
         layout, plan_of, alignment = self._layout, self._plan_of, self.program.alignment
         # Nothing here refers to the executable, so that it is freed as soon as its user drops it.
         return _Context(drive, lambda shapes: _Frame(layout, plan_of(shapes), constants, alignment))
