@@ -15,6 +15,7 @@ Text comes from files that nobody vouches for: depth and sizes are bounded, and 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -272,6 +273,9 @@ class _Parser:
         shape = self.listed(self.dim, "]")
         if len(shape) > MAX_RANK:
             raise self.error(f"a rank of more than {MAX_RANK}")
+        # What no memory holds overflows the 64 bits that compilers and kernels count in.
+        if math.prod(extent for extent in shape if isinstance(extent, int) and extent) > MAX_EXTENT:
+            raise self.error(f"a tensor of more than {MAX_EXTENT} elements")
         return TensorType(tuple(shape), DType(name))
 
     def dim(self) -> Dim:

@@ -21,6 +21,8 @@ _SYSTEMS: Final = {0: "System V", 3: "Linux"}
 _RELOCATABLE: Final = 1
 _SYMBOL_TABLE: Final = 2
 _UNDEFINED: Final = 0
+_WRITABLE_CODE: Final = 0x1 | 0x4
+"""Flags of a section that is both written to and executed: no compiler of ours makes one."""
 _WEAK: Final = 2
 _MACHINES: Final = {62: ("x86_64", "AMD64"), 183: ("aarch64", "arm64")}
 
@@ -80,7 +82,9 @@ def _symbols(data: bytes) -> Iterator[tuple[str, bool, bool]]:
     if entry != _SECTION.size:
         raise ValueError(f"its section headers have {entry} bytes, expected {_SECTION.size}")
     table = [_SECTION.unpack_from(data, sections + i * entry) for i in range(count)]
-    for _, section_kind, _, _, offset, size, link, *_ in table:
+    for _, section_kind, flags, _, offset, size, link, *_ in table:
+        if flags & _WRITABLE_CODE == _WRITABLE_CODE:
+            raise ValueError("a section of it is writable and executable")
         if section_kind != _SYMBOL_TABLE:
             continue
         texts, length = table[link][4:6]

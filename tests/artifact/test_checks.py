@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlec.artifact import Artifact, header, json_safe, limits, mapped, reader
+from mlec.artifact import Artifact, compression, header, json_safe, limits, mapped, reader
 from mlec.errors import ArtifactError, CorruptedFileError, MlecError, SecurityError, VersionMismatchError
 from tests.artifact.mutants import second_opinion
 from tests.artifact.surgery import Parts, dumps, join, split
@@ -361,6 +362,82 @@ def test_only_regular_files_are_opened(tmp_path: Path, sample: bytes) -> None:
         assert code_of(lambda path=path: Artifact.open(path)) == "E_OPEN"
 
 
+def test_a_file_is_opened_once(tmp_path: Path, sample: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading, never waiting, not inherited; everything that is read comes through that descriptor."""
+    (tmp_path / "m.mle").write_bytes(sample)
+    opened: list[tuple[Any, ...]] = []
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda *given, **options: (opened.append(given), real(*given, **options))[1])
+    Artifact.open(tmp_path / "m.mle").close()
+    assert opened == [(str(tmp_path / "m.mle"), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)]
+
+
+def test_sizes_are_checked_before_anything_is_allocated(
+    monkeypatch: pytest.MonkeyPatch, load: Load, sample: bytes
+) -> None:
+    asked: list[int] = []
+    real = compression.allocate
+    monkeypatch.setattr(compression, "allocate", lambda size, *, what: (asked.append(size), real(size, what=what))[1])
+    layout = [change for code, change in BROKEN if code.startswith(("E_SECTION_", "E_FILE_"))]
+    assert len(layout) > 15
+    for change in layout:
+        parts = split(sample)
+        change(parts)
+        assert code_of(lambda parts=parts: load(join(parts))).startswith(("E_SECTION_", "E_FILE_"))
+    assert set(asked) == {header.SIZE}
+
+
+HOSTILE = [
+    "__class__",
+    "__init__",
+    "os.system",
+    "{0.__class__}",
+    "%s%n",
+    "../../etc/passwd",
+    "http://localhost/x",
+    "$(id)",
+]
+WATCHED = """
+import sys
+from mlec.artifact import Artifact
+
+def look(path):
+    with Artifact.open(path) as artifact:
+        artifact.describe()
+        return [name for name in artifact.tensors if artifact.tensors[name] is not None]
+
+path, *wanted = sys.argv[1:]
+look(path)
+events = set()
+sys.addaudithook(lambda event, args: events.add((event, str(args[0]) if event == "open" else "")))
+names = look(path)
+print(names[len(names) - len(wanted) :] == wanted, sorted(events))
+"""
+
+
+def test_names_and_keys_in_a_file_are_data_and_nothing_else(tmp_path: Path, parts: Parts) -> None:
+    """Whatever they say, the interpreter reports no import, attribute, process or file but those of every file."""
+    seen = []
+    for names in ([], HOSTILE):
+        path = tmp_path / "m.mle"
+        for name in names:
+            parts.metadata[name] = {name: [name]}
+            parts.tensors.append(parts.tensor("empty") | {"name": name, "off": -(-len(parts.weights) // 64) * 64})
+        if names:
+            parts.weights += bytes(-len(parts.weights) % 64)
+            parts.metadata["targets"][0] = {"triple": names[0], names[5]: names[3]}
+            parts.graph["ir"] = "".join(names)
+        path.write_bytes(join(parts))
+        words = [sys.executable, "-c", WATCHED, str(path), *names]
+        seen.append(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    assert seen[0] == seen[1]
+    assert seen[0].startswith("True ")
+    opened = [
+        path for path in re.findall("'open', '([^']*)'", seen[0]) if not path.isdigit()
+    ]  # descriptors that are open
+    assert opened == [str(tmp_path / "m.mle")]
+
+
 def test_symbolic_links(tmp_path: Path, sample: bytes) -> None:
     (tmp_path / "m.mle").write_bytes(sample)
     (tmp_path / "link.mle").symlink_to("m.mle")
@@ -526,6 +603,35 @@ def test_every_code_is_tested_and_documented() -> None:
         ROOT / "tests" / "runtime" / "test_objects.py",
     ]
     tests = "".join(path.read_text() for path in testing)
-    documented = set(re.findall(r"`(E_[A-Z0-9_]+)`", (ROOT / "docs" / "format.md").read_text()))
+    documented = set(re.findall(r"^\| `(E_[A-Z0-9_]+)` \|", (ROOT / "docs" / "format.md").read_text(), re.MULTILINE))
     assert written - set(re.findall(r'"(E_[A-Z0-9_]+)"', tests)) == set()
     assert written == documented
+
+
+LISTED = (
+    (ROOT / "docs" / "format.md").read_text().partition("### What shows that each is made")[2].partition("## 8.")[0]
+)
+ROWS = re.findall(r"^\| (\d+) \| (.+) \| (.+) \| (.+) \|$", LISTED, re.MULTILINE)
+"""Number, what is checked, code or guarantee, and tests of each check."""
+
+
+def test_every_check_is_listed_once() -> None:
+    assert [int(number) for number, *_ in ROWS] == list(range(1, 82))
+
+
+@pytest.mark.parametrize(("what", "codes", "tests"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+def test_every_check_names_tests_that_there_are(what: str, codes: str, tests: str) -> None:
+    """And its codes are in their files; a scenario among the tests is one."""
+    named = re.findall(r"`([\w/]+\.py)::(\w+)(?:\[([\w-]+)\])?`", tests)
+    assert ", ".join(f"`{file}::{name}{f'[{case}]' if case else ''}`" for file, name, case in named) == tests
+    texts = []
+    for file, name, case in named:
+        text = (ROOT / "tests" / ("artifact" if "/" not in file else "") / file).read_text()
+        assert re.search(rf"^(    )?def {name}\(", text, re.MULTILINE), f"{file} has no {name}"
+        if case:
+            text += (ROOT / "tests" / "faults" / "scenarios.py").read_text()
+            assert f'"{case}": Scenario(' in text
+        texts.append(text)
+    assert texts, what
+    for code in re.findall(r"`(E_\w+)`", codes):
+        assert any(f'"{code}"' in text for text in texts), f"no test names {code}"

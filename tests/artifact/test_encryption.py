@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,7 @@ def test_the_key_is_in_no_text(sealed: bytes, load: Load, caplog: pytest.LogCapt
     shown = [repr(key), str(key), repr(Storage(key=key)), repr(encryption.Lock.new(key)), repr(load(sealed, key=key))]
     with caplog.at_level(logging.DEBUG), pytest.raises(MlecError) as caught:
         load(sealed, key=EncryptionKey(MASTER[::-1]))
-    shown += [caplog.text, caught.value.render()]
+    shown += [caplog.text, caught.value.render(), *traceback.format_exception(caught.value)]
     for text in shown:
         for secret in (MASTER, MASTER[::-1]):
             for form in (repr(secret), secret.hex(), base64.b64encode(secret).decode()):
@@ -243,6 +244,18 @@ def test_broken_rule(large: bytes, load: Load, code: str, change: Callable[[Part
     for verify in ("full", "fast"):
         assert code_of(lambda verify=verify: load(data, key=EncryptionKey(MASTER), verify=verify)) == code
     assert second_opinion(data) == code
+
+
+def test_nothing_that_was_decrypted_is_in_an_error(sealed: bytes, load: Load) -> None:
+    """The last chunk is wrong, those before it were decrypted."""
+    parts = split(sealed, MASTER)
+    parts.tampered["kernels"] = flipped(3)
+    with pytest.raises(MlecError) as caught:
+        load(join(parts), key=EncryptionKey(MASTER))
+    text = "".join([caught.value.render(), repr(caught.value.to_dict()), *traceback.format_exception(caught.value)])
+    assert caught.value.code == "E_AEAD_TAG"
+    assert SECRET.decode() not in text
+    assert caught.value.__cause__ is None
 
 
 def test_chunks_of_another_file_are_refused(large: bytes, load: Load, tmp_path: Path) -> None:

@@ -16,9 +16,12 @@ import mlec
 from mlec.artifact import Artifact, decide
 from mlec.backends.tvm.backend import TVMBackend
 from mlec.cli import main
-from mlec.errors import CorruptedFileError
+from mlec.errors import CorruptedFileError, LoweringError
+from mlec.ir import GraphBuilder, tensor
+from mlec.ops.tree import OPERANDS, sample_ensemble
 from mlec.packaging import loading
 from mlec.runtime import library
+from tests.artifact.surgery import join, split
 
 X = np.random.default_rng(0).normal(size=(40, 3))
 
@@ -60,8 +63,6 @@ def test_looking_at_a_file_links_nothing(model: Path, linked: list[str], capsys:
 
 def test_code_that_is_not_trusted_is_never_linked(model: Path, linked: list[str]) -> None:
     """The code is marked: other bytes behind its symbols, so that what is compiled here differs from it."""
-    from tests.artifact.surgery import join, split
-
     parts = split(model.read_bytes())
     for kernel in parts.kernels:
         kernel.data += b"marked"
@@ -134,6 +135,42 @@ def test_no_program_is_opened_on_weights_that_changed(
             running.save(tmp_path / "again.mle")
     assert caught.value.code == "E_CHANGED"
     assert not (tmp_path / "again.mle").exists()
+
+
+@pytest.mark.parametrize("index", [-(2**31), -1, 4, 2**31 - 1])
+def test_positions_in_a_file_read_nothing_outside_of_it(tmp_path: Path, index: int) -> None:
+    """The graph of a file that nobody vouches for is compiled; what it indexes with may be anything."""
+    b = GraphBuilder()
+    x = b.input("x", tensor("f32", ("n", 4)))
+    at = np.random.default_rng(0).integers(0, 4, 40, np.int32)
+    graph = b.finish([b("gather", x, b.constant(at, "at"), axis=1)])
+    mlec.compile(graph, validate=False, progress=False).save(tmp_path / "m.mle")
+    parts = split((tmp_path / "m.mle").read_bytes())
+    entry = parts.tensor("at")
+    parts.weights[entry["off"] : entry["off"] + 4] = np.int32(index).tobytes()
+    parts.seal_tensors()
+    (tmp_path / "m.mle").write_bytes(join(parts))
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+    (result,) = mlec.load(tmp_path / "m.mle").run([rows])
+    np.testing.assert_array_equal(result, rows[:, [min(max(index, 0), 3), *at[1:]]])
+
+
+@pytest.mark.parametrize("name", ["feature", "left", "right", "roots", "output"])
+def test_trees_in_a_file_lead_nowhere_outside_of_it(tmp_path: Path, name: str) -> None:
+    b = GraphBuilder()
+    x = b.input("x", tensor("f32", ("n", 4)))
+    arrays = sample_ensemble(np.random.default_rng(0), "float32")
+    operands = [b.constant(array, part) for part, array in zip(OPERANDS.split()[1:], arrays, strict=True)]
+    graph = b.finish([b("tree_ensemble", x, *operands, compare="lt")])
+    mlec.compile(graph, validate=False, progress=False).save(tmp_path / "m.mle")
+    parts = split((tmp_path / "m.mle").read_bytes())
+    entry = next(entry for entry in parts.tensors if entry["name"] in (name, f"{name}_0"))
+    parts.weights[entry["off"] : entry["off"] + 4] = np.int32(10**6).tobytes()
+    parts.seal_tensors()
+    (tmp_path / "m.mle").write_bytes(join(parts))
+    with pytest.raises(LoweringError) as caught:
+        mlec.load(tmp_path / "m.mle")
+    assert caught.value.code == "E_TREE_ARRAYS"
 
 
 def test_two_models_with_the_same_names_of_kernels(tmp_path: Path, model: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+import mlec
 from mlec.artifact import (
     Artifact,
     Attributes,
@@ -27,6 +28,7 @@ from mlec.artifact import (
     TrustDigest,
     TrustedKey,
     decide,
+    record_built,
     sign,
     write,
 )
@@ -159,8 +161,6 @@ def test_a_revoked_key_counts_nowhere(signed: bytes, load: Load) -> None:
 
 
 def test_what_this_user_built_runs_whoever_signed_it(signed: bytes, load: Load) -> None:
-    from mlec.artifact import record_built
-
     artifact = load(signed, keyring=Keyring())
     record_built(artifact.code_id)
     assert decide(artifact).native
@@ -292,6 +292,21 @@ def test_a_signature_of_another_file_is_an_error(
         load(join(parts), keyring=TRUSTING)
     assert caught.value.code == "E_SIGNATURE"
     assert "broken.mle" in caught.value.render()
+
+
+def test_no_trust_makes_a_wrong_signature_right(
+    parts: Parts, signed: bytes, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither that the user names the code, nor that it is in the ledger."""
+    keyrings.add(KEY)
+    parts.signature_bytes = signed[-108 - len(parts.attributes) :]
+    parts.metadata["name"] = "n"
+    (tmp_path / "m.mle").write_bytes(join(parts))
+    with Artifact.open(tmp_path / "m.mle", keyring=Keyring()) as artifact:
+        code_id = artifact.code_id
+    assert record_built(code_id)
+    for trust in ("auto", f"sha256:{code_id}"):
+        assert code_of(lambda trust=trust: mlec.load(tmp_path / "m.mle", trust=trust)) == "E_SIGNATURE"
 
 
 BLOCK = b"MLES\1\0\1\0" + bytes(32 + 64)

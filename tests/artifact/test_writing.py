@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import resource
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 from mlec.artifact import Artifact, atomic, write
+from mlec.cli import main
 from mlec.errors import WriteError
 
 
@@ -53,6 +55,28 @@ def test_short_writes_are_continued(tmp_path: Path, temporary: str, monkeypatch:
     monkeypatch.setattr(os, "write", lambda fd, data: original(fd, data[: rng.randint(1, 700)]))
     save(tmp_path / "m.mle", 1)
     assert content(tmp_path / "m.mle") == 1
+
+
+def test_the_order_of_the_calls(tmp_path: Path, temporary: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the name leads to is on the disk before the name leads there, and the name is before saving is done."""
+    calls: list[str] = []
+
+    def recorded(name: str) -> None:
+        original = getattr(os, name)
+
+        def record(*arguments: Any, **options: Any) -> Any:
+            what = "directory" if name == "fsync" and stat.S_ISDIR(os.fstat(arguments[0]).st_mode) else name
+            if calls[-1:] != [what]:
+                calls.append(what)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(os, name, record)
+
+    for name in ("posix_fallocate", "write", "fsync", "link", "replace"):
+        recorded(name)
+    save(tmp_path / "m.mle", 1)
+    linked = ["link"] if temporary == "unnamed" else []
+    assert calls == ["posix_fallocate", "write", "fsync", *linked, "replace", "directory"]
 
 
 CALLS = ["open", "posix_fallocate", "write", "fsync", "link", "replace"]
@@ -112,6 +136,20 @@ def test_failing_calls_leave_the_old_file(
                 assert content(path) == 1
         save(path, 1)
     assert reached > 8
+
+
+def test_a_command_that_cannot_save_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.mle"
+    save(path, 1)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        failing(patch, "posix_fallocate", 0, OSError(errno.ENOSPC, "full"))
+        assert main(["recover", str(path), "-o", str(tmp_path / "out"), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["code"] == "E_WRITE_NO_SPACE"
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path / "out") == []
 
 
 def test_interruption_leaves_the_old_file(tmp_path: Path, temporary: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +228,7 @@ def test_parallel_writers_and_readers(tmp_path: Path, temporary: str) -> None:
 
     def work(step: Any) -> None:
         try:
-            for value in range(25):
+            for value in range(50):
                 step(value)
         except BaseException as error:
             errors.append(error)

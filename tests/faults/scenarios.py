@@ -265,6 +265,48 @@ def replaced_while_running(folder: Path, tries: int) -> str:
     return f"replaced {tries} times: the open model answers as before"
 
 
+def parallel_saves(folder: Path, tries: int) -> str:
+    """Processes that save to one name, and processes that read it all the time."""
+    path = folder / "m.mle"
+    _save(path, 0, size=20_000)
+    stop, seen = os.pipe(), os.pipe()
+    os.set_blocking(stop[0], False)
+
+    def write_again() -> None:
+        for content in range(1, tries + 1):
+            _save(path, content, size=20_000)
+
+    def read_again() -> None:
+        os.close(stop[1])
+        contents: set[int] = set()
+        while not _ready(stop[0]):
+            contents.add(_content(path))
+        os.write(seen[1], b"%d\n" % len(contents))
+
+    readers = [_child(read_again) for _ in range(3)]
+    writers = [_child(write_again) for _ in range(2)]
+    ends = {_ended(pid) for pid in writers}
+    os.close(stop[1])
+    ends |= {_ended(pid) for pid in readers}
+    os.close(seen[1])
+    with open(seen[0]) as lines:
+        counts = [int(line) for line in lines]
+    os.close(stop[0])
+    assert ends == {0}, ends
+    assert max(counts) > 1
+    assert _content(path) == tries
+    assert [entry.name for entry in folder.iterdir()] == ["m.mle"]
+    return f"2 processes save {tries} times each, 3 read: always a whole file, {counts} different ones"
+
+
+def _ready(end: int) -> bool:
+    """Whether the other end of a pipe was closed."""
+    try:
+        return os.read(end, 1) == b""
+    except BlockingIOError:
+        return False
+
+
 def many_threads(folder: Path, tries: int) -> str:
     """64 threads, each with its own batch, through one model."""
     batches = [ROWS[: 1 + number % 64] for number in range(64)]
@@ -408,6 +450,7 @@ def available() -> dict[str, Scenario]:
         "little-memory": Scenario(little_memory, 100, 6),
         "truncated": Scenario(truncated_while_mapped, 50, 2),
         "replaced": Scenario(replaced_while_running, 1000, 20),
+        "parallel-saves": Scenario(parallel_saves, 500, 20),
         "threads": Scenario(many_threads, 1000, 20),
         "loads": Scenario(loaded_and_dropped, 200, 20),
         "shared": Scenario(shared_pages, 16, 4),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlec.errors import ParseError
-from mlec.ir import Location, parse_graph, print_graph
+from mlec.ir import Location, parse_graph, parser, print_graph
 from mlec.ir.parser import MAX_DEPTH
 
 GOOD = """graph @mlp(%x: f32[n, 8]) -> (f32[n, 2]) {
@@ -31,41 +31,52 @@ def test_comments_and_white_space_are_free() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message", "line"),
+    ("old", "new", "message", "line", "code"),
     [
-        ("%h = matmul", "%x = matmul", "%x is bound twice", 3),
-        ("relu(%h)", "relu(%z)", "%z is used before it is bound", 4),
-        ("relu(%h)", "rellu(%h)", "there is no op 'rellu'", 4),
+        ("%h = matmul", "%x = matmul", "%x is bound twice", 3, "E_PARSE"),
+        ("relu(%h)", "relu(%z)", "%z is used before it is bound", 4, "E_PARSE"),
+        ("relu(%h)", "rellu(%h)", "there is no op 'rellu'", 4, "E_UNKNOWN_OP"),
         (
             "relu(%h) : f32[n, 2]",
             "relu(%h) : f32[n, 3]",
             r"relu gives \(f32\[n, 2\]\), the text says \(f32\[n, 3\]\)",
             4,
+            "E_TYPE",
         ),
-        ("matmul(%x, %w)", "matmul(%x)", "takes 2 operands, got 1", 3),
-        ("value = @w0", "value = @w1", "there is no constant @w1", 2),
-        ("f32[8, 2]\n", "f32[8, 3]\n", r"@w0 is f32\[8, 2\]", 2),
-        ("relu(%h)", "relu(%h) {size = 3}", "no attribute 'size'", 4),
-        ("-> (f32[n, 2])", "-> (f32[n, 9])", "the graph declares results", 6),
-        ("f32[n, 8]", "f99[n, 8]", "'f99' is not an element type", 1),
-        ("f32[n, 8]", "f32[n, 8*]", "is not a dim", 1),
-        ("f32[n, 8]", "f32[n, 999999999999999999]", "an extent must lie between", 1),
-        ("return %y", "return %y extra", "expected '}'", 5),
-        ("return %y\n}", "return %y\n} more", "text after the end", 6),
-        ("%y = relu", "%y ? relu", "unexpected character", 4),
-        ("graph @mlp", "graf @mlp", "expected 'graph'", 1),
+        ("matmul(%x, %w)", "matmul(%x)", "takes 2 operands, got 1", 3, "E_ARITY"),
+        ("value = @w0", "value = @w1", "there is no constant @w1", 2, "E_CONSTANT"),
+        ("f32[8, 2]\n", "f32[8, 3]\n", r"@w0 is f32\[8, 2\]", 2, "E_CONSTANT"),
+        ("relu(%h)", "relu(%h) {size = 3}", "no attribute 'size'", 4, "E_ATTR"),
+        ("-> (f32[n, 2])", "-> (f32[n, 9])", "the graph declares results", 6, "E_PARSE"),
+        ("f32[n, 8]", "f99[n, 8]", "'f99' is not an element type", 1, "E_PARSE"),
+        ("f32[n, 8]", "f32[n, 8*]", "is not a dim", 1, "E_PARSE"),
+        ("f32[n, 8]", "f32[n, 999999999999999999]", "an extent must lie between", 1, "E_PARSE"),
+        ("f32[n, 8]", f"f32[{1 << 40}, {1 << 40}]", "a tensor of more than", 1, "E_PARSE"),
+        ("f32[n, 8]", f"f32[n, 0, {1 << 40}, {1 << 40}]", "a tensor of more than", 1, "E_PARSE"),
+        ("f32[n, 8]", f"f32[{', '.join(['1'] * 33)}]", "a rank of more than 32", 1, "E_PARSE"),
+        ("return %y", "return %y extra", "expected '}'", 5, "E_PARSE"),
+        ("return %y\n}", "return %y\n} more", "text after the end", 6, "E_PARSE"),
+        ("%y = relu", "%y ? relu", "unexpected character", 4, "E_PARSE"),
+        ("graph @mlp", "graf @mlp", "expected 'graph'", 1, "E_PARSE"),
     ],
 )
-def test_errors_say_where_and_what(old: str, new: str, message: str, line: int) -> None:
+def test_errors_say_where_and_what(old: str, new: str, message: str, line: int, code: str) -> None:
     with pytest.raises(ParseError, match=message) as caught:
         parse_graph(GOOD.replace(old, new), CONSTANTS)
     assert caught.value.message.startswith(f"line {line},")
+    assert caught.value.code == code
 
 
 def test_every_truncation_is_a_parse_error() -> None:
     for end in range(len(GOOD) - 1):
         with pytest.raises(ParseError):
             parse_graph(GOOD[:end], CONSTANTS)
+
+
+def test_the_number_of_nodes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parser, "MAX_NODES", 2)
+    with pytest.raises(ParseError, match="more than 2 nodes"):
+        parse_graph(GOOD, CONSTANTS)
 
 
 def test_nesting_is_bounded() -> None:

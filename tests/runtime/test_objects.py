@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 import mlec
 from mlec.errors import RuntimeUnavailableError
+from mlec.runtime import Program, vm
 from mlec.runtime.library import link, load_library
 from mlec.runtime.objects import check_objects, device_fault
 
@@ -58,6 +60,26 @@ def test_what_is_no_object_for_this_machine(objects: list[bytes], change: Callab
     assert caught.value.code == "E_OBJECT"
 
 
+def test_sections_that_are_writable_and_executable_are_refused(objects: list[bytes]) -> None:
+    data = objects[0]
+    sections, count = struct.unpack_from("<Q", data, 40)[0], struct.unpack_from("<H", data, 60)[0]
+    codes = [at for i in range(count) if struct.unpack_from("<Q", data, at := sections + 64 * i + 8)[0] & 4]
+    assert codes
+    for at in codes:
+        changed = patched(at, struct.pack("<Q", 0x7))(data)
+        with pytest.raises(RuntimeUnavailableError, match="writable and executable") as caught:
+            check_objects([changed, *objects[1:]])
+        assert caught.value.code == "E_OBJECT"
+
+
+def test_linked_code_cannot_be_written_to(objects: list[bytes]) -> None:
+    drive = link(objects, "mlec_drive")
+    maps = [line.split()[1] for line in Path("/proc/self/maps").read_text().splitlines()]
+    assert any("r-x" in rights for rights in maps)
+    assert not any("wx" in rights for rights in maps)
+    assert drive is not None
+
+
 def test_no_changed_bit_of_the_headers_gets_past_as_another_error(objects: list[bytes]) -> None:
     data = objects[-1]
     sections = struct.unpack_from("<Q", data, 40)[0]
@@ -99,3 +121,23 @@ def test_devices(archs: list[str], ptx: str, capability: str, runs: bool) -> Non
     assert (not fault) == runs
     if fault:
         assert f"this device is sm_{capability.replace('.', '')}" in fault
+
+
+@pytest.mark.parametrize(("capability", "runs"), [("9.0", True), ("8.0", False)])
+def test_code_for_another_device_is_refused_before_it_is_handed_over(
+    capability: str, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Library:
+        ffi = property(lambda self: self)
+
+        def get_global_func(self, name: str) -> Callable[..., str]:
+            return lambda *asked: capability
+
+    monkeypatch.setattr(vm, "load_library", Library)
+    program = Program("tvm", "cuda", target={"archs": ["sm_90"], "ptx": ""})
+    if runs:
+        vm._check_device(program)
+        return
+    with pytest.raises(RuntimeUnavailableError, match="sm_80") as caught:
+        vm._check_device(program)
+    assert caught.value.code == "E_NO_VARIANT"
