@@ -131,8 +131,10 @@ def _is_view(node: Node) -> bool:
 
 def _is_concat(node: Node) -> bool:
     """Of the channels of images."""
+    if node.name != "concat":
+        return False
     rank = node.output.type.rank
-    return node.name == "concat" and rank in RANKS and node.attrs["axis"] % rank == 1
+    return rank in RANKS and node.attrs["axis"] % rank == 1
 
 
 def _is_mean(node: Node) -> bool:

@@ -260,6 +260,17 @@ def test_why_a_product_stays_in_float32(build: Callable[[GraphBuilder, Value], V
     assert reason in result.remarks[0].message
 
 
+def test_a_layer_reads_one_of_several_results_of_a_node() -> None:
+    def build(b: GraphBuilder, x: Value) -> Value:
+        largest, _ = b.multi("topk", x, k=4, axis=1)
+        return b("matmul", largest, b.constant(weights(4, 3)))
+
+    graph = built(build, "n", 8)
+    result = quantized(graph, ROWS)
+    assert "matmul_int8" in names(result.graph)
+    assert distance(graph, result.graph, [ROWS]) < 0.05
+
+
 def test_rows_are_taken_in_parts() -> None:
     graph = built(lambda b, x: b("relu", x), "n", 1 << 16)
     batch = [np.zeros((2500, 1 << 16), np.float32)]
