@@ -26,6 +26,17 @@ def run_in_double(graph: Graph, inputs: Sequence[Array]) -> list[Array]:
     return [values[v] for v in graph.outputs]
 
 
+def beyond(bounds: Sequence[float], expected: Sequence[Array], got: Sequence[Array]) -> str:
+    """Which output is of another type or shape, or farther from what is expected than its bound, in words; empty where none is."""
+    for i, (bound, wanted, found) in enumerate(zip(bounds, expected, got, strict=True)):
+        if (wanted.dtype, wanted.shape) != (found.dtype, found.shape):
+            return f"output {i} is {found.dtype}{found.shape} in place of {wanted.dtype}{wanted.shape}"
+        moved = np.max(np.abs(found.astype(np.float64) - wanted.astype(np.float64)), initial=0.0)
+        if np.isfinite(bound) and not moved <= bound:
+            return f"output {i} moved by {moved:.3g}, its bound is {bound:.3g}"
+    return ""
+
+
 def _evaluated(node: Node, operands: Sequence[Array], binding: dict[str, int]) -> Sequence[Array]:
     if node.name == "cast" and node.output.type.dtype.is_float:
         return [operands[0].astype(np.float64)]

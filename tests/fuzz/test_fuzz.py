@@ -10,9 +10,10 @@ import pytest
 from mlec.ir import DType, Graph, GraphBuilder, parse_graph, run_graph, tensor, verify
 from mlec.ir.op import SYMBOLIC_EXTENT
 from mlec.passes.canonicalize import Canonicalize
+from mlec.passes.quantize import emit
 from mlec.pipeline import PassContext, PassResult
 from mlec.tolerance import random_inputs
-from tests.fuzz.checks import CHECKS
+from tests.fuzz.checks import CHECKS, on_eight_bits
 from tests.fuzz.compiled import Way, compiled
 from tests.fuzz.graphs import SOURCES, Sample, random_sample
 
@@ -98,3 +99,18 @@ def test_compiled_code_is_compared_with_the_reference() -> None:
     assert defect is not None
     assert "output 1" in defect.text
     assert [node.name for node in defect.reduced().compute_nodes] == ["tanh"]
+
+
+def test_layers_on_eight_bits_are_compared_with_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    b = GraphBuilder("layers")
+    x = b.input("x", tensor(DType.F32, ("n", 16)))
+    w, v = (b.constant(rng.normal(size=(16, 16)).astype(np.float32)) for _ in range(2))
+    graph = b.finish([b("matmul", b("relu", b("matmul", x, w)), v)])
+    sample = Sample(graph, [rng.normal(size=(SYMBOLIC_EXTENT, 16)).astype(np.float32)])
+    assert on_eight_bits(sample) is None
+    right = emit.result_of
+    monkeypatch.setattr(emit, "result_of", lambda b, *layer: b("mul", right(b, *layer), 1.1))
+    defect = on_eight_bits(sample)
+    assert defect is not None
+    assert "its bound is" in defect.text
