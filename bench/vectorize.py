@@ -80,12 +80,12 @@ def centres() -> Graph:
     return b.finish([_stacked(b, found)])
 
 
-def recurrence(activation: str = "tanh") -> Graph:
+def recurrence(activation: str = "tanh", width: int = FEATURES) -> Graph:
     """``h = tanh(x[:, t] @ w + h @ u); y[t] = h @ v``"""
-    b = GraphBuilder("recurrence")
-    x = b.input("x", tensor("f32", ("n", STEPS, FEATURES)))
+    b = GraphBuilder(f"recurrence_{activation}_{width}")
+    x = b.input("x", tensor("f32", ("n", STEPS, width)))
     h = b("mul", _row(b, x, 0), 0.0)
-    w, u, v = _weights(b, FEATURES, FEATURES), _weights(b, FEATURES, FEATURES), _weights(b, FEATURES, 4)
+    w, u, v = _weights(b, width, width), _weights(b, width, width), _weights(b, width, 4)
     results = []
     for t in range(STEPS):
         h = b(activation, b("add", b("matmul", _row(b, x, t), w), b("matmul", h, u)))

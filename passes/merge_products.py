@@ -15,7 +15,7 @@ import numpy as np
 
 from mlec.ir import Graph, GraphBuilder, Location, Node, Value
 from mlec.ir.dim import static
-from mlec.ops.rows import MAX_PRODUCT, rows_of
+from mlec.ops.rows import most_columns, rows_of
 from mlec.passes.layout import padded_columns
 from mlec.passes.split_products import only_attention_reads
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, ulp
@@ -75,7 +75,8 @@ def _reason_against(nodes: Sequence[Node], widths: Sequence[int], vector_bytes: 
     """Why products stay apart; empty if they do not."""
     kind = nodes[0].output.type
     lanes, depth = vector_bytes // kind.dtype.itemsize, static(nodes[0].inputs[1].type.shape[0])
-    if all(rows_of(node) is not None for node in nodes) and sum(widths) > MAX_PRODUCT:
+    rows = [rows_of(node) for node in nodes]
+    if all(n is not None and sum(widths) > most_columns(n) for n in rows):
         return "each of them is narrow enough for a kernel with what is around it, and together they are not"
     apart, one = sum(padded_columns(width, lanes) for width in widths), padded_columns(sum(widths), lanes)
     if (apart - one) * depth <= CUT * sum(widths):

@@ -5,15 +5,18 @@ Passes form row programs by this rule and backends compile them by it, so what o
 
 from __future__ import annotations
 
-from mlec.ir.dim import Dim, static
+from mlec.ir.dim import Dim, evaluate, static, symbols_of
 from mlec.ir.graph import Node
 from mlec.ir.op import Trait
 from mlec.ir.types import TensorType
 
 MAX_COLUMNS = 128
 """Of any value: a block of so many columns fits the L1 cache."""
-MAX_PRODUCT = 16
-"""Columns of a product; wider ones are better off with the tiles of a matrix product."""
+MAX_PRODUCT, MAX_PRODUCT_OF_MANY = 16, 32
+"""Columns of a product, also of surely many rows; wider ones are better off with the tiles of a matrix product."""
+
+MANY_ROWS = 64
+"""Fill the lanes of all blocks but one. With fewer, the empty lanes of wide products are work that a matrix product has not."""
 
 PRODUCTS = frozenset({"matmul", "matmul_packed"})
 MOVES = frozenset({"reshape", "gather", "concat", "slice", "broadcast_to"})
@@ -43,7 +46,7 @@ def rows_of(node: Node) -> Dim | None:
     elif node.name in OVER_COLUMNS:
         fits = first.rank == 2 and first.dtype.is_float and _over_columns(node)
     elif node.name in PRODUCTS:
-        fits = first.rank == rank == 2 and columns_of(kind) <= MAX_PRODUCT
+        fits = first.rank == rank == 2 and columns_of(kind) <= most_columns(n)
     elif node.name == "gather":
         fits = first.rank == 2 and _over_columns(node) and node.inputs[1].type.rank == 1
     elif node.name in ("concat", "slice"):
@@ -51,6 +54,11 @@ def rows_of(node: Node) -> Dim | None:
     else:
         fits = node.name == "broadcast_to" or (node.name == "reshape" and columns_of(kind) == columns_of(first) == 1)
     return n if fits else None
+
+
+def most_columns(n: Dim) -> int:
+    """Of a product of ``n`` rows, none of whose symbols is 0."""
+    return MAX_PRODUCT_OF_MANY if evaluate(n, dict.fromkeys(symbols_of(n), 1)) >= MANY_ROWS else MAX_PRODUCT
 
 
 def row_operands(node: Node) -> frozenset[int]:

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from mlec.ir import Dim, Graph, Node, Trait, Value
 from mlec.ir.dim import evaluate, symbols_of
 from mlec.ir.op import Array
+from mlec.ops.rows import rows_of
 from mlec.passes.vectorize.batching import batching, unbatched
 from mlec.pipeline import NOMINAL_EXTENT
 
@@ -186,7 +187,7 @@ class Search:
 
     def level(self, values: Iterable[Value]) -> bool:
         """Whether all are equally far from the inputs."""
-        return len({self.height(v) for v in values}) == 1
+        return len({self.height(v) for v in values}) <= 1
 
     def _pack(self, values: Values, inside: set[Node]) -> Pack | None:
         """What the values are together; None where a node is taken by another tree."""
@@ -248,14 +249,23 @@ class Search:
     def _read_only_by(self, node: Node, readers: set[Node]) -> bool:
         return all(v not in self._outputs and readers.issuperset(self.graph.users.get(v, ())) for v in node.outputs)
 
-    def pays(self, tree: Tree) -> str | None:
-        """Nothing if the tree is better than the lanes one by one; else why not, as far as that is worth telling."""
+    def pays(self, tree: Tree, readers: Sequence[Node] = ()) -> str | None:
+        """Nothing if the tree is better than the lanes one by one; else why not, as far as that is worth telling.
+
+        Args:
+            tree: the tree.
+            readers: as of `grow`.
+        """
         root = tree.packs.get(tree.lanes) or self.packs[tree.lanes]
         if isinstance(root, (Joined, Shared, Stacked)):
             return root.reason if isinstance(root, Joined) else ""
         if any(_bytes(step) * len(step.nodes) > MOST_BYTES for step in tree.steps if _reads_twice(step)):
             return "they are large by themselves"
         joined = [pack for pack in tree.packs.values() if isinstance(pack, Joined)]
+        if self._in_narrow_recurrence(tree, joined, readers):
+            return (
+                "each is done with the step of a recurrence that it belongs to, while its narrow rows are in registers"
+            )
         if not joined:
             computes = any(not _is_free(step.nodes[0]) for step in tree.steps)
             return None if computes or not any(map(_by_index, tree.packs.values())) else ""
@@ -263,6 +273,26 @@ class Search:
         if products and all(_flops(step.nodes[0]) < LARGE_STEP for step in products):
             return None
         return "; ".join(dict.fromkeys(pack.reason for pack in joined if pack.reason))
+
+    def _in_narrow_recurrence(self, tree: Tree, joined: Sequence[Joined], readers: Sequence[Node]) -> bool:
+        """Whether lanes are read by, or made of, steps that wait for each other, and backends would put both into one pass over rows."""
+        users = [u for v in tree.lanes for u in self.graph.users.get(v, ()) if u not in readers]
+        waiting = [[u.outputs[0] for u in users], *(pack.values for pack in joined)]
+        around = {
+            n for values in waiting if not self.level(values) for v in values if (n := self.graph.producer.get(v))
+        }
+        return bool(around) and all(map(self._by_narrow_rows, (*around, *tree.nodes)))
+
+    def _by_narrow_rows(self, node: Node) -> bool:
+        """Whether it can be part of a pass over rows, and is no epilogue of a product that can not."""
+        while rows_of(node) is not None:
+            before = [
+                n for v in node.inputs if v.type == node.output.type and (n := self.graph.producer.get(v)) is not None
+            ]
+            if not node.op.has(Trait.ELEMENTWISE) or not before:
+                return True
+            node = max(before, key=lambda n: self.height(n.outputs[0]))
+        return False
 
 
 def heights(graph: Graph) -> Mapping[Value, int]:

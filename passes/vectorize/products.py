@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlec.ir import AnyOf, Const, Graph, GraphBuilder, Match, Miss, Node, P, Rule, Trait, Value
 from mlec.ir.dim import product, static
-from mlec.ops.rows import MAX_COLUMNS, MAX_PRODUCT, rows_of
+from mlec.ops.rows import MAX_COLUMNS, most_columns, rows_of
 
 BOUNDED = frozenset({"softmax", "sigmoid", "one_hot"})
 """Their results are numbers from 0 to 1, or NaN: what they weigh overflows no sooner before a product than after it."""
@@ -96,7 +96,8 @@ class RowsOfLanes(Rule):
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         x, w = m["x"].type, m["w"].type
-        narrow = w.rank == 2 and static(w.shape[1]) <= MAX_PRODUCT and static(w.shape[0]) <= MAX_COLUMNS
+        most = most_columns(product(x.shape[:-1]))
+        narrow = w.rank == 2 and static(w.shape[1]) <= most and static(w.shape[0]) <= MAX_COLUMNS
         users = graph.users.get(m.node.output, ())
         follows = graph.use_count(m.node.output) == 1 and any(_by_row(user, graph) for user in users)
         return None if x.rank > 2 and narrow and follows else Miss()

@@ -82,7 +82,7 @@ class Sweep:
         tree = self._search.grow(lanes, readers)
         if tree is None:
             return None
-        refused = self._search.pays(tree)
+        refused = self._search.pays(tree, readers)
         if refused is not None:
             if refused and at.loc.rule != RULE:
                 text = f"{len(lanes)} steps that look alike stay apart, as {refused}: {self._text(at)}"

@@ -17,6 +17,9 @@ from mlec.backends.tvm.kernels.vector import const_like, load, select, share, st
 from mlec.backends.tvm.target import TargetInfo
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+CHAINS = 8
+"""Of dependent multiply-adds that keep the units busy: two of them, for a latency of four cycles."""
+
 STATES = {"lstm": ("h", "c"), "gru": ("h",), "rnn": ("h",)}
 
 
@@ -43,11 +46,15 @@ class RecurrentSchedule:
     ) -> Iterator[RecurrentSchedule]:
         """For ``n`` sequences of ``steps``, which may be symbolic. Tiles that leave no register for the operands do not fit.
 
-        By default four sequences: their sums times four gates take 16 registers; where there are no more, two gates at a time.
+        By default four sequences: their sums times four gates take 16 registers; where there are no more, two gates at a time. Of a
+        single gate eight, for enough independent sums; of a sequence by itself as many blocks.
         """
         gates, blocks = GATES[kind], -(-hidden // recurrent_lanes(dtype, target))
         room, fed = target.vector_registers - 4, fed_vectors(gates)
-        default = RecurrentSchedule(4, gates if 4 * gates <= room else fed, 4, min(8, room // fed), 2)
+        height = max(4, CHAINS // gates)
+        default = RecurrentSchedule(
+            height, gates if height * gates <= room else fed, 4, min(8, room // fed), CHAINS // gates
+        )
 
         def fits(s: RecurrentSchedule) -> bool:
             tiles = ((s.rows, s.gates), (s.steps, fed), (1, s.group * gates))
@@ -56,11 +63,11 @@ class RecurrentSchedule:
         return variations(
             default,
             fits,
-            rows=[r for r in (2, 3, 6, 1, 8, 12) if not isinstance(n, int) or r <= n],
+            rows=[r for r in (2, 3, 4, 6, 1, 8, 12) if not isinstance(n, int) or r <= n],
             gates=[g for g in (gates, fed, 1) if gates % g == 0],
             tiles=(1, 2, 8),
             steps=[s for s in (4, 12, 6, 2, 16) if not isinstance(steps, int) or s <= steps],
-            group=[g for g in (1, 3, 4, 8) if g <= blocks],
+            group=[g for g in (1, 2, 3, 4, 8) if g <= blocks],
         )
 
 
