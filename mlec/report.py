@@ -13,6 +13,7 @@ from mlec.backends.base import KernelNote
 from mlec.errors import UsageError
 from mlec.ir import Graph, Node
 from mlec.ir.dim import evaluate, parse_dim, symbols_of
+from mlec.ir.op import Trait
 from mlec.measuring.cost_model import CostModel
 from mlec.pipeline import NOMINAL_EXTENT, PassRecord, Remark
 from mlec.runtime.program import KernelInfo
@@ -237,6 +238,9 @@ def graph_picture(graph: Graph) -> dict[str, Any]:
 
 
 def _node_work(node: Node) -> dict[str, int]:
+    """Of a node by itself; a view of its operand moves nothing."""
+    if node.op.has(Trait.VIEW):
+        return {"flops": 0, "bytes": 0}
     cost = node.cost
     binding = dict.fromkeys(symbols_of(cost.flops) | symbols_of(cost.bytes), NOMINAL_EXTENT)
     return {"flops": evaluate(cost.flops, binding), "bytes": evaluate(cost.bytes, binding)}

@@ -14,6 +14,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from mlec.backends.base import CompiledModule, KernelNote
 from mlec.ir import DType, Graph, Node
@@ -80,6 +83,10 @@ SHARED_FROM = 12.0
 CHECK_OF_CALL = 0.6
 CHECK_OF_TRAFFIC = 0.25
 """Looking for NaN in a table: as a part of what a call takes, and of the rate of a copy."""
+FRAME_CALLS, CODED_CALLS, TENSOR_CALLS = 9.0, 3.0, 4.0
+"""Reading a DataFrame, a column of categories and a tensor of another library, in the time of a call with arrays."""
+CODE_SECONDS = 4.3e-9
+"""Of finding the code of one category."""
 LABEL_SECONDS = 2e-9
 """Of one label, from its number."""
 
@@ -127,8 +134,15 @@ class CostModel:
                 seconds += self.seconds(work, held)
         return seconds
 
-    def module_seconds(self, module: CompiledModule, binding: Binding) -> tuple[float, dict[str, float]]:
-        """Of one call of a compiled model, and of each of its kernels by symbol: those whose making is known."""
+    def module_seconds(
+        self, module: CompiledModule, binding: Binding, inputs: Sequence[Any] = ()
+    ) -> tuple[float, dict[str, float]]:
+        """Of one call of a compiled model, and of each of its kernels by symbol: those whose making is known.
+
+        Args:
+            module, binding: the model, and extents of the symbols.
+            inputs: what it is called with, where that is known: tensors and DataFrames take longer than arrays.
+        """
         notes = {note.symbol: note for note in module.notes}
         held = sum(array.nbytes for array in module.constants.values())
         kernels = {
@@ -136,10 +150,10 @@ class CostModel:
             for kernel in module.program.kernels
             if (note := notes.get(kernel.symbol)) is not None and note.node is not None
         }
-        return sum(kernels.values()) + self._edge_seconds(module.signature, binding), kernels
+        return sum(kernels.values()) + self._edge_seconds(module.signature, binding, inputs), kernels
 
-    def _edge_seconds(self, signature: Signature, binding: Binding) -> float:
-        """Of what a call does besides: checking a table, and giving labels their names."""
+    def _edge_seconds(self, signature: Signature, binding: Binding, inputs: Sequence[Any]) -> float:
+        """Of what a call does besides: reading its inputs, checking a table, and giving labels their names."""
         table, seconds = signature.table, self.machine.call_seconds
         rows = max((value_of(parse_dim(spec.shape[0]), binding) for spec in signature.inputs if spec.shape), default=1)
         if table is not None and table.numbers != "any":
@@ -147,6 +161,11 @@ class CostModel:
             seconds += CHECK_OF_CALL * self.machine.call_seconds + nbytes / (
                 CHECK_OF_TRAFFIC * self.machine.traffic(nbytes)
             )
+        coded = sum(len(feed.codings) for feed in table.feeds) if table is not None else 0
+        frames = bool(coded) or any(hasattr(value, "columns") for value in inputs)
+        tensors = sum(hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray) for value in inputs)
+        seconds += self.machine.call_seconds * (FRAME_CALLS * frames + CODED_CALLS * coded + TENSOR_CALLS * tensors)
+        seconds += CODE_SECONDS / self.machine.clock * rows * coded
         methods = filter(None, map(signature.method, signature.run))
         labels = sum(label is not None for method in methods for label in method.labels)
         return seconds + LABEL_SECONDS / self.machine.clock * rows * labels

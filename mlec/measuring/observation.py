@@ -47,7 +47,7 @@ def observe(
     if not hasattr(executable, "time_kernels"):
         return
     seconds, binding = _least(compiled, inputs)
-    predicted, kernels = model.module_seconds(module, binding)
+    predicted, kernels = model.module_seconds(module, binding, inputs)
     report.profile = {
         "rows": report.timing["measured"]["rows"],
         "extents": binding,
@@ -124,7 +124,7 @@ def _predicted(module: CompiledModule, compiled: CompiledModel, inputs: list[Any
     """Seconds of a call on these inputs."""
     executable: Any = compiled.executable
     binding = compiled.kernel_times(inputs, 1)[1] if hasattr(executable, "time_kernels") else {}
-    return model.module_seconds(module, binding)[0]
+    return model.module_seconds(module, binding, inputs)[0]
 
 
 def _least(compiled: CompiledModel, inputs: list[Any]) -> tuple[dict[str, float], dict[str, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
@@ -15,7 +16,7 @@ from mlec.reporting.graph_svg import DRAWN_NODES, draw
 from mlec.reporting.markup import Child, Html, element, join
 from mlec.reporting.roofline_svg import limit_of, roofline
 from mlec.reporting.runs import Layer, Run, layers, runs
-from mlec.reporting.schema import Comparison, PassEntry, Picture, Remark, ReportData, Roofline, Stats, typed
+from mlec.reporting.schema import Comparison, PassEntry, Picture, Remark, ReportData, Roofline, Stats, Unstable, typed
 from mlec.reporting.summary import (
     facts,
     grouped,
@@ -34,6 +35,7 @@ SHOWN_GROUPS = 200
 SHOWN_PLACES = 12
 SHOWN_KERNELS = 100
 TEXT_CHARACTERS = 100_000
+WITNESS_CHARACTERS = 2000
 LOSS = 0.95
 """A gain below this is shown as a loss."""
 
@@ -174,7 +176,7 @@ def _worth(data: ReportData) -> Html | None:
     rewrites = [entry for entry in data.passes if entry.is_rewrite and entry.predicted_gain is not None]
     if not rewrites:
         return None
-    titles = ["pass", "rewrites", "predicted saving", "measured saving", "error of the model after it"]
+    titles = ["pass", "rewrites", "predicted saving", "measured saving", "model's error"]
     rows: list[list[Child]] = [
         [
             element("b", entry.name),
@@ -489,7 +491,7 @@ def _stability(data: ReportData) -> Html | None:
             else element("span", found.severity, class_=_CHIPS[found.severity]),
             join([element("b", found.rule), element("div", found.location, class_="muted")]),
             found.message,
-            join([found.input, element("div", found.shows, class_="muted")]),
+            join([found.input, element("div", found.shows, class_="muted"), _numbers(found)]),
             found.errors,
             found.remedy,
         ]
@@ -500,8 +502,17 @@ def _stability(data: ReportData) -> Html | None:
         "stability",
         "Numerical stability",
         _rows(titles, rows, "findings"),
-        note="Each input was run in the precision of the model and in a wider one. The JSON form of the report has the numbers of it.",
+        note="Each input was run in the precision of the model and in a wider one. The JSON form of the report has all numbers of it.",
     )
+
+
+def _numbers(found: Unstable) -> Html | None:
+    """The input that shows it, number by number."""
+    if not found.witness:
+        return None
+    shown = "\n".join(f"{name} = {json.dumps(values)}" for name, values in found.witness.items())
+    cut = f"{shown[:WITNESS_CHARACTERS]} …" if len(shown) > WITNESS_CHARACTERS else shown
+    return element("details", element("summary", "numbers"), element("pre", cut), class_="numbers")
 
 
 def _quantization(data: ReportData) -> Html | None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import msgspec
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from mlec.ir import DType, Graph, GraphBuilder, tensor
 from mlec.measuring.cost_model import CostModel, Work, family_of, operations_of
 from mlec.measuring.machine import Machine, this_machine
 from mlec.reporting.schema import Roofline
+from mlec.signature import Coding, ColumnFeed, Signature, TableSpec
 from mlec.target import Target
 
 MACHINE = Machine(
@@ -127,3 +131,21 @@ def test_every_op_has_a_family() -> None:
 
     assert set(FAMILIES.values()) <= set(RATES)
     assert set(FAMILIES) <= set(OPS)
+
+
+def test_what_reading_the_inputs_takes() -> None:
+    import pandas as pd
+    import torch
+
+    def seconds(signature: Signature, *inputs: Any, rows: int = 10) -> float:
+        module: Any = SimpleNamespace(notes=(), constants={}, program=SimpleNamespace(kernels=()), signature=signature)
+        return CostModel(MACHINE, 1).module_seconds(module, {"n": rows}, inputs)[0]
+
+    array, tensor, frame = np.ones((10, 2), np.float32), torch.ones(10, 2), pd.DataFrame(np.ones((10, 2)))
+    plain = product().signature
+    assert seconds(plain) == seconds(plain, array) < seconds(plain, tensor) < seconds(plain, tensor, tensor)
+    assert seconds(plain, frame) > seconds(plain, array)
+    feed = ColumnFeed((0, 1), (Coding(("x",)),) * 2)
+    coded = msgspec.structs.replace(plain, table=TableSpec(2, (feed,)))
+    assert seconds(coded) == seconds(coded, frame) > seconds(plain, frame)
+    assert seconds(coded, rows=10**6) > seconds(coded) + 2 * 10**6 * 1e-9
