@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
@@ -21,6 +21,7 @@ from mlec.backends.tvm.kernels.int8 import (
     Tiles,
     copied_rows,
     has_amx,
+    in_parts,
     put,
     work_of,
 )
@@ -255,12 +256,25 @@ class _Convolution:
                     row, column, start = strip(number)
                     self.vectors(rows, start, (image, first + row, column), (group, at, width))
             else:
-                with T.serial(self.rows * strips // HELD) as pair:
-                    both = [strip(pair * HELD + s) for s in range(HELD)]
-                    self.tiles(tiles, rows, both, (image, first, pair), (group, at, width))
+                pairs, columns = self.rows * strips // HELD, (group, at, width)
+
+                def finish(number: Expr, held: Expr, columns: tuple[Expr, Expr, int] = columns) -> None:
+                    """A row of the sums that are held, whose first strip has this number."""
+                    each = self.chosen.columns
+                    row, column, _ = strip(share(number + held // each))
+                    self.finish(tiles, (image, first + row, column + held % each), held, columns)
+
+                with T.serial(pairs) as pair:
+                    both = [strip(pair * HELD + s)[2] for s in range(HELD)]
+                    ready = partial(finish, share(tirx.max(pair - 1, 0) * HELD))
+                    self.tiles(tiles, rows, both, pair, columns, in_parts(ready, HELD * self.chosen.columns, pair > 0))
+                if pairs:
+                    with T.serial(HELD * self.chosen.columns) as held:
+                        finish((pairs - 1) * HELD, held)
                 if self.rows * strips % HELD:
-                    alone, pair = [strip(self.rows * strips - 1)], self.rows * strips // HELD
-                    self.tiles(tiles, rows, alone, (image, first, pair), (group, at, width))
+                    self.tiles(tiles, rows, [strip(self.rows * strips - 1)[2]], pairs, columns, None)
+                    with T.serial(self.chosen.columns) as held:
+                        finish(self.rows * strips - 1, held)
         if tiles is not None:
             tiles.end()
 
@@ -274,27 +288,21 @@ class _Convolution:
             self.put((image, row, column + i), group, first, line)
 
     def tiles(
-        self,
-        tiles: Tiles,
-        rows: Rows,
-        strips: Sequence[tuple[Expr, Expr, Expr]],
-        at: tuple[Expr, Expr, Expr],
-        columns: tuple[Expr, Expr, int],
-    ) -> None:
-        """One or two strips by AMX; ``at``: image, first row of the task, number of the tile on its panel."""
-        (image, first_row, number), (group, block, width) = at, columns
+        self, tiles: Tiles, rows: Rows, starts: Sequence[Expr], number: Expr, columns: tuple[Expr, Expr, int],
+        meanwhile: Callable[[Expr, int], None] | None,
+    ) -> None:  # fmt: skip
+        """One or two strips by AMX; ``number``: of the tile on its panel."""
+        group, block, width = columns
         sharing = -(-self.rows * -(-self.extent[1] // self.chosen.columns) // HELD)
         ahead = (number, tiles.lines_ahead(width, sharing)) if self.far and sharing <= MOST_SHARING else None
-        tiles.sums(rows, [start for _, _, start in strips], group * self.packed.blocks + block, width, ahead)
-        for s, (row, column, _) in enumerate(strips):
-            with T.serial(self.chosen.columns) as i:
-                line = tiles.row(i + s * STRIP, width)
-                self.put(
-                    (image, first_row + row, column + i),
-                    group,
-                    block * self.multiplier.in_block,
-                    line[: self.multiplier.vectors],
-                )
+        tiles.sums(rows, starts, group * self.packed.blocks + block, width, ahead, meanwhile)
+
+    def finish(self, tiles: Tiles, where: tuple[Expr, Expr, Expr], held: Expr, columns: tuple[Expr, Expr, int]) -> None:
+        """Stores the sums of a position, which is number ``held`` of those of two strips."""
+        group, block, width = columns
+        each = self.chosen.columns
+        line = tiles.row(held if each == STRIP else held // each * STRIP + held % each, width)
+        self.put(where, group, block * self.multiplier.in_block, line[: self.multiplier.vectors])
 
     def put(self, where: tuple[Expr, Expr, Expr], group: Expr, first: Expr, values: Sequence[Expr]) -> None:
         """Stores the sums of a position."""
