@@ -1,5 +1,7 @@
 """``python -m bench.vectorize``: loops of 64 steps, unrolled into graphs, compiled with and without the pass ``vectorize``.
 
+Some are graphs, others torch models as people write them (`torch_loops`).
+
 Each loop is timed in one process, both ways in turn, with one thread; nodes are those of the graph that is compiled.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -129,6 +132,26 @@ def windows() -> Graph:
 LOOPS: dict[str, Callable[[], Graph]] = {
     f.__name__: f for f in (assigned_rows, standardized_rows, heads, centres, recurrence, experts, shared_mlps, windows)
 }
+
+
+def of_torch(name: str) -> Graph:
+    """The graph of a torch model whose ``forward`` is a loop."""
+    import torch
+
+    from bench.torch_loops import TORCH_LOOPS
+
+    torch.manual_seed(0)
+    model = TORCH_LOOPS[name](STEPS).eval()
+    graph = mlec.lower(model, example_inputs=(torch.randn(3, *model.shape),))
+    return replace(graph, name=name)
+
+
+TORCH = (
+    "heads_in_a_list", "expert_modules", "channels", "ensemble", "euler_steps", "time_distributed", "lstm_cells", "gru_cell",
+    "written_lstm", "standardized_modules", "pair_distances", "updates",
+)  # fmt: skip
+"""Those of `torch_loops`."""
+LOOPS |= {name: functools.partial(of_torch, name) for name in TORCH}
 
 
 def best(call: Callable[[], Any], seconds: float) -> float:

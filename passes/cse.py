@@ -39,6 +39,10 @@ def _key(node: Node, b: GraphBuilder, graph: Graph) -> object:
     if node.is_constant and isinstance(node.attrs["value"], ConstantRef):
         array = graph.constants[node.attrs["value"].name]
         return ("constant", str(array.dtype), array.shape, array.tobytes() if array.nbytes <= 4096 else id(array))
-    attrs = tuple((k, v.digest if isinstance(v, Graph) else (type(v), repr(v))) for k, v in node.attrs.items())
     types = tuple(v.type for v in node.outputs)
-    return (node.name, tuple(b.resolve(v) for v in node.inputs), attrs, types)
+    return (node.name, tuple(b.resolve(v) for v in node.inputs), attrs_key(node), types)
+
+
+def attrs_key(node: Node) -> object:
+    """Equal for nodes with the same attributes."""
+    return tuple((k, v.digest if isinstance(v, Graph) else (type(v), repr(v))) for k, v in node.attrs.items())

@@ -9,12 +9,13 @@ import numpy as np
 
 from mlec.ir import Graph, GraphBuilder, Node
 from mlec.ir.op import Array, attr_symbols
+from mlec.passes.cse import attrs_key
 from mlec.pipeline import Pass, PassContext, PassResult, Remark
 
 
 @dataclass(frozen=True)
 class FoldConstants(Pass):
-    """Evaluates nodes with constant operands by the reference interpreter.
+    """Evaluates nodes with constant operands by the reference interpreter; equal nodes on the same operands once, for one constant.
 
     Options:
         max_growth: a result may be this many times as large as its operands; beyond 64 KiB a larger one is computed at run time.
@@ -27,6 +28,7 @@ class FoldConstants(Pass):
         b = GraphBuilder(graph.name)
         b.adopt_interface(graph)
         known: dict[object, Array] = {}
+        evaluated: dict[object, list[Array]] = {}
         remarks: list[Remark] = []
         for node in graph.nodes:
             if node.is_constant:
@@ -50,10 +52,12 @@ class FoldConstants(Pass):
                 )
                 b.keep(node)
                 continue
-            with np.errstate(all="ignore"):
-                results = node.op.evaluate(arrays, node.attrs, {})
+            key = (node.name, attrs_key(node), tuple(map(id, arrays)))
+            if key not in evaluated:
+                with np.errstate(all="ignore"):
+                    evaluated[key] = list(node.op.evaluate(arrays, node.attrs, {}))
             with b.at(node.loc):
-                for output, result in zip(node.outputs, results, strict=True):
+                for output, result in zip(node.outputs, evaluated[key], strict=True):
                     known[output] = result
                     b.replace(output, b.constant(result, output.hint))
             remarks.append(Remark("applied", f"{node.name} of constants", node.loc))
