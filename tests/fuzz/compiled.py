@@ -142,14 +142,16 @@ class Case:
         rng = np.random.default_rng(0)
         step = 4 * sample.coarsest
         try:
-            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # the mean of no numbers
+            with warnings.catch_warnings(
+                action="ignore", category=RuntimeWarning
+            ):  # means of nothing, infinity less itself
                 own, exact = run_graph(graph, inputs), run_in_double(graph, inputs)
                 moved = [run_graph(graph, [_nudged(x, step, rng) for x in inputs]) for _ in range(2)]
+                bounds = [
+                    _bound(a, b, others, sample.coarsest) for a, b, *others in zip(own, exact, *moved, strict=True)
+                ]  # fmt: skip
         except (ValueError, IndexError, ZeroDivisionError):  # the largest of no numbers
             return None
-        bounds = [
-            _bound(a, b, others, sample.coarsest) for a, b, *others in zip(own, exact, *moved, strict=True)
-        ]  # fmt: skip
         return cls(inputs, exact, [a.dtype for a in own], bounds)
 
     def difference(self, got: Sequence[Array]) -> str:
