@@ -387,7 +387,7 @@ def _lower(model: Any, example_inputs: Any, options: LowerOptions) -> _Source:
     name = model.name if isinstance(model, Graph) else type(model).__name__
     if isinstance(model, (str, os.PathLike)):
         path = Path(model)
-        name = path.stem
+        name = path.stem.encode(errors="replace").decode()  # of bytes that are no text, what a file can hold
         frontend, model = load_model_file(path, options)
     else:
         frontend = None if isinstance(model, Graph) else frontend_for(model)

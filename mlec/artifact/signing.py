@@ -263,7 +263,7 @@ def generate(password: str = "") -> tuple[bytes, bytes]:
     """A new key: the PEM text of the private one, protected by the password if there is one, and the 32 bytes of the public one."""
     ed25519, serialization = _library()
     key = ed25519.Ed25519PrivateKey.generate()
-    protection = serialization.BestAvailableEncryption(password.encode()) if password else serialization.NoEncryption()
+    protection = serialization.BestAvailableEncryption(os.fsencode(password)) if password else serialization.NoEncryption()
     pem: bytes = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
     return pem, key.public_key().public_bytes_raw()
 
@@ -275,7 +275,7 @@ def _password(path: str | os.PathLike[str], ask: Callable[[], str] | None) -> by
             f"{os.fsdecode(path)} is protected by a password", code="E_KEY_PASSWORD",
             hint=f"the environment variable {PASSWORD} gives it; `mlec sign` asks for it on a terminal",
         )  # fmt: skip
-    return password.encode()
+    return os.fsencode(password)
 
 
 def read_secret(path: str | os.PathLike[str]) -> bytes:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
+from mlec.cli.compiling import PATH, beside
 from mlec.cli.output import json_option, print_json, print_pairs, size_text
-
-PATH = click.Path(path_type=Path)
 
 
 @click.command("bundle")
@@ -24,7 +23,7 @@ def bundle_command(model: Path, output: Path | None, trust: str, as_json: bool) 
     """Write a directory with MODEL and what runs it, for machines without mlec: numpy and tvm-ffi are enough there."""
     from mlec.packaging.bundling import bundle
 
-    result = bundle(model, output or model.with_suffix(""), trust=trust)
+    result = bundle(model, output or beside(model, ""), trust=trust)
     if as_json:
         print_json({"path": result.path, "size_bytes": result.size_bytes, "requirements": result.requirements})
         return

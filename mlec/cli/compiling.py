@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,10 +140,15 @@ def compile_command(
     trust_pickle: bool | str, model_class: str | None, fixed_batch: bool, no_validate: bool, measure_passes: bool, stabilize: bool,
     ranges: Sequence[str], accuracy_budget: float | None, as_json: bool,
 ) -> None:  # fmt: skip
-    output = output or model.with_suffix(".mle")
+    output = output or beside(model, ".mle")
     input_shapes = dict(map(_input_shape, shapes)) or None
-    if output.exists() and model.exists() and output.samefile(model):
-        raise click.UsageError(f"the output {output} is the model itself: name another file with -o")
+    inputs = {
+        "the model itself": model,
+        "the --example": example,
+        "the --calibration": calibration,
+        "the --sign key": sign,
+    }
+    check_outputs((output, report), inputs | {"the --encrypt-key-file": encrypt_key_file})
 
     import mlec
     from mlec.artifact import EncryptionKey, Storage
@@ -188,12 +193,50 @@ def compile_command(
         print_pairs(_summary(saved, compiled.report, report, _why_not_compared(compiled.report, no_validate)))
 
 
+def beside(model: Path, ending: str) -> Path:
+    """The path of the model with another ending.
+
+    Raises:
+        click.BadParameter: it has no name.
+    """
+    if not model.name:
+        raise click.BadParameter(f"{str(model)!r} names no file", param_hint="MODEL")
+    return model.with_suffix(ending)
+
+
+def check_outputs(outputs: Sequence[Path | None], inputs: Mapping[str, Path | None]) -> None:
+    """Refuses to write over a file that is read, or one file twice.
+
+    Raises:
+        click.UsageError: naming it.
+    """
+    written = [Path(os.path.realpath(path)) for path in outputs if path is not None]
+    for at, path in enumerate(written):
+        for what, read in inputs.items():
+            if read is not None and (path == Path(os.path.realpath(read)) or _same_file(path, read)):
+                raise click.UsageError(f"the output {path} is {what}: name another file")
+        if path in written[:at]:
+            raise click.UsageError(f"two outputs are to be {path}: name another file")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):
+        return False
+
+
+def is_count(word: str) -> bool:
+    """Whether a word is a whole number, of no more digits than Python converts."""
+    return word.isdecimal() and len(word) < sys.int_info.default_max_str_digits
+
+
 def _input_shape(text: str) -> tuple[str, tuple[int | str, ...]]:
     name, found, dims = text.partition("=")
     words = [word.strip() for word in dims.strip("[]() ").split(",") if word.strip()]
-    if not found or not name.strip() or not all(word.isdigit() or word.isidentifier() for word in words):
-        raise click.BadParameter(f"{text!r} does not read NAME=n,3,224,224", param_hint="--input-shape")
-    return name.strip(), tuple(int(word) if word.isdigit() else word for word in words)
+    if not found or not name.strip() or not all(is_count(word) or word.isidentifier() for word in words):
+        raise click.BadParameter(f"{text[:200]!r} does not read NAME=n,3,224,224", param_hint="--input-shape")
+    return name.strip(), tuple(int(word) if is_count(word) else word for word in words)
 
 
 def _input_range(text: str) -> tuple[str, tuple[float, float]]:

@@ -32,10 +32,11 @@ def demo_command(output: Path, only: tuple[str, ...], threads: int, as_json: boo
     # The libraries read it when they are imported; training small models with more threads takes longer, not shorter.
     os.environ["OMP_NUM_THREADS"] = str(threads)
     from mlec.artifact.atomic import check_replaceable
+    from mlec.cli.files import make_folder
     from mlec.demo import BATCHES, chosen, run_demo
 
     recipes = chosen(only)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     check_replaceable(output / "model.mle")
     outcomes: list[Outcome] = []
     for outcome in run_demo(output, threads, recipes):

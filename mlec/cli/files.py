@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from mlec.artifact.atomic import replace_file
 from mlec.cli.output import plain
-from mlec.errors import InputError, UsageError
+from mlec.errors import InputError, UsageError, WriteError
 from mlec.reporting.units import plural
 
 Array = NDArray[Any]
@@ -40,12 +41,18 @@ def read_inputs(path: Path) -> Any:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path}: inputs are read from {READABLE}", code="E_INPUT_FILE", hint="convert the file")
-    if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write to it
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for somebody to write to it
         raise InputError(f"{path} is a directory, device or pipe", code="E_INPUT_FILE", hint="give the path of a file")
     try:
+        if path.stat().st_size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+            raise InputError(
+                f"{path} has {path.stat().st_size} bytes, more than the memory of this machine",
+                code="E_INPUT_FILE",
+                hint="split the file; a damaged file may only seem large",
+            )
         return reader(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", "") or str(error)
         raise InputError(f"cannot read {path}: {reason}", code="E_INPUT_FILE", hint="check the path") from error
 
 
@@ -202,6 +209,22 @@ def _missing(package: str) -> UsageError:
         f"this file needs the package {package!r}", code="E_MISSING_PACKAGE",
         hint=f"pip install {package}, or save the inputs as .npy",
     )  # fmt: skip
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder for files, and those that it is in, where they are not there yet.
+
+    Raises:
+        WriteError: something else has its name, or it may not be made there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        exists = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "a file has this name, or one that it lies in" if exists else getattr(error, "strerror", "") or error
+        raise WriteError(
+            f"cannot make the folder {path}: {reason}", code="E_WRITE_FOLDER", hint="name another folder"
+        ) from error
 
 
 def write_outputs(path: Path, outputs: Mapping[str, Array]) -> None:

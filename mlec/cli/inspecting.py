@@ -72,6 +72,7 @@ def recover_command(model: Path, output: Path, as_json: bool) -> None:
     from mlec.artifact import Storage, write
     from mlec.artifact.atomic import replace_file
     from mlec.artifact.recovery import recover
+    from mlec.cli.files import make_folder
 
     found = recover(model)
     files: dict[str, bytes] = {}
@@ -84,7 +85,7 @@ def recover_command(model: Path, output: Path, as_json: bool) -> None:
     with contextlib.ExitStack() as stack:
         if found.key is not None:
             stack.callback(os.umask, os.umask(0o077))
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
         for name, data in files.items():
             replace_file(output / name, len(data), lambda data=data: [data])  # type: ignore[misc]
         if found.complete and found.metadata is not None and found.graph is not None:
@@ -304,7 +305,9 @@ def _report(artifact: Artifact) -> OptimizationReport:
 def report_command(model: Path, output: Path | None, as_json: bool) -> None:
     """Show what compiling MODEL (.mle) did: passes, kernels, parity with the source, speed."""
     from mlec.artifact import Artifact
+    from mlec.cli.compiling import check_outputs
 
+    check_outputs([output], {"the model itself": model})
     with Artifact.open(model, verify="fast") as artifact:
         report = _report(artifact)
     if output is not None:

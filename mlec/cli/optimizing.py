@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,7 +133,7 @@ def _read_graph(path: Path) -> tuple[Graph, str]:
     from mlec.frontends.graph_files import decoded, parse_file
     from mlec.ir import parse_graph
 
-    if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write to it
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for somebody to write to it
         raise ParseError(
             f"{path} is a directory, device or pipe", code="E_OPEN", hint="give the path of a .mlet or .mle file"
         )

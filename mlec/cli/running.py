@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from mlec.cli.compiling import PATH, allow_own_modules, parity_lines, trust_pickle_option
+from mlec.cli.compiling import PATH, allow_own_modules, check_outputs, is_count, parity_lines, trust_pickle_option
 from mlec.cli.inspecting import signature_text
 from mlec.cli.output import json_option, print_json, print_pairs, print_table, size_text, time_text
 from mlec.reporting.units import plural
@@ -71,6 +72,7 @@ def run_command(
     from mlec.artifact.atomic import check_replaceable
     from mlec.cli.files import read_inputs, write_outputs, writer_for
 
+    check_outputs([output], {"the model itself": model, "the input itself": inputs})
     if output is not None:
         writer_for(output)
         check_replaceable(output)
@@ -155,7 +157,7 @@ def verify_command(
     from mlec.reporting.schema import typed
 
     given = examples(inputs)
-    checked = full or not model.is_file() or model.stat().st_size <= CHECKED_BYTES
+    checked = full or not os.path.isfile(model) or model.stat().st_size <= CHECKED_BYTES
     with Artifact.open(model, verify="full" if checked else "fast") as artifact:
         decision = decide(artifact, "auto" if trust is None else TrustDigest(trust))
         if policy["require_signature"]:
@@ -306,7 +308,7 @@ def bench_command(
     trust: str | None, as_json: bool, **policy: bool,
 ) -> None:  # fmt: skip
     """Time MODEL (.mle), and its source with it, on random inputs; runs are interleaved, the speedup is the ratio of the minima."""
-    rows = [int(word) for word in batches.split(",") if word.strip().isdigit()]
+    rows = [int(word) for word in batches.split(",") if is_count(word.strip())]
     if not rows or len(rows) != len(batches.split(",")):
         raise click.BadParameter(f"{batches!r} does not read 1,64,4096", param_hint="--batch")
     from mlec.errors import UsageError

@@ -80,6 +80,8 @@ def _asked(question: str, confirm: bool = False) -> str:
 
 def _beside(output: Path, ending: str) -> Path:
     """OUTPUT with an ending; ``team.key`` is taken as ``team``."""
+    if not output.name:
+        raise click.BadParameter(f"{str(output)!r} names no file", param_hint="OUTPUT")
     return output.with_name(output.name.removesuffix(".key") + ending)
 
 
@@ -97,12 +99,15 @@ def _encryption_key(path: Path, as_json: bool) -> None:
 
 
 def _check_new(path: Path) -> None:
+    """Whether a file of this name can be made: it must not be there yet."""
+    from mlec.artifact.atomic import check_replaceable
     from mlec.errors import UsageError
 
-    if path.exists():
+    if os.path.exists(path):
         raise UsageError(
             f"{path} is there already", code="E_KEY_EXISTS", hint="keys are never replaced: name another file"
         )
+    check_replaceable(path)
 
 
 def _create(path: Path, data: bytes, mode: int) -> None:
@@ -235,12 +240,12 @@ def add_command(
 
 
 def _text(path: Path) -> str:
+    from mlec.artifact.small_files import read_small
     from mlec.errors import UsageError
 
     try:
-        with open(path, "rb") as file:
-            return file.read(1 << 16).decode()
-    except (OSError, UnicodeDecodeError) as error:
+        return read_small(path, 1 << 16)[1].decode()
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as a key: {error}", code="E_KEY_FILE", hint="check the path") from None
 
 

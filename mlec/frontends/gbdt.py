@@ -52,6 +52,11 @@ def read_file(path: Path) -> bytes:
         ) from error
 
 
+def place(path: Path) -> str:
+    """The path as text that every file can hold: names of files may have bytes that are no text."""
+    return str(path).encode(errors="replace").decode()
+
+
 def file_oracle(library: str, kind: str, data: bytes, methods: Sequence[str], path: Path) -> Oracle:
     """The methods of a model file, as the library itself computes them; none where it is not installed."""
     if importlib.util.find_spec(library) is None:

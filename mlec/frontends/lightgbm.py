@@ -85,7 +85,7 @@ class LightGBMFrontend:
         """
         if isinstance(model, ModelFile):
             return _lower(
-                _Model.read(model.text), None, "Booster", options, Location(file=str(model.path), scope="Booster")
+                _Model.read(model.text), None, "Booster", options, Location(file=gbdt.place(model.path), scope="Booster")
             )
         name = type(model).__name__
         text = _booster(model).model_to_string()

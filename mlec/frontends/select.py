@@ -50,7 +50,7 @@ def load_model_file(path: Path, options: LowerOptions) -> tuple[Frontend | None,
         FrontendError: for a file that is missing, unreadable, or of no known kind.
         IRError: for a graph that is not valid, or whose text names arrays.
     """
-    if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write to it
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for somebody to write to it
         raise FrontendError(
             f"{path} is a directory, device or pipe", code="E_MODEL_FILE", hint="give the path of a model file"
         )

@@ -97,7 +97,7 @@ class XGBoostFrontend:
             UnsupportedModelError: an objective or setting that cannot be lowered exactly.
         """
         if isinstance(model, ModelFile):
-            document, place = model.document, str(model.path)
+            document, place = model.document, gbdt.place(model.path)
             use = _use_of_file(document)
         else:
             document, place = _document(_booster(model)), ""

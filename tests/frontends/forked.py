@@ -84,6 +84,10 @@ def _read(frontend: FileFrontend, kind: str, path: Path, say: Callable[[str], ob
 
 
 def _judge(event: str, arguments: tuple[Any, ...], say: Callable[[str], object]) -> None:
+    if event == "ctypes.dlopen" and str(arguments[0]).startswith(sys.prefix):
+        return  # a library of an installed package, where it is first used
+    if event == "subprocess.Popen" and arguments[0] == "lscpu":
+        return  # joblib counts the cores
     writes = (
         event == "open"
         and isinstance(arguments[1], str)

@@ -6,6 +6,7 @@ them through: in a fork each, which dies with what it does.
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import multiprocessing
@@ -221,6 +222,14 @@ def main() -> None:
             1
         ) as other:  # no thread of the libraries lives on in forks of this process
             files = other.apply(corpus, (Path(folder),))
+        for library in (
+            "torch.export",
+            "sklearn",
+            "skops.io",
+            "mlec.frontends.sklearn.lowering",
+            "mlec.frontends.fx_lower",
+        ):
+            importlib.import_module(library)
         for number in range(count):
             kind = rng.choice(kinds or list(files))
             path = Path(folder) / "mutant"
