@@ -149,6 +149,8 @@ def main(group: tuple[str, ...], names: tuple[str, ...], threads: str, budget: f
             click.echo(line(prediction))
             found.append(prediction)
     click.echo("\n" + "\n".join(summary(found)))
+    if (load := os.getloadavg()[0] - max(counts)) > 0.5:
+        click.echo(f"The machine had {load:.0f} other tasks to run: times of several threads say little.")
     if late:
         click.echo(f"Not begun within {budget:g} minutes: {', '.join(late)}.")
     if out is not None:

@@ -219,6 +219,7 @@ def compile(
                 observe(report, compiled, inputs, first.module, model)
             affordable = measure_passes is True or first.module.seconds < AFFORDABLE_SECONDS
             if measure_passes and affordable and (shown := inputs or source.given):
+                advance("measure", 3, 4)
                 graphs = [*(record.before for record in first.records), first.graph]
                 measure_graphs(report, graphs, shown, first.target, model, each=measure_passes is True)
         advance("done", 4, 4)

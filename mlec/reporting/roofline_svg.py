@@ -15,6 +15,8 @@ WIDTH, HEIGHT = 680, 360
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 18, 46
 NAMED = 4
 CHARACTER = 7.2
+NUMBERS = {8: "bytes", 16: "bfloat16"}
+"""The numbers of narrow peaks; others are floats."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def _roof(x: _Axis, y: _Axis, bandwidth: float, peaks: Sequence[tuple[float, int
         ),
         [
             element(
-                "text", f"float{bits}, {units.count(peak, 'FLOP')}/s", x=end, y=height - 8, text_anchor="end"
+                "text", f"{NUMBERS.get(bits, f'float{bits}')}, {units.count(peak, 'FLOP')}/s", x=end, y=height - 8, text_anchor="end"
             )
             for (peak, bits), (_, height) in zip(peaks, corners, strict=True)
         ],
