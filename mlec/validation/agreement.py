@@ -64,7 +64,8 @@ def measured(
             f"the compiled model differs from its source by {worst.max_rel_error:.3g} of the largest result, beyond {tolerance}",
             code="E_PARITY",
             hint="for int8, calibrate with more data: the examples are unlike it; or raise min_sqnr "
-            "(passes='default,quantize-int8{min_sqnr = 30}') to keep more layers in float32; or allow more with tolerance=mlec.Tolerance(rtol=0.5)",
+            "(passes='default,quantize-int8{min_sqnr = 30}') to keep more layers in float32; or allow more with "
+            "tolerance=mlec.Tolerance(rtol=0.5)",
         )
     return {
         "tolerance": {"rtol": bound.rtol, "atol": bound.atol},
