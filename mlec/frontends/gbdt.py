@@ -52,6 +52,17 @@ def read_file(path: Path) -> bytes:
         ) from error
 
 
+def integer(value: Any) -> int:
+    """A whole number that a file gives as such or as text.
+
+    Raises:
+        TypeError, ValueError, OverflowError: it is none, or longer than one of 64 bits.
+    """
+    if isinstance(value, str) and len(value) > 20:
+        raise ValueError(f"{len(value)} digits")
+    return int(value)
+
+
 def place(path: Path) -> str:
     """The path as text that every file can hold: names of files may have bytes that are no text."""
     return str(path).encode(errors="replace").decode()

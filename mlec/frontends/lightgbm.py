@@ -85,7 +85,11 @@ class LightGBMFrontend:
         """
         if isinstance(model, ModelFile):
             return _lower(
-                _Model.read(model.text), None, "Booster", options, Location(file=gbdt.place(model.path), scope="Booster")
+                _Model.read(model.text),
+                None,
+                "Booster",
+                options,
+                Location(file=gbdt.place(model.path), scope="Booster"),
             )
         name = type(model).__name__
         text = _booster(model).model_to_string()
@@ -157,7 +161,7 @@ def _booster(model: Any) -> Any:
 def _number(fields: Mapping[str, str], key: str, default: int | None = None) -> int:
     text = fields.get(key, default)
     try:
-        return int(text)  # type: ignore[arg-type]
+        return gbdt.integer(text)
     except (TypeError, ValueError) as error:
         raise damaged(f"{key!r}: expected an integer, got {str(text)[:80]!r}") from error
 
@@ -349,8 +353,11 @@ class _Model:
 
 
 def _fields(lines: Sequence[str]) -> dict[str, str]:
-    pairs = (line.partition("=") for line in lines if line)
-    return {key: value for key, _, value in pairs}
+    pairs = [line.partition("=") for line in lines if line]
+    fields = {key: value for key, _, value in pairs}
+    if len(fields) != len(pairs):
+        raise damaged(f"a line occurs twice among {', '.join(list(fields)[:5])}"[:400])
+    return fields
 
 
 def _pandas_categories(lines: Sequence[str]) -> Sequence[Any] | None:

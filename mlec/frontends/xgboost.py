@@ -142,7 +142,7 @@ class XGBoostFrontend:
             document = ubjson.loads(data)
         else:
             try:
-                document = json.loads(data)
+                document = json.loads(data, object_pairs_hook=_once)
             except (ValueError, RecursionError) as error:
                 raise damaged(f"not valid JSON: {error}", path) from error
         if not isinstance(document, dict):
@@ -161,6 +161,14 @@ class XGBoostFrontend:
         model = getattr(xgboost, kind)()
         model.load_model(bytearray(file.read()))
         return model
+
+
+def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names are all different: of two values of one name, readers may take either."""
+    found = dict(members)
+    if len(found) != len(members):
+        raise ValueError(f"a name occurs twice in an object of {list(found)[:5]}"[:400])
+    return found
 
 
 # -- whose predict is meant ------------------------------------------------------------------------------------------
@@ -245,7 +253,7 @@ def _number(node: Mapping[str, Any], key: str, default: int | None = None) -> in
     """An integer parameter; the format writes them as text."""
     value = node.get(key, default)
     try:
-        return int(value)
+        return gbdt.integer(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise damaged(f"{key!r}: expected an integer, got {str(value)[:80]!r}") from error
 
@@ -391,6 +399,8 @@ def _feature_texts(learner: Mapping[str, Any], key: str, n_features: int) -> tup
     texts = learner.get(key) or []
     if not isinstance(texts, list) or len(texts) not in (0, n_features) or not all(isinstance(t, str) for t in texts):
         raise damaged(f"{key!r}: expected {n_features} texts")
+    if key == "feature_names" and len(set(texts)) != len(texts):
+        raise damaged(f"{key!r}: a name occurs twice")
     return tuple(texts) or None
 
 

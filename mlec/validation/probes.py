@@ -19,6 +19,8 @@ from mlec.signature import Signature
 
 PROBE_ROWS = 256
 MAX_PROBE_ROWS = 4096
+MAX_PROBE_NUMBERS = 1 << 26
+"""In all columns together: a file can say that its model has millions of them."""
 
 
 def fixed_rows(signature: Signature) -> int | None:
@@ -43,7 +45,8 @@ def probe_inputs(graph: Graph, rows: int = PROBE_ROWS, seed: int = 0) -> list[An
 def probe_rows(graph: Graph) -> int:
     """Rows enough for each threshold and its neighbours, within reason."""
     splits = max((len(values) for values in _split_values(graph).values()), default=0)
-    return min(max(PROBE_ROWS, 2 * splits), MAX_PROBE_ROWS)
+    width = 1 if graph.signature.table is None else max(graph.signature.table.n_features, 1)
+    return min(max(PROBE_ROWS, 2 * splits), MAX_PROBE_ROWS, max(MAX_PROBE_NUMBERS // width, 8))
 
 
 def batch_inputs(graph: Graph, rows: int, seed: int = 0) -> list[Any]:

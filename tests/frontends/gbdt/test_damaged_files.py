@@ -19,6 +19,7 @@ from mlec.frontends import ubjson
 from mlec.frontends.base import LowerOptions
 from mlec.frontends.lightgbm import LightGBMFrontend
 from mlec.frontends.xgboost import ModelFile, XGBoostFrontend
+from mlec.validation.probes import probe_rows
 
 rng = np.random.default_rng(0)
 X = np.c_[rng.normal(size=(200, 3)), rng.integers(0, 40, 200)]
@@ -218,6 +219,30 @@ def test_deeply_nested_json(tmp_path: Path) -> None:
             lower_bytes(XGBoostFrontend(), tmp_path / "m", text)
 
 
+def test_names_that_occur_twice_in_json(tmp_path: Path) -> None:
+    text = bytes(BOOSTER.save_raw("json"))
+    for name in (b'"learner"', b'"num_feature"', b'"left_children"'):
+        with pytest.raises(FrontendError, match="twice") as caught:
+            lower_bytes(XGBoostFrontend(), tmp_path / "m", text.replace(name, name + b":0," + name, 1))
+        assert caught.value.code == "E_MODEL_FILE"
+
+
+def test_columns_of_one_name() -> None:
+    document = copy.deepcopy(ubjson.loads(bytes(BOOSTER.save_raw("ubj"))))
+    document["learner"]["feature_names"] = ["a", "b", "a", "c"]
+    with pytest.raises(FrontendError, match="'feature_names': a name occurs twice"):
+        XGBoostFrontend().lower(ModelFile(Path("m"), document, b""), LowerOptions())
+
+
+def test_a_table_of_millions_of_columns(tmp_path: Path) -> None:
+    """The few bytes that say so are no reason to make gigabytes of rows."""
+    document = copy.deepcopy(ubjson.loads(bytes(BOOSTER.save_raw("ubj"))))
+    document["learner"]["learner_model_param"]["num_feature"] = str(1 << 20)
+    document["learner"].update(feature_names=[], feature_types=[])
+    graph = XGBoostFrontend().lower(ModelFile(Path("m"), document, b""), LowerOptions())
+    assert probe_rows(graph) == 64
+
+
 def line(key: str, value: str) -> Callable[[str], str]:
     """Replaces the first line of that key."""
 
@@ -270,6 +295,8 @@ def first(key: str, value: str) -> Callable[[str], str]:
         line("feature_infos", "none"),
         line("objective", "mine"),
         line("tree_sizes", "\nTree=0"),
+        lambda text: text.replace("num_leaves=", "num_leaves=2\nnum_leaves=", 1),
+        lambda text: text.replace("num_class=", "num_class=2\nnum_class=", 1),
         lambda text: text.replace("end of trees", ""),
         lambda text: text.replace("tree\n", "forest\n", 1),
         lambda text: text + "pandas_categorical:[[\n",
