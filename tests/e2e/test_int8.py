@@ -104,6 +104,12 @@ def data() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
+def lowered(wide: nn.Module, data: np.ndarray) -> mlec.Graph:
+    """Where no source is needed, without torch's export each time."""
+    return mlec.lower(wide, data[:4])
+
+
+@pytest.fixture(scope="module")
 def eight(wide: nn.Module, data: np.ndarray) -> Iterator[mlec.CompiledModel]:
     passes = "default,quantize-int8{measure = false}"  # so that what is tested does not depend on the time of day
     with mlec.compile(wide, data[:4], precision="int8", calibration=data, passes=passes) as model:
@@ -111,9 +117,9 @@ def eight(wide: nn.Module, data: np.ndarray) -> Iterator[mlec.CompiledModel]:
 
 
 def test_the_compiled_network_is_the_interpreted_one(
-    wide: nn.Module, data: np.ndarray, eight: mlec.CompiledModel
+    lowered: mlec.Graph, data: np.ndarray, eight: mlec.CompiledModel
 ) -> None:
-    wanted = mlec.compile(wide, data[:4], precision="int8", calibration=data, target="numpy", validate=False)
+    wanted = mlec.compile(lowered, data[:4], precision="int8", calibration=data, target="numpy", validate=False)
     for rows in (1, 5, 96):
         ours, theirs = eight.run([data[:rows]])[0], wanted.run([data[:rows]])[0]
         np.testing.assert_allclose(ours, theirs, atol=0.01 * np.abs(theirs).max())
@@ -151,29 +157,29 @@ def test_a_file_of_it(wide: nn.Module, data: np.ndarray, eight: mlec.CompiledMod
     assert found["tolerance"]["rtol"] == 0.2
 
 
-def test_without_calibration_the_examples_serve(wide: nn.Module, data: np.ndarray) -> None:
-    model = mlec.compile(wide, data, precision="int8", target="numpy")
+def test_without_calibration_the_examples_serve(wide: nn.Module, lowered: mlec.Graph, data: np.ndarray) -> None:
+    model = mlec.compile(lowered, data, precision="int8", target="numpy")
     assert "calibrated with the examples, 96 rows" in model.report.warnings[0]
     with pytest.raises(mlec.UsageError, match="needs inputs to calibrate with"):
         mlec.compile(wide, input_shapes=[("n", 64)], precision="int8", target="numpy")
 
 
-def test_calibration_comes_in_many_forms(wide: nn.Module, data: np.ndarray) -> None:
+def test_calibration_comes_in_many_forms(lowered: mlec.Graph, data: np.ndarray) -> None:
     loader = [(torch.tensor(data[:50]), torch.zeros(50)), (torch.tensor(data[50:]), torch.zeros(46))]
     forms: list[Any] = [torch.tensor(data), (data,), {"input": data}, iter(loader), [data[:50], data[50:]]]
     scales = set()
     for form in forms:
-        model = mlec.compile(wide, data[:4], precision="int8", calibration=form, target="numpy", validate=False)
+        model = mlec.compile(lowered, data[:4], precision="int8", calibration=form, target="numpy", validate=False)
         scales.add(tuple(finding["scale"] for finding in model.report.quantization))
     assert len(scales) == 1
 
 
-def test_calibration_that_does_not_fit(wide: nn.Module, data: np.ndarray) -> None:
+def test_calibration_that_does_not_fit(lowered: mlec.Graph, data: np.ndarray) -> None:
     for wrong, error in ((data[:, :3], mlec.InputError), (7, mlec.UsageError), ([], mlec.UsageError)):
         with pytest.raises(error):
-            mlec.compile(wide, data[:4], precision="int8", calibration=wrong, target="numpy")
+            mlec.compile(lowered, data[:4], precision="int8", calibration=wrong, target="numpy")
     with pytest.raises(mlec.UsageError, match="calibration is for"):
-        mlec.compile(wide, data[:4], calibration=data, target="numpy")
+        mlec.compile(lowered, data[:4], calibration=data, target="numpy")
 
 
 def test_a_bound_of_ones_own_sends_layers_back_to_float32(wide: nn.Module, data: np.ndarray) -> None:
@@ -189,9 +195,9 @@ def test_a_bound_that_the_examples_break(wide: nn.Module, data: np.ndarray) -> N
     assert "min_sqnr" in str(caught.value.hint)
 
 
-def test_a_budget_of_ones_own(wide: nn.Module, data: np.ndarray) -> None:
+def test_a_budget_of_ones_own(lowered: mlec.Graph, data: np.ndarray) -> None:
     def compiled(budget: float) -> mlec.CompiledModel:
-        return mlec.compile(wide, data, precision="int8", target="numpy", accuracy_budget=budget)
+        return mlec.compile(lowered, data, precision="int8", target="numpy", accuracy_budget=budget)
 
     free, nothing = compiled(0.5).report, compiled(0.0).report
     assert free.accuracy["max_accuracy_loss"] == free.accuracy["max_error"] == 0.5
@@ -201,7 +207,7 @@ def test_a_budget_of_ones_own(wide: nn.Module, data: np.ndarray) -> None:
         with pytest.raises(mlec.UsageError, match="between 0 and 1"):
             compiled(wrong)  # type: ignore[arg-type]
     with pytest.raises(mlec.UsageError, match="is for int8"):
-        mlec.compile(wide, data, target="numpy", accuracy_budget=0.1)
+        mlec.compile(lowered, data, target="numpy", accuracy_budget=0.1)
 
 
 def test_estimators_are_refused() -> None:
