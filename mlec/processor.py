@@ -122,6 +122,8 @@ def host_flags() -> frozenset[str]:
     machine = _OTHER_NAMES.get(platform.machine(), platform.machine())
     present = {machine, *_BASE.get(machine, ()), *_listed_flags()}
     disabled = {name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
+    if not disabled:
+        return frozenset(present)
     known = present | {flag for table in FLAGS.values() for flag in table.values()}
     if unknown := sorted(disabled - known):
         raise UsageError(
@@ -140,9 +142,14 @@ def described(*names: str) -> Iterator[str]:
                 yield value.strip()
 
 
-def _listed_flags() -> list[str]:
+@cache
+def _cpuinfo_flags() -> tuple[str, ...]:
+    return tuple(next(described("flags", "Features"), "").split())
+
+
+def _listed_flags() -> Sequence[str]:
     """Those of the first processor, less AMX where this process may not use it; none where nothing is known."""
-    listed = next(described("flags", "Features"), "").split()
+    listed = _cpuinfo_flags()
     return listed if "amx_tile" not in listed or _may_use_tiles() else [f for f in listed if not f.startswith("amx_")]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import platform
 
 import pytest
@@ -80,8 +79,8 @@ def test_no_two_extensions_share_a_name() -> None:
 
 @pytest.mark.parametrize("may", [False, True])
 def test_amx_counts_only_where_the_system_lets_this_process_use_it(may: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = "flags\t\t: fpu avx512f avx512_vnni amx_tile amx_int8 amx_bf16\n"
-    monkeypatch.setattr("builtins.open", lambda *args, **kwargs: io.StringIO(listed))
+    listed = ("fpu", "avx512f", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16")
+    monkeypatch.setattr("mlec.processor._cpuinfo_flags", lambda: listed)
     monkeypatch.setattr("mlec.processor._may_use_tiles", lambda: may)
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     tiles = {"amx_tile", "amx_int8", "amx_bf16"}

@@ -97,7 +97,7 @@ class Executable:
         self._dtypes = tuple(numpy_dtype(buffer.dtype) for buffer in sequence.buffers[: sequence.inputs])
         self._single = self._dtypes[0] if len(self._dtypes) == 1 and not self._layout.copies else None
         self._idle: list[_Context] = []
-        self._most_idle = effective_cpu_count()
+        self._most_idle = 0
 
     def run(self, inputs: Sequence[Array], out: Sequence[Array | None] | None = None) -> list[Array]:
         """Call the program once.
@@ -260,6 +260,7 @@ class Executable:
         if self._check is not None:
             self._check()  # by several threads that are the first: each must know before it goes on
             self._check = None
+        self._most_idle = effective_cpu_count()
         layout, plan_of, alignment = self._layout, self._plan_of, self.program.alignment
         # Nothing here refers to the executable, so that it is freed as soon as its user drops it.
         return _Context(drive, lambda shapes: _Frame(layout, plan_of(shapes), constants, alignment))

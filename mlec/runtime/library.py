@@ -131,8 +131,11 @@ def link(objects: Sequence[bytes], entry: str) -> Any:
     try:
         # The objects are plain C, and need no library of C++.
         module = ffi.call("tvm_ffi_orcjit.SessionLoadModule", session, ffi.call("ffi.Array", *objects), "", None, None)
-        return ffi.callable(ffi.call("ffi.ModuleGetFunction", module, entry, 0))
-    except (RuntimeError, AttributeError) as error:
+        function = ffi.call("ffi.ModuleGetFunction", module, entry, 0)
+        if function is None:
+            raise RuntimeError(f"it has no function {entry}")
+        return ffi.callable(function)
+    except RuntimeError as error:
         raise RuntimeUnavailableError(
             f"the compiled code could not be linked: {error}",
             hint="compile the model again on this machine: the file may come from another version or system",

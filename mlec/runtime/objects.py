@@ -50,10 +50,7 @@ def check_objects(objects: Sequence[bytes]) -> None:
             raise _unfit(
                 f"the compiled code could not be linked: object file {number} is none for this machine: {error}"
             ) from None
-    process = ctypes.CDLL(None)
-    missing = sorted(
-        name for name in needed - defined if name and not name.startswith(_OFFERED) and not hasattr(process, name)
-    )
+    missing = sorted(name for name in needed - defined if name and not name.startswith(_OFFERED) and not _is_here(name))
     if missing:
         raise RuntimeUnavailableError(
             f"the compiled code could not be linked: it calls what no library here has: {', '.join(missing[:5])}"
@@ -61,6 +58,14 @@ def check_objects(objects: Sequence[bytes]) -> None:
             code="E_OBJECT_SYMBOL",
             hint="it was compiled with another version of mlec or for another system: compile the model again on this machine",
         )
+
+
+_process = ctypes.CDLL(None)
+"""Whatever this process has loaded so that others can call it, also later on."""
+
+
+def _is_here(function: str) -> bool:
+    return hasattr(_process, function)  # which it remembers
 
 
 def _symbols(data: bytes) -> Iterator[tuple[str, bool, bool]]:

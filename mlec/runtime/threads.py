@@ -62,7 +62,7 @@ def cgroup_quota(proc: Path = Path("/proc/self")) -> float | None:
         proc: where the kernel describes the process.
     """
     try:
-        membership = (proc / "cgroup").read_text()
+        membership = _text(str(proc), "cgroup")
     except OSError:
         return None
     quotas = [quota for folder in _cpu_groups(proc, membership) if (quota := _read_quota(folder)) is not None]
@@ -70,7 +70,7 @@ def cgroup_quota(proc: Path = Path("/proc/self")) -> float | None:
 
 
 @functools.lru_cache(maxsize=16)
-def _cpu_groups(proc: Path, membership: str) -> tuple[Path, ...]:
+def _cpu_groups(proc: Path, membership: str) -> tuple[str, ...]:
     """Folders of the control groups (version 1 and 2) that limit CPU time, from the process's own upwards.
 
     Where they are mounted is looked up once for each membership: a list of a hundred mounts takes as long to read as a small model to load.
@@ -79,7 +79,7 @@ def _cpu_groups(proc: Path, membership: str) -> tuple[Path, ...]:
         mounts = [line.split(" - ", 1) for line in (proc / "mountinfo").read_text().splitlines()]
     except OSError:
         return ()
-    return tuple(_mounted_groups([line.split(":", 2) for line in membership.splitlines()], mounts))
+    return tuple(map(str, _mounted_groups([line.split(":", 2) for line in membership.splitlines()], mounts)))
 
 
 def _mounted_groups(memberships: Sequence[Sequence[str]], mounts: Sequence[Sequence[str]]) -> Iterator[Path]:
@@ -101,13 +101,17 @@ def _mounted_groups(memberships: Sequence[Sequence[str]], mounts: Sequence[Seque
                 yield folder
 
 
-def _read_quota(folder: Path) -> float | None:
+def _read_quota(folder: str) -> float | None:
     try:
         try:
-            quota, period = (folder / "cpu.max").read_text().split()
+            quota, period = _text(folder, "cpu.max").split()
         except FileNotFoundError:  # version 1
-            quota = (folder / "cpu.cfs_quota_us").read_text()
-            period = (folder / "cpu.cfs_period_us").read_text()
+            quota, period = _text(folder, "cpu.cfs_quota_us"), _text(folder, "cpu.cfs_period_us")
         return int(quota) / int(period) if int(quota) > 0 and int(period) > 0 else None
     except (OSError, ValueError):  # no such group, or "max": no limit
         return None
+
+
+def _text(folder: str, name: str) -> str:
+    with open(f"{folder}/{name}", encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()

@@ -127,13 +127,11 @@ def test_devices(archs: list[str], ptx: str, capability: str, runs: bool) -> Non
 def test_code_for_another_device_is_refused_before_it_is_handed_over(
     capability: str, runs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Library:
-        ffi = property(lambda self: self)
-
+    class Package:
         def get_global_func(self, name: str) -> Callable[..., str]:
             return lambda *asked: capability
 
-    monkeypatch.setattr(vm, "load_library", Library)
+    monkeypatch.setattr(vm, "load_ffi", Package)
     program = Program("tvm", "cuda", target={"archs": ["sm_90"], "ptx": ""})
     if runs:
         vm._check_device(program)
