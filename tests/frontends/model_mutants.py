@@ -236,6 +236,9 @@ def main() -> None:
             path.write_bytes(mutant(rng, kind, files[kind]))
             try:
                 found = read(kind, path, whole=True)
+            except KeyboardInterrupt:
+                count = number
+                break
             except Exception as error:
                 found = f"DEFECT: {type(error).__name__}: {error}"
             if found.startswith("DEFECT"):
