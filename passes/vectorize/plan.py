@@ -266,6 +266,8 @@ class Search:
             return (
                 "each is done with the step of a recurrence that it belongs to, while its narrow rows are in registers"
             )
+        if self._in_one_pass(tree, readers):
+            return "each is one pass over narrow rows, with weights of its own that stay in registers"
         if not joined:
             computes = any(not _is_free(step.nodes[0]) for step in tree.steps)
             return None if computes or not any(map(_by_index, tree.packs.values())) else ""
@@ -282,6 +284,16 @@ class Search:
             n for values in waiting if not self.level(values) for v in values if (n := self.graph.producer.get(v))
         }
         return bool(around) and all(map(self._by_narrow_rows, (*around, *tree.nodes)))
+
+    def _in_one_pass(self, tree: Tree, readers: Sequence[Node]) -> bool:
+        """Whether backends would make each lane one pass over rows, where together products of each lane's own weights are apart.
+
+        What is summed up over the lanes is another matter: it becomes one product.
+        """
+        products = [step for step in tree.steps if step.nodes[0].op.has(Trait.CONTRACTION)]
+        apart = not readers or readers[0].name == "concat"
+        chained = len(products) > 1 and any(map(_reads_twice, products))
+        return apart and chained and all(rows_of(node) is not None for node in tree.nodes)
 
     def _by_narrow_rows(self, node: Node) -> bool:
         """Whether it can be part of a pass over rows, and is no epilogue of a product that can not."""

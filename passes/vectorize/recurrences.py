@@ -126,8 +126,11 @@ def _write(b: GraphBuilder, graph: Graph, run: Run) -> None:
     hidden, dtype = cell.gates[0].width, state.value.type.dtype.numpy
     fed, back = ([i for i, reads in enumerate(READS[cell.op]) if reads[j]] for j in range(2))
 
-    def rows(arrays: Iterable[Array]) -> Value:
-        return b.constant(np.ascontiguousarray(np.concatenate(list(arrays)), dtype))
+    def rows(arrays: Iterable[Array], hint: str = "") -> Value:
+        return b.constant(np.ascontiguousarray(np.concatenate(list(arrays)), dtype), hint)
+
+    def name(gate: int, source: Source) -> str:
+        return next(t.weights.hint for t in cell.gates[gate].terms if t.source == source)
 
     def weights(gate: int, *sources: Source) -> Array:
         terms = cell.gates[gate].terms
@@ -142,8 +145,9 @@ def _write(b: GraphBuilder, graph: Graph, run: Run) -> None:
     x, reverse = _inputs(b, run)
     before = [_like_state(b, v, state.value) for v in (state.value, *cell.before[1:]) if v is not None]
     attrs = {"activation": cell.activation} if cell.activation else {}
-    matrices = rows(weights(gate, *run[0].inputs) for gate in fed), rows(weights(gate, state) for gate in back)
-    states, _, *last = b.multi(cell.op, x, *before, *matrices, *biases, reverse=reverse, **attrs)
+    w_ih = rows((weights(gate, *run[0].inputs) for gate in fed), name(fed[0], run[0].inputs[0]))
+    w_hh = rows((weights(gate, state) for gate in back), name(back[0], state))
+    states, _, *last = b.multi(cell.op, x, *before, w_ih, w_hh, *biases, reverse=reverse, **attrs)
     for i, turn in enumerate(run):
         place = len(run) - 1 - i if reverse else i
         cut = b("slice", states, axis=1, start=place, stop=place + 1)

@@ -18,10 +18,12 @@ from bench.vectorize import TORCH  # noqa: E402
 
 STEPS = 5
 NODES = {
-    "heads_in_a_list": 23, "expert_modules": 19, "channels": 7, "ensemble": 16, "time_distributed": 9, "lstm_cells": 9, "gru_cell": 6,
+    "heads_in_a_list": 23, "expert_modules": 19, "time_distributed": 9, "lstm_cells": 9, "gru_cell": 6,
     "written_lstm": 3, "standardized_modules": 8, "updates": 5,
 }  # fmt: skip
-"""What is left; of other loops at least three nodes for each step."""
+"""What is left."""
+APART = {"channels": "one pass over narrow rows", "ensemble": "one pass over narrow rows"}
+"""What is better left as it is, and why."""
 
 
 def test_the_bench_has_them_all() -> None:
@@ -41,6 +43,8 @@ def test_a_loop_of_torch(name: str) -> None:
         wanted = model(x)
     for a, b in zip(wanted if isinstance(wanted, tuple) else (wanted,), run_graph(graph, [x.numpy()]), strict=True):
         np.testing.assert_allclose(b, a.numpy(), rtol=1e-4, atol=1e-5)
+    if name in APART:
+        assert any(APART[name] in r.message for r in records[0].remarks if r.kind == "missed")
     if name in NODES:
         assert len(graph.compute_nodes) <= NODES[name] < 3 * STEPS + 10 < len(lowered.compute_nodes)
         told = [r.message for r in records[0].remarks if r.kind == "applied"]
