@@ -21,7 +21,9 @@ from torch import nn
 
 from mlec.errors import FrontendError, UnsupportedModelError, UntrustedPickleError, UsageError
 from mlec.frontends.base import LowerOptions
+from mlec.frontends.program_files import WeightsFile
 from mlec.frontends.torch_archive import check_program_archive
+from mlec.frontends.torch_files import open_weights
 from tests.frontends.torch.common import FRONTEND, compare
 from tests.frontends.torch.networks import MLP
 
@@ -252,6 +254,55 @@ def test_state_dicts(tmp_path: Path, model: nn.Module) -> None:
         compare(graph, FRONTEND.oracle(model)["run"], [X])
 
 
+def test_state_dicts_of_the_old_format_are_read_elsewhere(tmp_path: Path, model: nn.Module) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)
+    weights = WeightsFile.open(path)
+    found = weights.read()
+    assert weights.process._process.pid != os.getpid()
+    assert list(found) == list(model.state_dict())
+    for name, tensor in model.state_dict().items():
+        np.testing.assert_array_equal(found[name], tensor.numpy())
+
+
+def test_weights_that_want_all_memory(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"w": torch.zeros(1).expand(1 << 44)}, path)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(FrontendError, match=r"torch itself fails on weights\.pth: .*memory") as caught:
+        WeightsFile.open(path).read()
+    assert caught.value.code == "E_SOURCE_FAILS"
+
+
+@pytest.mark.parametrize(
+    "content", [[X], {"a": 3}, {1: X}, X, {"model": {"a": "text"}}], ids=lambda content: type(content).__name__
+)
+def test_data_that_is_no_state_dict(content: Any) -> None:
+    file = io.BytesIO()
+    torch.save(content, file)
+    file.seek(0)
+    with pytest.raises(FrontendError, match="it holds no state dict") as caught:
+        open_weights(file)
+    assert caught.value.code == "E_FILE"
+
+
+def test_archives_of_weights_are_looked_at_first(
+    tmp_path: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlec.frontends.program_files.SourceProcess", None)  # is not reached
+    path = tmp_path / "weights.pth"
+    for name, code in (("../x", "E_FILE_PATH"), ("archive/DATA.pkl", "E_FILE_TWICE"), ("zeros", "E_FILE_SIZE")):
+        torch.save(model.state_dict(), path)
+        with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(
+                name if code != "E_FILE_TWICE" else f"{root_of(path)}/DATA.pkl",
+                bytes(1 << 24) if name == "zeros" else b"",
+            )
+        with pytest.raises(FrontendError) as caught:
+            FRONTEND.load(path, LowerOptions(model_class=MLP_CLASS))
+        assert caught.value.code == code
+
+
 def test_state_dicts_that_do_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(nn.Linear(3, 3).state_dict(), path)
@@ -317,9 +368,11 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.jit.script(nn.Linear(3, 3)).save(str(path))
     assert sniff(path)
-    with pytest.raises(UnsupportedModelError) as caught:
-        FRONTEND.load(path, LowerOptions(trust_pickle=True))
-    assert caught.value.code == "E_TORCHSCRIPT"
+    for options in (LowerOptions(), LowerOptions(trust_pickle=True), LowerOptions(model_class=MLP_CLASS)):
+        with pytest.raises(UnsupportedModelError) as caught:
+            FRONTEND.load(path, options)
+        assert caught.value.code == "E_TORCHSCRIPT"
+        assert "torch.export.save" in str(caught.value.hint)
 
 
 def test_other_files_are_not_taken(tmp_path: Path) -> None:
