@@ -330,7 +330,7 @@ def _pages(pid: int, path: Path) -> dict[str, int]:
 def _print_sizes(folder: Path) -> None:
     """Of the files that the models of the demo make: by mlec, and by those who train them."""
     click.echo(
-        "\nFiles in KiB, and how much smaller that of mlec is than that of joblib: both as they are, both compressed, only ours compressed.\n"
+        "\nFiles in KiB; how much smaller ours is than that of joblib: both as they are, both compressed, only ours compressed.\n"
     )
     lines = []
     for recipe in RECIPES:

@@ -166,6 +166,14 @@ def test_importing_mlec_is_light(code: str) -> None:
     assert not loaded & {*FRAMEWORKS, "pandas", "passes", "backends"}
 
 
+NOT_NEEDED = {
+    "tvm_ffi", "importlib.metadata", "email", "tempfile", "statistics", "tracemalloc", "secrets", "subprocess", "concurrent.futures",
+    "mlec.runtime.vm", "mlec.runtime.measure", "mlec.runtime.metrics", "mlec.report", "mlec.registry", "mlec.ir",
+    "mlec.artifact.writer", "mlec.artifact.signing", "mlec.artifact.encryption", "mlec.artifact.keyring", "mlec.artifact.recovery",
+}  # fmt: skip
+"""Of the standard library and of ours, what a model for the CPU that this user built is loaded and run without."""
+
+
 def test_loading_and_running_needs_no_framework(tmp_path: Path) -> None:
     save = f"""
 import numpy as np, mlec, mlec.ops
@@ -184,3 +192,4 @@ assert (y[0] == 3).all()
     loaded = loaded_after(run)
     assert not loaded & {*FRAMEWORKS, "pandas", "passes", "backends"}
     assert not [name for name in loaded if name.startswith("mlec.passes.")], "a pass takes milliseconds of each start"
+    assert not loaded & NOT_NEEDED, "each takes milliseconds of each start"
