@@ -19,7 +19,7 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mlec.errors import SecurityError, UsageError
 
@@ -66,8 +66,7 @@ class TrustDigest:
         return self.digest.partition(":")[2]
 
 
-@dataclass(frozen=True)
-class TrustDecision:
+class TrustDecision(NamedTuple):
     """May the embedded kernels run, and why (not)?"""
 
     native: bool

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
@@ -165,8 +164,7 @@ class Layout:
         return holders
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """Memory for one set of input shapes.
 
     Attributes:
