@@ -53,6 +53,10 @@ def test_the_timeline_has_what_is_alive_at_each_call(compiled: mlec.CompiledMode
 def test_what_passes_are_worth_is_measured(compiled: mlec.CompiledModel) -> None:
     report = compiled.report
     assert report.timing["baseline"]["speedup"] > 0
+    rewrites = [entry["predicted_gain"] for entry in report.passes]
+    assert np.prod(rewrites) == pytest.approx(report.timing["baseline"]["predicted_speedup"])
+    last = report.passes[-1]["after"]["predicted_seconds"]
+    assert last == pytest.approx(report.profile["predicted_seconds"])  # of the same call
     by_name = {entry["name"]: entry for entry in report.passes}
     assert by_name["infer-shapes"]["measured_gain"] == 1.0
     fuse = by_name["fuse"]
