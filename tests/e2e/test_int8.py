@@ -125,6 +125,37 @@ def test_the_compiled_network_is_the_interpreted_one(
         np.testing.assert_allclose(ours, theirs, atol=0.01 * np.abs(theirs).max())
 
 
+class Squeezing(nn.Module):
+    """Channels that are scaled by what all of the image says, neighbours, means of windows; then a sequence of what is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.scales = nn.Conv2d(3, 20, 3, padding=1), nn.Conv2d(20, 20, 1)
+        self.after, self.along = nn.Conv2d(20, 24, 3, padding=1, groups=4), nn.Conv1d(24, 18, 5, padding=2)
+        self.head = nn.Linear(18, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = nn.functional.hardswish(self.before(x))
+        h = h * nn.functional.hardsigmoid(self.scales(h.mean((2, 3), keepdim=True)))
+        h = nn.functional.relu(self.after(nn.functional.interpolate(h, scale_factor=2.0)))
+        h = nn.functional.avg_pool2d(h, 3, 2, 1, count_include_pad=False).flatten(2)
+        result: torch.Tensor = self.head(nn.functional.silu(self.along(h)).mean(2))
+        return result
+
+
+def test_images_and_sequences_in_8_bits_all_the_way() -> None:
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).normal(size=(9, 3, 7, 6)).astype(np.float32)
+    passes = "default,quantize-int8{measure = false}"
+    with mlec.compile(Squeezing().eval(), x, precision="int8", calibration=x, passes=passes) as model:
+        assert {finding["decision"] for finding in model.report.quantization} == {"int8"}
+        kernels = " ".join(kernel["op"] for kernel in model.report.kernels)
+        assert kernels.count("sum_pool_int8") == 3
+        for rows in (1, 9):
+            ours, theirs = model.run([x[:rows]])[0], run_graph(model.graph, [x[:rows]])[0]
+            np.testing.assert_allclose(ours, theirs, atol=0.01 * np.abs(theirs).max())
+
+
 def test_the_report(eight: mlec.CompiledModel) -> None:
     report = eight.report.to_dict()
     assert report["model"]["precision"] == "int8"
