@@ -3,9 +3,10 @@
 A loop over rows, time steps, heads or experts leaves as many copies of its body in the graph. Where the results come together again
 (concatenated, or summed up), the copies are compared node by node, from the results up to the slices or weights in which they
 differ (`plan`), and one batched copy takes their place (`emit`, with a rule for each op in `batching`). Sums of products of all
-lanes are one product, and what follows a wide product stays beside it (`products`). A plain recurrent cell becomes the op that loops
-over it (`recurrences`). What another recurrence cannot batch stays in steps, but work in it that does not depend on the steps before,
-such as the product with the input, is done once.
+lanes are one product, and what follows a wide product stays beside it (`products`). Steps of an LSTM, a gated recurrent unit or a plain
+recurrence (`cells`) become the op that loops over them (`recurrences`). What another recurrence cannot batch stays in steps, but work in
+it that does not depend on the steps before, such as the product with the input, is done once, unless the steps are so narrow that
+backends make them one pass over rows.
 """
 
 from __future__ import annotations
