@@ -27,7 +27,7 @@ ALLOWED = {
     "mlec.runtime": ("mlec.signature",),
     "mlec.target": ("mlec.registry",),
     "mlec.measuring.state_files": ("mlec.artifact",),
-    "mlec.measuring.tuning": ("mlec.artifact", "mlec.measuring.state_files"),
+    "mlec.measuring.tuning": ("mlec.artifact", "mlec.measuring.state_files", "mlec.processor"),
     "mlec.ir": ("mlec.signature", "mlec.registry"),
     "mlec.ops": ("mlec.ir", "mlec.signature"),
     "mlec.registry": ("mlec.capabilities",),
@@ -43,7 +43,7 @@ ALLOWED = {
     "mlec.passes": ("mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.difference"),
     "mlec.backends": (
         "mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.target", "mlec.runtime", "mlec.registry", "mlec.capabilities",
-        "mlec.measuring.timing", "mlec.measuring.tuning", "mlec.processor",
+        "mlec.measuring.timing", "mlec.measuring.tuning", "mlec.measuring.machine", "mlec.processor",
     ),
     "mlec.frontends": (
         "mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.registry", "mlec.capabilities", "mlec.artifact.json_safe",
