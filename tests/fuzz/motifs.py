@@ -120,6 +120,30 @@ def attention(call: Call, constant: Constant, x: Value, rng: np.random.Generator
     return [call("slice", y, axis=1, start=0, stop=1, step=1) if rng.random() < 0.5 else y]
 
 
+def images(call: Call, constant: Constant, x: Value, rng: np.random.Generator) -> list[Value]:
+    """Convolutions, and what networks have between them: biases, activations, sums with what was before, joins, pools."""
+    channels, size = int(rng.choice([1, 3, 8, 17])), int(rng.choice([2, 5, 8]))
+    rows = call("matmul", x, constant(_weights(rng, _width(x), channels * size * size)))
+    y = call("reshape", rows, shape=(x.type.shape[0], channels, size, size))
+    for _ in range(int(rng.integers(1, 4))):
+        given, channels, taps = y, int(y.type.shape[1]), int(rng.choice([1, 3, 3]))
+        depthwise = rng.random() < 0.3
+        out = channels if depthwise or rng.random() < 0.5 else int(rng.choice([1, 4, 16, 33]))
+        weights = rng.normal(size=(out, 1 if depthwise else channels, taps, taps)) / np.sqrt(channels * taps * taps)
+        y = call(
+            "conv", given, constant(weights.astype(np.float32)), strides=(1, 1) if rng.random() < 0.7 else (2, 2),
+            pads=(taps // 2,) * 4, dilations=(1, 1), groups=channels if depthwise else 1,
+        )  # fmt: skip
+        y = call("add", y, constant(_weights(rng, out, 1, 1))) if rng.random() < 0.7 else y
+        y = call(str(rng.choice(["relu", "silu", "tanh"])), y) if rng.random() < 0.7 else y
+        if y.type == given.type and rng.random() < 0.6:
+            y = call("add", y, given) if rng.random() < 0.6 else call("concat", y, given, axis=1)
+        if rng.random() < 0.3:
+            pool = {"kernel": (2, 2), "strides": (1, 1), "pads": (1, 0, 0, 1), "ceil_mode": bool(rng.random() < 0.5)}
+            y = call(str(rng.choice(["max_pool", "avg_pool"])), y, **pool)
+    return [call("mean", y, axes=(2, 3), keepdims=bool(rng.random() < 0.5)) if rng.random() < 0.5 else y]
+
+
 MOTIFS: tuple[Motif, ...] = (
-    heads, sliced, spelled_softmax, spelled_norm, gates, joined, constant_rows, eight_bits, narrow, attention,
+    heads, sliced, spelled_softmax, spelled_norm, gates, joined, constant_rows, eight_bits, narrow, attention, images,
 )  # fmt: skip
