@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from mlec.errors import TargetError, UnsupportedOpError
 from mlec.ir.graph import Graph, Node
@@ -18,14 +18,23 @@ from mlec.runtime.program import Program
 from mlec.signature import Signature
 from mlec.target import Target
 
-if TYPE_CHECKING:
-    from mlec.measuring.machine import Machine
+
+class Speeds(Protocol):
+    """What the time of such a kernel depends on, see `mlec.measuring.machine.Machine`."""
+
+    @property
+    def clock(self) -> float: ...
+
+    @property
+    def dispatch_seconds(self) -> float: ...
+
+    def traffic(self, working_set: float, threads: int = 1) -> float: ...
 
 
 class RowTimes(Protocol):
     """What a backend expects of a kernel whose time is a matter of data that the ops' costs do not tell, such as the shape of trees."""
 
-    def seconds(self, rows: int, threads: int, machine: Machine) -> float:
+    def seconds(self, rows: int, threads: int, machine: Speeds) -> float:
         """Of one call, without the overhead of that."""
 
 

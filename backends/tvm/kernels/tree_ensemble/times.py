@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mlec.measuring.machine import Machine
+from mlec.backends.base import Speeds
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class TreeTimes:
     tree_bytes: int
     cores: int
 
-    def seconds(self, rows: int, threads: int, machine: Machine) -> float:
+    def seconds(self, rows: int, threads: int, machine: Speeds) -> float:
         """Of one call, without the overhead of that."""
         if rows < self.block_rows:
             return 1e-9 * rows * self.alone_ns / machine.clock
