@@ -9,8 +9,9 @@ import enum
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from mlec.errors import CorruptedFileError, VersionMismatchError
 
@@ -68,8 +69,7 @@ REQUIRED_FLAGS: Final = 0xFFFF
 _KNOWN: Final = 0x000F
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(msgspec.Struct, frozen=True):
     """One entry of the section table.
 
     Attributes:
@@ -90,8 +90,7 @@ class Section:
         return self.offset + self.size
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(msgspec.Struct, frozen=True):
     """The header's fields. ``sections`` holds all five, the absent ones too."""
 
     sections: Mapping[str, Section]

@@ -250,8 +250,8 @@ def check(section: bytes | bytearray, keyring: Keyring | None, header: Header, m
 
 def _message(header: Header, metadata_root: bytes, key: bytes, attributes: bytes) -> bytes:
     sections = dict(header.sections)
-    sections["signature"] = replace(sections["signature"], crc=0)
-    signed = replace(header, sections=sections).pack()[:-4] + bytes(4)
+    sections["signature"] = msgspec.structs.replace(sections["signature"], crc=0)
+    signed = msgspec.structs.replace(header, sections=sections).pack()[:-4] + bytes(4)
     algorithms = struct.pack("<HH", SIG_ED25519, DIGEST_SHA256_TREE)
     return _DOMAIN + algorithms + key + signed + metadata_root + struct.pack("<I", len(attributes)) + attributes
 
@@ -263,7 +263,9 @@ def generate(password: str = "") -> tuple[bytes, bytes]:
     """A new key: the PEM text of the private one, protected by the password if there is one, and the 32 bytes of the public one."""
     ed25519, serialization = _library()
     key = ed25519.Ed25519PrivateKey.generate()
-    protection = serialization.BestAvailableEncryption(os.fsencode(password)) if password else serialization.NoEncryption()
+    protection = (
+        serialization.BestAvailableEncryption(os.fsencode(password)) if password else serialization.NoEncryption()
+    )
     pem: bytes = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
     return pem, key.public_key().public_bytes_raw()
 
