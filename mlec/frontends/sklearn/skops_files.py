@@ -124,7 +124,10 @@ def open_skops(file: IO[bytes], kind: str) -> OpenedEstimator:
             known = skops.get_untrusted_types(data=data) if kind == "trusted" else sorted(TRUSTED_TYPES)
             estimator = skops.loads(data, trusted=known)
         except UntrustedTypesFoundException:
-            raise UntrustedPickleError(f"it holds types that are not trusted: {_others(data)}") from None
+            raise UntrustedPickleError(
+                f"it holds types that are not trusted: {_others(data)}",
+                hint="if you know where it comes from, pass trust_pickle",
+            ) from None
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"[:400]
             raise FrontendError(
