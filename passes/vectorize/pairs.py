@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mlec.ir import Const, Graph, GraphBuilder, Match, Miss, Node, P, Rule, Value
+from mlec.ir import AnyOf, Const, Graph, GraphBuilder, Match, Miss, Node, P, Rule, Value
 from mlec.ir.dim import static_dims
 
 
@@ -21,7 +21,7 @@ class _Pairs(Rule):
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         found = _rows(m, graph)
         assert found is not None
-        return b("pairwise_distance", *found, metric=self.metric)
+        return _shaped(b, b("pairwise_distance", *found, metric=self.metric), m)
 
 
 class SquaredDistances(_Pairs):
@@ -48,15 +48,16 @@ class ChebyshevDistances(_Pairs):
 class EuclideanDistances(Rule):
     """sqrt(squared pairwise_distance(x, y)) -> pairwise_distance(x, y)"""
 
-    pattern = P("sqrt", P("pairwise_distance", "x", "y", bind="squared"))
+    _squared = P("pairwise_distance", "x", "y", bind="squared")
+    pattern = P("sqrt", AnyOf(_squared, P("reshape", _squared, bind="view")))
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         squared = m.nodes["squared"]
-        alone = graph.use_count(squared.output) == 1
+        alone = all(graph.use_count(node.output) == 1 for node in (squared, m.nodes.get("view", squared)))
         return None if alone and squared.attrs["metric"] == "sqeuclidean" else Miss()
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
-        return b("pairwise_distance", m["x"], m["y"], metric="euclidean")
+        return _shaped(b, b("pairwise_distance", m["x"], m["y"], metric="euclidean"), m)
 
 
 class PairProducts(Rule):
@@ -72,7 +73,7 @@ class PairProducts(Rule):
         alike = x.shape[:-2] == y.shape[:-2] and m.nodes["right"].output.type == product and product.dtype.is_float
         along = all(m.nodes[n].attrs["axis"] % product.rank == last - 1 for n in ("left", "right"))
         axes = [axis % product.rank for axis in m.node.attrs["axes"]]
-        if not alike or not along or axes != [last] or m.node.attrs["keepdims"] or m.constants["i"].ndim != 1:
+        if not alike or not along or axes != [last] or m.constants["i"].ndim != 1:
             return Miss()
         rows, columns = x.shape[-2], y.shape[-2]
         if not (isinstance(rows, int) and isinstance(columns, int)):
@@ -86,7 +87,7 @@ class PairProducts(Rule):
         turned = b("transpose", y, perm=(*range(rank - 2), rank - 1, rank - 2))
         flat = b("reshape", b("matmul", x, turned), shape=(*x.type.shape[:-2], rows * columns))
         pairs = np.clip(m.constants["i"], 0, rows - 1) * columns + np.clip(m.constants["j"], 0, columns - 1)
-        return b("gather", flat, b.constant(pairs, "pairs"), axis=rank - 2)
+        return _shaped(b, b("gather", flat, b.constant(pairs, "pairs"), axis=rank - 2), m)
 
 
 PAIRS: tuple[Rule, ...] = (
@@ -94,11 +95,17 @@ PAIRS: tuple[Rule, ...] = (
 )  # fmt: skip
 
 
+def _shaped(b: GraphBuilder, result: Value, m: Match) -> Value:
+    """What takes the place of a node, in the node's shape: a reduction may keep its axis."""
+    shape = m.node.output.type.shape
+    return result if result.type.shape == shape else b("reshape", result, shape=shape)
+
+
 def _rows(m: Match, graph: Graph) -> tuple[Value, Value] | None:
     """The two matrices of rows, that whose rows are axis 0 of the result first."""
     reduction: Node = m.node
     difference = m.nodes["difference"].output
-    if difference.type.rank != 3 or reduction.attrs["keepdims"] or not difference.type.dtype.is_float:
+    if difference.type.rank != 3 or not difference.type.dtype.is_float:
         return None
     if [axis % 3 for axis in reduction.attrs["axes"]] != [2]:
         return None
