@@ -48,6 +48,7 @@ class TargetFacts:
 
     Attributes:
         vector_bytes: width of the vector registers.
+        vector_registers: how many there are.
         row_programs: whether what goes over narrow rows once (`mlec.ops.rows`) becomes one kernel.
         cache_bytes: of weights that a core reads again and again as fast as it computes with them.
         byte_products, bf16_products: how many products of bytes, and of bf16 by bf16, take the time of one of float32 where there are many;
@@ -55,6 +56,7 @@ class TargetFacts:
     """
 
     vector_bytes: int = 32
+    vector_registers: int = 16
     row_programs: bool = True
     cache_bytes: int = 1 << 20
     byte_products: float = 1.0

@@ -39,6 +39,9 @@ from mlec.backends.tvm import (  # noqa: F401  isort: skip  (they register their
 GPU_ALIGNMENT = 64
 """Bytes that the schedules of GPU kernels take the address of every operand to be a multiple of: TVM's default."""
 
+GPU_REGISTERS = 255
+"""That one thread can use."""
+
 
 class TVMBackend(Backend):
     """Compiles for CPUs through LLVM, for NVIDIA GPUs through CUDA source.
@@ -63,10 +66,11 @@ class TVMBackend(Backend):
             TargetError: for a CPU that LLVM does not know.
         """
         if target.kind == "cuda":
-            return TargetFacts(row_programs=False, cache_bytes=sys.maxsize)
+            return TargetFacts(vector_registers=GPU_REGISTERS, row_programs=False, cache_bytes=sys.maxsize)
         info = cpu_info(target)
         return TargetFacts(
             info.vector_bits // 8,
+            info.vector_registers,
             cache_bytes=info.l2_bytes,
             byte_products=byte_products(info),
             bf16_products=bf16_products(info),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from mlec.backends.tvm.kernels.elementwise import Element, Lanes, Piece, elementwise
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
@@ -33,7 +34,7 @@ def lower_region(
     """
     region = RegionKernel(*_needed(nodes, inputs, output))
     flat = region.flattened(output)
-    pieces = [(flat or output.type.shape, output, ())]
+    pieces = [(flat, output, ())] if flat else region.pieces(output)
     return region.lower(lowering, node, output.type, pieces, flat)
 
 
@@ -70,7 +71,8 @@ class RegionKernel:
         """Adds the kernel.
 
         Args:
-            pieces: shape of a box of the result, the value that fills it, and where the box begins (none: the whole).
+            pieces: shape of a box of the result, the value that fills it, and where the box begins (none: the whole). A value of
+                another shape than the box has that of the result, and is read where the box lies.
             flat: shape by which the region is computed when it is not the result's (see `flattened`).
             into, lines: see `Lowering.kernel`.
         """
@@ -85,7 +87,7 @@ class RegionKernel:
         over = [] if flat is None or lowering.on_gpu else [t for t in operands if lies_like(t.type, result)]
 
         def build(name: str, dims: Dims) -> object:
-            def element(value: Value) -> Element:
+            def element(value: Value, begin: tuple[Expr, ...]) -> Element:
                 def at(buffers: tuple[Buffer, ...], indices: tuple[Expr, ...], lanes: Lanes) -> Expr:
                     by_tensor = dict(zip(operands, buffers, strict=True))
                     sources: dict[Value, Source] = {}
@@ -96,11 +98,15 @@ class RegionKernel:
                             shape = aligned(v.type.shape, result.shape, flat) if flat else v.type.shape
                             sources[v] = Load.of(by_tensor[lowering.in_memory(t)], dims.shape(shape), t.type.dtype)
                     region = Region(producers, sources, dims, lanes, aligned=flat is not None)
-                    return region.at(value, indices)
+                    inside = (i + b for i, b in zip(indices, begin, strict=True)) if begin else indices
+                    return region.at(value, tuple(inside))
 
                 return at
 
-            boxes = [Piece(0, dims.shape(shape), element(value), dims.shape(offset)) for shape, value, offset in pieces]
+            boxes = []
+            for shape, value, offset in pieces:
+                begin = () if value.type.shape == shape else dims.shape(offset)
+                boxes.append(Piece(0, dims.shape(shape), element(value, begin), dims.shape(offset)))
             specs = [lowering.spec(t, dims) for t in operands]
             symbols = [dims(SymDim.named(s)) for s in extents]
             return elementwise(
@@ -119,6 +125,35 @@ class RegionKernel:
         return lowering.kernel(
             build, operands, [result], node=node, strategy=strategy, extents=extents, into=into, lines=lines, over=over
         )[0]
+
+    def pieces(self, output: Value) -> list[tuple[Shape, Value, Shape]]:
+        """The result cut along its last axis, where values are joined along theirs: between two cuts neighbours come from neighbours."""
+        *outer, last = output.type.shape or (1,)
+        producers = {v: n for n in self.nodes for v in n.outputs}
+        cuts: set[int] = set()
+        ahead, seen = [output], {output}
+        while ahead:
+            node = producers.get(ahead.pop())
+            if node is None or node.output.type.shape[-1:] != (last,):
+                continue
+            if node.name == "concat" and node.attrs["axis"] % node.output.type.rank == node.output.type.rank - 1:
+                widths = [v.type.shape[-1] for v in node.inputs]
+                cuts.update(
+                    accumulate(w for w in widths if isinstance(w, int))
+                    if all(isinstance(w, int) for w in widths)
+                    else ()
+                )
+            elif is_elementwise(node):
+                ahead += [v for v in node.inputs if v not in seen]
+                seen.update(node.inputs)
+        ends = sorted(cuts - {0, last})
+        if not ends or not isinstance(last, int):
+            return [(output.type.shape, output, ())]
+        begins = (0, *ends)
+        return [
+            ((*outer, end - begin), output, (*(0 for _ in outer), begin))
+            for begin, end in zip(begins, (*ends, last), strict=True)
+        ]
 
     def flattened(self, output: Value) -> Shape | None:
         """The result's shape with axes merged that every operand of a purely elementwise region has or lacks together.

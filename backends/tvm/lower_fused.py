@@ -5,24 +5,24 @@ Forms with one kernel:
 * only elementwise ops and moves of data: one loop nest (`lower_region`);
 * an anchor (matrix product, convolution, reduction, normalisation ...) followed by elementwise ops on its result: the
   anchor's template, which applies a `Tail` to each accumulator;
-* elementwise ops followed by a reduction, which evaluates them as it reads;
+* elementwise ops and moves followed by a reduction or the norm of a line, which evaluates them as it reads;
 * rows computed from rows, by elementwise ops, moves of columns and products with few columns (`lower_rows`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from mlec.backends.tvm.compat import T, tirx
+from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.decompose import decompose
-from mlec.backends.tvm.kernels.elementwise import Lanes, memory_type
+from mlec.backends.tvm.kernels.elementwise import Lanes, NotContiguousError, memory_type
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, Epilogue, Expr, Prologue
-from mlec.backends.tvm.kernels.tile import flat_view, product
+from mlec.backends.tvm.kernels.tile import flat_view, parameter, product
 from mlec.backends.tvm.kernels.vector import cast_to, lanes_of, share
 from mlec.backends.tvm.lower_elementwise import lower_node, lower_region
 from mlec.backends.tvm.lower_rows import lower_rows
-from mlec.backends.tvm.lowering import Lowering, Tensor
+from mlec.backends.tvm.lowering import Lowering, Tensor, needed_extents
 from mlec.backends.tvm.region import Dims, Known, Load, Number, Region, Source, is_elementwise, is_injective
 from mlec.backends.tvm.registry import BOTH, find, lowering_of, lowers
 from mlec.backends.tvm.scalar import TVM_NAMES
@@ -30,7 +30,7 @@ from mlec.errors import UnsupportedOpError
 from mlec.ir.builder import GraphBuilder
 from mlec.ir.dim import Dim, symbols_of
 from mlec.ir.graph import Graph, Node, Value
-from mlec.ir.op import Trait, substitute_attrs
+from mlec.ir.op import Trait, attr_symbols, substitute_attrs
 from mlec.ir.types import TensorType
 
 
@@ -127,6 +127,23 @@ class Head:
             return Region(producers, sources, dims, lanes).at(self.output, position)
 
         return Prologue(tuple(lowering.spec(t, dims) for t in operands), value)
+
+    def has_vectors(self, lowering: Lowering) -> bool:
+        """Whether neighbours of the operand can be computed together, by nothing but their indices and the extents of what is read."""
+        if all(map(_vectorises, self.nodes)):
+            return True
+        used = frozenset().union(*(v.type.symbols | attr_symbols(n.attrs) for n in self.nodes for v in n.outputs))
+        if needed_extents([t.type for t in self.operands(lowering)], used):
+            return False
+        prologue = self.prologue(lowering, Dims())
+        with prim_func("probe"):
+            buffers = tuple(parameter(f"x{i}", spec) for i, spec in enumerate(prologue.inputs))
+            indices = tuple(tirx.Var(f"i{axis}", "int64") for axis in range(self.output.type.rank))
+            try:
+                prologue.value(indices, 2, buffers)
+            except NotContiguousError:
+                return False
+        return True
 
     def __str__(self) -> str:
         return " ".join(n.name for n in self.nodes)
@@ -233,26 +250,28 @@ def _with_anchor(
     before, after = _split(nodes, anchor)
     head = None
     with_head, with_tail = (find(anchor.name, form, lowering.device) for form in ("prologue", "anchor"))
-    if with_head is not None and anchor.inputs[0] not in known and all(map(_vectorises, before)):
-        members = _needed(before, [anchor], known)
-        head = Head(anchor.inputs[0], tuple(members), _read(members, known))
-    else:
-        for value in anchor.inputs:
-            if value not in known:
-                known[value] = _before_anchor(lowering, node, before, known, value)
-    side = _needed(before, after, known)
+    first, *factors = anchor.inputs
+    if with_head is not None and first not in known:
+        members = _needed(before, {first}, known)
+        head = Head(first, tuple(members), _read(members, known))
+        head = head if head.has_vectors(lowering) else None
+    for value in factors if head is not None else anchor.inputs:
+        if value not in known:
+            known[value] = _before_anchor(lowering, node, before, known, value)
+    side = _needed(before, {v for inner in after for v in inner.inputs}, known)
     tail_nodes = (*side, *after)
     tail = Tail(anchor.output, output, tail_nodes, _read(tail_nodes, known))
     fits = all(
         _vectorises(inner) and (inner in side or inner.output.type.shape == anchor.output.type.shape)
         for inner in tail_nodes
     )
-    result: Tensor
+    result: Tensor | None
     if with_head is not None and head is not None:
-        if fits:
-            result = with_head(lowering, anchor, head, tail)
-            return result
-        return tail.apply(lowering, node, with_head(lowering, anchor, head, Tail(anchor.output, anchor.output)))
+        followed = tail if fits else Tail(anchor.output, anchor.output)
+        result = with_head(lowering, anchor, head, tuple(known[v] for v in factors), followed)
+        if result is not None:
+            return result if fits else tail.apply(lowering, node, result)
+        known[first] = _before_anchor(lowering, node, before, known, first)
     operands = tuple(known[v] for v in anchor.inputs)
     if with_tail is not None and fits:
         result = with_tail(lowering, anchor, operands, tail)
@@ -289,9 +308,9 @@ def _split(nodes: list[Node], anchor: Node) -> tuple[list[Node], list[Node]]:
     return before, after
 
 
-def _needed(before: list[Node], after: list[Node], known: Mapping[Value, Tensor]) -> list[Node]:
-    """The nodes before the anchor whose results, not known otherwise, the nodes after it read."""
-    wanted = {v for inner in after for v in inner.inputs}
+def _needed(before: list[Node], values: Set[Value], known: Mapping[Value, Tensor]) -> list[Node]:
+    """The nodes before the anchor that these values come from, as far as they are not known otherwise."""
+    wanted = set(values)
     side: list[Node] = []
     for inner in reversed(before):
         if any(v in wanted and v not in known for v in inner.outputs):

@@ -30,10 +30,11 @@ from mlec.backends.tvm.kernels.winograd import (
 )
 from mlec.backends.tvm.lower_direct import direct_recurrence, flipped_weights, transposed_geometry
 from mlec.backends.tvm.lower_elementwise import lies_like
-from mlec.backends.tvm.lower_fused import Tail, lower_decomposed
+from mlec.backends.tvm.lower_fused import Head, Tail, lower_decomposed
 from mlec.backends.tvm.lowering import Lowering, Tensor, Version
 from mlec.backends.tvm.region import Dims, Index, Region
 from mlec.backends.tvm.registry import lowers
+from mlec.backends.tvm.scalar import TVM_NAMES
 from mlec.ir.dim import product, static_dims
 from mlec.ir.graph import Node
 from mlec.ir.types import TensorType
@@ -197,21 +198,37 @@ def lower_logsumexp(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]
 
 @lowers("layer_norm", "rms_norm", form="anchor")
 def lower_line_norm(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
-    x = operands[0]
+    return _line_norm(lowering, node, operands, tail, None)
+
+
+@lowers("layer_norm", "rms_norm", form="prologue")
+def lower_line_norm_of(
+    lowering: Lowering, node: Node, head: Head, factors: tuple[Tensor, ...], tail: Tail
+) -> Tensor | None:
+    """Lines are computed once, where their results will be; None where these have another type, or a line is no run of elements."""
+    x = head.output.type
+    if node.attrs["axis"] % x.rank != x.rank - 1 or tail.type.dtype != x.dtype:
+        return None
+    return _line_norm(lowering, node, (*head.operands(lowering), *factors), tail, head)
+
+
+def _line_norm(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail, head: Head | None) -> Tensor:
+    x = node.inputs[0].type
     template = layer_norm if node.name == "layer_norm" else rms_norm
 
-    axis, eps, target = node.attrs["axis"], node.attrs["eps"], lowering.target
+    axis, eps, dtype, target = node.attrs["axis"], node.attrs["eps"], TVM_NAMES[x.dtype], lowering.target
     operands = (*operands, *tail.operands(lowering))
 
     def version(schedule: FoldSchedule) -> Version:
         def build(name: str, dims: Dims) -> object:
-            epilogue = tail.epilogue(lowering, dims)
-            return template(dims.shape(x.shape), axis, eps, x.dtype, target, epilogue, name, schedule)
+            epilogue, prologue = tail.epilogue(lowering, dims), head.prologue(lowering, dims) if head else None
+            shape = dims.shape(x.shape)
+            return template(shape, axis, eps, dtype, target, epilogue, name, schedule, prologue)
 
-        over = (operands[0],) if lies_like(x.type, tail.type) else ()
-        return Version(build, operands, f"statistics, then one pass{tail}", over=over)
+        over = (operands[0],) if head is None and lies_like(x, tail.type) else ()
+        return Version(build, operands, f"statistics{f' of {head}' if head else ''}, then one pass{tail}", over=over)
 
-    schedules = line_schedules(product(x.shape[axis:]), x.dtype, target)
+    schedules = line_schedules(product(x.shape[axis:]), dtype, target)
     return lowering.scheduled(schedules, version, [tail.type], node=node)[0]
 
 

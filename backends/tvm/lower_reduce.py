@@ -30,7 +30,7 @@ def lower_reduction(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]
 
 
 @lowers("sum", "mean", "prod", "max", "min", "any", "all", form="prologue")
-def lower_reduction_of(lowering: Lowering, node: Node, head: Head, tail: Tail) -> Tensor:
+def lower_reduction_of(lowering: Lowering, node: Node, head: Head, factors: tuple[Tensor, ...], tail: Tail) -> Tensor:
     """The operand is computed as it is read."""
     return _reduction(lowering, node, head.output.type, head.operands(lowering), tail, head)
 

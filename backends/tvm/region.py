@@ -196,7 +196,8 @@ class Region:
         Raises:
             NotContiguousError: when the lanes may choose differently.
         """
-        if isinstance(condition, bool):  # of numbers
+        condition = self.simplify(condition)
+        if isinstance(condition, (bool, tirx.IntImm)):  # the same for all elements of the loop
             return (when_true if condition else when_false)()
         if self.lanes.is_vector and self._depends_on_lane(condition):
             raise NotContiguousError
@@ -215,6 +216,7 @@ class Region:
         return value
 
     def simplify(self, index: Index) -> Index:
+        """The same by what is known of the lanes."""
         return self._analyzer.simplify(index) if not isinstance(index, int) else index
 
     @contextmanager

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mlec.ir import ConstantRef, Graph, GraphBuilder, Location, Node, Value
+from mlec.ir import ConstantRef, Dim, Graph, GraphBuilder, Location, Node, Value
 from mlec.ir.printer import print_node, value_names
+from mlec.passes.fusion.cost import Costs
 from mlec.passes.fusion.groups import Group, find_groups
 from mlec.passes.fusion.rows import find_row_groups
 from mlec.pipeline import Pass, PassContext, PassResult, Remark
@@ -16,8 +17,9 @@ from mlec.pipeline import Pass, PassContext, PassResult, Remark
 
 @dataclass(frozen=True)
 class FuseOperators(Pass):
-    """Elementwise chains become one loop; bias, activation and residual become the epilogue of the product before them;
-    preprocessing with a small model and its results becomes one pass over the rows where the target has such kernels.
+    """Elementwise chains become one loop, with the slices, joins and lookups that they read; bias, activation and residual become the
+    epilogue of the product before them; a sum of embeddings is computed by the norm that reads it; preprocessing with a small model and
+    its results becomes one pass over the rows where the target has such kernels.
 
     Options:
         max_nodes: size limit of one kernel.
@@ -27,13 +29,18 @@ class FuseOperators(Pass):
     name: ClassVar[str] = "fuse"
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        found = find_groups(graph, self.max_nodes)
-        wanted = find_row_groups(graph, [group.nodes for group in found]) if context.target.row_programs else []
+        costs = Costs(graph, context.target)
+        wanted: list[list[Node]] = []
+        if context.target.row_programs:
+            wanted = find_row_groups(
+                graph, [group.nodes for group in find_groups(graph, self.max_nodes, costs, moves=False).groups]
+            )
         programs = [part for part in wanted if len(part) <= self.max_nodes]
-        if programs:
-            found = find_groups(graph, self.max_nodes, frozenset(node for part in programs for node in part))
+        elsewhere = frozenset(node for part in programs for node in part)
+        grouping = find_groups(graph, self.max_nodes, costs, elsewhere)
+        found = grouping.groups
         names = value_names(graph)
-        remarks = [_applied(part, "one pass over the rows") for part in programs]
+        remarks = [_applied(part, "one pass over the rows", _saved(part, graph)) for part in programs]
         remarks += [_too_long(part, self.max_nodes) for part in wanted if part not in programs]
         remarks += [remark for group in found for remark in _remarks(group, names)]
         groups = [group.nodes for group in found if len(group.nodes) > 1] + programs
@@ -43,20 +50,33 @@ class FuseOperators(Pass):
         b.adopt_interface(graph)
         for members in contracted_order(graph, groups):
             if len(members) > 1:
-                _emit(b, graph, members)
+                _emit(b, graph, members, grouping.copied)
             else:
                 b.keep(members[0])
         return PassResult(b.finish(graph.outputs, signature=graph.given_signature), tuple(remarks))
 
 
 def contracted_order(graph: Graph, groups: Sequence[Sequence[Node]]) -> Iterator[list[Node]]:
-    """The nodes in an order in which each group is in one place, after all that it reads: that of the graph, by last members."""
+    """The nodes in an order in which each group is in one place, after all that it reads: that of the graph, by last members.
+
+    A node in several groups is read in these only, and never the last member.
+    """
     order = {node: i for i, node in enumerate(graph.nodes)}
-    together = {node: sorted(group, key=order.__getitem__) for group in groups for node in group}
-    units = {order[unit[-1]]: unit for unit in (together.get(node, [node]) for node in graph.nodes)}
-    place = {node: key for key, unit in units.items() for node in unit}
+    ordered = [sorted(group, key=order.__getitem__) for group in groups]
+    inside = {node for unit in ordered for node in unit}
+    units = {order[unit[-1]]: unit for unit in (*ordered, *([node] for node in graph.nodes if node not in inside))}
+    places: dict[Node, set[int]] = {}
+    for key, unit in units.items():
+        for node in unit:
+            places.setdefault(node, set()).add(key)
     waits = {
-        key: {place[p] for node in unit for v in node.inputs if (p := graph.producer.get(v)) is not None} - {key}
+        key: {
+            place
+            for node in unit
+            for v in node.inputs
+            if (p := graph.producer.get(v)) is not None and key not in places[p]
+            for place in places[p]
+        }
         for key, unit in units.items()
     }
     readers: dict[int, list[int]] = {key: [] for key in units}
@@ -74,12 +94,15 @@ def contracted_order(graph: Graph, groups: Sequence[Sequence[Node]]) -> Iterator
                 heapq.heappush(ready, reader)
 
 
-def _emit(b: GraphBuilder, graph: Graph, members: Sequence[Node]) -> None:
-    """Replaces the nodes by a ``fused`` node whose body holds them. Scalars go into the body, arrays are operands."""
+def _emit(b: GraphBuilder, graph: Graph, members: Sequence[Node], copied: Set[Node]) -> None:
+    """Replaces the nodes by a ``fused`` node whose body holds them, ``copied`` ones as others do. Scalars go into the body, arrays are
+    operands.
+    """
     inside = set(members)
     results = [
         v
         for node in members
+        if node not in copied
         for v in node.outputs
         if v in graph.outputs or any(user not in inside for user in graph.users.get(v, ()))
     ]
@@ -107,9 +130,20 @@ def _emit(b: GraphBuilder, graph: Graph, members: Sequence[Node]) -> None:
         b.replace(result, value)
 
 
-def _applied(members: Sequence[Node], what: str) -> Remark:
+def _saved(members: Sequence[Node], graph: Graph) -> Dim:
+    """Bytes of what no other node reads, stored and loaded."""
+    inside = set(members)
+    total: Dim = 0
+    for value in (v for node in members for v in node.outputs):
+        if value not in graph.outputs and all(user in inside for user in graph.users.get(value, ())):
+            total = total + 2 * value.type.nbytes
+    return total
+
+
+def _applied(members: Sequence[Node], what: str, saved: Dim) -> Remark:
     chain = " + ".join(node.name for node in members)
-    return Remark("applied", f"{what}: {chain}", Location.merged((n.loc for n in members), "fuse"), "fuse")
+    message = f"{what}: {chain}, {saved} bytes less to move"
+    return Remark("applied", message, Location.merged((n.loc for n in members), "fuse"), "fuse")
 
 
 def _too_long(members: Sequence[Node], max_nodes: int) -> Remark:
@@ -121,9 +155,10 @@ def _too_long(members: Sequence[Node], max_nodes: int) -> Remark:
 def _remarks(group: Group, names: dict[Value, str]) -> list[Remark]:
     found: list[Remark] = []
     if len(group.nodes) > 1:
-        found.append(_applied(group.nodes[::-1], "one kernel"))
+        found.append(_applied(group.nodes[::-1], "one kernel", group.saved))
     for node, reason in group.refused:
         text = print_node(node, names).splitlines()[0]
-        message = f"not fused into {group.root.name}: {reason}, at {text}"
+        size = node.output.type.nbytes
+        message = f"not fused into {group.root.name}: {reason}; its {size} bytes are stored and loaded, at {text}"
         found.append(Remark("missed", message, node.loc, "fuse"))
     return found

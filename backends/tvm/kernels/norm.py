@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
-from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.epilogue import IDENTITY, BufferSpec, Dim, Epilogue, Expr, Prologue
 from mlec.backends.tvm.kernels.schedule import FoldSchedule
 from mlec.backends.tvm.kernels.tile import (
     Fold,
@@ -49,12 +49,16 @@ def layer_norm(
     epilogue: Epilogue = IDENTITY,
     name: str = "layer_norm",
     schedule: FoldSchedule = DEFAULT,
+    prologue: Prologue | None = None,
 ) -> tirx.PrimFunc:
     """``y = (x - mean) / sqrt(variance + eps) * scale + bias`` over the axes from ``axis`` on.
 
     Parameters of the program: x, scale and bias (shape of those axes), the epilogue's inputs, y. Extents may be symbolic.
+
+    With a ``prologue``, x is what it computes from its own inputs, which take the place of x among the parameters. Only the last axis can
+    be normalised then, and y has the type of x: each line of x is computed once, and waits in y.
     """
-    return _line_norm(x_shape, axis, eps, dtype, target, epilogue, True, name, schedule)
+    return _line_norm(x_shape, axis, eps, dtype, target, epilogue, True, name, schedule, prologue)
 
 
 def rms_norm(
@@ -66,9 +70,10 @@ def rms_norm(
     epilogue: Epilogue = IDENTITY,
     name: str = "rms_norm",
     schedule: FoldSchedule = DEFAULT,
+    prologue: Prologue | None = None,
 ) -> tirx.PrimFunc:
-    """``y = x / sqrt(mean(x²) + eps) * scale`` over the axes from ``axis`` on. Parameters: x, scale, extra, y."""
-    return _line_norm(x_shape, axis, eps, dtype, target, epilogue, False, name, schedule)
+    """``y = x / sqrt(mean(x²) + eps) * scale`` over the axes from ``axis`` on, see `layer_norm`. Parameters: x, scale, extra, y."""
+    return _line_norm(x_shape, axis, eps, dtype, target, epilogue, False, name, schedule, prologue)
 
 
 def _line_norm(
@@ -81,6 +86,7 @@ def _line_norm(
     centred: bool,
     name: str,
     schedule: FoldSchedule,
+    prologue: Prologue | None,
 ) -> tirx.PrimFunc:
     acc = accumulator_dtype(dtype)
     lanes = target.lanes(bits(acc))
@@ -88,22 +94,33 @@ def _line_norm(
     rows, length = product(x_shape[:axis]), product(x_shape[axis:])
 
     with prim_func(name, noalias=False) as kernel:
-        x_arg = parameter("x", BufferSpec(x_shape, dtype))
+        specs = prologue.inputs if prologue else (BufferSpec(x_shape, dtype),)
+        sources = tuple(parameter(f"x{i}", spec) for i, spec in enumerate(specs))
         factors = [parameter(label, BufferSpec(x_shape[axis:], dtype)) for label in ("scale", "bias")[: 1 + centred]]
         extra = epilogue_parameters(epilogue)
         out_dtype = epilogue.out_dtype or dtype
         y_arg = parameter("y", BufferSpec(x_shape, out_dtype))
-        x, y = flat_view(x_arg, (rows, length), dtype), flat_view(y_arg, (rows, length), out_dtype)
+        y = flat_view(y_arg, (rows, length), out_dtype)
+        x = y if prologue else flat_view(sources[0], (rows, length), dtype)
         scale, *bias = (flat_view(buffer, (length,), dtype) for buffer in factors)
 
         def row(i: Expr) -> None:
             def value(start: Expr, width: int) -> Expr:
                 return cast_to(acc, load(x, [i, start], width))
 
-            mean, inverse = statistics(
-                length, lanes, acc, eps, centred, lambda fold, term: fold.over(length, lambda s, w: term(value(s, w))),
-                schedule.vectors,
-            )  # fmt: skip
+            def made(start: Expr, width: int) -> Expr:
+                assert prologue is not None
+                computed = share(prologue.value((*unflatten(i, x_shape[:-1]), start), width, sources))
+                store(y, computed, [i, start])
+                return cast_to(acc, computed)
+
+            first = iter([made] if prologue else [])
+
+            def visit(fold: Fold, term: Callable[[Expr], Expr]) -> None:
+                element = next(first, value)
+                fold.over(length, lambda start, width: term(element(start, width)))
+
+            mean, inverse = statistics(length, lanes, acc, eps, centred, visit, schedule.vectors)
 
             def put(start: Expr, width: int) -> None:
                 normal = (value(start, width) - mean if centred else value(start, width)) * inverse

@@ -113,7 +113,7 @@ CASES: dict[str, tuple[dict[str, tuple[int | str, ...]], Body, str, int]] = {
     "two dynamic operands": ({"q": ("n", 2, "t", 8), "k": ("n", 2, 5, 8), "m": ("t", 5)}, scaled_scores, "", 1),
     "reduction after elementwise": ({"x": X, "m": ("n", 1)}, variance, "", 1),
     "reduction in the middle": ({"x": X, "s": ("n",)}, root_of_sum, "", 1),
-    "distances": ({"x": X, "m": (5, 20)}, broadcast_sums, "m", 2),
+    "distances": ({"x": X, "m": (5, 20)}, broadcast_sums, "m", 1),
     "sums over outer axes": ({"x": ("t", 3, 21), "m": (3, 1)}, outer_sums, "", 1),
     "any": ({"x": X}, count_positive, "", 1),
     "reduction of libm": ({"x": X}, sines, "", 2),
