@@ -33,8 +33,8 @@ FORMS: dict[Form, tuple[str, tuple[Device, ...]]] = {
     "template": ("template", CPU),
     # ``(lowering, node, operands, tail) -> result``: a template that also computes the elementwise nodes after the op.
     "anchor": ("template with epilogue", CPU),
-    # ``(lowering, node, head, operands, tail) -> result``: one that also computes those before it, as it reads its first operand; None where
-    # it cannot. ``operands`` are the others.
+    # ``(lowering, node, head, operands, tail) -> result``: one that also computes those before it, as it reads its first operand;
+    # ``operands`` are the others. None where it cannot.
     "prologue": ("template with prologue", CPU),
     # ``(*elements, **attributes) -> element``: an elementwise op, as an expression (`scalar`).
     "scalar": ("loop", BOTH),
