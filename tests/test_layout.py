@@ -43,7 +43,7 @@ ALLOWED = {
     "mlec.passes": ("mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.difference"),
     "mlec.backends": (
         "mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.target", "mlec.runtime", "mlec.registry", "mlec.capabilities",
-        "mlec.measuring.timing", "mlec.measuring.tuning", "mlec.measuring.machine", "mlec.processor",
+        "mlec.measuring.timing", "mlec.measuring.tuning", "mlec.processor",
     ),
     "mlec.frontends": (
         "mlec.ir", "mlec.ops", "mlec.pipeline", "mlec.signature", "mlec.registry", "mlec.capabilities", "mlec.artifact.json_safe",
