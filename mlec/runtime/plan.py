@@ -6,8 +6,8 @@ of each other. A result that may lie over an operand (`Call.over`) takes its mem
 Kernels over elements and norms of lines allow that. Products and convolutions with an operand in their epilogue, such as the residual,
 do not: where their tiles do not fit, the last ones overlap, and elements are computed twice, by two threads maybe. Nor would it lower
 the peak of ResNet-18 (4.0 MB), MobileNetV2 (6.0 MB) and pre-norm encoders, whose fused graphs leave no elementwise kernel either; of a
-post-norm encoder it would take a sixth. What it saves is the memory of embeddings before a norm (two thirds), and of graphs that
-are not fused (a third of an encoder's). Without ``noalias``, such kernels take the same time to 3%.
+post-norm encoder it would take a sixth. What it saves is memory where elementwise ops stay kernels: a third of an encoder that is not
+fused. Without ``noalias``, such kernels take the same time to 3%.
 """
 
 from __future__ import annotations
