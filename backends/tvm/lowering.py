@@ -299,7 +299,8 @@ class Lowering:
         if first == symbol:
             function = self._function(build, symbol, [t.type for t in (*memory, *made)], extents)
         named = tuple(SymDim.named(name) for name in extents)
-        self._steps.append(CallStep(symbol, first, function, memory, made, named, lines, tuple(over)))
+        below = tuple(self.in_memory(t) for t in over)
+        self._steps.append(CallStep(symbol, first, function, memory, made, named, lines, below))
         moved: Dim = 0
         for tensor in (*memory, *made):
             moved = moved + tensor.type.nbytes

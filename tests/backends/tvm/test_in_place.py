@@ -42,6 +42,14 @@ def norms(b: GraphBuilder, x: Value) -> list[Value]:
     return [b("neg", b("rms_norm", b("neg", y), line(b)))]
 
 
+def turned(b: GraphBuilder, x: Value) -> list[Value]:
+    """Norms of what is turned around first, and of a number everywhere: the result may lie where a kernel reads, after that."""
+    lines = b("transpose", b("reshape", b("exp", x), shape=(x.type.shape[0], COLUMNS, 1)), perm=(2, 0, 1))
+    columns = b("transpose", b("broadcast_to", b("exp", x), shape=(3, *x.type.shape)), perm=(1, 0, 2))
+    constant = b("rms_norm", b("broadcast_to", b.constant(2.0, dtype=x.type.dtype), shape=(4, COLUMNS)), line(b))
+    return [b("layer_norm", lines, line(b), line(b)), b("neg", b("rms_norm", columns, line(b))), constant]
+
+
 def read_again(b: GraphBuilder, x: Value) -> list[Value]:
     """What is read twice by one call, by a later one, as a view, and turned around."""
     y = b("exp", x)
@@ -67,7 +75,7 @@ def executable(module: CompiledModule, threads: int) -> Executable:
     return Executable(module.program, module.objects, module.constants, num_threads=threads)
 
 
-@pytest.mark.parametrize("make", [chain, norms, read_again, other_types])
+@pytest.mark.parametrize("make", [chain, norms, turned, read_again, other_types])
 def test_results_are_those_of_memory_of_their_own(make: Make) -> None:
     module = TVMBackend().compile(graph_of(make), Target())
     expected = executable(apart(module), 1)
