@@ -77,3 +77,16 @@ def test_heads_lie_between_the_axes_of_rows(causal):
         got = run(q, k, v, out=(batch, m, heads, e))
         want = reference(*(x.transpose(order) for x in (q, k, v)), None, 0.3, causal).transpose(order)
         np.testing.assert_allclose(got, want, rtol=5e-6, atol=5e-6)
+
+
+def test_what_is_not_finite_reaches_what_depends_on_it():
+    """Of a query its own row, of a key all rows of its head, of a value its column: as in numpy, in every part of a tile."""
+    shape = (2, 2, 19, 20)
+    q, k, v = (normal(shape, seed=seed) for seed in range(3))
+    q[0, 0, 3, 5], q[0, 0, 18, 0], k[0, 1, 17, 2] = np.nan, np.inf, np.nan
+    v[1, 0, 4, 7], v[1, 1, 18, 19] = np.inf, np.nan
+    with np.errstate(invalid="ignore"):
+        want = reference(q, k, v, None, 0.2, False)
+    assert 0 < np.isnan(want).sum() < want.size
+    got = compile_kernel(attention(shape, shape, shape, None, 0.2, False, "float32", HOST))(q, k, v, out=shape)
+    np.testing.assert_allclose(got, want, rtol=5e-6, atol=5e-6)

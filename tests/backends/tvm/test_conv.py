@@ -239,3 +239,54 @@ def test_the_positions_of_a_pointwise_convolution_are_shared_by_threads_in_rows_
     assert _rows_of_positions(7 * 35, narrow, 12, two) == 1  # too little work
     assert _rows_of_positions(12547, narrow, 12, two) == 1  # a prime number
     assert _rows_of_positions(49, (60, 20, 1, 16, 1, 16), 12, two) == 1  # the weights are larger: tasks share channels
+
+
+def with_special_values(x):
+    """Some elements of the first image that are not finite."""
+    flat = x[0].reshape(-1)
+    flat[3::97], flat[41::101], flat[67::89] = np.nan, np.inf, -np.inf
+    return x
+
+
+def assert_same_special_values(got, want, terms):
+    """NaN and infinities where the reference has them, there and nowhere else."""
+    want = want.astype("float32")
+    finite = np.isfinite(want)
+    assert not finite[0].all()
+    assert finite.any()
+    np.testing.assert_array_equal(got[~finite], want[~finite])
+    assert_close(np.where(finite, got, 0), np.where(finite, want, 0), terms)
+
+
+@pytest.mark.parametrize("case", BLOCKED[1:7], ids=str)
+def test_what_is_not_finite_stays_in_its_windows_on_channel_blocks(case):
+    c, h, width, k, kernel, strides, pads, dilations, b, kb = case
+    w_shape = (k // kb, c // b, kernel[0], b, kernel[1], kb)
+    func = conv2d_nchwc((2, c // b, h, width, b), w_shape, geometry(strides, pads, dilations), "float32", HOST)
+    x, w = normal((2, c, h, width)), normal((k, c, *kernel), seed=1)
+    x[0, 1, 2, 1:3], x[0, 0, h - 1, width - 1] = (np.nan, np.inf), -np.inf
+    want = reference(x, w, strides, pads, dilations)
+    got = compile_kernel(func)(to_blocks(x, b), blocked_weights(w, b, kb), out=(2, k // kb, *want.shape[2:], kb))
+    assert_same_special_values(from_blocks(got), want, c * kernel[0] * kernel[1])
+
+
+@pytest.mark.parametrize("case", PLAIN, ids=str)
+def test_what_is_not_finite_stays_in_its_windows(case):
+    shape, w_shape, strides, pads, dilations, groups = case
+    x, w = with_special_values(normal((2, *shape))), normal(w_shape, seed=1)
+    want = reference(x, w, strides, pads, dilations, groups)
+    func = conv(x.shape, w_shape, geometry(strides, pads, dilations), groups, "float32", HOST)
+    assert_same_special_values(compile_kernel(func)(x, w, out=want.shape), want, w[0].size)
+
+
+@pytest.mark.parametrize("case", DEPTHWISE, ids=str)
+def test_what_is_not_finite_stays_in_its_channel(case):
+    c, h, width, kernel, strides, pads, dilations, b = case
+    x, w = with_special_values(normal((2, c, h, width))), normal((c, 1, *kernel), seed=1)
+    want = reference(x, w, strides, pads, dilations, c)
+    func = depthwise_nchwc(
+        (2, c // b, h, width, b), (c // b, *kernel, b), geometry(strides, pads, dilations), "float32", HOST
+    )
+    packed = np.ascontiguousarray(w.reshape(c // b, b, *kernel).transpose(0, 2, 3, 1))
+    got = from_blocks(compile_kernel(func)(to_blocks(x, b), packed, out=(2, c // b, *want.shape[2:], b)))
+    assert_same_special_values(got, want, kernel[0] * kernel[1])

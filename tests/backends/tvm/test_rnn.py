@@ -58,3 +58,26 @@ def test_a_plain_recurrence_with_a_sigmoid():
     wanted = lookup("rnn").evaluate([x, h, w, u, b], {"activation": "sigmoid", "reverse": False}, {})
     for a, b in zip(got, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+def test_what_is_not_finite_stays_in_its_sequence(kind):
+    """From its step on, and among sequences of a tile as well as in one that is left."""
+    rng = np.random.default_rng(0)
+    n, steps, features, hidden, count = 6, 7, 3, 20, GATES[kind]
+    x, h, c = (rng.normal(size=s).astype(np.float32) for s in ((n, steps, features), (n, hidden), (n, hidden)))
+    w, u = (rng.normal(size=(count * hidden, k)).astype(np.float32) for k in (features, hidden))
+    biases = [rng.normal(size=count * hidden).astype(np.float32) for _ in range(2 if kind == "gru" else 1)]
+    states = [h, c] if kind == "lstm" else [h]
+    packed = [pack_recurrent(a, count, recurrent_lanes("float32", HOST)) for a in (w, u, *biases)]
+    run = compile_kernel(recurrent(kind, n, steps, features, hidden, False, "float32", HOST))
+    out = [(n, steps, hidden), *[(n, hidden)] * len(states)]
+    plain = run(x, *states, *packed, out=out)[0]
+    x[1, 3, 2], x[5, 2, 0], x[2, 4, 1] = np.nan, np.nan, np.inf
+    y = run(x, *states, *packed, out=out)[0]
+    for row, step in ((1, 3), (5, 2)):
+        np.testing.assert_array_equal(y[row, :step], plain[row, :step])
+        assert np.isnan(y[row, step:]).all()
+    np.testing.assert_array_equal(y[[0, 3, 4]], plain[[0, 3, 4]])
+    np.testing.assert_array_equal(y[2, :4], plain[2, :4])
+    assert np.isfinite(y[2]).all()  # gates are saturated
