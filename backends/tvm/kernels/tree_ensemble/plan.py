@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 
 from mlec.backends.tvm.kernels.schedule import around
+from mlec.backends.tvm.kernels.tile import SERIAL_WORK
 from mlec.backends.tvm.kernels.tree_ensemble.columns import pack_columns
 from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, TreeEnsemble
 from mlec.backends.tvm.kernels.tree_ensemble.ranked import Ranked
@@ -28,8 +29,8 @@ LINE_NS = 0.15  # what a cache line takes longer from the second-level cache, wi
 FAR_LINE_NS = 1.6  # and from beyond it
 LINE_BYTES = 64
 
-DISPATCH_NS = 20_000
-"""Work below which waking threads costs more than it gains."""
+DISPATCH_NS = SERIAL_WORK // 100
+"""Nanoseconds below which waking threads costs more than it gains."""
 
 MAX_BLOCK = 256
 """Rows for which a tree is loaded once by walks."""
