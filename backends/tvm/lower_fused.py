@@ -22,7 +22,7 @@ from mlec.backends.tvm.kernels.tile import flat_view, parameter, product
 from mlec.backends.tvm.kernels.vector import cast_to, lanes_of, share
 from mlec.backends.tvm.lower_elementwise import lower_node, lower_region
 from mlec.backends.tvm.lower_rows import lower_rows
-from mlec.backends.tvm.lowering import Lowering, Tensor, needed_extents
+from mlec.backends.tvm.lowering import Lowering, Tensor, constant, needed_extents
 from mlec.backends.tvm.region import Dims, Known, Load, Number, Region, Source, is_elementwise, is_injective
 from mlec.backends.tvm.registry import BOTH, find, lowering_of, lowers
 from mlec.backends.tvm.scalar import TVM_NAMES
@@ -214,7 +214,7 @@ def lower_body(lowering: Lowering, node: Node, body: Graph, operands: tuple[Tens
     nodes = []
     for inner in body.nodes:
         if inner.is_constant:
-            values[inner.output] = Tensor(inner.output.type, number=inner.attrs["value"])
+            values[inner.output] = constant(inner, body)
         else:
             nodes.append(inner)
     by_rows = lower_rows(lowering, node, nodes, values, body.outputs) if node.name == "fused" else None

@@ -174,6 +174,14 @@ class Version:
     over: tuple[Tensor, ...] = ()
 
 
+def constant(node: Node, graph: Graph) -> Tensor:
+    """What a ``constant`` node of a graph, or of a body, holds."""
+    value = node.attrs["value"]
+    if isinstance(value, ConstantRef):
+        return Tensor(node.output.type, graph.constants[value.name], name=value.name)
+    return Tensor(node.output.type, number=value)
+
+
 class Lowering:
     """State of lowering one graph.
 
@@ -225,7 +233,7 @@ class Lowering:
         for index, node in enumerate(self.graph.nodes):
             self._options.report("lower", index, len(self.graph.nodes))
             if node.is_constant:
-                values[node.output] = self._constant(node)
+                values[node.output] = constant(node, self.graph)
                 continue
             self._place, self._label = node.loc, f"{_kernel_name(node)}_{index}"
             operands = tuple(values[v] for v in node.inputs)
@@ -429,12 +437,6 @@ class Lowering:
         """The program of a kernel whose buffers have these types."""
         with cells_in(self.cell_scope):
             return build(name, Dims.of(types, extents))
-
-    def _constant(self, node: Node) -> Tensor:
-        value = node.attrs["value"]
-        if isinstance(value, ConstantRef):
-            return Tensor(node.output.type, self.graph.constants[value.name], name=value.name)
-        return Tensor(node.output.type, number=value)
 
     def _parameter(self, array: Array, name: str) -> Tensor:
         """The constant parameter that holds the array, under that name or a similar one."""

@@ -34,7 +34,9 @@ def test_the_summary_and_the_files(iris: Iris) -> None:
     assert "predict_proba: largest error" in iris.compiled.out
     assert "iris.html" in iris.compiled.out
     assert re.search(
-        r"^took       [\d.]+ s: import [\d.]+ s, .*build [\d.]+ s, validate [\d.]+ s$", iris.compiled.out, re.M
+        r"^took       [\d.]+ s: import [\d.]+ s, .*build [\d.]+ s, validate [\d.]+ s, measure [\d.]+ s$",
+        iris.compiled.out,
+        re.M,
     )
     assert "1 kernel\n" in iris.compiled.out
     assert iris.compiled.err == "", "no progress bar where there is no terminal"

