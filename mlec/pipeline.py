@@ -18,18 +18,24 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_type_hints
 from mlec import registry
 from mlec.errors import MlecError, ParseError, PassError, UsageError, WriteError
 from mlec.instruments import Instrument, VerifyNumerics, VerifyStructure
-from mlec.ir import Edit, Graph, Location, Rule, apply_rules
+from mlec.ir import Dim, Edit, Graph, Location, Rule, apply_rules
+from mlec.ir.dim import evaluate_at
 from mlec.ir.op import Array
 from mlec.ir.types import UNKNOWN
 from mlec.tolerance import EXACT, Tolerance, approx, ulp
 
 __all__ = [
     "EXACT", "NOMINAL_EXTENT", "Pass", "PassContext", "PassPipeline", "PassRecord", "PassResult", "Remark", "TargetFacts",
-    "Tolerance", "Trials", "Verification", "approx", "register_pass", "ulp",
+    "Tolerance", "Trials", "Verification", "approx", "nominal", "register_pass", "ulp",
 ]  # fmt: skip
 
 NOMINAL_EXTENT = 64
 """Value that stands for a symbolic dim wherever one number is wanted: cost estimates and reports."""
+
+
+def nominal(amount: Dim) -> int:
+    """An extent or a cost as one number."""
+    return evaluate_at(amount, NOMINAL_EXTENT)
 
 
 @dataclass(frozen=True)

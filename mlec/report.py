@@ -12,10 +12,10 @@ from mlec.artifact.atomic import replace_file
 from mlec.backends.base import KernelNote
 from mlec.errors import UsageError
 from mlec.ir import Graph, Node
-from mlec.ir.dim import evaluate, parse_dim, symbols_of
+from mlec.ir.dim import evaluate, evaluate_at, parse_dim
 from mlec.ir.op import Trait
 from mlec.measuring.cost_model import CostModel
-from mlec.pipeline import NOMINAL_EXTENT, PassRecord, Remark
+from mlec.pipeline import NOMINAL_EXTENT, PassRecord, Remark, nominal
 from mlec.runtime.program import KernelInfo
 
 REPORT_ENDINGS = (".html", ".json", ".txt")
@@ -174,8 +174,7 @@ def check_report_name(path: Path) -> None:
 
 def _nominal(work: int | str, extent: int = NOMINAL_EXTENT) -> int:
     """A number, or the text of an expression in the symbolic dims, each of which counts as ``extent``."""
-    dim = parse_dim(work)
-    return evaluate(dim, dict.fromkeys(symbols_of(dim), extent))
+    return evaluate_at(parse_dim(work), extent)
 
 
 def nominal_binding(graph: Graph) -> dict[str, int]:
@@ -242,5 +241,4 @@ def _node_work(node: Node) -> dict[str, int]:
     if node.op.has(Trait.VIEW):
         return {"flops": 0, "bytes": 0}
     cost = node.cost
-    binding = dict.fromkeys(symbols_of(cost.flops) | symbols_of(cost.bytes), NOMINAL_EXTENT)
-    return {"flops": evaluate(cost.flops, binding), "bytes": evaluate(cost.bytes, binding)}
+    return {"flops": nominal(cost.flops), "bytes": nominal(cost.bytes)}

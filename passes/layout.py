@@ -16,12 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from mlec.ir import Dim, Graph, GraphBuilder, Location, Node, Trait, Value
-from mlec.ir.dim import evaluate, symbols_of
+from mlec.ir import Graph, GraphBuilder, Location, Node, Trait, Value
 from mlec.ir.op import Array
 from mlec.ops.conv import blocked_depthwise_weights, blocked_weights
 from mlec.ops.linalg import pack_columns, pack_narrow
-from mlec.pipeline import NOMINAL_EXTENT, Pass, PassContext, PassResult, Remark, Tolerance, ulp
+from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, nominal, ulp
 
 MIN_BLOCK = 4
 PRODUCTS = {"matmul": pack_columns, "matmul_narrow": pack_narrow}
@@ -174,7 +173,7 @@ class _Layout:
         packed = self.b.constant(blocked_weights(weights, _block_of(source), out_block), w.hint)
         attrs = {k: v for k, v in node.attrs.items() if k != "groups"}
         self.blocked[node.output] = self.b("conv2d_nchwc", source, packed, hint=node.output.hint, **attrs)
-        self.arithmetic[node] = _nominal(node.cost.flops)
+        self.arithmetic[node] = nominal(node.cost.flops)
         self.applied(node, f"convolution on blocks of {_block_of(source)} to {out_block} channels")
         return True
 
@@ -195,7 +194,7 @@ class _Layout:
         packed = self.b.constant(blocked_depthwise_weights(weights, block), w.hint)
         attrs = {k: v for k, v in node.attrs.items() if k != "groups"}
         self.blocked[node.output] = self.b("depthwise2d_nchwc", source, packed, hint=node.output.hint, **attrs)
-        self.arithmetic[node] = _nominal(node.cost.flops)
+        self.arithmetic[node] = nominal(node.cost.flops)
         self.applied(node, f"depthwise convolution on blocks of {block} channels")
         return True
 
@@ -289,7 +288,7 @@ class _Layout:
             split = self.b("reshape", value, shape=(n, channels // block, block, h, w))
             self.blocked[value] = self.b("transpose", split, perm=(0, 1, 3, 4, 2), hint=value.hint)
             self.blocked_from_plain.add(value)
-            self.transposed[value] = _nominal(value.type.nbytes)
+            self.transposed[value] = nominal(value.type.nbytes)
         return self.blocked[value]
 
     def plain(self, value: Value) -> None:
@@ -299,16 +298,11 @@ class _Layout:
             split = self.b("transpose", source, perm=(0, 1, 4, 2, 3))
             self.b.replace(value, self.b("reshape", split, shape=value.type.shape, hint=value.hint))
             self.blocked_from_plain.add(value)
-            self.transposed[value] = _nominal(value.type.nbytes)
+            self.transposed[value] = nominal(value.type.nbytes)
 
     def need_plain(self, node: Node) -> None:
         for value in node.inputs:
             self.plain(value)
-
-
-def _nominal(amount: Dim) -> int:
-    """A cost as a number."""
-    return evaluate(amount, dict.fromkeys(symbols_of(amount), NOMINAL_EXTENT))
 
 
 def _block_of(value: Value) -> int:

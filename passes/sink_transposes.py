@@ -17,10 +17,10 @@ from typing import ClassVar
 import numpy as np
 
 from mlec.ir import Dim, Graph, GraphBuilder, Location, Node, Trait, Value
-from mlec.ir.dim import divide_exact, evaluate, product, static_dims, symbols_of
+from mlec.ir.dim import divide_exact, static_dims
 from mlec.ir.printer import print_node, value_names
 from mlec.ir.types import Shape, TensorType
-from mlec.pipeline import NOMINAL_EXTENT, Pass, PassContext, PassResult, Remark, Tolerance, ulp
+from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, nominal, ulp
 
 RULE = "sink-transposes"
 MAX_SWEEPS = 8
@@ -440,8 +440,7 @@ _THROUGH: dict[str, Callable[[_Walk, Node], _View | None]] = {
 
 def _size(type: TensorType) -> int:
     """Bytes of a tensor, symbolic extents at their nominal value."""
-    extent = product(type.shape)
-    return evaluate(extent, dict.fromkeys(symbols_of(extent), NOMINAL_EXTENT)) * type.dtype.itemsize
+    return nominal(type.nbytes)
 
 
 def bytes_moved(graph: Graph, node: Node) -> int:

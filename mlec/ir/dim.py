@@ -192,6 +192,11 @@ def evaluate(dim: Dim, binding: Mapping[str, int]) -> int:
     raise KeyError(f"no value for {', '.join(sorted(symbols_of(value)))} in {dim}")
 
 
+def evaluate_at(dim: Dim, extent: int) -> int:
+    """The value where every symbol is ``extent``."""
+    return evaluate(dim, dict.fromkeys(symbols_of(dim), extent))
+
+
 def symbols_of(dim: Dim) -> frozenset[str]:
     """Names of the symbols in a dim."""
     if isinstance(dim, int):

@@ -5,7 +5,7 @@ Passes form row programs by this rule and backends compile them by it, so what o
 
 from __future__ import annotations
 
-from mlec.ir.dim import Dim, evaluate, static, symbols_of
+from mlec.ir.dim import Dim, evaluate_at, static
 from mlec.ir.graph import Node
 from mlec.ir.op import Trait
 from mlec.ir.types import TensorType
@@ -58,7 +58,7 @@ def rows_of(node: Node) -> Dim | None:
 
 def most_columns(n: Dim) -> int:
     """Of a product of ``n`` rows, none of whose symbols is 0."""
-    return MAX_PRODUCT_OF_MANY if evaluate(n, dict.fromkeys(symbols_of(n), 1)) >= MANY_ROWS else MAX_PRODUCT
+    return MAX_PRODUCT_OF_MANY if evaluate_at(n, 1) >= MANY_ROWS else MAX_PRODUCT
 
 
 def row_operands(node: Node) -> frozenset[int]:

@@ -23,10 +23,15 @@ MAX_PROBE_NUMBERS = 1 << 26
 """In all columns together: a file can say that its model has millions of them."""
 
 
+def _batch(signature: Signature) -> int | str:
+    """The number of rows that the model takes, or its symbol; 1 of scalars."""
+    return next((spec.shape[0] for spec in signature.inputs if spec.shape), 1)
+
+
 def fixed_rows(signature: Signature) -> int | None:
     """Of a model that takes one number of rows only: which."""
-    extent = next((spec.shape[0] for spec in signature.inputs if spec.shape), None)
-    return extent if isinstance(extent, int) else None
+    batch = _batch(signature)
+    return batch if isinstance(batch, int) else None
 
 
 def probe_inputs(graph: Graph, rows: int = PROBE_ROWS, seed: int = 0) -> list[Any] | None:
@@ -59,7 +64,7 @@ def batch_inputs(graph: Graph, rows: int, seed: int = 0) -> list[Any]:
     rng = np.random.default_rng(seed)
     if graph.signature.table is not None and fixed_rows(graph.signature) in (None, rows):
         return table_probe(graph, rows, rng)
-    batch = next((spec.shape[0] for spec in graph.signature.inputs if spec.shape), 1)
+    batch = _batch(graph.signature)
     arrays = tensor_probes(graph.signature, rng, 16, {batch: rows} if isinstance(batch, str) else {})
     if arrays is None or len(arrays[0]) != rows:
         least, most = graph.signature.symbols.get(str(batch), (0, None))

@@ -13,9 +13,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from mlec.ir import ConstantRef, Dim, Graph, Node, Trait, Value
-from mlec.ir.dim import evaluate, product, symbols_of
+from mlec.ir.dim import product
 from mlec.ir.types import Shape
-from mlec.pipeline import NOMINAL_EXTENT, TargetFacts
+from mlec.pipeline import TargetFacts, nominal
 
 CACHED_BYTES, MEMORY_BYTES = 16.0, 4.0
 """Bytes that one thread moves in a cycle, from and to the cache of its core and the memory behind that: measured of copies."""
@@ -75,7 +75,7 @@ class Costs:
         value = node.output
         loaded: Dim = 0
         for operand in dict.fromkeys(node.inputs):
-            loaded = loaded + (0 if self.is_number(operand) else operand.type.nbytes)
+            loaded = loaded + (0 if is_number(self.graph, operand) else operand.type.nbytes)
         saved = value.type.nbytes * (1 + kernels) - loaded * (kernels - 1)
         operations = nominal(node.cost.flops)
         if node.op.has(Trait.LIBRARY_CALL):
@@ -103,7 +103,7 @@ class Costs:
         alive: set[Value] = set()
         most = 0
         for node in reversed(tuple(members)):
-            loaded = {v for v in node.inputs if left[v] > 1 and not self.is_number(v)}
+            loaded = {v for v in node.inputs if left[v] > 1 and not is_number(self.graph, v)}
             alive |= loaded | set(node.outputs)
             most = max(most, len(alive))
             for value in node.inputs:
@@ -115,12 +115,8 @@ class Costs:
         """Elements of a node's result in one vector."""
         return max(1, self.target.vector_bytes // node.output.type.dtype.itemsize)
 
-    def is_number(self, value: Value) -> bool:
-        """Whether a value is one number everywhere, which a kernel holds."""
-        node = self.graph.producer.get(value)
-        return node is not None and node.is_constant and not isinstance(node.attrs["value"], ConstantRef)
 
-
-def nominal(dim: Dim) -> int:
-    """An amount as one number."""
-    return evaluate(dim, dict.fromkeys(symbols_of(dim), NOMINAL_EXTENT))
+def is_number(graph: Graph, value: Value) -> bool:
+    """Whether a value is one number everywhere, which a kernel holds."""
+    node = graph.producer.get(value)
+    return node is not None and node.is_constant and not isinstance(node.attrs["value"], ConstantRef)

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mlec.ir import ConstantRef, Dim, Graph, GraphBuilder, Location, Node, Value
+from mlec.ir import Dim, Graph, GraphBuilder, Location, Node, Value
 from mlec.ir.printer import print_node, value_names
-from mlec.passes.fusion.cost import Costs
+from mlec.passes.fusion.cost import Costs, is_number
 from mlec.passes.fusion.groups import Group, find_groups
 from mlec.passes.fusion.rows import find_row_groups
 from mlec.pipeline import Pass, PassContext, PassResult, Remark
@@ -112,9 +112,8 @@ def _emit(b: GraphBuilder, graph: Graph, members: Sequence[Node], copied: Set[No
 
     def operand(value: Value) -> Value:
         if value not in mapping:
-            producer = graph.producer.get(value)
-            if producer is not None and producer.is_constant and not isinstance(producer.attrs["value"], ConstantRef):
-                mapping[value] = body.copy_node(producer)[0]
+            if is_number(graph, value):
+                mapping[value] = body.copy_node(graph.producer[value])[0]
             else:
                 mapping[value] = body.input(value.hint or f"x{len(operands)}", value.type)
                 operands.append(value)

@@ -19,7 +19,8 @@ from mlec.ir import Dim, Graph, Node, Trait, Value
 from mlec.ir.dim import product
 from mlec.ir.op import attr_symbols
 from mlec.ir.types import Shape
-from mlec.passes.fusion.cost import Costs, nominal
+from mlec.passes.fusion.cost import Costs
+from mlec.pipeline import nominal
 
 ANCHORS = Trait.CONTRACTION | Trait.REDUCTION | Trait.NORMALISATION
 SECOND_ANCHOR = "the kernel has its product or reduction already"
