@@ -123,10 +123,8 @@ def attention(
         y = _Operand(parameter("y", specs[3]), lead, orders[3])
         masked = None if mask is None else _Mask(given, mask, fill)
         program = _Attention(q, k, v, y, masked, (m, t, d, e), scale, causal, dtype, target, schedule)
-        work = math.prod(extent if isinstance(extent, int) else 32 for extent in (m, t)) * (d + e)
-        parallel_if_large(
-            product(lead), work, program.head, math.prod(extent for extent in lead if isinstance(extent, int))
-        )
+        known = math.prod(extent for extent in lead if isinstance(extent, int))
+        parallel_if_large(product(lead), m * t * (d + e), program.head, known)
     return kernel.func
 
 

@@ -24,6 +24,7 @@ from mlec.backends.tvm.kernels.tile import (
     ceildiv,
     chunks,
     flat_view,
+    multiply_adds,
     parallel_if_large,
     parameter,
     product,
@@ -153,16 +154,21 @@ class _Convolution:
         return self.extents[1] // self.groups
 
     @property
-    def work(self) -> int:
-        """Multiply-adds of one group of an image; an extent that is not known counts as 32."""
-        positions = math.prod(extent if isinstance(extent, int) else 32 for extent in self.windows.out)
-        return self.per_group * self.extents[2] * math.prod(self.windows.kernel) * positions
+    def work(self) -> Dim:
+        """Of one group of an image, in the unit of `SERIAL_WORK`."""
+        return self.work_of(product(self.windows.out))
+
+    def work_of(self, positions: Dim) -> Dim:
+        """Of so many positions of a group."""
+        terms = self.extents[2] * math.prod(self.windows.kernel)
+        return multiply_adds(self.per_group * terms * positions, self.acc, self.target)
 
     @property
     def shares(self) -> tuple[int, int]:
-        """Tiles of output channels of a task, and in how many parts that divides a group."""
+        """Tiles of output channels of a task, and in how many parts that divides a group. An extent that is not known counts as 32."""
         tiles = self.per_group // self.chosen.channels
-        return chunks(tiles, min(tasks_worth(self.work, self.target), tiles))
+        work = self.work_of(math.prod(extent if isinstance(extent, int) else 32 for extent in self.windows.out))
+        return chunks(tiles, min(tasks_worth(work, self.target), tiles))
 
     @property
     def channel_parts(self) -> int:

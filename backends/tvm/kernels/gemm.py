@@ -7,7 +7,6 @@ order: its value depends neither on the number of threads nor on the other rows 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -631,8 +630,8 @@ def matmul(
         acc = accumulator_dtype(dtype)
         lanes = target.lanes(bits(acc))
         program = _Matmul(a, b, c, (lead, a_lead, b_lead), (m, n, k), transpose_b, schedule, acc, lanes)
-        sizes = (k, program.block, min(m, program.row_chunk) if isinstance(m, int) else 1)
-        work = multiply_adds(math.prod(size for size in sizes if isinstance(size, int)), dtype, target)
+        rows = min(m, program.row_chunk) if isinstance(m, int) else tirx.min(m, program.row_chunk)
+        work = multiply_adds(product((k, program.block, rows)), dtype, target)
         parallel_if_large(product(program.tasks), work, program.task)
     return kernel.func
 

@@ -10,7 +10,6 @@ would cancel where the mean is large.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
@@ -135,8 +134,7 @@ def _line_norm(
 
             vector_loop(length, lanes, put)
 
-        work = 12 * math.prod(extent for extent in x_shape[axis:] if isinstance(extent, int)) * bits(acc) // 32
-        parallel_if_large(rows, work, row)
+        parallel_if_large(rows, 12 * length * bits(acc) // 32, row)
     return kernel.func
 
 
@@ -184,8 +182,7 @@ def group_norm(
 
                 vector_loop(size, lanes, put)
 
-        static = math.prod(extent for extent in (per_group, *space) if isinstance(extent, int))
-        parallel_if_large(product((n, groups)), 12 * static * bits(acc) // 32, group, groups)
+        parallel_if_large(product((n, groups)), 12 * per_group * size * bits(acc) // 32, group, groups)
     return kernel.func
 
 

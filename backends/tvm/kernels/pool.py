@@ -105,10 +105,9 @@ def pool(
         x = flat_view(x, (product((n, c)), *windows.extent, *tail), dtype)
         y = y.viewed((product((n, c)), *windows.out, *tail))
         pooling = _Pool(x, y, (n, c), windows, op == "max_pool", count_include_pad, acc, lanes, schedule)
-        static = [extent for extent in windows.out if isinstance(extent, int)]
-        work = math.prod(static) * math.prod(kernel) // (1 if tail else lanes) * 8
+        work = product(windows.out) * math.prod(kernel) // (1 if tail else lanes) * 8
         task = pooling.plane if not tail else pooling.plane_of_blocks if schedule.columns else pooling.plane_of_windows
-        parallel_if_large(product((n, c)), max(1, work), task, c if isinstance(c, int) else 1)
+        parallel_if_large(product((n, c)), work, task, c if isinstance(c, int) else 1)
     return program.func
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
@@ -96,6 +95,5 @@ def pool_int8(
             with T.serial(q) as column:
                 window(column)
 
-        known = math.prod(extent for extent in (q, c) if isinstance(extent, int))
-        parallel_if_large(product((n, p)), max(1, known * kh * kw * 32 // lanes), row_of_windows)
+        parallel_if_large(product((n, p)), q * c * kh * kw * 32 // lanes, row_of_windows)
     return program.func

@@ -17,12 +17,12 @@ from mlec.backends.tvm.kernels.tile import (
     bits,
     buffer_dtype,
     ceildiv,
+    column_parts,
     flat_view,
     parallel_if_large,
     parameter,
     product,
     unflatten,
-    vector_loop,
     vectors_loop,
 )
 from mlec.backends.tvm.kernels.vector import (
@@ -108,8 +108,16 @@ def reduce(
         y = y.viewed((rows, 1 if dims[-1][1] else dims[-1][0]))
         operand = prologue or Prologue((), lambda where, width, views: load(views[0], list(where), width))
         program = _Reduce(sources, operand, y, dims, y_shape, op, acc, target.lanes(bits(acc)), schedule.vectors)
-        task = program.across_memory if program.inner_kept else program.along_memory
-        parallel_if_large(rows, program.work, task)
+        if program.inner_kept:
+            parts = column_parts(program.inner, program.vectors * program.lanes, program.work, target)
+            parallel_if_large(
+                rows * parts,
+                program.work // parts,
+                lambda i: program.across_memory(i // parts, i % parts, parts),
+                parts,
+            )
+        else:
+            parallel_if_large(rows, program.work, program.along_memory)
     return kernel.func
 
 
@@ -126,7 +134,7 @@ def fold_schedules(
 
 @dataclass(frozen=True)
 class _Reduce:
-    """The parts of the program, see `reduce`. A task is one row: a single result, or those along the last axis if that is kept.
+    """The parts of the program, see `reduce`. A task is one row: a single result, or a part of those along the last axis if that is kept.
 
     Attributes:
         sources, operand: what x is read from, and how.
@@ -164,10 +172,10 @@ class _Reduce:
         return [extent for extent, reduced in self.dims if reduced]
 
     @property
-    def work(self) -> int:
+    def work(self) -> Dim:
         """Of a row, in the unit of `SERIAL_WORK`: an element counts as two multiply-adds, being read for just one step."""
         row = [*self.reduced, self.inner] if self.inner_kept else self.reduced
-        return math.prod(extent for extent in row if isinstance(extent, int)) * bits(self.acc) // 16
+        return product(row) * bits(self.acc) // 16
 
     def along_memory(self, row: Expr) -> None:
         """One result: its terms are neighbours."""
@@ -177,8 +185,8 @@ class _Reduce:
             fold.over(self.inner, lambda start, width: self.read(where, outer, start, width))
         self.finish(row, 0, fold.result())
 
-    def across_memory(self, row: Expr) -> None:
-        """Results along the last axis, each in a lane."""
+    def across_memory(self, row: Expr, part: Expr, parts: int) -> None:
+        """Results along a part of the last axis, each in a lane."""
         rule, where = REDUCTIONS[self.op], unflatten(row, self.kept)
 
         def columns(start: Expr, width: int, count: int) -> None:
@@ -190,7 +198,7 @@ class _Reduce:
             for u, cell in enumerate(cells):
                 self.finish(row, start + u * width, cell.value)
 
-        vectors_loop(self.inner, self.lanes, self.vectors, columns)
+        vectors_loop(self.inner, self.lanes, self.vectors, columns, part, parts)
 
     def read(self, kept: Sequence[Expr], reduced: Sequence[Expr], start: Expr, width: int) -> Expr:
         """Consecutive elements of x, from indices along the axes of either kind and ``start`` along the last."""
@@ -214,6 +222,10 @@ class _Reduce:
         store(self.y.buffer, cast_to(buffer_dtype(self.y.buffer), finished), [row, column])
 
 
+COLUMNS = 4
+"""Vectors of neighbouring columns whose first extremum is found together: the wider, the fewer pages are visited for it."""
+
+
 def arg_reduce(
     op: str,
     x_shape: Sequence[Dim],
@@ -227,9 +239,9 @@ def arg_reduce(
 
     One pass, and no second for the position: the best value and its index are kept in registers side by side, a comparison and two
     selections (for floats the question for NaN, too) for a vector that is read from memory once. Columns that are neighbours are found
-    together, in vectors as long as those of the 64-bit indices. A long line alone is found by lanes: each keeps its own best, and among
-    equal ones the lowest index wins in the end. There a vector waits some 8 cycles for the one before it: 2 elements of float32 a cycle
-    on vectors of 16, where one after the other takes as long for each.
+    together, in vectors as long as those of the indices, which have 32 bits where the axis is known to be short enough. A long line alone
+    is found by lanes: each keeps its own best, and among equal ones the lowest index wins in the end. There a vector waits some 8 cycles
+    for the one before it: 2 elements of float32 a cycle on vectors of 16, where one after the other takes as long for each.
     """
     acc = accumulator_dtype(dtype)
     axis %= len(x_shape)
@@ -248,18 +260,21 @@ def arg_reduce(
                 gain = select(is_nan(best.value), zero, select(is_nan(value), one, gain))
             return share(gain) > zero
 
-        def columns(i: Expr) -> None:
-            def column(start: Expr, width: int) -> None:
-                best = Cell(acc, width, cast_to(acc, load(x, [i, 0, start], width)))
-                where = Cell("int64", width, 0)
+        def columns(i: Expr, part: Expr) -> None:
+            def column(start: Expr, width: int, count: int) -> None:
+                starts = [start + u * width for u in range(count)]
+                bests = [Cell(acc, width, cast_to(acc, load(x, [i, 0, at], width))) for at in starts]
+                places = [Cell(index, width, 0) for _ in starts]
                 with T.serial(1, length) as k:
-                    value = share(cast_to(acc, load(x, [i, k, start], width)))
-                    better = wins(value, best)
-                    where.set(select(better, cast_to("int64", k), where.value))
-                    best.set(select(better, value, best.value))
-                store(y, where.value, [i, start])
+                    for at, best, place in zip(starts, bests, places, strict=True):
+                        value = share(cast_to(acc, load(x, [i, k, at], width)))
+                        better = wins(value, best)
+                        place.set(select(better, cast_to(index, k), place.value))
+                        best.set(select(better, value, best.value))
+                for at, place in zip(starts, places, strict=True):
+                    store(y, cast_to("int64", place.value), [i, at])
 
-            vector_loop(inner, target.lanes(64), column)
+            vectors_loop(inner, lanes, COLUMNS, column, part, parts)
 
         def line(i: Expr) -> None:
             flat = flat_view(x_arg, (outer, length), dtype)
@@ -287,14 +302,16 @@ def arg_reduce(
                 result = select(nan < tirx.const(length, index), nan, result)
             store(y, cast_to("int64", result), [i, 0])
 
-        index = "int64" if bits(acc) == 64 else "int32"
+        short = isinstance(length, int) and length < 1 << 31
+        index = "int32" if short and bits(acc) <= 32 else "int64"
         lanes = target.lanes(bits(index))
-        if isinstance(inner, int) and inner == 1 and isinstance(length, int) and 2 * lanes <= length < 1 << 31:
+        if isinstance(inner, int) and inner == 1 and short and 2 * lanes <= length:
             parallel_if_large(outer, 4 * length, line)
         else:
             element = 256 if isinstance(inner, int) and inner == 1 else 32  # one after the other, or some in a vector
-            work = math.prod(extent for extent in (length, inner) if isinstance(extent, int)) * element
-            parallel_if_large(outer, work, columns)
+            work = length * inner * element
+            parts = column_parts(inner, COLUMNS * lanes, work, target)
+            parallel_if_large(outer * parts, work // parts, lambda i: columns(i // parts, i % parts), parts)
     return kernel.func
 
 

@@ -138,7 +138,7 @@ def recurrent(
         layer = _Layer(
             kind, activation, (n, steps, features, hidden), reverse, dtype, lanes, x, w_ih, w_hh, bias, y, schedule
         )
-        work = schedule.rows * gates * hidden * (features + hidden) * (steps if isinstance(steps, int) else 16)
+        work = schedule.rows * gates * hidden * (features + hidden) * steps
         tiles = ceildiv(n, schedule.rows)
         tasks = tirx.max(ceildiv(tiles, schedule.tiles), tirx.min(tiles, target.cores))
         parallel_if_large(tasks, work, lambda index: layer.task(index, tasks, initial, final))

@@ -15,6 +15,7 @@ from mlec.backends.tvm.kernels.tile import (
     Fold,
     accumulator_dtype,
     bits,
+    column_parts,
     flat_view,
     parallel_if_large,
     parameter,
@@ -142,7 +143,7 @@ def _normalised(
 
             vector_loop(length, lanes, put)
 
-        def strip(i: Expr) -> None:
+        def strip(i: Expr, part: Expr) -> None:
             def columns(first: Expr, width: int, count: int) -> None:
                 starts = [first + u * width for u in range(count)]
                 largest = [Cell(acc, width, -math.inf) for _ in starts]
@@ -166,7 +167,7 @@ def _normalised(
                     for start, shift, scale in zip(starts, shifts, scales, strict=True):
                         store(y, cast_to(dtype, quotient([i, k, start], width, shift, scale)), [i, k, start])
 
-            vectors_loop(inner, lanes, schedule.vectors, columns)
+            vectors_loop(inner, lanes, schedule.vectors, columns, part, parts)
 
         def quotient(where: list[Expr], width: int, shift: Expr, scale: Expr) -> Expr:
             if schedule.kept:
@@ -177,8 +178,9 @@ def _normalised(
         def value(buffer: Buffer, where: list[Expr], width: int) -> Expr:
             return cast_to(acc, load(buffer, where, width))
 
-        work = math.prod(extent for extent in (length, inner) if isinstance(extent, int)) * 2 * bits(acc)
-        parallel_if_large(outer, work, row if last else strip)
+        work = length * inner * 2 * bits(acc)
+        parts = 1 if last else column_parts(inner, schedule.vectors * lanes, work, target)
+        parallel_if_large(outer * parts, work // parts, row if last else lambda i: strip(i // parts, i % parts), parts)
     return kernel.func
 
 

@@ -77,7 +77,7 @@ def bits(dtype: str) -> int:
     return int("".join(c for c in dtype if c.isdigit()))
 
 
-def multiply_adds(count: int, dtype: str, target: TargetInfo) -> int:
+def multiply_adds(count: Dim, dtype: str, target: TargetInfo) -> Dim:
     """The work (see `SERIAL_WORK`) of so many multiply-adds."""
     return count * bits(accumulator_dtype(dtype)) * 16 // target.vector_bits
 
@@ -200,18 +200,29 @@ def chunks(extent: int, parts: int) -> tuple[int, int]:
     return size, ceildiv(extent, size)
 
 
-def parallel_if_large(count: Dim, work: float, body: Callable[[Expr], None], multiple: int = 1) -> None:
+def parallel_if_large(count: Dim, work: float | Expr, body: Callable[[Expr], None], multiple: int = 1) -> None:
     """Run ``body(i)`` for each i below ``count``, on all threads if there is enough to do.
 
-    ``work`` is that of one i, in the unit of `SERIAL_WORK`. A symbolic count is known to be a ``multiple`` of
-    something; unless that alone is enough work for threads, the program holds both loops.
+    ``work`` is that of one i, in the unit of `SERIAL_WORK`; an expression where only the run tells it. A symbolic count is known to be a
+    ``multiple`` of something; unless that alone is enough work for threads, the program holds both loops.
     """
-    enough = max(2, math.ceil(SERIAL_WORK / max(work, 1)))
-    if isinstance(count, int) or multiple >= enough:
-        with (T.parallel if max(count if isinstance(count, int) else 0, multiple) >= enough else T.serial)(count) as i:
+    if isinstance(work, (int, float)):
+        enough = max(2, math.ceil(SERIAL_WORK / max(work, 1)))
+        if isinstance(count, int) or multiple >= enough:
+            large = max(count if isinstance(count, int) else 0, multiple) >= enough
+            with (T.parallel if large else T.serial)(count) as i:
+                body(i)
+            return
+        small = count < enough
+    elif isinstance(count, int) and count < 2:
+        with T.serial(count) as i:
             body(i)
         return
-    with T.If(count < enough):
+    else:
+        small = count * work < SERIAL_WORK
+        if not isinstance(count, int):
+            small = tirx.Or(count < 2, small)
+    with T.If(small):
         with T.Then(), T.serial(count) as i:
             body(i)
         with T.Else(), T.parallel(count) as i:
@@ -256,9 +267,34 @@ def vector_loop(extent: Dim, lanes: int, body: Callable[[Expr, int], None]) -> N
         body(extent // lanes * lanes, extent % lanes)
 
 
-def vectors_loop(extent: Dim, lanes: int, vectors: int, body: Callable[[Expr, int, int], None]) -> None:
-    """``body(start, width, count)`` for runs of ``count`` vectors that cover ``extent``: as many as ``vectors``, then one by one."""
+def column_parts(extent: Dim, wide: int, work: Dim, target: TargetInfo) -> int:
+    """In how many parts tasks share the columns of a row, in whole runs of ``wide``; one if the extent is symbolic.
+
+    ``work`` is that of the row (see `SERIAL_WORK`). Where only the run tells it, there is a part for each task that it could be worth.
+    """
+    if not isinstance(extent, int) or extent < 2 * wide:
+        return 1
+    worth = tasks_worth(work, target) if isinstance(work, int) else 2 * target.cores
+    return chunks(extent // wide, min(worth, extent // wide))[1]
+
+
+def vectors_loop(
+    extent: Dim, lanes: int, vectors: int, body: Callable[[Expr, int, int], None], part: Expr = 0, parts: int = 1
+) -> None:
+    """``body(start, width, count)`` for runs of ``count`` vectors that cover ``extent``: as many as ``vectors``, then one by one.
+
+    Of several ``parts`` (see `column_parts`), one is covered; the last has what is left beside whole runs.
+    """
     wide = vectors * lanes
+    if parts > 1:
+        runs, left = divmod(extent, wide)
+        size = ceildiv(runs, parts)
+        with T.serial(tirx.min(size, runs - part * size)) as i:
+            body((part * size + i) * wide, lanes, vectors)
+        if left:
+            with T.If(tirx.EQ(part, parts - 1)), T.Then():
+                vectors_loop(left, lanes, 1, lambda start, width, count: body(extent - left + start, width, count))
+        return
     whole = extent // wide * wide if vectors > 1 else 0
     if vectors > 1 and (not isinstance(extent, int) or extent >= wide):
         with T.serial(extent // wide) as i:
