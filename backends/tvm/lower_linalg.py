@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mlec.backends.tvm.kernels.gemm import GemmSchedule, MatmulSchedule, column_block, gemm, matmul, pack_gemm
+from mlec.backends.tvm.kernels.gemm import GemmSchedule, column_block, gemm, pack_gemm
+from mlec.backends.tvm.kernels.matmul import MatmulSchedule, matmul
 from mlec.backends.tvm.lower_fused import Tail, lower_decomposed
 from mlec.backends.tvm.lowering import Lowering, Tensor, Version
 from mlec.backends.tvm.region import Dims

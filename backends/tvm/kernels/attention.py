@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
-from mlec.backends.tvm.kernels.gemm import broadcast_lead, operand_indices
 from mlec.backends.tvm.kernels.mathlib import exp_of_negative
+from mlec.backends.tvm.kernels.operands import broadcast_lead, operand_indices
 from mlec.backends.tvm.kernels.schedule import variations, vectors_across
 from mlec.backends.tvm.kernels.tile import (
     RegisterTile,

@@ -8,8 +8,9 @@ import pytest
 
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
-from mlec.backends.tvm.kernels.gemm import GemmSchedule, column_block, gemm, matmul, pack_gemm
+from mlec.backends.tvm.kernels.gemm import GemmSchedule, column_block, gemm, pack_gemm
 from mlec.backends.tvm.kernels.gemm_bf16 import pairs_of_step
+from mlec.backends.tvm.kernels.matmul import matmul
 from mlec.backends.tvm.kernels.vector import select
 from mlec.backends.tvm.target import TargetInfo
 from mlec.ops.linalg import pack_narrow
@@ -112,10 +113,10 @@ def test_narrow_weights_give_the_same_bits_as_wide_ones(narrow):
     n, k, block = 100, 203, 32
     m = symbol("m")
     default = next(GemmSchedule.candidates(m, n, k, "float32", block, HOST, narrow))
-    whole = replace(default, row_tiles=4, column_tiles=2)
+    whole = replace(default, mc=4 * default.mr, nc=2 * default.nr)
     kernels = [
         compile_kernel(gemm((m,), n, k, "float32", block, HOST, schedule=s, narrow=narrow, program_weights=program))
-        for s, program in ((whole, 1 << 40), (replace(whole, depth=64), 0))
+        for s, program in ((whole, 1 << 40), (replace(whole, kc=64), 0))
     ]
     wide = compile_kernel(gemm((m,), n, k, "float32", block, HOST))
     a, w = narrow_operands(100, n, k, narrow)
@@ -161,11 +162,11 @@ def test_a_long_sum_in_parts_has_the_same_bits(cpu, dtype):
     n, k, target = 150, 203, HOST if cpu == "host" else TargetInfo.for_cpu(cpu)
     block = column_block(n, dtype, target)
     default = next(GemmSchedule.candidates(symbol("m"), n, k, dtype, block, target))
-    whole = replace(default, row_tiles=4, column_tiles=2)
+    whole = replace(default, mc=4 * default.mr, nc=2 * default.nr)
     w = pack_gemm(normal((k, n), dtype, 1), block)
     one, several = (
         compile_kernel(gemm((symbol("m"),), n, k, dtype, block, target, schedule=s), target)
-        for s in (whole, replace(whole, depth=64))
+        for s in (whole, replace(whole, kc=64))
     )
     for m in (9, 37, 100):
         a = normal((m, k), dtype)
@@ -175,7 +176,7 @@ def test_a_long_sum_in_parts_has_the_same_bits(cpu, dtype):
 
 def test_long_sums_are_cut_where_rows_and_weights_exceed_the_caches():
     def depth(k):
-        return next(GemmSchedule.candidates(100, 64, k, "float32", 32, replace(HOST, l2_bytes=2 << 20))).depth
+        return next(GemmSchedule.candidates(100, 64, k, "float32", 32, replace(HOST, l2_bytes=2 << 20))).kc
 
     assert depth(2048) == 2048
     assert depth(8192) == 512

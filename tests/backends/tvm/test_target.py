@@ -9,7 +9,8 @@ from mlec.backends.tvm.backend import _processors, cpu_info
 from mlec.backends.tvm.compat import IRModule, tirx, tvm
 from mlec.backends.tvm.kernels.conv_blocked import conv2d_nchwc
 from mlec.backends.tvm.kernels.depthwise import depthwise_nchwc
-from mlec.backends.tvm.kernels.gemm import column_block, gemm, matmul, pack_gemm
+from mlec.backends.tvm.kernels.gemm import column_block, gemm, pack_gemm
+from mlec.backends.tvm.kernels.matmul import matmul
 from mlec.backends.tvm.kernels.winograd import WinogradSchedule, conv2d_winograd, pack_winograd
 from mlec.backends.tvm.objects import to_object
 from mlec.backends.tvm.pipeline import compile_for_cpu

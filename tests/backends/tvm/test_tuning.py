@@ -460,7 +460,7 @@ def test_a_model_with_chosen_schedules(monkeypatch: pytest.MonkeyPatch, tmp_path
     report = compiled.report
     (entry,) = report.tuning  # the two layers are one kernel
     assert entry["op"] == "matmul_packed"
-    assert entry["default"].startswith("GemmSchedule(rows=")
+    assert entry["default"].startswith("GemmSchedule(mr=")
     assert entry["chosen"] != entry["default"]
     assert (entry["trials"], entry["remembered"]) == (5, False)
     assert [t["extents"]["n"] for t in entry["timings"]] == [1, 2, 64]

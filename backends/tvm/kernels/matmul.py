@@ -1,0 +1,264 @@
+"""Products of two matrices that are both computed: neither is packed beforehand, and a task packs what it reads.
+
+A task is some rows (`MatmulSchedule.mc`, 256 or a little less by default) of one product of the batch times one block of columns. It
+copies its block of ``b`` into a panel ``[k, nr]``, zeros beyond n, which makes strides, the transposition and the edge somebody
+else's problem, and walks tiles of ``mr x nr`` sums over it as `gemm` does: a step over k loads nr / lanes vectors and mr numbers for
+mr * nr / lanes FMAs. Every element of the result is one chain of FMAs over k in order.
+
+Scores of attention, 128 queries times 128 keys of 64 numbers in float32 (AVX-512: mr = 6, nr = 64): 2 * 128 * 128 * 64 = 2.1 MFLOP on
+64 KB that are read and 64 KB that are written, 16 FLOP a byte: FMAs count, not memory. Each of two tasks copies 64 keys: 256 vectors are
+loaded, turned in squares (four shuffles each) and stored, some 1500 instructions beside 128 * 64 * 64 / 16 = 32768 FMAs. For m rows it is
+6 instructions in m; the panel, 16 KB, and the rows, 32 KB, are what L1 holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from mlec.backends.tvm.compat import T, prim_func, tirx
+from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
+from mlec.backends.tvm.kernels.operands import Extents, broadcast_lead, flatten, operand_indices
+from mlec.backends.tvm.kernels.result import Result
+from mlec.backends.tvm.kernels.schedule import around, variations
+from mlec.backends.tvm.kernels.tile import (
+    UNROLL,
+    RegisterTile,
+    accumulator_dtype,
+    bits,
+    ceildiv,
+    flat_view,
+    if_,
+    multiply_adds,
+    parallel_if_large,
+    parameter,
+    product,
+    tile_rows,
+    tile_vectors,
+    unflatten,
+    unrolled,
+)
+from mlec.backends.tvm.kernels.transpose import turn
+from mlec.backends.tvm.kernels.vector import cast_to, const, load, share, store
+from mlec.backends.tvm.target import TargetInfo
+
+
+@dataclass(frozen=True)
+class MatmulSchedule:
+    """How `matmul` goes over one product of the batch.
+
+    Attributes:
+        mr, nr: rows and columns of a tile of sums; the panel of the second operand is as wide.
+        mc: rows of a task, in whole tiles.
+    """
+
+    mr: int
+    nr: int
+    mc: int
+
+    @staticmethod
+    def candidates(m: Dim, n: Dim, dtype: str, target: TargetInfo) -> Iterator[MatmulSchedule]:
+        """For products of ``m x n``, which may be symbolic. Tiles that leave no register for the operands do not fit."""
+        lanes = target.lanes(bits(accumulator_dtype(dtype)))
+        vectors, across = 2, 8
+        if isinstance(n, int):  # as many blocks as the widest tile needs, of equal width
+            across = max(1, -(-n // lanes))
+            vectors = -(-across // -(-across // tile_vectors(target)))
+        mr = tile_rows(target, vectors)
+        default = MatmulSchedule(mr, vectors * lanes, 256 // mr * mr)
+
+        def fits(schedule: MatmulSchedule) -> bool:
+            width = schedule.nr // lanes
+            return min(8, across) <= schedule.mr * width < target.vector_registers - width
+
+        return variations(
+            default,
+            fits,
+            nr=[v * lanes for v in (1, 2, 3, 4, 6) if v <= across],
+            mr=sorted((r for r in range(2, 13) if not isinstance(m, int) or r <= m), key=lambda r: abs(r - mr)),
+            mc=[tiles * mr for tiles in around(default.mc // mr)],
+        )
+
+
+def matmul(
+    a_lead: Sequence[Dim],
+    b_lead: Sequence[Dim],
+    m: Dim,
+    n: Dim,
+    k: Dim,
+    dtype: str,
+    target: TargetInfo,
+    transpose_b: bool = False,
+    epilogue: Epilogue = IDENTITY,
+    name: str = "matmul",
+    schedule: MatmulSchedule | None = None,
+) -> tirx.PrimFunc:
+    """``c[.., m, n] = epilogue(a[*a_lead, m, k] @ b[*b_lead, k, n])``, leading axes broadcast; any extent may be symbolic.
+
+    With ``transpose_b`` the second operand is ``b[*b_lead, n, k]``. Parameters of the program: a, b, the epilogue's inputs, c.
+    A block is as wide as a tile, by default two vectors where n is symbolic: fewer columns than that may be all there are.
+    Without a schedule, the first candidate is taken.
+    """
+    lead = broadcast_lead(a_lead, b_lead)
+    schedule = schedule or next(MatmulSchedule.candidates(m, n, dtype, target))
+    with prim_func(name) as kernel:
+        a = parameter("a", BufferSpec((*a_lead, m, k), dtype))
+        b = parameter("b", BufferSpec((*b_lead, *((n, k) if transpose_b else (k, n))), dtype))
+        c = Result.parameter("c", (*lead, m, n), dtype, epilogue)
+        # All matrices of a batch below each other: indices stay short, which TVM's simplifier is grateful for.
+        a = flat_view(a, (product(a_lead) * m, k), dtype)
+        b = flat_view(b, (product(b_lead) * (n if transpose_b else k), k if transpose_b else n), dtype)
+        c = c.viewed((product(lead) * m, n))
+        acc = accumulator_dtype(dtype)
+        program = _Matmul(
+            a=_Batch(a, a_lead),
+            b=_Batch(b, b_lead),
+            c=c,
+            lead=lead,
+            extents=Extents(m, n, k),
+            transposed=transpose_b,
+            schedule=schedule,
+            acc=acc,
+            lanes=target.lanes(bits(acc)),
+        )
+        rows = min(m, program.chunk) if isinstance(m, int) else tirx.min(m, program.chunk)
+        work = multiply_adds(product((k, schedule.nr, rows)), dtype, target)
+        parallel_if_large(product(program.tasks), work, program.task)
+    return kernel.func
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Matrices below each other in ``rows``, as many as the axes of ``lead`` say."""
+
+    rows: Buffer
+    lead: Sequence[Dim]
+
+    def first_row(self, where: Sequence[Expr], lead: Sequence[Dim], height: Dim) -> Expr:
+        """Of the matrix, so many rows high, that belongs to ``where`` along the leading axes of the result."""
+        return flatten(operand_indices(where, lead, self.lead), self.lead) * height
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What a task computes: ``rows`` rows of one product of the batch, and one block of columns.
+
+    Attributes:
+        where, first, column: indices of the product along the leading axes; its first row and column.
+        a_row, c_row: the first row among those of all products of a batch.
+        panel: the block of the second operand, ``[k, nr]``, zeros beyond n.
+    """
+
+    where: Sequence[Expr]
+    first: Expr
+    column: Expr
+    rows: Expr
+    a_row: Expr
+    c_row: Expr
+    panel: Buffer
+
+
+@dataclass(frozen=True)
+class _Matmul:
+    """The parts of the program, see `matmul`.
+
+    Attributes:
+        a, b: matrices of ``[m, k]`` and ``[k, n]``, which may be ``transposed``.
+        c: ``[batch * m, n]``, of which ``lead`` are the leading axes.
+        acc, lanes: dtype of the sums, and how many are a vector.
+    """
+
+    a: _Batch
+    b: _Batch
+    c: Result
+    lead: Sequence[Dim]
+    extents: Extents
+    transposed: bool
+    schedule: MatmulSchedule
+    acc: str
+    lanes: int
+
+    @property
+    def vectors(self) -> int:
+        """Of a row of a tile."""
+        return self.schedule.nr // self.lanes
+
+    @property
+    def chunk(self) -> int:
+        """Rows of a task: whole tiles."""
+        return max(1, self.schedule.mc // self.schedule.mr) * self.schedule.mr
+
+    @property
+    def tasks(self) -> tuple[Dim, ...]:
+        return (*self.lead, ceildiv(self.extents.m, self.chunk), ceildiv(self.extents.n, self.schedule.nr))
+
+    def task(self, index: Expr) -> None:
+        """Some rows of one product of the batch, and one block of columns."""
+        m, n, k, mr = self.extents.m, self.extents.n, self.extents.k, self.schedule.mr
+        *where, chunk, j = unflatten(index, self.tasks)
+        first = share(chunk * self.chunk)
+        rows = share(tirx.min(self.chunk, m - first))
+        a_row = share(self.a.first_row(where, self.lead, m) + first)
+        c_row = share(flatten(where, self.lead) * m + first)
+        b_row = share(self.b.first_row(where, self.lead, n if self.transposed else k))
+        column = share(j * self.schedule.nr)
+        panel = T.alloc_buffer((k, self.schedule.nr), self.acc)
+        (self.fill_turned if self.transposed else self.fill)(panel, b_row, column)
+        block = _Block(where, first, column, rows, a_row, c_row, panel)
+        with T.serial(rows // mr) as i:
+            self.tile(block, mr, i * mr)
+        rest, size = share(rows // mr * mr), 1 << ((mr - 1).bit_length() - 1) if mr > 1 else 0
+        while size:  # the last rows in tiles of 4, 2 and 1
+            left = rows - rest
+            with if_(left % (2 * size) >= size):
+                self.tile(block, size, share(rest + left // (2 * size) * (2 * size)))
+            size //= 2
+
+    def tile(self, block: _Block, size: int, row: Expr) -> None:
+        """``size`` rows times the panel: a step over k loads so many values and ``vectors`` vectors for their product of FMAs."""
+        sums = RegisterTile(size, self.vectors, self.lanes, self.acc)
+        unrolled(
+            self.extents.k,
+            UNROLL if size == self.schedule.mr else 1,
+            lambda kk: sums.multiply_add(
+                [cast_to(self.acc, self.a.rows[block.a_row + row + i, kk]) for i in range(size)],
+                [load(block.panel, [kk, v * self.lanes], self.lanes) for v in range(self.vectors)],
+            ),
+        )
+        for i in range(size):
+            values = [sums.value(i, v) for v in range(self.vectors)]
+            where = (*block.where, block.first + row + i)
+            self.c.put((block.c_row + row + i,), where, block.column, self.extents.n, values)
+
+    def fill(self, panel: Buffer, b_row: Expr, column: Expr) -> None:
+        """Copies a block of ``b``, in vectors where all its columns are there."""
+        (n, k), (nr, lanes) = (self.extents.n, self.extents.k), (self.schedule.nr, self.lanes)
+        with T.If(column + nr <= n):
+            with T.Then(), T.serial(k) as kk:
+                for v in range(self.vectors):
+                    line = load(self.b.rows, [b_row + kk, column + v * lanes], lanes)
+                    store(panel, cast_to(self.acc, line), [kk, v * lanes])
+            with T.Else(), T.serial(k) as kk, T.serial(nr) as j:
+                self.copy(panel, kk, j, column, (b_row + kk, column + j))
+
+    def fill_turned(self, panel: Buffer, b_row: Expr, column: Expr) -> None:
+        """Copies a block of transposed ``b``: squares of vectors, turned in registers, where the block is whole; the rest one by one."""
+        (n, k), (nr, lanes) = (self.extents.n, self.extents.k), (self.schedule.nr, self.lanes)
+        turned = k // lanes * lanes
+        with T.If(column + nr <= n):
+            with T.Then(), T.serial(self.vectors) as v, T.serial(k // lanes) as kk:
+                row = b_row + column + v * lanes
+                lines = [
+                    share(cast_to(self.acc, load(self.b.rows, [row + j, kk * lanes], lanes))) for j in range(lanes)
+                ]
+                for i, line in enumerate(turn(lines)):
+                    store(panel, line, [kk * lanes + i, v * lanes])
+            with T.Else(), T.serial(nr) as j, T.serial(turned) as kk:
+                self.copy(panel, kk, j, column, (b_row + column + j, kk))
+        with T.serial(nr) as j, T.serial(k - turned) as kk:
+            self.copy(panel, turned + kk, j, column, (b_row + column + j, turned + kk))
+
+    def copy(self, panel: Buffer, kk: Expr, j: Expr, column: Expr, at: tuple[Expr, Expr]) -> None:
+        """One element of the panel, from ``at`` in ``b`` unless its column is beyond n."""
+        value = tirx.if_then_else(column + j < self.extents.n, cast_to(self.acc, self.b.rows[at]), const(0, self.acc))
+        T.buffer_store(panel, value, [kk, j])
