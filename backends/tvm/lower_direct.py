@@ -9,7 +9,7 @@ from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels import direct
 from mlec.backends.tvm.kernels.conv import pack_transposed
 from mlec.backends.tvm.kernels.epilogue import Buffer, Dim, Expr
-from mlec.backends.tvm.kernels.rnn import GATES, advance
+from mlec.backends.tvm.kernels.rnn_layer import GATES, advance, gate_sums
 from mlec.backends.tvm.kernels.tile import if_, product, unflatten
 from mlec.backends.tvm.kernels.vector import CELL_SCOPE, cast_to, const, int64, is_nan, maximum, select, share
 from mlec.backends.tvm.lower_fused import lower_body
@@ -121,7 +121,8 @@ def direct_recurrence(lowering: Lowering, node: Node, operands: tuple[Tensor, ..
                         [share(buffer[k * hidden + j]) for k in range(gates)] for buffer in (fed, back)
                     )
                     old = [share(s[row * hidden + j]) for s in state]
-                    new = advance(node.name, node.attrs.get("activation", "tanh"), forward, fed_back, old)
+                    sums = gate_sums(node.name, forward, fed_back)
+                    new = advance(node.name, node.attrs.get("activation", "tanh"), sums, old)
                     for buffer, value in zip(state, new, strict=True):
                         T.buffer_store(buffer, value, [row * hidden + j])
                     T.buffer_store(y, new[0], [(row * steps + t) * hidden + j])

@@ -16,7 +16,8 @@ from mlec.backends.tvm.kernels.elementwise import NotContiguousError
 from mlec.backends.tvm.kernels.epilogue import Expr
 from mlec.backends.tvm.kernels.norm import group_norm, layer_norm, line_schedules, rms_norm
 from mlec.backends.tvm.kernels.pool import PoolSchedule, pool
-from mlec.backends.tvm.kernels.rnn import GATES, RecurrentSchedule, pack_recurrent, recurrent, recurrent_lanes
+from mlec.backends.tvm.kernels.rnn import RecurrentSchedule, recurrent, recurrent_lanes
+from mlec.backends.tvm.kernels.rnn_layer import GATES, joined_biases, pack_recurrent
 from mlec.backends.tvm.kernels.schedule import FoldSchedule, alternating
 from mlec.backends.tvm.kernels.softmax import SoftmaxSchedule, logsumexp, softmax
 from mlec.backends.tvm.kernels.vector import cast_to, const, share
@@ -309,7 +310,14 @@ def lower_recurrence(lowering: Lowering, node: Node, operands: tuple[Tensor, ...
     if any(w.array is None for w in weights):
         return direct_recurrence(lowering, node, operands)
     gates, lanes = GATES[node.name], recurrent_lanes(x.dtype, lowering.target)
-    packed = [lowering.packed(w, f"gates{lanes}", lambda a: pack_recurrent(a, gates, lanes)) for w in weights]
+    w_ih, w_hh, *biases = weights
+    if node.name == "gru":
+        back = biases[1].array
+        assert back is not None
+        biases[0] = lowering.packed(biases[0], "joined", lambda b_ih: joined_biases(b_ih, back))
+    packed = [
+        lowering.packed(w, f"gates{lanes}", lambda a: pack_recurrent(a, gates, lanes)) for w in (w_ih, w_hh, *biases)
+    ]
     hidden, features = (int(str(d)) for d in (node.outputs[1].type.shape[1], x.shape[2]))
 
     operands = (*operands[: 1 + states], *packed)

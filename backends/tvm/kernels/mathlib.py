@@ -100,14 +100,35 @@ def log1p(x: Expr) -> Expr:
 
 def tanh(x: Expr) -> Expr:
     """Hyperbolic tangent, from ``expm1(-2 |x|)``, which neither overflows nor cancels."""
+    dividend, divisor = tanh_quotient(x)
+    return share(dividend / divisor)
+
+
+def tanh_quotient(x: Expr) -> tuple[Expr, Expr]:
+    """Two numbers whose quotient is the hyperbolic tangent: at most 1, and from 1 to 2."""
+    f = _FORMATS[dtype_of(x)]
     x = share(x)
-    t = expm1(_absolute(x) * -2)
-    return share(_with_sign_of(x, t / (t + 2)))
+    low, twice = const_like(-(f.digits + 2) * math.log(2), x), share(_absolute(x) * -2)
+    n, r = _reduce_by_ln2(f, share(select(twice < low, low, twice)))  # NaN stays: n is any number then, r is NaN
+    scale = share(_power_of_two(f, n))
+    t = share(_expm1_series(f, r) * scale + (scale - 1))
+    return share(_with_sign_of(x, t)), share(t + 2)
 
 
 def sigmoid(x: Expr) -> Expr:
-    """``1 / (1 + e ** -x)``."""
-    return share(const_like(1.0, x) / (exp(-x) + 1))
+    """``1 / (1 + e ** -x)``; what would be subnormal is zero."""
+    return share(const_like(1.0, x) / sigmoid_divisor(x))
+
+
+def sigmoid_divisor(x: Expr) -> Expr:
+    """``1 + e ** -x``; infinite where the sigmoid, of which it is the reciprocal, would be subnormal."""
+    f = _FORMATS[dtype_of(x)]
+    x = share(-x)
+    low, high = (const_like(exponent * math.log(2), x) for exponent in (-f.bias, f.bias + 1))
+    raised = share(select(x < low, low, x))
+    # As bits of numbers, 2**-bias is zero and 2**(bias + 1) infinite: enough where one is added.
+    n, r = _reduce_by_ln2(f, share(select(high < raised, high, raised)))
+    return share((_expm1_series(f, r) + 1) * _power_of_two(f, n) + 1)
 
 
 def erf(x: Expr) -> Expr:

@@ -4,23 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from functools import partial
+from typing import TypeAlias
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
-from mlec.backends.tvm.kernels.mathlib import sigmoid, tanh
-from mlec.backends.tvm.kernels.schedule import variations
-from mlec.backends.tvm.kernels.tile import RegisterTile, bits, ceildiv, parallel_if_large, parameter, vector_loop
-from mlec.backends.tvm.kernels.vector import const_like, load, select, share, store
+from mlec.backends.tvm.kernels.rnn_layer import (
+    GATES,
+    Cells,
+    Layer,
+    Operands,
+    Place,
+    Task,
+    larger,
+    smaller,
+    weight_bytes,
+)
+from mlec.backends.tvm.kernels.schedule import even, variations
+from mlec.backends.tvm.kernels.tile import (
+    UNROLL,
+    RegisterTile,
+    bits,
+    ceildiv,
+    if_,
+    multiply_adds,
+    otherwise,
+    tile_rows,
+    tile_vectors,
+    unrolled,
+)
+from mlec.backends.tvm.kernels.vector import cast_to, load, share, store
 from mlec.backends.tvm.target import TargetInfo
 
-GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 CHAINS = 8
 """Of dependent multiply-adds that keep the units busy: two of them, for a latency of four cycles."""
+FEW = 2
+"""Sequences for which weights of the inputs are read for several steps at once: more use a weight as often as it takes time to read."""
 
-STATES = {"lstm": ("h", "c"), "gru": ("h",), "rnn": ("h",)}
+Picked: TypeAlias = "Sequence[tuple[int, int]]"
+"""Vectors of sums: of which block of units, counted from the first of the tile, and which gate."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +50,15 @@ class RecurrentSchedule:
     """How `recurrent` goes over sequences, steps and units.
 
     Attributes:
-        rows, gates: sequences, and gates of a block of units, whose sums are in registers together.
-        tiles: so many times these rows are a task, as far as there is one for each thread.
-        steps: whose input products are computed at once.
+        rows: sequences of a tile.
+        vectors: of a tile: all gates of a block of units or of several, or a part of the gates of one.
+        tiles: of a task.
+        steps: whose input products are computed at once, where there are few sequences.
         group: blocks of units at once, of a sequence by itself.
     """
 
     rows: int
-    gates: int
+    vectors: int
     tiles: int
     steps: int
     group: int
@@ -46,47 +69,29 @@ class RecurrentSchedule:
     ) -> Iterator[RecurrentSchedule]:
         """For ``n`` sequences of ``steps``, which may be symbolic. Tiles that leave no register for the operands do not fit.
 
-        By default four sequences: their sums times four gates take 16 registers; where there are no more, two gates at a time. Of a
-        single gate eight, for enough independent sums; of a sequence by itself as many blocks.
+        By default the tile of a matrix product: all gates of a block, 6 x 4 of an lstm, 8 x 3 of a gru, or of 16 registers 6 x 2 and 4 x 3;
+        of a single gate as many blocks. Of a sequence by itself as many as make enough independent sums.
         """
         gates, blocks = GATES[kind], -(-hidden // recurrent_lanes(dtype, target))
-        room, fed = target.vector_registers - 4, fed_vectors(gates)
-        height = max(4, CHAINS // gates)
-        default = RecurrentSchedule(
-            height, gates if height * gates <= room else fed, 4, min(8, room // fed), CHAINS // gates
-        )
+        most = tile_vectors(target)
+        vectors = even(blocks, most) if gates == 1 else gates if gates <= max(most, 3) else most
+        rows = tile_rows(target, vectors)
+        default = RecurrentSchedule(rows, vectors, 4, rows, -(-CHAINS // gates))
 
         def fits(s: RecurrentSchedule) -> bool:
-            tiles = ((s.rows, s.gates), (s.steps, fed), (1, s.group * gates))
+            tiles = ((s.rows, s.vectors), (s.steps, s.vectors), (1, s.group * gates))
             return all(rows * vectors < target.vector_registers - vectors for rows, vectors in tiles)
 
+        widths = {1: range(1, blocks + 1), 3: (3,), 4: (4, 2)}[gates]
         return variations(
             default,
             fits,
-            rows=[r for r in (2, 3, 4, 6, 1, 8, 12) if not isinstance(n, int) or r <= n],
-            gates=[g for g in (gates, fed, 1) if gates % g == 0],
-            tiles=(1, 2, 8),
-            steps=[s for s in (4, 12, 6, 2, 16) if not isinstance(steps, int) or s <= steps],
+            rows=[r for r in (4, 8, 6, 3, 2, 12) if not isinstance(n, int) or r <= n],
+            vectors=[v for v in widths if v <= 4],
+            tiles=(2, 8, 16),
+            steps=[s for s in (4, 12, 6, 2, 8) if not isinstance(steps, int) or s <= steps],
             group=[g for g in (1, 2, 3, 4, 8) if g <= blocks],
         )
-
-
-def fed_vectors(gates: int) -> int:
-    """Gates whose input products are in one tile."""
-    return 2 if gates % 2 == 0 else 1
-
-
-def pack_recurrent(weights: npt.NDArray[np.generic], gates: int, lanes: int) -> npt.NDArray[np.generic]:
-    """Weights ``[gates * h, k]`` as ``[ceil(h / lanes), k, gates * lanes]``: the gates of the same units side by side.
-
-    Biases ``[gates * h]`` are packed as one-column weights, to ``[ceil(h / lanes), 1, gates * lanes]``.
-    """
-    columns = weights.reshape(weights.shape[0], -1)
-    hidden, k = columns.shape[0] // gates, columns.shape[1]
-    blocks = -(-hidden // lanes)
-    padded = np.zeros((gates, blocks * lanes, k), weights.dtype)
-    padded[:, :hidden] = columns.reshape(gates, hidden, k)
-    return np.ascontiguousarray(padded.reshape(gates, blocks, lanes, k).transpose(1, 3, 0, 2).reshape(blocks, k, -1))
 
 
 def recurrent_lanes(dtype: str, target: TargetInfo) -> int:
@@ -106,214 +111,218 @@ def recurrent(
     activation: str = "tanh",
     name: str = "",
     schedule: RecurrentSchedule | None = None,
+    rows: str = "",
 ) -> tirx.PrimFunc:
-    """One direction of one layer; ``kind`` is ``lstm``, ``gru`` or ``rnn``. float32 or float64; n and steps may be
-    symbolic.
+    """One direction of one layer; ``kind`` is ``lstm``, ``gru`` or ``rnn``. float32 or float64; n and steps may be symbolic.
 
-    Parameters of the program: x ``[n, steps, features]``, h0 ``[n, hidden]`` (lstm: c0 too), w_ih and w_hh packed by
-    `pack_recurrent`, the biases packed (gru: b_ih and b_hh; else one), y ``[n, steps, hidden]``, h_n (lstm: c_n too).
+    Parameters of the program: x ``[n, steps, features]`` (of the dtype ``rows``, if given), h0 ``[n, hidden]`` (lstm: c0 too), w_ih and
+    w_hh packed by `pack_recurrent`, the biases packed (gru: `joined_biases` and b_hh; else one), y ``[n, steps, hidden]``, h_n (lstm:
+    c_n too).
 
-    A task is up to 16 sequences. It first multiplies eight steps of input by w_ih (a tile of eight rows, so those
-    weights are read once for eight steps), then advances step by step: for each block of units tiles of ``rows x
-    gates`` run over the previous state, then the gate functions and the update of the state over rows and blocks.
-    Fewer sequences than a tile has run one by one, two blocks at once for enough independent sums. Threads share out
-    sequences; a step reads ``gates * hidden²`` weights from L2 once for all rows of the task: those of a block of units, 32 KB for
-    four gates and 128 units, are in L1 for all tiles but the first. These numbers are those of the first candidate, which is
-    taken without a schedule.
+    A task is up to 24 sequences. Step by step it takes one block of units after the other: tiles of ``rows x vectors`` sums, those of a
+    matrix product, begin with the bias, run over the inputs and then over the previous state, and their gate functions follow at once.
+    The sums are one chain of FMAs in this order however the tiles lie: results depend neither on the batch nor on threads.
+
+    An example: an lstm of 64 inputs and 64 units in float32, AVX-512, 1024 sequences. A step of a sequence takes 4 gates x 128 weights x 4
+    vectors = 2048 FMAs, 1024 cycles of two units. A tile of 6 x 4 loads 6 + 4 values for 24 FMAs: 5 cycles of loads beside 12. The weights
+    of a block, 128 x 256 bytes = 32 KB, are in L1 for all tiles of a task but the first; where they are more, a tile needs 256 bytes of L2
+    in 12 cycles, less than half of what that gives. Gate functions of a vector take three divisions of 16 cycles beside about 110
+    other instructions, 55 cycles: 220 for a step, so 1244 cycles or 480 ns at 2.6 GHz are predicted; measured are 440 ns (with 64
+    sequences 390, the processor's clock being higher). A plain recurrence has one gate: a tile is four blocks of units, so 6 x 4 as
+    well; a gru 8 x 3. Sums of one vector across, as a single gate gives them, would load nine values for eight FMAs.
+
+    Where there are one or two sequences, a step is bound by its weights: 4 x hidden² of them are read for as many FMAs. So the products
+    of inputs come ahead, for six steps at once; those weights are read once for these. Where all weights exceed L2, that is done for as
+    many sequences as a tile has.
     """
     schedule = schedule or next(RecurrentSchedule.candidates(kind, n, steps, hidden, dtype, target))
-    gates, lanes = GATES[kind], recurrent_lanes(dtype, target)
-    blocks, wide = -(-hidden // lanes), gates * lanes
-    state_spec = BufferSpec((n, hidden), dtype)
-    states = STATES[kind]
-
+    cells, lanes = Cells(kind, activation, n, steps, features, hidden, reverse, dtype), recurrent_lanes(dtype, target)
     with prim_func(name or kind) as kernel:
-        x = parameter("x", BufferSpec((n, steps, features), dtype))
-        initial = [parameter(f"{s}0", state_spec) for s in states]
-        w_ih = parameter("w_ih", BufferSpec((blocks, features, wide), dtype))
-        w_hh = parameter("w_hh", BufferSpec((blocks, hidden, wide), dtype))
-        bias = [parameter(f"b{i}", BufferSpec((blocks, 1, wide), dtype)) for i in range(2 if kind == "gru" else 1)]
-        y = parameter("y", BufferSpec((n, steps, hidden), dtype))
-        final = [parameter(f"{s}n", state_spec) for s in states]
-        layer = _Layer(
-            kind, activation, (n, steps, features, hidden), reverse, dtype, lanes, x, w_ih, w_hh, bias, y, schedule
+        operands = Operands.declare(
+            cells, lanes, lambda name, blocks, k: BufferSpec((blocks, k, cells.gates * lanes), dtype), rows or dtype
         )
-        work = schedule.rows * gates * hidden * (features + hidden) * steps
-        tiles = ceildiv(n, schedule.rows)
-        tasks = tirx.max(ceildiv(tiles, schedule.tiles), tirx.min(tiles, target.cores))
-        parallel_if_large(tasks, work, lambda index: layer.task(index, tasks, initial, final))
+        _Vectors(cells, operands, lanes, target, schedule).all_rows()
     return kernel.func
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """The parts of the program, see `recurrent`; ``extents`` are n, steps, features, hidden.
+class _Vectors(Layer):
+    """Products by vectors, see `recurrent`."""
 
-    Buffers of a task, for all its rows, go from part to part: of each state two halves ``[2, rows, blocks * lanes]``, of which a step
-    reads one and writes the other; the input products ``fed`` ``[rows, steps, blocks, wide]``; those of the state, ``back``
-    ``[rows, blocks, wide]``.
-    """
-
-    kind: str
-    activation: str
-    extents: tuple[Dim, Dim, int, int]
-    reverse: bool
-    dtype: str
-    lanes: int
-    x: Buffer
-    w_ih: Buffer
-    w_hh: Buffer
-    bias: Sequence[Buffer]
-    y: Buffer
     schedule: RecurrentSchedule
 
     @property
-    def gates(self) -> int:
-        return GATES[self.kind]
+    def width(self) -> int:
+        """Blocks of a tile of several sequences."""
+        return min(self.blocks, max(1, self.schedule.vectors // self.cells.gates))
 
     @property
-    def blocks(self) -> int:
-        """Vectors of units."""
-        return -(-self.extents[3] // self.lanes)
+    def from_memory(self) -> bool:
+        """Whether weights have left L2 when they are read again."""
+        return weight_bytes(self.cells) > self.target.l2_bytes
 
-    def task(self, index: Expr, tasks: Expr, initial: Sequence[Buffer], final: Sequence[Buffer]) -> None:
-        """Some sequences from the first step to the last: its part of all tiles of rows."""
-        n, steps, _, hidden = self.extents
-        blocks, wide = self.blocks, self.gates * self.lanes
-        height, at_once = self.schedule.rows, self.schedule.steps
-        most, tiles = height * self.schedule.tiles, ceildiv(n, height)
-        first, end = share(tiles * index // tasks * height), tiles * (index + 1) // tasks * height
-        state = [T.alloc_buffer((2, most, blocks * self.lanes), self.dtype) for _ in initial]
-        fed = T.alloc_buffer((most, at_once, blocks, wide), self.dtype)
-        back = T.alloc_buffer((most, blocks, wide), self.dtype)
-        rows = share(tirx.min(end, n) - first)
-        for buffer, source in zip(state, initial, strict=True):
-            with T.grid(rows, hidden) as (i, j):
-                T.buffer_store(buffer, source[first + i, j], [0, i, j])
-        with T.serial(ceildiv(steps, at_once)) as chunk:
-            start = share(chunk * at_once)
-            count = share(tirx.min(at_once, steps - start))
-            with T.serial(rows) as i, T.serial(blocks) as block, T.If(count == at_once):
-                with T.Then():
-                    self.feed(fed, i, first + i, 0, start, block, at_once)
-                with T.Else(), T.serial(count) as s:
-                    self.feed(fed, i, first + i, s, start + s, block, 1)
-            with T.serial(count) as s:
-                self.step(rows, first, state, fed, back, s, start + s)
-        for buffer, result in zip(state, final, strict=True):
-            with T.grid(rows, hidden) as (i, j):
-                T.buffer_store(result, buffer[steps % 2, i, j], [first + i, j])
+    @property
+    def few(self) -> int:
+        """Sequences that one task advances together, its input products ahead."""
+        return self.schedule.rows if self.from_memory else min(FEW, self.schedule.rows)
 
-    def time(self, turn: Expr) -> Expr:
-        return self.extents[1] - 1 - turn if self.reverse else turn
+    def all_rows(self) -> None:
+        """The whole program: a choice by the number of sequences."""
+        n = self.cells.n
 
-    def feed(self, fed: Buffer, i: Expr, row: Expr, s: Expr, turn: Expr, block: Expr, count: int) -> None:
-        """Input products of ``count`` steps of one sequence, for one block of units."""
-        lanes, vectors = self.lanes, fed_vectors(self.gates)
-        with T.serial(self.gates // vectors) as part:
-            column = share(part * (vectors * lanes))
-            sums = RegisterTile(count, vectors, lanes, self.dtype)
-            with T.serial(self.extents[2]) as k:
-                sums.multiply_add(
-                    [self.x[row, self.time(turn + r), k] for r in range(count)],
-                    [load(self.w_ih, [block, k, column + g * lanes], lanes) for g in range(vectors)],
+        def many() -> None:
+            self.share_out(self.schedule.rows * self.schedule.tiles)
+
+        if isinstance(n, int):
+            (self.ahead if n <= self.few else many)()
+        else:
+            otherwise([(n <= self.few, self.ahead)], many)
+
+    def task(self, first: Expr, rows: Expr, most: int) -> None:
+        height = self.schedule.rows
+        task = self.begin(first, rows, most)
+        sums = self.scratch(height, self.width)
+
+        def tiles(place: Place, block: Expr, blocks: int) -> None:
+            def tile(row: Expr, count: int) -> None:
+                times = [(first + row + i, place.time) for i in range(count)]
+                self.tile(
+                    task, place, sums, row, count, block, blocks, lambda t, p: self.add_inputs(t, times, block, p)
                 )
+
+            with T.serial(rows // height) as i:
+                tile(i * height, height)
+            for left in range(1, height):
+                with if_(rows % height == left):
+                    tile(rows - left, left)
+
+        with T.serial(self.cells.steps) as turn:
+            place = self.place(turn)
+            self.across(self.width, partial(tiles, place))
+            self.give(task, place)
+        self.end(task)
+
+    def ahead(self) -> None:
+        """Few sequences at once. Weights of the inputs are read once for several steps; threads share units where these are much work."""
+        c, lanes = self.cells, self.lanes
+        most = max(c.n, 1) if isinstance(c.n, int) else self.few
+        some = max(1, smaller(self.schedule.steps, c.steps)) if isinstance(c.steps, int) else self.schedule.steps
+        task = self.begin(0, c.n, most)
+        fed = T.alloc_buffer((most, some, self.blocks, c.gates * lanes), c.dtype)
+
+        def feed(start: Expr, count: int, place: Expr, block: Expr, blocks: int) -> None:
+            with T.serial(c.n) as i:
+                self.feed(fed, i, start, count, place, block, blocks)
+
+        def advance(rows: int, place: Place, s: Expr, block: Expr, blocks: int) -> None:
+            def begin(tile: RegisterTile, picked: Picked) -> None:
+                _set(tile, picked, lambda i, b, g: load(fed, [i, s, block + b, g * lanes], lanes))
+
+            self.tile(task, place, self.scratch(rows, blocks), 0, rows, block, blocks, begin)
+
+        def all_rows(place: Place, s: Expr, rows: int) -> None:
+            width = min(self.blocks, self.schedule.group) if rows == 1 else self.width
+            self.across(width, partial(advance, rows, place, s), self.work(width, rows, c.hidden))
+
+        with T.serial(ceildiv(c.steps, some)) as chunk:
+            begin = share(chunk * some)
+            count = share(smaller(some, c.steps - begin))
+            start = share(larger(0, smaller(begin, c.steps - some)))  # the last ones anew rather than one by one
+            every = partial(self.across, self.width, work=self.work(self.width, most * some, c.features))
+
+            def one_by_one() -> None:
+                with T.serial(count) as s:
+                    every(partial(feed, start + s, 1, s))
+
+            def together() -> None:
+                every(partial(feed, start, some, 0))
+
+            if isinstance(c.steps, int):
+                together()
+            else:
+                otherwise([(c.steps < some, one_by_one)], together)
+            with T.serial(count) as turn:
+                place, s = self.place(share(begin + turn)), share(begin - start + turn)
+                if isinstance(c.n, int):
+                    all_rows(place, s, most)
+                else:
+                    for rows in range(1, most + 1):
+                        with if_(c.n == rows):
+                            all_rows(place, s, rows)
+                self.give(task, place)
+        self.end(task)
+
+    def work(self, blocks: int, times: int, k: int) -> int:
+        """Of products by the weights of some blocks (see `SERIAL_WORK`), or of reading them: a byte takes 10 ps from L2, 30 from behind."""
+        weights = blocks * self.cells.gates * self.lanes * k
+        read = (3 if self.from_memory else 1) * weights * bits(self.cells.dtype) // 8
+        return max(int(multiply_adds(times * weights, self.cells.dtype, self.target)), read)
+
+    # -- tiles ---------------------------------------------------------------------------------------------------
+
+    def parts(self, blocks: int) -> list[Picked]:
+        """The vectors of sums for so many blocks, as far as they go into registers at once."""
+        every = [(b, g) for b in range(blocks) for g in range(self.cells.gates)]
+        size = len(every) if blocks > 1 else min(len(every), self.schedule.vectors)
+        return [every[i : i + size] for i in range(0, len(every), size)]
+
+    def scratch(self, rows: int, blocks: int) -> Buffer:
+        """For the sums of a tile."""
+        return T.alloc_buffer((rows, blocks, self.cells.slots * self.lanes), self.cells.dtype)
+
+    def tile(
+        self, task: Task, place: Place, sums: Buffer, first: Expr, count: int, block: Expr, blocks: int,
+        begin: Callable[[RegisterTile, Picked], None],
+    ) -> None:  # fmt: skip
+        """From one state to the next: ``count`` sequences of a task and some blocks of units; sums begin with what the inputs give."""
+        c, lanes = self.cells, self.lanes
+        for picked in self.parts(blocks):
+            tile = RegisterTile(count, len(picked), lanes, c.dtype)
+            begin(tile, picked)
+            for v, (b, g) in enumerate(picked):
+                if c.kind == "gru" and g == c.gates - 1:
+                    for i in range(count):
+                        store(sums, tile.value(i, v), [i, b, c.gates * lanes])
+                        tile.cells[i][v].set(load(self.operands.bias[1], [block + b, 0, g * lanes], lanes))
+
+            def step(k: Expr, tile: RegisterTile = tile, picked: Picked = picked) -> None:
+                tile.multiply_add(
+                    [task.state[0][place.old, first + i, k] for i in range(count)],
+                    [load(self.operands.w_hh, [block + b, k, g * lanes], lanes) for b, g in picked],
+                )
+
+            unrolled(c.hidden, self.unroll(count), step)
+            for i in range(count):
+                for v, (b, g) in enumerate(picked):
+                    store(sums, tile.value(i, v), [i, b, g * lanes])
+        self.update(task, place, sums, first, count, block, blocks)
+
+    def feed(self, fed: Buffer, i: Expr, start: Expr, count: int, place: Expr, block: Expr, blocks: int) -> None:
+        """What the inputs of ``count`` steps of one sequence give some blocks of units."""
+        for picked in self.parts(blocks):
+            tile = RegisterTile(count, len(picked), self.lanes, self.cells.dtype)
+            self.add_inputs(tile, [(i, self.time(start + r)) for r in range(count)], block, picked)
             for r in range(count):
-                for g in range(vectors):
-                    at = column + g * lanes
-                    bias = load(self.bias[0], [block, 0, at], lanes)
-                    store(fed, sums.value(r, g) + bias, [i, s + r, block, at])
+                for v, (b, g) in enumerate(picked):
+                    store(fed, tile.value(r, v), [i, place + r, block + b, g * self.lanes])
 
-    def step(
-        self, rows: Expr, first: Expr, state: Sequence[Buffer], fed: Buffer, back: Buffer, s: Expr, turn: Expr
-    ) -> None:
-        """All rows of a task from one state to the next."""
-        lanes, gates = self.lanes, self.gates
-        old, new = share(turn % 2), share((turn + 1) % 2)
-        self.recur(rows, state[0], old, back)
-        with T.grid(rows, self.blocks) as (i, block):
-            fed_back = [load(back, [i, block, g * lanes], lanes) for g in range(gates)]
-            forward = [load(fed, [i, s, block, g * lanes], lanes) for g in range(gates)]
-            before = [load(buffer, [old, i, block * lanes], lanes) for buffer in state]
-            after = advance(self.kind, self.activation, forward, fed_back, before)
-            for buffer, value in zip(state, after, strict=True):
-                store(buffer, value, [new, i, block * lanes])
-        with T.serial(rows) as i:
-            place, source = [first + i, self.time(turn)], [new, i]
-            vector_loop(
-                self.extents[3],
-                lanes,
-                lambda at, width: store(self.y, load(state[0], [*source, at], width), [*place, at]),
-            )
+    def add_inputs(self, tile: RegisterTile, rows: Sequence[tuple[Expr, Expr]], block: Expr, picked: Picked) -> None:
+        """Biases, then the products of inputs: ``rows`` are those of x, sequence and step."""
+        c, lanes, (x, w) = self.cells, self.lanes, (self.operands.x, self.operands.w_ih)
+        _set(tile, picked, lambda i, b, g: load(self.operands.bias[0], [block + b, 0, g * lanes], lanes))
 
-    def recur(self, rows: Expr, h: Buffer, old: Expr, back: Buffer) -> None:
-        """Products of the previous state with w_hh: rows in tiles, those left one by one."""
-        height, at_once, gates = self.schedule.rows, self.schedule.gates, self.gates
-        group = min(self.schedule.group, self.blocks)
+        def step(k: Expr) -> None:
+            values = [cast_to(c.dtype, x[row, time, k]) for row, time in rows]
+            tile.multiply_add(values, [load(w, [block + b, k, g * lanes], lanes) for b, g in picked])
 
-        def every_gate(count: int) -> list[tuple[int, int]]:
-            return [(b, g) for b in range(count) for g in range(gates)]
+        unrolled(c.features, self.unroll(len(rows)), step)
 
-        with T.grid(self.blocks, gates // at_once, rows // height) as (block, part, tile):
-            picked = [(0, part * at_once + g) for g in range(at_once)]
-            self.units(h, old, back, tile * height, height, block, picked)
-        with T.serial(rows % height) as left:
-            row = share(rows // height * height + left)
-            with T.serial(self.blocks // group) as several:
-                self.units(h, old, back, row, 1, several * group, every_gate(group))
-            if rest := self.blocks % group:
-                self.units(h, old, back, row, 1, self.blocks - rest, every_gate(rest))
-
-    def units(
-        self,
-        h: Buffer,
-        old: Expr,
-        back: Buffer,
-        first: Expr,
-        count: int,
-        block: Expr,
-        picked: Sequence[tuple[int, Expr]],
-    ) -> None:
-        """The same for ``count`` rows and the ``picked`` blocks, counted from ``block``, and gates."""
-        lanes = self.lanes
-        sums = RegisterTile(count, len(picked), lanes, self.dtype)
-        with T.serial(self.extents[3]) as k:
-            sums.multiply_add(
-                [h[old, first + i, k] for i in range(count)],
-                [load(self.w_hh, [block + b, k, gate * lanes], lanes) for b, gate in picked],
-            )
-        for i in range(count):
-            for v, (b, gate) in enumerate(picked):
-                value = sums.value(i, v)
-                if self.kind == "gru":
-                    value = value + load(self.bias[1], [block + b, 0, gate * lanes], lanes)
-                store(back, value, [first + i, block + b, gate * lanes])
+    def unroll(self, rows: int) -> int:
+        return UNROLL if rows == self.schedule.rows else 2 if rows == 1 else 1
 
 
-def advance(
-    kind: str, activation: str, forward: Sequence[Expr], back: Sequence[Expr], before: Sequence[Expr]
-) -> list[Expr]:
-    """The new state, h, and c of an lstm, of some units.
-
-    Args:
-        forward, back: what input and previous state give each gate, biases included (for a gru apart: one multiplies the other).
-        before: the previous state.
-    """
-    if kind == "lstm":
-        i, f, g, o = (share(a + b) for a, b in zip(forward, back, strict=True))
-        c = share(sigmoid(f) * before[1] + sigmoid(i) * tanh(g))
-        return [share(sigmoid(o) * tanh(c)), c]
-    if kind == "gru":
-        r, z = (sigmoid(a + b) for a, b in zip(forward[:2], back[:2], strict=True))
-        candidate = tanh(forward[2] + r * back[2])
-        return [share((const_like(1, z) - z) * candidate + z * before[0])]
-    total = share(forward[0] + back[0])
-    return [share(ACTIVATIONS[activation](total))]
-
-
-ACTIVATIONS: dict[str, Callable[[Expr], Expr]] = {
-    "tanh": tanh,
-    "relu": lambda x: select(x < 0.0, 0.0, x),
-    "sigmoid": sigmoid,
-}
-"""Of a plain recurrence."""
+def _set(tile: RegisterTile, picked: Picked, value: Callable[[int, int, int], Expr]) -> None:
+    """Begin the sums with ``value(row, block, gate)``."""
+    for i, row in enumerate(tile.cells):
+        for cell, (b, g) in zip(row, picked, strict=True):
+            cell.set(value(i, b, g))

@@ -5,10 +5,17 @@ import pytest
 import torch
 
 from mlec.backends.tvm.compat import tirx
-from mlec.backends.tvm.kernels.rnn import GATES, pack_recurrent, recurrent, recurrent_lanes
+from mlec.backends.tvm.kernels.rnn import recurrent, recurrent_lanes
+from mlec.backends.tvm.kernels.rnn_layer import GATES, joined_biases, pack_recurrent
 from mlec.backends.tvm.target import TargetInfo
 from mlec.ir import lookup
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
+
+
+def packed_weights(kind, w_ih, w_hh, biases, lanes):
+    """As the lowering packs them."""
+    joined = [joined_biases(*biases), biases[1]] if kind == "gru" else biases
+    return [pack_recurrent(w, GATES[kind], lanes) for w in (w_ih, w_hh, *joined)]
 
 
 @pytest.mark.parametrize(("cpu", "reverse"), [("host", False), ("host", True), ("x86-64-v3", False)])
@@ -29,8 +36,8 @@ def test_against_torch(kind, dtype, features, hidden, activation, cpu, reverse):
     layer = getattr(torch.nn, kind.upper())(features, hidden, batch_first=True, **options).to(getattr(torch, dtype))
     w_ih, w_hh, b_ih, b_hh = (p.detach().numpy() for p in layer.parameters())
     biases = [b_ih, b_hh] if kind == "gru" else [b_ih + b_hh]
-    lanes, gates = recurrent_lanes(dtype, target), GATES[kind]
-    packed = [pack_recurrent(w, gates, lanes) for w in (w_ih, w_hh, *biases)]
+    lanes = recurrent_lanes(dtype, target)
+    packed = packed_weights(kind, w_ih, w_hh, biases, lanes)
     rng = np.random.default_rng(0)
     for batch, steps in ((0, 3), (1, 1), (1, 21), (2, 8), (5, 10), (9, 0), (33, 3)):
         x = rng.normal(size=(batch, steps, features)).astype(dtype)
@@ -69,7 +76,7 @@ def test_what_is_not_finite_stays_in_its_sequence(kind):
     w, u = (rng.normal(size=(count * hidden, k)).astype(np.float32) for k in (features, hidden))
     biases = [rng.normal(size=count * hidden).astype(np.float32) for _ in range(2 if kind == "gru" else 1)]
     states = [h, c] if kind == "lstm" else [h]
-    packed = [pack_recurrent(a, count, recurrent_lanes("float32", HOST)) for a in (w, u, *biases)]
+    packed = packed_weights(kind, w, u, biases, recurrent_lanes("float32", HOST))
     run = compile_kernel(recurrent(kind, n, steps, features, hidden, False, "float32", HOST))
     out = [(n, steps, hidden), *[(n, hidden)] * len(states)]
     plain = run(x, *states, *packed, out=out)[0]
