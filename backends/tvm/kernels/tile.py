@@ -172,11 +172,14 @@ def if_(condition: Expr) -> Iterator[None]:
 
 
 def otherwise(choices: Sequence[tuple[Expr, Callable[[], None]]], last: Callable[[], None]) -> None:
-    """The first of ``(condition, program)`` that holds; the last one if none does."""
+    """The first of ``(condition, program)`` that holds; the last one if none does. What is known not to hold is left out."""
     if not choices:
         last()
         return
     (condition, program), *rest = choices
+    if isinstance(condition, bool):
+        program() if condition else otherwise(rest, last)
+        return
     with T.If(condition):
         with T.Then():
             program()
@@ -184,9 +187,14 @@ def otherwise(choices: Sequence[tuple[Expr, Callable[[], None]]], last: Callable
             otherwise(rest, last)
 
 
-def ceildiv(a: Dim, b: int) -> Dim:
-    """Quotient rounded up, of an extent."""
+def ceildiv(a: Dim, b: Dim) -> Dim:
+    """Quotient rounded up, of extents."""
     return (a + (b - 1)) // b
+
+
+def worth_threads(work: Dim) -> Expr:
+    """Whether so much work (see `SERIAL_WORK`) is; known where the work is."""
+    return work >= SERIAL_WORK
 
 
 def tasks_worth(work: int, target: TargetInfo) -> int:
@@ -292,7 +300,7 @@ def vectors_loop(
         with T.serial(tirx.min(size, runs - part * size)) as i:
             body((part * size + i) * wide, lanes, vectors)
         if left:
-            with T.If(tirx.EQ(part, parts - 1)), T.Then():
+            with if_(part == parts - 1):
                 vectors_loop(left, lanes, 1, lambda start, width, count: body(extent - left + start, width, count))
         return
     whole = extent // wide * wide if vectors > 1 else 0

@@ -24,6 +24,22 @@ def compile_kernel(func, target=HOST):
     return run
 
 
+def same_by_threads(run, *inputs, out, dtype="float32"):
+    """What a compiled program returns, which is the same bits by one thread and by two to four."""
+    configure = tvm.get_global_func("runtime.config_threadpool")
+    try:
+        results = []
+        for threads in (1, 2, 3, 4):
+            configure(1, threads)
+            results.append(run(*inputs, out=out, dtype=dtype))
+    finally:
+        configure(1, 0)
+    one, *others = results
+    for threads, other in enumerate(others, 2):
+        assert other.tobytes() == one.tobytes(), f"{threads} threads"
+    return one
+
+
 def geometry(strides, pads=(), dilations=()):
     """How windows lie; ``pads`` lists all befores, then all afters."""
     return Geometry.of({"strides": strides, "pads": pads, "dilations": dilations}, len(strides))

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from mlec.backends.tvm.compat import tirx
-from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
+from mlec.backends.tvm.kernels import tile
+from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue, Prologue
 from mlec.backends.tvm.kernels.reduce import arg_reduce, reduce, reduced_shape
 from mlec.backends.tvm.kernels.softmax import logsumexp, softmax
-from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
+from mlec.backends.tvm.kernels.vector import load
+from tests.backends.tvm.kernel_helpers import HOST, compile_kernel, same_by_threads
 
 BATCHES = (0, 1, 2, 5, 70)
 TOLERANCE = {"float32": 2e-6, "float64": 1e-14, "float16": 1e-3}
@@ -102,6 +104,73 @@ def test_first_extremum_wins_and_the_first_nan_before_all(op, shape, axis, dtype
             x = with_special_values(x)
         want = getattr(np, op)(x, axis=axis)
         np.testing.assert_array_equal(run(x, out=want.shape, dtype="int64"), want)
+
+
+@pytest.fixture
+def eager_threads(monkeypatch):
+    """Rows of 64 Ki elements are worth threads, so that those of tests can be cut into pieces."""
+    monkeypatch.setattr(tile, "SERIAL_WORK", 1 << 17)
+
+
+LONG = [
+    ("sum", (100_003,), (0,), "float32"),
+    ("mean", (3, 70_000), (1,), "float64"),
+    ("max", (2, 33_000, 3), (0, 1, 2), "float32"),
+    ("min", (3, 90_001), (1,), "int64"),
+    ("all", (400_001,), (0,), "bool"),
+    ("sum", (50_001, 3), (0,), "float32"),
+    ("max", (2, 1100, 1050), (1,), "float32"),
+    ("mean", (70, 3, 1000), (0, 2), "float16"),
+]
+"""Of one or more lines, of lines side by side, few and many, and of several short lines to a piece."""
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+@pytest.mark.parametrize("case", LONG, ids=str)
+def test_long_rows_give_the_same_bits_by_any_number_of_threads(case, symbolic, eager_threads):
+    op, shape, axes, dtype = case
+    x = sample(shape, dtype)
+    if op == "max":
+        x[..., -1] = np.nan if shape[0] == 2 else 7
+    extents = tuple(tirx.Var(f"n{i}", "int64") for i in range(len(shape))) if symbolic else shape
+    func = reduce(op, extents, axes, False, dtype, HOST)
+    assert "T.parallel" in func.script()
+    wide = x.astype("float64") if dtype.startswith("f") else x
+    want = np.asarray(getattr(np, op)(wide, axis=axes))
+    got = same_by_threads(compile_kernel(func), x, out=want.shape, dtype=dtype)
+    unit = TOLERANCE.get(dtype, 0)
+    np.testing.assert_allclose(got, want.astype(dtype), rtol=unit * 5, atol=unit * len(x) ** 0.5)
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (0, 1), (1, 2)])
+def test_long_rows_that_are_computed_as_they_are_read(axes, eager_threads):
+    """Axes of what is computed stay apart: some lines are a piece."""
+    shape = (3, 90, 480)
+    twice = Prologue((BufferSpec(shape, "float32"),), lambda at, width, x: load(x[0], list(at), width) * 2.0)
+    kept = reduced_shape(shape, axes, True)
+    epilogue = Epilogue((BufferSpec(kept, "float32"),), lambda acc, at, extra: acc + extra[0][at])
+    x, bias = sample(shape, "float32"), sample(kept, "float32", 1)
+    run = compile_kernel(reduce("sum", shape, axes, True, "float32", HOST, epilogue, twice))
+    want = 2 * x.sum(axes, dtype="float64", keepdims=True) + bias
+    np.testing.assert_allclose(same_by_threads(run, x, bias, out=kept), want, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+@pytest.mark.parametrize("op", ["argmax", "argmin"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "uint8"])
+def test_the_first_extremum_of_a_long_line_by_any_number_of_threads(op, dtype, symbolic, eager_threads):
+    """Ties within a piece, across pieces and in the last one, which is shorter than a vector; a NaN in a later piece."""
+    lines = np.random.default_rng(0).integers(1, 5, (4, 3 * 32768 + 5)).astype(dtype)
+    lines[0, [40_000, 70_000]] = lines[1, -1] = 9
+    lines[2, [5, 99]] = lines[1, -2] = 0
+    if dtype.startswith("float"):
+        lines[3, [80_000, 80_001]], lines[3, 7] = np.nan, np.inf
+    extents = (tirx.Var("n", "int64"), tirx.Var("t", "int64")) if symbolic else lines.shape
+    run = compile_kernel(arg_reduce(op, extents, 1, False, dtype, HOST))
+    np.testing.assert_array_equal(same_by_threads(run, lines, out=4, dtype="int64"), getattr(np, op)(lines, axis=1))
+    short = lines[:, :1].copy()
+    if symbolic:
+        np.testing.assert_array_equal(run(short, out=4, dtype="int64"), np.zeros(4))
 
 
 def reference_softmax(x, axis):
