@@ -1,6 +1,6 @@
 """Reductions over any axes of a compact tensor, with numpy's treatment of NaN.
 
-An element is read once, for one operation: 4 bytes of float32 for 1 FLOP, so reading is all that counts wherever they come from. An addition
+An element is read once, for one operation: 4 bytes of float32 for 1 FLOP, so reading is what counts wherever they come from. An addition
 waits 4 cycles for the one before it (a maximum 2 or 3, and asks for NaN); four partial results along a line, or four vectors of columns
 side by side, take in a vector a cycle, 64 bytes, which is more than L2 gives. Four vectors of columns are 256 bytes of each row: the
 pages that are open at a time are a quarter of those for one vector.

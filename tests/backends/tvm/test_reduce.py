@@ -1,5 +1,7 @@
 """Reductions, softmax and their relatives against numpy: every axis, NaN, infinities, ties, empty batches."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -212,3 +214,36 @@ def test_logsumexp(axis):
         want = np.logaddexp.reduce(x.astype("float64"), axis=axis)
     got = compile_kernel(logsumexp(x.shape, axis, False, "float32", HOST))(x, out=want.shape)
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+SMALL = replace(HOST, l2_bytes=64 << 10)
+"""A processor for which 128 KiB are far away."""
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((6, 2 * 32768 + 5), 1), ((3000, 37), 0), ((2, 70, 1100), 1)], ids=["line", "narrow", "wide"]
+)
+def test_softmax_of_what_exceeds_the_caches_by_any_number_of_threads(shape, axis, dtype, symbolic):
+    """Pieces of nothing but minus infinity, lines of it, an infinity and a NaN in one piece only, and all values far below zero."""
+    x = sample(shape, dtype) * 5
+    lines = np.moveaxis(x, axis, -1)  # a view
+    half = shape[axis] * 4 // 5
+    for number, fill in enumerate([(slice(0, half), -np.inf), (slice(None), -np.inf), (half, np.inf), (half, np.nan)]):
+        lines[..., number, fill[0]] = fill[1]
+    lines[..., 4, :] = lines[..., 4, :] - 2000
+    lines[..., 4, :half] = -np.inf
+    extents = tuple(tirx.Var(f"n{i}", "int64") for i in range(len(shape))) if symbolic else shape
+    wide = x.astype(np.longdouble)
+    shifted = wide - wide.max(axis=axis, keepdims=True)
+    logarithm = shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
+    summed = np.logaddexp.reduce(wide, axis=axis)
+    unit = TOLERANCE[dtype] * 5
+    for func, want in (
+        (softmax(extents, axis, dtype, SMALL), np.exp(logarithm)),
+        (softmax(extents, axis, dtype, SMALL, True), logarithm),
+        (logsumexp(extents, axis, False, dtype, SMALL), summed),
+    ):
+        got = same_by_threads(compile_kernel(func), x, out=want.shape, dtype=dtype)
+        np.testing.assert_allclose(got, want.astype(dtype), rtol=unit, atol=unit)
