@@ -207,6 +207,16 @@ def _fmod(a: Expr, b: Expr) -> Expr:
     return tirx.call_pure_extern(dtype_of(a), name, a, b)
 
 
+def _hypot(a: Expr, b: Expr) -> Expr:
+    a, b = share(_abs(a)), share(_abs(b))
+    larger = share(select(a < b, b, a))
+    smaller = share(select(a < b, a, b))
+    ratio = share(smaller / select(larger > const_like(0, a), larger, const_like(1, a)))
+    length = share(larger * tirx.sqrt(const_like(1, a) + ratio * ratio))
+    largest, infinite = const_like(_largest(a), a), const_like(math.inf, a)
+    return select(a > largest, infinite, share(select(b > largest, infinite, length)))
+
+
 def _equal(a: Expr, b: Expr) -> Expr:
     return tirx.EQ(*_comparable(a, _apart(b, a)))
 
@@ -281,6 +291,7 @@ _FUNCTIONS: dict[str, Function] = {
     "isnan": _isnan, "isinf": _isinf, "isfinite": _isfinite, "logical_not": _logical_not,
     "add": _add, "sub": _sub, "mul": _mul, "div": _div,
     "floordiv": _floordiv, "mod": _mod, "pow": _extern("pow"), "atan2": _extern("atan2"),
+    "hypot": _hypot,
     "maximum": maximum, "minimum": minimum,
     "eq": _equal, "ne": _not_equal, "lt": _binary(tirx.LT), "le": _binary(tirx.LE),
     "gt": _binary(tirx.GT), "ge": _binary(tirx.GE),

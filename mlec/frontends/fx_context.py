@@ -34,7 +34,11 @@ def dtype_of(dtype: torch.dtype) -> DType:
     if dtype not in _FROM_TORCH:
         names = ", ".join(str(d).removeprefix("torch.") for d in _FROM_TORCH)
         raise UnsupportedOpError(
-            f"element type {dtype} is not supported", code="E_DTYPE", hint=f"supported are: {names}"
+            f"element type {dtype} is not supported",
+            code="E_DTYPE",
+            hint="take real and imaginary parts as tensors of their own, and join them with torch.complex"
+            if dtype.is_complex
+            else f"supported are: {names}",
         )
     return _FROM_TORCH[dtype]
 
@@ -123,7 +127,8 @@ class Context:
     Attributes:
         b: where nodes are added.
         target: name of the op, as ``aten.relu.default``.
-        results: type of each result as torch states it; None for a result that is no tensor.
+        results: type of each result as torch states it, of complex ones that of their parts; None for a result that is no tensor.
+        is_complex: whether the first result is complex.
         constants: arrays of the values that are weights.
     """
 
@@ -132,6 +137,7 @@ class Context:
         self.dims = dims
         self.target = ""
         self.results: tuple[TensorType | None, ...] = ()
+        self.is_complex = False
         self.constants: dict[Value, Array] = {}
 
     # -- the call's results --------------------------------------------------------------------------------------

@@ -20,8 +20,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from mlec.errors import FrontendError, MlecError, UnsupportedModelError, UnsupportedOpError, UsageError
-from mlec.frontends import fx_nn, fx_ops, fx_shape  # noqa: F401  (they fill HANDLERS)
+from mlec.frontends import fx_fourier, fx_nn, fx_ops, fx_shape  # noqa: F401  (they fill HANDLERS and COMPLEX)
 from mlec.frontends.base import InputShapes, LowerOptions
+from mlec.frontends.fx_complex import COMPLEX
 from mlec.frontends.fx_context import HANDLERS, to_torch
 from mlec.frontends.fx_places import place_of, place_of_call, place_of_error
 from mlec.ir import Dim, SymDim, parse_dim
@@ -555,7 +556,8 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
     """The program in ops that we lower, and in core ATen ops for the rest."""
     _keep_symbols(program)
     known: Any = default_decompositions()
-    table = {op: how for op, how in known.items() if str(op) not in HANDLERS}
+    lowered = HANDLERS.keys() | COMPLEX.keys()
+    table = {op: how for op, how in known.items() if str(op) not in lowered}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -564,7 +566,7 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
                 node.target: torch._decomp.decomposition_table[node.target]
                 for node in result.graph.nodes
                 if node.op == "call_function"
-                and str(node.target) not in HANDLERS
+                and str(node.target) not in lowered
                 and node.target in torch._decomp.decomposition_table
             }
             if more:

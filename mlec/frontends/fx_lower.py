@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 import mlec.ops  # noqa: F401  (fills the op table)
 from mlec.errors import MlecError, TypeRuleError, UnsupportedModelError, UnsupportedOpError
 from mlec.frontends.base import LowerOptions
+from mlec.frontends.fx_complex import COMPLEX, Complex, part_dtype, parts_of
 from mlec.frontends.fx_context import HANDLERS, Context, Dims, dtype_of, to_numpy
 from mlec.frontends.fx_examples import example_problem
 from mlec.frontends.fx_export import Exported, dotted, export_model
@@ -68,7 +69,7 @@ class _Lowering:
         self.values: dict[torch.fx.Node, Any] = {}
         self.locations: dict[torch.fx.Node, Location] = {}
         self.problems: list[MlecError] = []
-        self._weights: dict[tuple[object, ...], Array] = {}
+        self._weights: dict[tuple[object, ...], tuple[Array, ...]] = {}
         self._known: dict[torch.fx.Node, Any] = {}
         self._weight_names = {
             spec.arg.name: str(spec.target)
@@ -148,16 +149,16 @@ class _Lowering:
         )
         if key not in self._weights or not stored.numel():
             try:
-                dtype_of(stored.dtype)
+                part_dtype(stored.dtype)
             except UnsupportedOpError as error:
                 self.problems.append(UnsupportedOpError(f"{target}: {error.message}", code=error.code, hint=error.hint))
                 return FAILED
-            self._weights[key] = to_numpy(stored)
-        array = self._weights[key]
+            self._weights[key] = tuple(to_numpy(part) for part in parts_of(stored))
+        arrays = self._weights[key]
         with self.b.at(Location(scope=target)):
-            value = self.b.constant(array, hint=target)
-        self.context.constants[value] = array
-        return value
+            values = [self.b.constant(array, hint=target) for array in arrays]
+        self.context.constants.update(zip(values, arrays, strict=True))
+        return Complex(*values) if stored.is_complex() else values[0]
 
     def _finish(self) -> Graph:
         (output,) = (n for n in self.program.graph.nodes if n.op == "output")
@@ -166,6 +167,11 @@ class _Lowering:
         kept: list[str] = []
         for name, node, spec in zip(names, output.args[0], self.program.graph_signature.output_specs, strict=True):
             if isinstance(spec.arg, TensorArgument):
+                if isinstance(self.values[node], Complex):
+                    raise UnsupportedModelError(
+                        f"output {name!r} is complex, and the results of a compiled model are real", code="E_DTYPE",
+                        loc=self.locations.get(node), hint="return torch.view_as_real of it, or its real and imaginary parts",
+                    )  # fmt: skip
                 results.append(self.values[node])
                 kept.append(name)
             elif not isinstance(spec.arg, ConstantArgument):
@@ -244,21 +250,24 @@ class _Lowering:
         target = str(node.target)
         context = self.context
         context.target = target
-        metas = node.meta.get("val")
-        context.results = tuple(self._type(m) for m in (metas if isinstance(metas, (tuple, list)) else (metas,)))
-        if target not in HANDLERS:
+        metas = _metas(node)
+        context.results = tuple(self._type(m) for m in metas)
+        context.is_complex = _is_complex(metas[:1])
+        handler = (COMPLEX if _takes_complex(node) else HANDLERS).get(target)
+        if handler is None:
             folded = self._folded(node)
             if folded is None:
                 raise _unknown(node)
             return folded
         args = torch.fx.map_arg(node.args, self._argument)
         kwargs = torch.fx.map_arg(node.kwargs, self._argument)
-        result = HANDLERS[target](context, *args, **kwargs)
+        result = handler(context, *args, **kwargs)
         for value, stated in zip(
             result if isinstance(result, (tuple, list)) else (result,), context.results, strict=False
         ):
             if value is not None and stated is not None:
-                self._check_type(target, value.type, stated)
+                for part in value.parts if isinstance(value, Complex) else (value,):
+                    self._check_type(target, part.type, stated)
         return result
 
     def _folded(self, node: torch.fx.Node) -> Any:
@@ -267,8 +276,12 @@ class _Lowering:
         if results is None:
             return None
         tensors = results if isinstance(results, (tuple, list)) else (results,)
-        values = [self.b.constant(to_numpy(t)) if isinstance(t, torch.Tensor) else None for t in tensors]
+        values = [self._constant(t) if isinstance(t, torch.Tensor) else None for t in tensors]
         return values if isinstance(results, (tuple, list)) else values[0]
+
+    def _constant(self, tensor: torch.Tensor) -> Value | Complex:
+        values = [self.b.constant(to_numpy(part)) for part in parts_of(tensor)]
+        return Complex(*values) if tensor.is_complex() else values[0]
 
     def _stored(self, node: torch.fx.Node) -> Any:
         """What a node gives in every call, as torch has it; None if that depends on the inputs."""
@@ -305,7 +318,7 @@ class _Lowering:
     def _type(self, meta: Any) -> TensorType | None:
         if not isinstance(meta, torch.Tensor):
             return None
-        return TensorType(self.dims.shape(meta.shape), dtype_of(meta.dtype))
+        return TensorType(self.dims.shape(meta.shape), part_dtype(meta.dtype))
 
     def _check_type(self, target: str, ours: TensorType, theirs: TensorType) -> None:
         """Guards against a handler that gets a promotion or a shape rule wrong."""
@@ -341,6 +354,20 @@ class _Lowering:
             )  # fmt: skip
 
 
+def _metas(node: torch.fx.Node) -> Sequence[Any]:
+    metas = node.meta.get("val")
+    return metas if isinstance(metas, (tuple, list)) else (metas,)
+
+
+def _is_complex(metas: Sequence[Any]) -> bool:
+    return any(isinstance(meta, torch.Tensor) and meta.is_complex() for meta in metas)
+
+
+def _takes_complex(node: torch.fx.Node) -> bool:
+    """Whether any operand or result of a call is complex."""
+    return any(_is_complex(_metas(n)) for n in (node, *node.all_input_nodes))
+
+
 def _op_name(node: torch.fx.Node) -> str:
     """The op as the model uses it; torch takes some apart into ops of its own (prims)."""
     target = str(node.target)
@@ -354,6 +381,11 @@ def _unknown(node: torch.fx.Node) -> UnsupportedOpError:
             f"{target} is random; a compiled model is a function of its inputs",
             hint="make the random numbers an input of the model, or call model.eval() if they belong to training",
         )
+    if _takes_complex(node):
+        return UnsupportedOpError(
+            f"{target}: complex numbers are not supported there", code="E_DTYPE",
+            hint="compute with real and imaginary parts, as (a * c - b * d, a * d + b * c)",
+        )  # fmt: skip
     return UnsupportedOpError(
         f"the op {target} is not supported",
         hint="write that line with other ops, or leave that part of the model outside",

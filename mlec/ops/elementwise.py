@@ -218,6 +218,10 @@ _binary("pow", np.power, "a to the b", "f", traits=Trait.LIBRARY_CALL, flops=20,
 _binary("maximum", np.maximum, "the larger; NaN if either is", traits=AC)
 _binary("minimum", np.minimum, "the smaller; NaN if either is", traits=AC)
 _binary("atan2", np.arctan2, "angle of (b, a)", "f", traits=Trait.LIBRARY_CALL, flops=20, tolerance=16.0)
+_binary(
+    "hypot", np.hypot, "sqrt(a * a + b * b), which overflows only where the result does; inf if either is, whatever the other", "f",
+    traits=Trait.COMMUTATIVE, flops=16,
+)  # fmt: skip
 _binary("eq", np.equal, "a == b", "fib", boolean=True, traits=Trait.COMMUTATIVE)
 _binary("ne", np.not_equal, "a != b", "fib", boolean=True, traits=Trait.COMMUTATIVE)
 _binary("lt", np.less, "a < b", boolean=True)

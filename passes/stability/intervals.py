@@ -387,6 +387,7 @@ RULES: dict[str, Rule] = {
     "maximum": _binary(lambda a, b: Interval(max(a.lo, b.lo), max(a.hi, b.hi))),
     "minimum": _binary(lambda a, b: Interval(min(a.lo, b.lo), min(a.hi, b.hi))),
     "atan2": _binary(lambda a, b: Interval(-math.pi, math.pi)),
+    "hypot": _binary(lambda a, b: Interval(0.0, math.inf)),
     "where": _where,
     "cast": _cast,
     "concat": _hull,

@@ -46,14 +46,12 @@ def test_all_unsupported_ops_are_listed_with_their_lines() -> None:
 REFUSED: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
     "random": (lambda x: x + torch.rand(4), "random"),
     "dropout": (lambda x: F.dropout(x, 0.5, training=True), "dropout is active"),
-    "complex": (lambda x: torch.fft.fft(x).real, "complex"),
     "mask_index": (lambda x: x[x > 0], "depends on the values"),
     "nonzero": (lambda x: x.nonzero(), "depends on the values"),
     "pool_indices": (lambda x: F.max_pool1d(x[:, None], 2, return_indices=True), "result 1 is used"),
     "bits": (lambda x: x.long() & 3, "bitwise"),
     "integer_power": (lambda x: x.long() ** x.long(), "integer powers"),
     "inverse": (lambda x: torch.linalg.inv(x @ x.mT), "linalg_inv"),
-    "complex_parts": (lambda x: torch.polar(x.abs(), x).abs(), "aten.polar.default: complex numbers are not supported"),
     "part_of_an_op": (lambda x: torch.erfc(x), "the op aten.erfc.default"),
     "size_output": (lambda x: (x, x.shape[0]), "is a size"),
 }
@@ -182,21 +180,6 @@ def test_programs_keep_their_fixed_sizes() -> None:
     program = torch.export.export(MLP().eval(), (torch.randn(3, 16),))
     with pytest.raises(UsageError, match="dynamic_shapes"):
         FRONTEND.lower(program, LowerOptions(input_shapes={"x": ("n", 16)}))
-
-
-def test_complex_weights_and_inputs() -> None:
-    class Rotation(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("turn", torch.ones(4, dtype=torch.complex64))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return (x * self.turn).real
-
-    with pytest.raises(UnsupportedOpError, match="complex64"):
-        lower(Rotation(), X)
-    with pytest.raises(UnsupportedModelError, match="complex64"):
-        lower(lambda x: x.real, X.to(torch.complex64))
 
 
 def test_torchscript_is_refused() -> None:
