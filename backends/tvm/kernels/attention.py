@@ -1,4 +1,15 @@
-"""Scaled dot-product attention that never holds more than a few rows of scores."""
+"""Scaled dot-product attention that never holds more than a few rows of scores.
+
+m queries and t keys of d numbers, and values of e, take 2 m t (d + e) FLOPs and m t exponentials; q, k, v and y are m (d + e) + t (d + e)
+elements of memory, scores none: a few rows of them stay in L1, with the transposed keys in L1 or L2 (4 t d bytes, 32 KB for 128 x 64).
+Twelve heads of 128 x 128, d = e = 64, in float32: 50 MFLOP on 1.6 MB, 32 a byte, so FMAs count: 238 us at the 211 GFLOP/s that one thread
+reaches with operands from L1. 12288 vectors of exponentials are 66 us more, the keys 5: six instructions for each vector of them, loads,
+four shuffles, stores, beside the 2 * 128 FMAs of the queries. Predicted 309 us, measured 345 (torch 500); by two threads 175 (torch 290).
+
+Heads that are fewer than two tasks for each thread are shared by their queries, 64 or more to a task; each task transposes the keys that it
+sees for itself. One head of 1024 x 1024 took 1.75 ms by two threads as one task; in four parts it takes 0.84 (torch 1.06), and 1.84 by one
+thread, which alone took 1.79. Where keys after a query are hidden, 0.93 and 0.48.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +52,9 @@ from mlec.backends.tvm.kernels.vector import (
     store,
 )
 from mlec.backends.tvm.target import TargetInfo
+
+QUERIES = 64
+"""Queries of a task at least: transposing the keys takes about as long as the products of two or three."""
 
 CHAINS = 4
 """Rows of scores whose exponentials are taken side by side."""
@@ -101,10 +115,9 @@ def attention(
     stays the last, so that heads can be read from, and written to, the rows of the products around them. Without a schedule,
     the first candidate is taken.
 
-    A task is one head. It transposes its keys into panels ``[d, block]`` once, squares of vectors in registers (``t * d``
-    elements, 32 KB for 128 x 64), then for every few queries (8 by default) computes as many rows of scores, their exponentials
-    and the sums of values weighted by these, all of which stay in L1: 2 m t (d + e) FLOPs on ``(2 m + 2 t)(d + e) / 2`` elements
-    of memory.
+    A task is one head, or some of its queries where heads are few. It transposes the keys into panels ``[d, block]`` once, squares of
+    vectors in registers, then for every few queries (8 by default) computes as many rows of scores, their exponentials and the sums of
+    values weighted by these.
     """
     *q_lead, m, d = q_shape
     *k_lead, t, _ = k_shape
@@ -123,8 +136,14 @@ def attention(
         y = _Operand(parameter("y", specs[3]), lead, orders[3])
         masked = None if mask is None else _Mask(given, mask, fill)
         program = _Attention(q, k, v, y, masked, (m, t, d, e), scale, causal, dtype, target, schedule)
-        known = math.prod(extent for extent in lead if isinstance(extent, int))
-        parallel_if_large(product(lead), m * t * (d + e), program.head, known)
+        heads, known = product(lead), math.prod(extent for extent in lead if isinstance(extent, int))
+        parts = program.parts(heads, known)
+        work = m * t * (d + e) // parts
+
+        def task(i: Expr) -> None:
+            program.task(i // parts, i % parts, parts)
+
+        parallel_if_large(heads * parts, work, task, known)
     return kernel.func
 
 
@@ -200,17 +219,30 @@ class _Attention:
     def panels(self) -> Dim:
         return ceildiv(self.extents[1], self.block)
 
-    def head(self, index: Expr) -> None:
-        """One task."""
+    def parts(self, heads: Dim, known: int) -> Dim:
+        """In how many parts tasks share the queries of a head: more than one where heads are fewer than two for each thread.
+
+        Their number is ``heads``, which is known to be a multiple of ``known`` if not 0.
+        """
+        m, wanted = self.extents[0], 2 * self.target.cores
+        if known >= wanted or (isinstance(m, int) and m < 2 * QUERIES):
+            return 1
+        if isinstance(heads, int) and isinstance(m, int):
+            return min(ceildiv(wanted, max(1, heads)), m // QUERIES)
+        return tirx.max(1, tirx.min(ceildiv(wanted, tirx.max(1, heads)), m // QUERIES))
+
+    def task(self, head: Expr, part: Expr, parts: Dim) -> None:
+        """Some queries of a head: one of so many parts."""
         m, t, d, _ = self.extents
         mr, lead = self.schedule.rows, self.y.lead
-        where = unflatten(index, lead)
+        where = unflatten(head, lead)
         q_at, k_at, v_at = (operand_indices(where, lead, x.lead) for x in (self.q, self.k, self.v))
         keys = T.alloc_buffer((self.panels, d, self.block), self.acc)
         scores = T.alloc_buffer((mr, self.panels * self.block), self.acc)
         factors = T.alloc_buffer((mr,), self.acc)
-        self.transpose_keys(keys, k_at)
-        with T.serial(ceildiv(m, mr)) as block_of_rows:
+        begin, end = self.blocks(part, parts)
+        self.transpose_keys(keys, k_at, share(tirx.min(t, end * mr)) if self.causal else t)
+        with T.serial(begin, end) as block_of_rows:
             row = share(block_of_rows * mr)
             count = share(tirx.min(mr, m - row))
             # No row of a causal block sees a key after its last row.
@@ -222,8 +254,20 @@ class _Attention:
             by_rows(mr, count, whole, lambda rows, i: self.exponentials(rows, i, seen, scores, factors))
             by_rows(mr, count, whole, lambda rows, i: self.weigh(rows, i, row + i, seen, where, v_at, scores, factors))
 
-    def transpose_keys(self, keys: Buffer, k_at: Sequence[Expr]) -> None:
-        """Fills the panels, with zeros beyond the last key: squares of vectors in registers, the rest one by one."""
+    def blocks(self, part: Expr, parts: Dim) -> tuple[Expr, Expr]:
+        """The first block of queries of a part, and the one after its last.
+
+        Where later queries see more keys, an early part and a late one follow each other: threads, which take neighbours, get as much.
+        """
+        blocks = ceildiv(self.extents[0], self.schedule.rows)
+        if isinstance(parts, int) and parts == 1:
+            return 0, blocks
+        if self.causal:
+            part = share(tirx.Select(part % 2 == 0, part // 2, parts - 1 - part // 2))
+        return share(blocks * part // parts), share(blocks * (part + 1) // parts)
+
+    def transpose_keys(self, keys: Buffer, k_at: Sequence[Expr], seen: Expr) -> None:
+        """Fills the panels of those ``seen``, with zeros beyond the last key: squares of vectors in registers, the rest one by one."""
         _, t, d, _ = self.extents
         acc, block, lanes, k = self.acc, self.block, self.lanes, self.k.buffer
 
@@ -240,7 +284,7 @@ class _Attention:
                 store(keys, column, [panel, first + i, u * lanes])
 
         turned = d // lanes * lanes if lanes & (lanes - 1) == 0 else 0
-        with T.serial(self.panels) as panel, T.If((panel + 1) * block <= t):
+        with T.serial(ceildiv(seen, self.block)) as panel, T.If((panel + 1) * block <= t):
             with T.Then():
                 for u in range(self.vectors):
                     with T.serial(turned // lanes) as j:

@@ -1,12 +1,14 @@
 """Attention against numpy in float64: masks of every kind, symbolic lengths, broadcast heads."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.attention import attention
 from mlec.backends.tvm.kernels.epilogue import BufferSpec
-from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
+from tests.backends.tvm.kernel_helpers import HOST, compile_kernel, same_by_threads
 
 
 def normal(shape, dtype="float32", seed=0):
@@ -90,3 +92,24 @@ def test_what_is_not_finite_reaches_what_depends_on_it():
     assert 0 < np.isnan(want).sum() < want.size
     got = compile_kernel(attention(shape, shape, shape, None, 0.2, False, "float32", HOST))(q, k, v, out=shape)
     np.testing.assert_allclose(got, want, rtol=5e-6, atol=5e-6)
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_queries_of_a_head_are_shared_by_threads_and_keep_their_bits(causal, symbolic):
+    """In 4 and 5 parts, of 64 queries and more; the last one's last tile is not whole."""
+    m, t, d, n = 333, 300, 20, tirx.Var("n", "int64")
+    mask = BufferSpec((m, t), "float32")
+    q, k, v = normal((1, m, d)), normal((1, t, d), seed=1), normal((1, t, d), seed=2)
+    added = normal((m, t), seed=3)
+    want = reference(q, k, v, added, 0.3, causal)
+    shapes = ((n, tirx.Var("m", "int64"), d), (n, tirx.Var("t", "int64"), d)) if symbolic else ((1, m, d), (1, t, d))
+    if symbolic:
+        mask = BufferSpec((shapes[0][1], shapes[1][1]), "float32")
+    seen = set()
+    for cores in (2, 16):
+        func = attention(*shapes, shapes[1], mask, 0.3, causal, "float32", replace(HOST, cores=cores))
+        got = same_by_threads(compile_kernel(func), q, k, v, added, out=(1, m, d))
+        np.testing.assert_allclose(got, want, rtol=5e-6, atol=5e-6)
+        seen.add(got.tobytes())
+    assert len(seen) == 1
