@@ -5,6 +5,7 @@
 * 2-d convolutions work on channel blocks (NCHWc): the block is the vector, so that neither operand needs a shuffle. The first
   convolution reads the plain image; from there on the image stays in blocks through convolutions (also those of each channel
   by itself), elementwise ops, pooling, concatenation and global means, and goes back only where something else reads it.
+  Convolutions of numbers of bf16, where the processor multiplies such, do so in blocks of twice as many channels.
   Convolutions between which an image stays in blocks are decided together: they do so where their arithmetic is worth the
   transposes around them.
 """
@@ -16,10 +17,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
+
 from mlec.ir import Graph, GraphBuilder, Location, Node, Trait, Value
+from mlec.ir.dtype import DType
 from mlec.ir.op import Array
-from mlec.ops.conv import blocked_depthwise_weights, blocked_weights
+from mlec.ops.conv import blocked_depthwise_weights, blocked_weights, paired_weights
 from mlec.ops.linalg import pack_columns, pack_narrow
+from mlec.passes.precision.convolutions import why_not_narrow
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, nominal, ulp
 
 MIN_BLOCK = 4
@@ -27,6 +32,8 @@ PRODUCTS = {"matmul": pack_columns, "matmul_narrow": pack_narrow}
 FLOPS_PER_BYTE = 24
 """Arithmetic of convolutions for each byte that transposes write, from which on blocks are faster: measured at 4 to 400."""
 POOLS = frozenset({"max_pool", "avg_pool"})
+FEW_CHANNELS = 16
+"""Images of fewer channels are read as they lie by convolutions of bf16, which copy the channels side by side."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,8 @@ class ChooseLayout(Pass):
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         plain: dict[Node, str] = {}
         while True:
-            work = _Layout(graph, self.block, context.target.vector_bytes, self.images, plain)
+            target = context.target
+            work = _Layout(graph, self.block, target.vector_bytes, self.images, target.bf16_products > 1, plain)
             result = work.run()
             losing = work.losing()
             if not losing:
@@ -60,6 +68,7 @@ class _Layout:
     block: int
     vector_bytes: int
     images: bool
+    narrow_units: bool  # the target multiplies bf16
     stay_plain: Mapping[Node, str] = field(default_factory=dict)  # convolutions that keep their layout, and why
     b: GraphBuilder = field(init=False)
     blocked: dict[Value, Value] = field(default_factory=dict)  # old plain value -> new value in channel blocks
@@ -152,6 +161,8 @@ class _Layout:
             return False
         if weights is not None and not symbolic and self.is_depthwise(node):
             return self.depthwise(node, weights)
+        if weights is not None and self.narrow_convolution(node, weights):
+            return True
         if weights is None or symbolic or node.attrs["groups"] != 1:
             reason = (
                 "its weights are not constant"
@@ -175,6 +186,28 @@ class _Layout:
         self.blocked[node.output] = self.b("conv2d_nchwc", source, packed, hint=node.output.hint, **attrs)
         self.arithmetic[node] = nominal(node.cost.flops)
         self.applied(node, f"convolution on blocks of {_block_of(source)} to {out_block} channels")
+        return True
+
+    def narrow_convolution(self, node: Node, weights: Array) -> bool:
+        """conv(cast(x), w) -> conv2d_narrow(x in blocks, w in pairs), where x and w hold numbers of bf16"""
+        x, w = node.inputs
+        made, half = self.graph.producer.get(x), DType.BF16.numpy
+        if made is None or made.name != "cast" or made.inputs[0].type.dtype is not DType.BF16:
+            return False
+        narrow = weights.astype(half)
+        if not self.narrow_units or why_not_narrow(node) or not np.array_equal(narrow, weights, equal_nan=True):
+            return False
+        (x,), (k, c) = made.inputs, weights.shape[:2]
+        few = x not in self.blocked and c < FEW_CHANNELS
+        source = self.single_channels(x) if few else self.to_blocks(x, self.lanes(x))
+        groups, block = node.attrs["groups"], channel_block(k // node.attrs["groups"], self.lanes(x))
+        if c % _block_of(source):
+            return False
+        packed = self.b.constant(paired_weights(narrow, _block_of(source), groups), w.hint)
+        attrs = {**node.attrs, "outputs": k, "block": block}
+        self.blocked[node.output] = self.b("conv2d_narrow", source, packed, hint=node.output.hint, **attrs)
+        self.arithmetic[node] = nominal(node.cost.flops)
+        self.applied(node, f"convolution of bf16 on blocks of {_block_of(source)} to {block} channels")
         return True
 
     def is_depthwise(self, node: Node) -> bool:

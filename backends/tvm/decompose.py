@@ -189,6 +189,25 @@ def conv2d_nchwc(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Va
     return b("transpose", split, perm=(0, 1, 3, 4, 2))
 
 
+@lowers("conv2d_narrow", form="graph")
+def conv2d_narrow(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    x, w = (b("cast", operand, dtype=DType.F32) for operand in operands)
+    n, _, height, width, block = x.type.shape
+    blocks, cb, r, s, pairs, columns, two = static_dims(w.type.shape)
+    attrs = {name: value for name, value in node.attrs.items() if name not in ("outputs", "block")}
+    outputs, out_block, groups = node.attrs["outputs"], node.attrs["block"], node.attrs["groups"]
+    turned = b("transpose", w, perm=(0, 5, 1, 4, 6, 2, 3))
+    padded = b("reshape", turned, shape=(groups, blocks // groups * columns, cb, pairs * two, r, s))
+    kept = b("slice", b("slice", padded, axis=1, stop=outputs // groups), axis=3, stop=block)
+    plain_w = b("reshape", kept, shape=(outputs, cb * static(block), r, s))
+    plain_x = b(
+        "reshape", b("transpose", x, perm=(0, 1, 4, 2, 3)), shape=(n, groups * cb * static(block), height, width)
+    )
+    y = b("conv", plain_x, plain_w, **attrs)
+    split = b("reshape", y, shape=(n, outputs // out_block, out_block, *y.type.shape[2:]))
+    return b("transpose", split, perm=(0, 1, 3, 4, 2))
+
+
 @lowers("depthwise2d_nchwc", form="graph")
 def depthwise2d_nchwc(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
     x, w = operands

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import takewhile
 
 import numpy as np
@@ -10,7 +11,9 @@ import numpy as np
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.attention import AttentionSchedule, attention
 from mlec.backends.tvm.kernels.conv import ConvSchedule, conv
+from mlec.backends.tvm.kernels.conv_bf16 import NarrowConv, conv_bf16
 from mlec.backends.tvm.kernels.conv_blocked import ConvTile, conv2d_nchwc, conv_tiles
+from mlec.backends.tvm.kernels.conv_int8 import NarrowConvSchedule
 from mlec.backends.tvm.kernels.depthwise import DepthwiseSchedule, depthwise_nchwc
 from mlec.backends.tvm.kernels.elementwise import NotContiguousError
 from mlec.backends.tvm.kernels.epilogue import Expr
@@ -36,9 +39,11 @@ from mlec.backends.tvm.lowering import Lowering, Tensor, Version
 from mlec.backends.tvm.region import Dims, Index, Region
 from mlec.backends.tvm.registry import lowers
 from mlec.backends.tvm.scalar import TVM_NAMES
-from mlec.ir.dim import product, static_dims
+from mlec.ir.dim import product, static, static_dims
 from mlec.ir.graph import Node
+from mlec.ir.op import Array
 from mlec.ir.types import TensorType
+from mlec.ops.conv import blocked_weights, unpaired_weights
 from mlec.ops.pool import pool_geometry
 from mlec.ops.windows import Geometry
 
@@ -119,6 +124,59 @@ def lower_conv2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, .
         return alternating(sums, near) if worthwhile(weights, extent, x.dtype, target) else alternating(near, sums)
 
     return lowering.scheduled(schedules(), version, [tail.type], node=node)[0]
+
+
+@lowers("conv2d_narrow", form="anchor")
+def lower_conv2d_narrow(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tail: Tail) -> Tensor:
+    """By what the processor has for bf16; else with operands that are widened as they are read."""
+    x, w = operands
+    if w.array is None or not all(isinstance(extent, int) for extent in x.shape[1:]):
+        return tail.apply(lowering, node, lower_decomposed(lowering, node, operands)[0])
+    attrs, target = node.attrs, lowering.target
+    known = NarrowConv(
+        static_dims(w.shape),
+        static(x.shape[4]),
+        attrs["outputs"],
+        attrs["block"],
+        Geometry.of(attrs, 2),
+        attrs["groups"],
+    )
+    if not known.is_computed(target):
+        return _widened_convolution(lowering, node, x, w, known, tail)
+    packed = w if known.gathered == 0 else lowering.packed(w, f"gathered{known.gathered}", known.pack)
+    operands = (x, packed, *tail.operands(lowering))
+
+    def version(schedule: NarrowConvSchedule) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            shape, epilogue = dims.shape(x.shape), tail.epilogue(lowering, dims)
+            return conv_bf16(shape, known, target, epilogue, name, schedule, lowering.weights_nbytes)
+
+        return Version(build, operands, f"convolution of bf16 by AMX on channel blocks{tail}")
+
+    return lowering.scheduled(known.schedules(x.shape, target), version, [tail.type], node=node)[0]
+
+
+def _widened_convolution(lowering: Lowering, node: Node, x: Tensor, w: Tensor, known: NarrowConv, tail: Tail) -> Tensor:
+    """A convolution of bf16 where nothing multiplies it."""
+    if known.groups != 1:
+        return tail.apply(lowering, node, lower_decomposed(lowering, node, (x, w))[0])
+
+    def pack(weights: Array) -> Array:
+        return blocked_weights(unpaired_weights(weights, known.b, known.outputs, 1), known.b, known.block)
+
+    packed = lowering.packed(w, "blocked", pack)
+    shapes = static_dims(packed.shape), known.geometry, x.dtype, lowering.target
+    operands = (x, packed, *tail.operands(lowering))
+
+    def version(tile: ConvTile) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            epilogue = tail.epilogue(lowering, dims)
+            wide = replace(epilogue, out_dtype=epilogue.out_dtype or "float32")
+            return conv2d_nchwc(dims.shape(x.shape), *shapes, wide, name, tile)
+
+        return Version(build, operands, f"direct convolution on channel blocks, bf16 widened as it is read{tail}")
+
+    return lowering.scheduled(iter(conv_tiles(x.shape, *shapes)), version, [tail.type], node=node)[0]
 
 
 @lowers("depthwise2d_nchwc", form="anchor")

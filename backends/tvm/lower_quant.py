@@ -9,7 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from mlec.backends.tvm.compat import tirx
-from mlec.backends.tvm.kernels.conv_int8 import Int8ConvSchedule, conv_int8, conv_packing, is_pointwise
+from mlec.backends.tvm.kernels.conv_int8 import (
+    NarrowConvSchedule,
+    conv_int8,
+    conv_packing,
+    conv_schedules,
+    is_pointwise,
+)
 from mlec.backends.tvm.kernels.depthwise import DepthwiseSchedule
 from mlec.backends.tvm.kernels.depthwise_int8 import (
     depthwise_int8,
@@ -124,7 +130,7 @@ def lower_conv_int8(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]
         return _depthwise(lowering, node, x, w, tail)
     operands = (x, *_packed(lowering, node, w, packed), *tail.operands(lowering))
 
-    def version(schedule: Int8ConvSchedule) -> Version:
+    def version(schedule: NarrowConvSchedule) -> Version:
         def build(name: str, dims: Dims) -> object:
             return conv_int8(
                 dims.shape(x.shape), w_shape, geometry, groups, node.attrs["zero_point"], target,
@@ -133,7 +139,7 @@ def lower_conv_int8(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]
 
         return Version(build, operands, f"convolution of bytes, channels last{_by(schedule.amx)}{tail}")
 
-    schedules = Int8ConvSchedule.candidates(x.shape, w_shape, geometry, packed, target)
+    schedules = conv_schedules(x.shape, w_shape, geometry, packed, target)
     return lowering.scheduled(schedules, version, [tail.type], node=node)[0]
 
 

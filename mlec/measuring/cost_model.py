@@ -60,7 +60,7 @@ WINOGRAD_EXTENT = 8
 """The least height and width of images that it takes."""
 
 FAMILIES: Mapping[str, str] = {
-    **dict.fromkeys(("matmul", "matmul_packed", "matmul_narrow", "matmul_narrow_packed"), "product"),
+    **dict.fromkeys(("matmul", "matmul_packed", "matmul_narrow", "matmul_narrow_packed", "conv2d_narrow"), "product"),
     **dict.fromkeys(("matmul_int8", "conv_int8"), "product of bytes"),
     "attention": "attention",
     **dict.fromkeys(("pairwise_distance", "nearest"), "distance"),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlec.ir.dim import Dim, static, static_dims
+from mlec.ir.dtype import DType
 from mlec.ir.op import Array, Attrs, Case, Cost, OpDef, Trait, moved_bytes, register
 from mlec.ir.types import TensorType
 from mlec.ops.common import N, floats, int_attr, ints_attr, operands, require, same_dim, same_dtype
@@ -132,6 +133,77 @@ register(
     OpDef(
         "conv2d_nchwc", operands("x w"), _CONV_ATTRS[:3], _blocked_type, _conv_blocked, _blocked_sample, _blocked_cost,
         Trait.CONTRACTION, 128.0, "2-d convolution on channel blocks: x [n, c/b, h, w, b], w [k/kb, c/b, r, b, s, kb]",
+    )
+)  # fmt: skip
+
+
+NARROW_COLUMNS = 16
+"""Output channels of a block of weights of bf16: those of a tile of the matrix units of x86."""
+
+
+def _narrow_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
+    x, w = types
+    groups, outputs, block = attrs["groups"], attrs["outputs"], attrs["block"]
+    require(x.dtype is DType.BF16 and w.dtype is DType.BF16, f"needs bf16, got {x} and {w}", "E_DTYPE")
+    require(
+        x.rank == 5 and w.rank == 7 and w.shape[5:] == (NARROW_COLUMNS, 2),
+        f"needs x [n, c/b, h, w, b] and w [blocks, c/groups/b, r, s, ceil(b/2), 16, 2], got {x} and {w}",
+        "E_SHAPE",
+    )
+    fits = groups >= 1 and block >= 1 and outputs >= 0 and outputs % (groups * block) == 0
+    require(fits, f"{outputs} output channels in {groups} groups and blocks of {block}", "E_ATTR")
+    same_dim(w.shape[0], groups * -(-outputs // groups // NARROW_COLUMNS), "blocks of output channels")
+    same_dim(x.shape[1], w.shape[1] * groups, "channel blocks")
+    same_dim((static(x.shape[4]) + 1) // 2, w.shape[4], "pairs of channels")
+    space = Geometry.of(attrs, 2).positions(x.shape[2:4], static_dims(w.shape[2:4]))
+    return TensorType((x.shape[0], outputs // block, *space, block), DType.F32)
+
+
+def paired_weights(w: Array, block: int, groups: int) -> Array:
+    """``[k, c / groups, r, s]`` to ``[k/16, c/groups/b, r, s, ceil(b/2), 16, 2]``: two successive channels of 16 outputs side by side.
+
+    Zeros where a group has no 16 outputs more, and beside an odd last channel of a block.
+    """
+    k, c, r, s = w.shape
+    columns, blocks, pairs = k // groups, -(-k // groups // NARROW_COLUMNS), -(-block // 2)
+    wide = np.zeros((groups, blocks * NARROW_COLUMNS, c // block, pairs * 2, r, s), w.dtype)
+    wide[:, :columns, :, :block] = w.reshape(groups, columns, c // block, block, r, s)
+    split = wide.reshape(groups * blocks, NARROW_COLUMNS, c // block, pairs, 2, r, s)
+    return np.ascontiguousarray(split.transpose(0, 2, 5, 6, 3, 1, 4))
+
+
+def unpaired_weights(w: Array, block: int, outputs: int, groups: int) -> Array:
+    """The weights ``[k, c / groups, r, s]`` that `paired_weights` packed."""
+    blocks, cb, r, s, pairs, columns, two = w.shape
+    wide = w.transpose(0, 5, 1, 4, 6, 2, 3).reshape(groups, blocks // groups * columns, cb, pairs * two, r, s)
+    return np.ascontiguousarray(wide[:, : outputs // groups, :, :block]).reshape(outputs, cb * block, r, s)
+
+
+def _conv_narrow(
+    x: Array, w: Array, strides: tuple[int, ...], pads: tuple[int, ...], dilations: tuple[int, ...], groups: int,
+    outputs: int, block: int,
+) -> Array:  # fmt: skip
+    plain = unpaired_weights(w, x.shape[4], outputs, groups).astype(np.float32)
+    return to_blocked(conv(from_blocked(x.astype(np.float32)), plain, strides, pads, dilations, groups), block)
+
+
+def _narrow_sample(rng: np.random.Generator) -> Case:
+    groups, block, half = int(rng.choice([1, 1, 2])), int(rng.choice([3, 8])), DType.BF16.numpy
+    x, w = floats(rng, N, 2 * block, 6, 5).astype(half), floats(rng, 40, 2 * block // groups, 3, 3).astype(half)
+    attrs = {"pads": (1, 1, 1, 0), "strides": (int(rng.integers(1, 3)),) * 2, "groups": groups}
+    return Case((to_blocked(x, block), paired_weights(w, block, groups)), {**attrs, "outputs": 40, "block": 4})
+
+
+def _narrow_cost(inputs: Sequence[TensorType], results: Sequence[TensorType], attrs: Attrs) -> Cost:
+    _, cb, r, s, *_ = inputs[1].shape
+    return Cost(results[0].size * cb * r * s * inputs[0].shape[4] * 2, moved_bytes(inputs, results))
+
+
+register(
+    OpDef(
+        "conv2d_narrow", operands("x w"), (*_CONV_ATTRS, int_attr("outputs"), int_attr("block")), _narrow_type, _conv_narrow,
+        _narrow_sample, _narrow_cost, Trait.CONTRACTION, 128.0,
+        "2-d convolution of bf16 with products and sums in f32: x [n, c/b, h, w, b], w [k/16, c/groups/b, r, s, ceil(b/2), 16, 2]",
     )
 )  # fmt: skip
 

@@ -8,6 +8,8 @@ What is in 16 bits and what is not:
   file holds them in 16 bits.
 * The rows of a product are rounded only where the processor has instructions that multiply 16 bits by 16 bits into sums of 32, and where
   the range of their numbers allows it. Elsewhere they would have to be widened again, for each product.
+* So are the images of 2-d convolutions, which such processors multiply as well: what one reads is rounded where it is made, and everything
+  else that reads it takes the rounded numbers, so that nothing but these is stored.
 * Everything else computes in float32: norms, softmax, exponentials, sums, whatever leaves the graph.
 """
 
@@ -24,6 +26,7 @@ from mlec.errors import UsageError
 from mlec.ir import DType, Graph, GraphBuilder, Location, Node, Trait, Value
 from mlec.ir.dim import product
 from mlec.ir.op import Array, ConstantRef
+from mlec.passes.precision.convolutions import why_not_narrow
 from mlec.passes.precision.formats import Format, format_of
 from mlec.passes.precision.observe import observe
 from mlec.passes.stability.input_ranges import input_ranges
@@ -86,11 +89,15 @@ class _Work:
     def run(self) -> PassResult:
         self.b = GraphBuilder(self.graph.name)
         self.b.adopt_interface(self.graph)
+        for value in self.graph.inputs:
+            self.image(value)
         for node in self.graph.nodes:
             with self.b.at(Location.merged((node.loc,), self.options.name)):
-                if not (self.constant(node) or self.product(node) or self.embedding(node)):
+                if not (self.constant(node) or self.product(node) or self.convolution(node) or self.embedding(node)):
                     self.explain(node)
                     self.b.keep(node)
+                for value in node.outputs:
+                    self.image(value)
         if not self.changed:
             return PassResult(self.graph, tuple(self.remarks))
         return PassResult(self.b.finish(self.graph.outputs, signature=self.graph.given_signature), tuple(self.remarks))
@@ -105,7 +112,9 @@ class _Work:
         if not node.is_constant or not isinstance(node.attrs["value"], ConstantRef):
             return False
         array, readers = self.graph.constant_value(node.output), self.graph.users.get(node.output, ())
-        if array is None or array.dtype != DType.F32.numpy or array.ndim < 2 or array.size < self.options.min_weights:
+        if array is None or array.dtype != DType.F32.numpy or array.ndim < 2:
+            return False
+        if array.size < self.options.min_weights and not any(map(self.convolved, readers)):
             return False
         if not readers or not all(r.op.has(Trait.CONTRACTION) or r.name in READERS for r in readers):
             return False
@@ -118,7 +127,7 @@ class _Work:
             return False
         self.changed = True
         self.b.replace(node.output, self.b.constant(wide, node.output.hint))
-        plain = [r for r in readers if not (self.streams(r) or r.name == "gather")]
+        plain = [r for r in readers if not (self.streams(r) or r.name == "gather" or self.convolved(r))]
         if plain:
             message = f"the weights of {plain[0].name} are rounded to {self.form.dtype} and stored so"
             self.said("applied", plain[0], f"{message}; {self.kept_wide(plain[0])}")
@@ -126,6 +135,8 @@ class _Work:
 
     def kept_wide(self, node: Node) -> str:
         """Why a kernel reads rounded weights in float32."""
+        if node.name == "conv" and (reason := self.multiplies() and why_not_narrow(node)):
+            return f"its kernel reads them in f32: {reason}"
         if node.name != "matmul":
             return "its kernel reads them in f32"
         return "f32 from the cache is faster than widening them"
@@ -151,8 +162,11 @@ class _Work:
     def multiplied(self, node: Node) -> bool:
         """Whether the processor multiplies the product's operands in 16 bits."""
         rows = product(node.output.type.shape[:-1])
-        tiles = self.form.dtype is DType.BF16 and self.context.target.bf16_products > 1
-        return tiles and (not isinstance(rows, int) or rows >= TILE_ROWS)
+        return self.multiplies() and (not isinstance(rows, int) or rows >= TILE_ROWS)
+
+    def multiplies(self) -> bool:
+        """Whether the processor multiplies numbers of the format."""
+        return self.form.dtype is DType.BF16 and self.context.target.bf16_products > 1
 
     def product(self, node: Node) -> bool:
         """matmul(x, w) -> matmul_narrow(x, w in 16 bits), with x in 16 bits where that pays"""
@@ -179,6 +193,59 @@ class _Work:
         self.said("applied", node, f"rows of a table are picked in {self.form.dtype}")
         return True
 
+    # -- images ------------------------------------------------------------------------------------------------------
+
+    def convolved(self, node: Node) -> bool:
+        """Whether a convolution reads its image in 16 bits."""
+        if why_not_narrow(node) or not self.multiplies() or self.options.activations == "never":
+            return False
+        weights = self.graph.constant_value(node.inputs[1])
+        return weights is not None and weights.dtype == DType.F32.numpy and not self.form.why_not_weights(weights)
+
+    def image(self, value: Value) -> None:
+        """Rounds what a convolution will read. Everything else takes the rounded numbers, unless they leave the graph."""
+        readers = self.graph.users.get(value, ())
+        if value in self.narrow or not any(r.inputs[0] is value and self.convolved(r) for r in readers):
+            return
+        self.changed |= self.widened(value) is None
+        narrow = self.halved(value)
+        if value not in self.graph.outputs:
+            self.b.replace(value, self.b("cast", narrow, dtype=DType.F32, hint=value.hint))
+
+    def widened(self, value: Value) -> Value | None:
+        """The value in 16 bits that this one is the same as."""
+        made = self.graph.producer.get(value)
+        if made is None or made.name != "cast" or made.inputs[0].type.dtype is not self.form.dtype:
+            return None
+        return made.inputs[0]
+
+    def halved(self, value: Value) -> Value:
+        """A value in 16 bits: largest elements are those of the rounded ones, and what is joined is rounded before."""
+        if value not in self.narrow:
+            made, same = self.graph.producer.get(value), self.widened(value)
+            if same is not None:
+                self.narrow[value] = same
+            elif made is not None and made.name in ("max_pool", "concat") and value not in self.graph.outputs:
+                operands = [self.halved(operand) for operand in made.inputs]
+                self.narrow[value] = self.b(made.op, *operands, hint=value.hint, **made.attrs)
+            else:
+                self.narrow[value] = self.b("cast", value, dtype=self.form.dtype, hint=value.hint)
+        return self.narrow[value]
+
+    def convolution(self, node: Node) -> bool:
+        """conv(x, w) -> the same of what x is in 16 bits, which the layout knows as a kernel of its own"""
+        if not self.convolved(node):
+            return False
+        x, w = node.inputs
+        if self.widened(x) is not None:
+            return False
+        wide = self.b("cast", self.narrow[x], dtype=DType.F32) if x in self.graph.outputs else x
+        self.b.replace(node.output, self.b(node.op, wide, w, hint=node.output.hint, **node.attrs))
+        self.changed = True
+        shape = ", ".join(map(str, w.type.shape))
+        self.said("applied", node, f"image and weights [{shape}] are multiplied in {self.form.dtype}, sums in f32")
+        return True
+
     # -- activations ---------------------------------------------------------------------------------------------
 
     def rows(self, node: Node, x: Value) -> Value:
@@ -197,11 +264,7 @@ class _Work:
         if reason := self.form.why_not_values(self.proven[x], lambda: self.seen.get(x)):
             self.said("missed", node, f"its rows stay in f32: {reason}")
             return x
-        made = self.graph.producer.get(x)
-        widened = made is not None and made.name == "cast" and made.inputs[0].type.dtype is self.form.dtype
-        self.narrow[x] = (
-            made.inputs[0] if made is not None and widened else self.b("cast", x, dtype=self.form.dtype, hint=x.hint)
-        )
+        self.narrow[x] = self.widened(x) or self.b("cast", x, dtype=self.form.dtype, hint=x.hint)
         return self.narrow[x]
 
     @cached_property

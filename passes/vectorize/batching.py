@@ -207,7 +207,7 @@ UNBATCHED = {
         "images keep the layout that is chosen for them only where nothing reshapes them in between",
     ),
     **dict.fromkeys(("matmul_packed", "matmul_narrow", "matmul_narrow_packed", "matmul_int8"), "made by a later pass"),
-    **dict.fromkeys(("conv2d_nchwc", "depthwise2d_nchwc", "conv_int8"), "made by a later pass"),
+    **dict.fromkeys(("conv2d_nchwc", "conv2d_narrow", "depthwise2d_nchwc", "conv_int8"), "made by a later pass"),
     **dict.fromkeys(("max_pool_int8", "sum_pool_int8"), "made by a later pass"),
     **dict.fromkeys(("unpack_int8", "fused"), "made by a later pass"),
 }

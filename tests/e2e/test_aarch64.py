@@ -29,7 +29,7 @@ from tests.e2e.emulator import QEMU, run
 pytestmark = pytest.mark.skipif(QEMU is None, reason="qemu-aarch64 is not installed (apt-get install qemu-user)")
 
 OPS = [
-    "argmax", "attention", "avg_pool", "cast", "conv", "conv2d_nchwc", "conv_int8", "cumsum", "depthwise2d_nchwc",
+    "argmax", "attention", "avg_pool", "cast", "conv", "conv2d_narrow", "conv2d_nchwc", "conv_int8", "cumsum", "depthwise2d_nchwc",
     "dequantize", "erf", "exp", "gather", "group_norm", "gru", "layer_norm", "log", "logsumexp", "lstm", "matmul",
     "matmul_int8", "matmul_narrow", "matmul_narrow_packed", "matmul_packed", "max", "max_pool", "max_pool_int8",
     "nearest", "pairwise_distance", "prod", "quantize", "resize", "rnn", "round", "sigmoid", "softmax", "sort",

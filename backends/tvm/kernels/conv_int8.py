@@ -1,4 +1,6 @@
-"""2-d convolutions of bytes over images with their channels last."""
+"""2-d convolutions of narrow numbers, whose windows are some runs of bytes: of bytes over images with their channels last, and what
+`mlec.backends.tvm.kernels.conv_bf16` shares with them.
+"""
 
 from __future__ import annotations
 
@@ -58,8 +60,8 @@ def is_pointwise(w_shape: Sequence[int], geometry: Geometry, groups: int) -> boo
 
 
 @dataclass(frozen=True)
-class Int8ConvSchedule:
-    """How a convolution of bytes goes over an image.
+class NarrowConvSchedule:
+    """How a convolution of narrow numbers goes over an image.
 
     Attributes:
         amx: whether by tiles of 16 columns of outputs and up to 16 positions of a row; ``columns`` are those positions.
@@ -76,15 +78,14 @@ class Int8ConvSchedule:
 
     @staticmethod
     def candidates(
-        x_shape: Sequence[Dim], w_shape: Sequence[int], geometry: Geometry, packed: Packed, target: TargetInfo
-    ) -> Iterator[Int8ConvSchedule]:
-        """For an image whose extents but the first are numbers."""
-        p, q = static_dims(geometry.positions(x_shape[1:3], w_shape[:2]))
+        extent: tuple[int, int], nbytes: Dim, packed: Packed, amx: bool, target: TargetInfo
+    ) -> Iterator[NarrowConvSchedule]:
+        """For results of so many rows and columns, of images of ``nbytes`` bytes. Vectors multiply bytes, and AMX what there is it for."""
+        (p, q), dots, on_vectors = extent, Dots.of(target), packed.item == 1
 
         def shares(amx: bool) -> tuple[int, int]:
-            tasks = tasks_worth(_work(p * q, packed, Dots.of(target), amx), target)
-            nbytes = product(x_shape[1:])
-            by_channel = math.prod(packed.shape) > nbytes
+            tasks = tasks_worth(_work(p * q, packed, dots, amx), target)
+            by_channel = packed.nbytes > nbytes
             least = -(-nbytes * 2 // target.l2_bytes)
             parts = max(1, min(p, 1 if by_channel else tasks))
             return max(parts, min(p, least)), max(
@@ -92,22 +93,27 @@ class Int8ConvSchedule:
             )
 
         strip = even(q, STRIP)
-        columns, vectors = vector_tile(q, packed, target)
-        plain = Int8ConvSchedule(False, columns, vectors, *shares(False))
-        widths = even_widths(q, range(2, 15), columns)
-
-        def possible(s: Int8ConvSchedule) -> bool:
-            return s.amx or fits(s.columns, s.vectors, target)
-
-        if has_amx(target) and min(strip * p, 16) >= 4:
-            tiles = Int8ConvSchedule(True, strip, min(HELD, packed.blocks), *shares(True))
+        if amx and (not on_vectors or min(strip * p, STRIP) >= 4):
+            tiles = NarrowConvSchedule(True, strip, min(HELD, packed.blocks), *shares(True))
             yield from variations(
-                tiles, possible, parts=around(tiles.parts, most=p), channel_parts=around(tiles.channel_parts)
+                tiles, lambda s: True, parts=around(tiles.parts, most=p), channel_parts=around(tiles.channel_parts)
             )
-        yield from variations(
-            plain, possible, columns=widths, vectors=range(1, 5), parts=around(plain.parts, most=p),
-            channel_parts=around(plain.channel_parts, most=packed.groups * packed.blocks),
-        )  # fmt: skip
+        if on_vectors:
+            columns, vectors = vector_tile(q, packed, dots, target)
+            plain = NarrowConvSchedule(False, columns, vectors, *shares(False))
+            yield from variations(
+                plain, lambda s: fits(s.columns, s.vectors, dots, target),
+                columns=even_widths(q, range(2, 15), columns), vectors=range(1, 5), parts=around(plain.parts, most=p),
+                channel_parts=around(plain.channel_parts, most=packed.groups * packed.blocks),
+            )  # fmt: skip
+
+
+def conv_schedules(
+    x_shape: Sequence[Dim], w_shape: Sequence[int], geometry: Geometry, packed: Packed, target: TargetInfo
+) -> Iterator[NarrowConvSchedule]:
+    """Those of `conv_int8`, for an image whose extents but the first are numbers."""
+    extent = geometry.positions(x_shape[1:3], w_shape[:2])
+    return NarrowConvSchedule.candidates(static_dims(extent), product(x_shape[1:]), packed, has_amx(target), target)  # type: ignore[arg-type]
 
 
 def conv_int8(
@@ -119,7 +125,7 @@ def conv_int8(
     target: TargetInfo,
     epilogue: Epilogue = IDENTITY,
     name: str = "conv_int8",
-    schedule: Int8ConvSchedule | None = None,
+    schedule: NarrowConvSchedule | None = None,
     program_weights: int = 0,
 ) -> tirx.PrimFunc:
     """``y[n, p, q, o] = epilogue(conv(x[n, h, w, c] - zero_point, w[kh, kw, c / groups, o]))``, u8 by i8 in i32; n may be symbolic.
@@ -135,49 +141,86 @@ def conv_int8(
     program (``program_weights`` bytes) do not stay in L2 from call to call, the few tiles of a small image ask for the next panel's.
     """
     packed = conv_packing(w_shape, geometry, groups)
-    n, _, _, c = x_shape
+    n, h, w, c = x_shape
     p, q = static_dims(geometry.positions(x_shape[1:3], w_shape[:2]))
     outputs = w_shape[3]
-    chosen = schedule or next(Int8ConvSchedule.candidates(x_shape, w_shape, geometry, packed, target))
+    chosen = schedule or next(conv_schedules(x_shape, w_shape, geometry, packed, target))
     with prim_func(name) as kernel:
         x = parameter("x", BufferSpec(x_shape, "uint8"))
-        w = parameter("w", BufferSpec(packed.shape, "int8"))
+        weights = parameter("w", BufferSpec(packed.shape, "int8"))
         offsets = parameter("offsets", BufferSpec((groups * packed.blocks * 16,), "int32"))
         y = Result.parameter("y", (n, p, q, outputs), "int32", epilogue)
         x, y = flat_view(x, (product(x_shape),), "uint8"), y.viewed((n * p * q, outputs))
-        multiplier = Multiplier(flat_view(w, (math.prod(packed.shape),), "int8"), offsets, packed, Dots.of(target))
-        far = max(program_weights, math.prod(packed.shape)) > target.l2_bytes // 2
-        program = _Convolution(x, multiplier, y, x_shape, w_shape, geometry, (p, q), zero_point, chosen, c, far)
-        if outputs == 0:
-            T.evaluate(0)
-        else:
-            tasks = program.parts * program.channel_parts
-            work = _work(p * q, packed, multiplier.dots, chosen.amx)
-            parallel_if_large(product((n, program.channel_parts, program.parts)), work // tasks, program.task, tasks)
+        multiplier = Multiplier(flat_view(weights, (packed.nbytes,), "int8"), offsets, packed, Dots.of(target))
+
+        def copy(at: tuple[Expr, Expr], extent: tuple[int, int]) -> Buffer:
+            return copied_rows(x, at, x_shape, geometry, extent, zero_point)
+
+        def store(where: tuple[Expr, Expr, Expr], group: Expr, first: Expr, values: Sequence[Expr]) -> None:
+            image, row, column = where
+            put(y, where, share((image * p + row) * q + column), group, first, packed, values)
+
+        read = (packed.quads if chosen.amx else packed.read) * QUAD
+        copies = copy if any(geometry.pads) or read > packed.length else None
+        far = max(program_weights, packed.nbytes) > target.l2_bytes // 2
+        seen = Image((n, 1, h, w, c), c // groups)
+        NarrowConvolution(x, multiplier, seen, w_shape[:2], geometry, (p, q), chosen, far, copies, store).all_tasks()
     return kernel.func
 
 
 def _work(positions: int, packed: Packed, dots: Dots, amx: bool) -> int:
     """Of all channels at so many positions."""
     vectors = positions * packed.groups * -(-packed.columns // dots.lanes)
-    return work_of(positions * math.prod(packed.shape), vectors, dots, amx)
+    return work_of(positions * packed.nbytes, vectors, dots, amx)
 
 
 @dataclass(frozen=True)
-class _Convolution:
-    """The parts of the program, see `conv_int8`. ``far``: weights are no longer in L2 when they are read again."""
+class Image:
+    """How an image that windows slide over lies in memory.
+
+    Attributes:
+        shape: ``[n, blocks, h, w, bytes]``: of a pixel, the channels of a block. Channels last are one block.
+        apart: bytes from the channels of a group to those of the next one, in the only block; of several blocks, a group has whole ones.
+    """
+
+    shape: tuple[Dim, int, int, int, int]
+    apart: int = 0
+
+
+@dataclass(frozen=True)
+class NarrowConvolution:
+    """A convolution, see `conv_int8`.
+
+    Attributes:
+        x: the image as bytes, as one axis.
+        seen: the image as it lies, or as ``copy`` makes it, without its padding.
+        kernel, extent: rows and columns of a window, and of the result.
+        far: weights are no longer in L2 when they are read again.
+        copy: ``((image, first row), (rows, columns))`` makes a part of the image, with padding, that a task works on; None: on the image.
+        store: ``((image, row, column), group, first vector, vectors)`` finishes and stores neighbouring columns of a position.
+    """
 
     x: Buffer
     multiplier: Multiplier
-    y: Result
-    x_shape: Sequence[Dim]
-    w_shape: Sequence[int]
+    seen: Image
+    kernel: Sequence[int]
     geometry: Geometry
     extent: tuple[int, int]
-    zero_point: int
-    chosen: Int8ConvSchedule
-    channels: int
+    chosen: NarrowConvSchedule
     far: bool
+    copy: Callable[[tuple[Expr, Expr], tuple[int, int]], Buffer] | None
+    store: Callable[[tuple[Expr, Expr, Expr], Expr, Expr, Sequence[Expr]], None]
+
+    def all_tasks(self) -> None:
+        """The whole program."""
+        if self.packed.columns == 0:
+            T.evaluate(0)
+            return
+        tasks = self.parts * self.channel_parts
+        work = _work(math.prod(self.extent), self.packed, self.multiplier.dots, self.chosen.amx)
+        parallel_if_large(
+            product((self.seen.shape[0], self.channel_parts, self.parts)), work // tasks, self.task, tasks
+        )
 
     @property
     def packed(self) -> Packed:
@@ -208,30 +251,30 @@ class _Convolution:
     @property
     def reach(self) -> tuple[int, int]:
         """Input rows and columns, with padding, that the output rows of a task meet."""
-        (sh, sw), (dh, dw), (kh, kw) = self.geometry.strides, self.geometry.dilations, self.w_shape[:2]
+        (sh, sw), (dh, dw), (kh, kw) = self.geometry.strides, self.geometry.dilations, self.kernel
         return (self.rows - 1) * sh + (kh - 1) * dh + 1, (self.extent[1] - 1) * sw + (kw - 1) * dw + 1
-
-    @property
-    def copies(self) -> bool:
-        """Whether a task works on a copy of its input."""
-        read = (self.packed.quads if self.chosen.amx else self.packed.read) * QUAD
-        return any(self.geometry.pads) or read > self.packed.length
 
     def task(self, index: Expr) -> None:
         """Some output rows of an image, for some panels of channels."""
-        n, h, w, c = self.x_shape
-        (sh, sw), (dh, dw), (kh, kw) = self.geometry.strides, self.geometry.dilations, self.w_shape[:2]
+        n, blocks, h, w, pixel = self.seen.shape
+        (sh, sw), (dh, dw), (kh, kw) = self.geometry.strides, self.geometry.dilations, self.kernel
         image, channel_part, part = unflatten(index, (n, self.channel_parts, self.parts))
         first = share(tirx.min(part * self.rows, self.extent[0] - self.rows))
-        if self.copies:
-            pitch = self.reach[1] * c
-            corner = image, first * sh
-            buffer, origin = copied_rows(self.x, corner, self.x_shape, self.geometry, self.reach, self.zero_point), 0
+        if self.copy is not None:
+            height, pitch = self.reach[0], self.reach[1] * pixel
+            buffer, origin = self.copy((image, first * sh), self.reach), 0
         else:
-            pitch, buffer = w * c, self.x
-            origin = share((image * h + first * sh) * pitch)
-        across = kw if self.packed.segments == kh * kw else 1
-        rows = Rows(buffer, sw * c, lambda number: number // across * (dh * pitch) + number % across * (dw * c))
+            height, pitch, buffer = h, w * pixel, self.x
+            origin = share((image * (blocks * h) + first * sh) * pitch)
+        in_block = self.packed.segments * self.packed.groups // blocks if blocks > 1 else self.packed.segments
+        across = kw if in_block == kh * kw else 1
+        apart = self.seen.apart if blocks == 1 else blocks // self.packed.groups * height * pitch
+
+        def segment(number: Expr) -> Expr:
+            block, tap = number // in_block, number % in_block
+            return block * (height * pitch) + tap // across * (dh * pitch) + tap % across * (dw * pixel)
+
+        rows = Rows(buffer, sw * pixel, segment)
         width, each, some = self.panels
         strips = -(-self.extent[1] // self.chosen.columns)
         tiles = Tiles.begin(self.multiplier, self.chosen.columns) if self.chosen.amx else None
@@ -249,7 +292,7 @@ class _Convolution:
                     tirx.min(number % strips * self.chosen.columns, self.extent[1] - self.chosen.columns),
                 )
                 row, column = share(row), share(column)
-                return row, column, share(origin + row * (sh * pitch) + column * (sw * c) + group * self.packed.length)
+                return row, column, share(origin + row * (sh * pitch) + column * (sw * pixel) + group * apart)
 
             if tiles is None:
                 with T.serial(self.rows * strips) as number:
@@ -285,7 +328,7 @@ class _Convolution:
         starts = [share(start + i * rows.pitch) for i in range(self.chosen.columns)]
         base = group * (self.packed.blocks * self.multiplier.in_block)
         for i, line in enumerate(self.multiplier.sums(rows, starts, base + first, width)):
-            self.put((image, row, column + i), group, first, line)
+            self.store((image, row, column + i), group, first, line)
 
     def tiles(
         self, tiles: Tiles, rows: Rows, starts: Sequence[Expr], number: Expr, columns: tuple[Expr, Expr, int],
@@ -302,10 +345,4 @@ class _Convolution:
         group, block, width = columns
         each = self.chosen.columns
         line = tiles.row(held if each == STRIP else held // each * STRIP + held % each, width)
-        self.put(where, group, block * self.multiplier.in_block, line[: self.multiplier.vectors])
-
-    def put(self, where: tuple[Expr, Expr, Expr], group: Expr, first: Expr, values: Sequence[Expr]) -> None:
-        """Stores the sums of a position."""
-        image, row, column = where
-        at = share((image * self.extent[0] + row) * self.extent[1] + column)
-        put(self.y, where, at, group, first, self.packed, values)
+        self.store(where, group, block * self.multiplier.in_block, line[: self.multiplier.vectors])

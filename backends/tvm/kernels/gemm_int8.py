@@ -70,8 +70,11 @@ class Int8Schedule:
     @staticmethod
     def candidates(m: Dim, packed: Packed, target: TargetInfo) -> Iterator[Int8Schedule]:
         """For ``m`` rows, which may be symbolic."""
+        dots = Dots.of(target)
         rows, vectors = (
-            vector_tile(m, packed, target) if isinstance(m, int) else vector_tile(1 << 20, packed, target, 6)
+            vector_tile(m, packed, dots, target)
+            if isinstance(m, int)
+            else vector_tile(1 << 20, packed, dots, target, 6)
         )
         tiles = has_amx(target) and not (isinstance(m, int) and m < LEAST_ROWS)
         tall = max(64, min(256, target.l2_bytes // 4 // max(1, packed.terms)) // 32 * 32)
@@ -82,7 +85,7 @@ class Int8Schedule:
         wide = max(few, min(fitting, share_out) // few * few)
         return variations(
             Int8Schedule(tiles, rows, vectors, tall, wide),
-            lambda s: fits(s.rows, s.vectors, target),
+            lambda s: fits(s.rows, s.vectors, dots, target),
             amx=(False, True) if tiles else (),
             task_rows=around(tall, 32, 512),
             task_columns=around(wide, few, columns),
@@ -91,22 +94,21 @@ class Int8Schedule:
         )
 
 
-def fits(rows: int, vectors: int, target: TargetInfo) -> bool:
+def fits(rows: int, vectors: int, dots: Dots, target: TargetInfo) -> bool:
     """Whether a vector tile leaves registers for its operands."""
-    parts = Dots.of(target).parts
-    return rows * vectors + (vectors + 1) * parts < target.vector_registers
+    return rows * vectors + (vectors + 1) * dots.parts < target.vector_registers
 
 
-def vector_tile(rows: int, packed: Packed, target: TargetInfo, most: int = 14) -> tuple[int, int]:
+def vector_tile(rows: int, packed: Packed, dots: Dots, target: TargetInfo, most: int = 14) -> tuple[int, int]:
     """Rows (at most so many) and vectors of the tile by which so many rows take the fewest predicted cycles.
 
     Two multiplications or two loads go in a cycle; a sum waits 5 cycles for its last step.
     """
-    dots, best = Dots.of(target), (math.inf, 1, 1)
+    best = math.inf, 1, 1
     all_vectors = max(1, -(-packed.columns // dots.lanes))
     for vectors in range(1, min(4, all_vectors) + 1):
         for height in range(1, min(most, max(1, rows)) + 1):
-            if not fits(height, vectors, target) and (height, vectors) != (1, 1):
+            if not fits(height, vectors, dots, target) and (height, vectors) != (1, 1):
                 continue
             tiles = -(-rows // height) * -(-all_vectors // vectors)
             loads = (height + vectors) / 2
@@ -205,11 +207,11 @@ class _Gemm:
 
     def few_rows(self, m: int) -> None:
         """One tile of all rows."""
-        most = max(v for v in range(1, STREAM + 1) if v == 1 or fits(m, v, self.target))
+        dots = self.multiplier.dots
+        most = max(v for v in range(1, STREAM + 1) if v == 1 or fits(m, v, dots, self.target))
         count = min(self.multiplier.vectors, most)
         tiles = -(-self.multiplier.vectors // count)
         rows, starts = self.rows(0, m, m, self.packed.read)
-        dots = self.multiplier.dots
         work = self.streaming + work_of(m * math.prod(self.packed.shape), m * self.multiplier.vectors, dots, False)
 
         def tile(index: Expr) -> None:

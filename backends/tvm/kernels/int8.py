@@ -1,23 +1,27 @@
-"""Products of bytes: sums in 32 bits of u8 times i8, by whatever the processor has for them.
+"""Products of narrow numbers: sums in 32 bits of u8 times i8 by whatever the processor has for them, of bf16 times bf16 by AMX.
 
-Four products along the summed axis make one step: a *quad* of the first operand, 4 bytes in a row of memory, meets the quads of many
-columns of the weights. Weights are packed so that this is a plain load, the same for every processor: ``[column block of 16][segment]
-[quad][16 columns][4]``. So a vector of 512 bits is one quad of 16 columns (VNNI), and 16 quads of a block are a tile of 1 KB (AMX).
+Four products of bytes along the summed axis make one step: a *quad* of the first operand, 4 bytes in a row of memory, meets the quads of
+many columns of the weights. Of bf16 a quad holds two numbers, and everything else is the same. Weights are packed so that this is a plain
+load, the same for every processor: ``[column block of 16][segment][quad][16 columns][4]``. So a vector of 512 bits is one quad of 16
+columns (VNNI), and 16 quads of a block are a tile of 1 KB (AMX).
 
 A row of the first operand need not lie in one piece: it is some *segments* of equal length, each in one piece. That of a matrix product is
 one; that of a convolution over an image with its channels last is a row of its window: ``taps * channels`` bytes, wherever the window
 lies. So a convolution is a product whose rows overlap in memory, and is never unfolded.
 
 A segment is read in whole quads, and by AMX in whole steps of up to 16 quads: the bytes beyond its end meet weights that are zero. Where
-they could lie beyond the operand, the template works on a copy.
+they could lie beyond the operand, the template works on a copy. Floats beyond the end may be NaN, which is NaN times zero as well: segments
+of bf16 are whole steps.
 
 The zero point of the first operand is a constant for each column: ``sum((a - z) w) = sum(a w) - z sum(w)``. Sums begin with it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,23 +63,36 @@ class Packed:
     Attributes:
         groups: products side by side, each with columns and a part of the rows of its own.
         columns: of a group.
-        segments, length: of a row: how many, and bytes of each.
+        segments, length: of a row: how many, and numbers of each.
+        item: bytes of a number: 1, or 2 of bf16.
     """
 
     groups: int
     columns: int
     segments: int
     length: int
+    item: int = 1
+
+    @property
+    def together(self) -> int:
+        """Numbers of a quad."""
+        return QUAD // self.item
+
+    @property
+    def sums(self) -> str:
+        """Dtype of the sums."""
+        return "int32" if self.item == 1 else "float32"
 
     @property
     def read(self) -> int:
         """Quads of a segment that hold any of it; at least one."""
-        return max(1, -(-self.length // QUAD))
+        return max(1, -(-self.length // self.together))
 
     @property
     def step(self) -> int:
-        """Quads of a step of AMX: 12 to 16 that divide a segment, or steps that are as equal as can be."""
-        exact = [quads for quads in range(STRIP, 11, -1) if self.read % quads == 0]
+        """Quads of a step of AMX: 12 to 16 that divide a segment, or steps that are as equal as can be; of bf16 as many as divide it."""
+        least = 12 if self.item == 1 else 1
+        exact = [quads for quads in range(STRIP, least - 1, -1) if self.read % quads == 0]
         return exact[0] if exact else -(-self.read // -(-self.read // STRIP))
 
     @property
@@ -96,14 +113,24 @@ class Packed:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Of the packed array."""
-        return self.groups * self.blocks, self.segments, self.quads, BLOCK * QUAD
+        return self.groups * self.blocks, self.segments, self.quads, BLOCK * self.together
 
-    def pack(self, weights: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+    @property
+    def nbytes(self) -> int:
+        """Of the packed array."""
+        return math.prod(self.shape) * self.item
+
+    @property
+    def block_bytes(self) -> int:
+        """Of a packed block of columns."""
+        return self.segments * self.quads * BLOCK * QUAD
+
+    def pack(self, weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """From ``[segments * length (in any number of axes), groups * columns]``; zeros in what is not there."""
         given = weights.reshape(self.segments, self.length, self.groups, self.columns)
-        padded = np.zeros((self.segments, self.quads * QUAD, self.groups, self.blocks * BLOCK), np.int8)
+        padded = np.zeros((self.segments, self.quads * self.together, self.groups, self.blocks * BLOCK), weights.dtype)
         padded[:, : self.length, :, : self.columns] = given
-        split = padded.reshape(self.segments, self.quads, QUAD, self.groups, self.blocks, BLOCK)
+        split = padded.reshape(self.segments, self.quads, self.together, self.groups, self.blocks, BLOCK)
         return np.ascontiguousarray(split.transpose(3, 4, 0, 1, 5, 2)).reshape(self.shape)
 
     def offsets(self, weights: npt.NDArray[np.int8], zero_point: int) -> npt.NDArray[np.int32]:
@@ -116,7 +143,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Dots:
-    """How four products are added to each lane of a vector of sums.
+    """How four products of bytes are added to each lane of a vector of sums.
 
     Attributes:
         kind: ``vnni``: one instruction; ``pairs``: x86 without it, two multiplications of 16-bit numbers whose sums of pairs are exact
@@ -216,7 +243,7 @@ AMX_PRODUCTS = 20
 
 
 def work_of(products: int, vectors: int, dots: Dots, amx: bool) -> int:
-    """The work (see `SERIAL_WORK`) of so many products, whose sums are finished as so many vectors."""
+    """The work (see `SERIAL_WORK`) of so many products of bytes (one of bf16 counts as two), whose sums are finished as so many vectors."""
     return products * 16 // (16 * AMX_PRODUCTS if amx else dots.products) + 200 * vectors
 
 
@@ -255,11 +282,11 @@ class Multiplier:
     """Tiles of a product.
 
     Attributes:
-        w, offsets: what `Packed` makes, both as one axis.
+        w, offsets: what `Packed` makes, both as one axis, the weights as bytes. Sums of bf16 have no offsets, and begin with zero.
     """
 
     w: Buffer
-    offsets: Buffer
+    offsets: Buffer | None
     packed: Packed
     dots: Dots
 
@@ -307,9 +334,8 @@ class Multiplier:
 
     def column(self, vector: Expr) -> tuple[Expr, Expr]:
         """Where a vector of columns begins: its column among the packed ones, and its first weight."""
-        lanes, (_, segments, quads, width) = self.dots.lanes, self.packed.shape
-        block, part = vector // self.in_block, vector % self.in_block
-        return vector * lanes, block * (segments * quads * width) + part * (lanes * QUAD)
+        lanes, block, part = self.dots.lanes, vector // self.in_block, vector % self.in_block
+        return vector * lanes, block * self.packed.block_bytes + part * (lanes * QUAD)
 
 
 # -- AMX ---------------------------------------------------------------------------------------------------------------------
@@ -327,6 +353,11 @@ def amx(name: str, *arguments: Expr) -> None:
 def tdpbusd(sums: int, rows: int, weights: int) -> None:
     """Adds the products of 16 rows with 16 columns, 64 to a sum."""
     amx("tdpbusd", sums, rows, weights)
+
+
+def tdpbf16ps(sums: int, rows: int, weights: int) -> None:
+    """The same of bf16, 32 to a sum."""
+    amx("tdpbf16ps", sums, rows, weights)
 
 
 def in_parts(finish: Callable[[Expr], None], rows: int, ready: Expr) -> Callable[[Expr, int], None]:
@@ -374,7 +405,7 @@ class Tiles:
         for i, word in enumerate(words):
             T.buffer_store(described, word, [i])
         amx("ldtilecfg", address(described, 0))
-        return Tiles(multiplier, strip, T.alloc_buffer((HELD * STRIP * HELD * BLOCK,), "int32"))
+        return Tiles(multiplier, strip, T.alloc_buffer((HELD * STRIP * HELD * BLOCK,), multiplier.packed.sums))
 
     def end(self) -> None:
         """Without this, every switch of the thread would save the tiles."""
@@ -386,8 +417,8 @@ class Tiles:
 
     def fetch_ahead(self, panel: Expr, count: int, done: Expr, lines: int) -> None:
         """Asks for the next lines, when so many steps on a panel are ``done``, of the one behind it: so it is in L2 when it is needed."""
-        _, segments, quads, line = self.multiplier.packed.shape
-        whole = count * segments * quads
+        _, segments, quads, _ = self.multiplier.packed.shape
+        whole, line = count * segments * quads, BLOCK * QUAD
         place = panel + (whole + tirx.min(done * lines, whole - lines)) * line
         for i in range(lines):
             prefetch(self.multiplier.w, place + i * line)
@@ -413,12 +444,16 @@ class Tiles:
             ahead: number of the tile among those that share the panel of weights, and the lines that each of its steps asks for.
             meanwhile: other work, which vectors do while tiles multiply: given the number of a step, and how many there are.
         """
-        packed, (_, segments, quads, width) = self.multiplier.packed, self.multiplier.packed.shape
+        packed, (_, segments, quads, _), width = self.multiplier.packed, self.multiplier.packed.shape, BLOCK * QUAD
         apart, line = tirx.const(rows.pitch, "int64"), tirx.const(width, "int64")
-        panels = [share((first + b) * (segments * quads * width)) for b in range(count)]
+        panels = [share((first + b) * packed.block_bytes) for b in range(count)]
         cells = [(s, b, HELD * s + b) for s in range(len(starts)) for b in range(count)]
+        multiply, offsets = tdpbusd if packed.item == 1 else tdpbf16ps, self.multiplier.offsets
         for _, b, tile in cells:
-            amx("tileloadd64", tile, address(self.multiplier.offsets, (first + b) * BLOCK), tirx.const(0, "int64"))
+            if offsets is None:
+                amx("tilezero", tile)
+            else:
+                amx("tileloadd64", tile, address(offsets, (first + b) * BLOCK), tirx.const(0, "int64"))
         with T.serial(segments) as number:
             begins = [share(start + rows.segment(number)) for start in starts]
             with T.serial(quads // packed.step) as step:
@@ -432,7 +467,7 @@ class Tiles:
                     place = begin + step * (packed.step * QUAD)
                     amx("tileloadd64", 4 + s, address(rows.buffer, place), apart)
                     for b in range(count):
-                        tdpbusd(HELD * s + b, 4 + s, 6 + b)
+                        multiply(HELD * s + b, 4 + s, 6 + b)
                 if meanwhile is not None:
                     meanwhile(number * (quads // packed.step) + step, segments * (quads // packed.step))
         for s, b, tile in cells:
@@ -449,24 +484,26 @@ class Tiles:
 
 
 def copied_rows(
-    x: Buffer, at: tuple[Expr, Expr], shape: Sequence[Dim], geometry: Geometry, extent: tuple[int, int], padding: int
-) -> Buffer:
+    x: Buffer, at: tuple[Expr, Expr], shape: Sequence[Dim], geometry: Geometry, extent: tuple[int, int], padding: int,
+    blocks: int = 1,
+) -> Buffer:  # fmt: skip
     """A copy, as one axis, of part of an image with its channels last, padding included; `SLACK` bytes follow.
 
     Args:
-        x: flat, of the shape ``[n, h, w, c]``.
+        x: flat bytes, of the shape ``[n, h, w, c]``.
         at: the image, and the first row to copy, counted with padding.
         extent: rows and columns to copy; the columns from the first one on, counted with padding.
+        blocks: where channels lie in several, ``[n, blocks, h, w, c]``; so they do in the copy.
     """
     (_, h, w, c), (top, left), (height, width), (image, first) = shape, geometry.before, extent, at
     before, pitch = min(left, width), width * c
     inside = min(w, width - before)
-    copy = T.alloc_buffer((height * pitch + SLACK,), "uint8")
-    with T.serial(height) as row:
-        source, to = share(first + row - top), row * pitch
+    copy = T.alloc_buffer((blocks * height * pitch + SLACK,), "uint8")
+    with T.grid(blocks, height) as (block, row):
+        source, to = share(first + row - top), (block * height + row) * pitch
         with T.If(tirx.And(source >= 0, source < h)):
             with T.Then():
-                begin = share((image * h + source) * (w * c))
+                begin = share(((image * blocks + block) * h + source) * (w * c))
                 copy_run(copy, [], to, before * c, LINE, None, padding)
                 copy_run(copy, [], to + before * c, inside * c, LINE, lambda i, n: load(x, [begin + i], n))
                 copy_run(copy, [], to + (before + inside) * c, pitch - (before + inside) * c, LINE, None, padding)

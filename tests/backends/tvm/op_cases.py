@@ -23,7 +23,7 @@ SHOWN = 8
 """Wrong elements that a message shows."""
 CONSTANT_OPERANDS = {
     "tree_ensemble": range(1, 12), "matmul_packed": (1,), "matmul_narrow": (1,), "matmul_narrow_packed": (1,),
-    "conv": (1,), "conv2d_nchwc": (1,), "matmul_int8": (1,), "conv_int8": (1,),
+    "conv": (1,), "conv2d_nchwc": (1,), "conv2d_narrow": (1,), "matmul_int8": (1,), "conv_int8": (1,),
 }  # fmt: skip
 """Operands that are weights in practice; those of a tree ensemble must be."""
 

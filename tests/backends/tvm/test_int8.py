@@ -7,7 +7,7 @@ import pytest
 
 from mlec.backends.tvm.backend import TVMBackend
 from mlec.backends.tvm.compat import tirx
-from mlec.backends.tvm.kernels.conv_int8 import Int8ConvSchedule, conv_int8, conv_packing
+from mlec.backends.tvm.kernels.conv_int8 import conv_int8, conv_packing, conv_schedules
 from mlec.backends.tvm.kernels.depthwise_int8 import depthwise_int8, depthwise_schedules, pack_depthwise
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
 from mlec.backends.tvm.kernels.gemm_int8 import Int8Schedule, gemm_int8
@@ -148,7 +148,7 @@ def test_convolution(way, name):
     g, groups = geometry(attrs["strides"], attrs["pads"], attrs["dilations"]), attrs["groups"]
     packed, x, w = conv_packing(w_shape, g, groups), values(x_shape, "uint8"), values(w_shape, "int8", 1)
     batch = tirx.Var("n", "int64")
-    schedules = Int8ConvSchedule.candidates((batch, *x_shape[1:]), w_shape, g, packed, target)
+    schedules = conv_schedules((batch, *x_shape[1:]), w_shape, g, packed, target)
     first = next((s for s in schedules if s.amx == amx), None)
     if first is None:
         pytest.skip("too little for a tile")

@@ -21,7 +21,7 @@ from tests.backends.tvm.op_cases import symbolic
 
 STEEP = {"log", "log1p", "sqrt", "rsqrt", "tan", "exp", "expm1", "pow", "cumsum", "prod"}
 STEPS = {"floor", "ceil", "round", "sign", "trunc", "mod", "floordiv"}
-OF_PASSES = {"constant", "fused", "matmul_packed", "matmul_narrow_packed", "conv2d_nchwc"}
+OF_PASSES = {"constant", "fused", "matmul_packed", "matmul_narrow_packed", "conv2d_nchwc", "conv2d_narrow"}
 BY_WIDTH = {"tree_ensemble"}
 NAMES = [name for name in OPS if name not in STEEP | STEPS | OF_PASSES | BY_WIDTH]
 """Ops that magnify no rounding error beyond the bound below and that accept any operand of the right type."""

@@ -188,7 +188,7 @@ def test_all_schedules_of_bytes_give_the_same_answers(monkeypatch: pytest.Monkey
     convolved = b("conv_int8", images, weights(3, 3, 16, 33), zero_point=3, pads=(1, 1, 1, 1))
     depthwise = b("conv_int8", images, weights(3, 3, 1, 16), zero_point=3, groups=16, strides=(2, 2))
     mlec.compile(b.finish([products, convolved, depthwise]), tune=4)
-    for schedule in ("Int8Schedule", "Int8ConvSchedule", "DepthwiseSchedule"):
+    for schedule in ("Int8Schedule", "NarrowConvSchedule", "DepthwiseSchedule"):
         assert sum(text.startswith(schedule + "(") for text in SameAnswers.seen) > 1
 
 

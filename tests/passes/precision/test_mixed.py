@@ -1,5 +1,6 @@
 """Mixed precision: what is brought to 16 bits, what is not and why, and how far the results move."""
 
+import copy
 from dataclasses import replace
 
 import ml_dtypes
@@ -12,6 +13,7 @@ from mlec.backends.tvm.backend import TVMBackend
 from mlec.errors import UsageError
 from mlec.ir import GraphBuilder, SymDim, TensorType, run_graph
 from mlec.ir.dtype import DType
+from mlec.passes.layout import ChooseLayout
 from mlec.passes.precision import MixedPrecision
 from mlec.pipeline import PassContext, TargetFacts
 from mlec.target import Target
@@ -190,3 +192,106 @@ def test_the_original_workflow(tmp_path):
     (found,) = (entry for entry in done["report"]["passes"] if entry["name"] == "mixed-precision")
     assert found["applied"]
     assert any("layer_norm stays in f32" in str(remark) for remark in found["missed"])
+
+
+def convolutions(outputs=64, groups=1, **image):
+    """A convolution, a pool, and two convolutions that read what it gives, whose results are added to it."""
+    b = GraphBuilder("convolutions")
+    x = b.input("x", TensorType((N, 3, image.get("rows", 16), 16), DType.F32))
+
+    def weights(*shape):
+        return b.constant((RNG.normal(size=shape) / np.sqrt(shape[1] * 9)).astype(np.float32))
+
+    y = b("max_pool", b("relu", b("conv", x, weights(64, 3, 3, 3), pads=(1,) * 4)), kernel=(2, 2), strides=(2, 2))
+    z = b("relu", b("conv", y, weights(outputs, 64 // groups, 3, 3), pads=(1,) * 4, groups=groups))
+    return b.finish([b("add", y, b("conv", z, weights(64, outputs, 1, 1)))])
+
+
+def test_images_are_in_16_bits_where_the_processor_multiplies_them():
+    """What a pool gives is what it gives of rounded numbers; a residual sum reads what the convolution beside it does."""
+    graph = convolutions()
+    found = MixedPrecision().run(graph, TILES)
+    wanted = ["cast", "cast", "conv", "relu", "cast", "max_pool", "cast", "conv", "relu", "cast", "cast", "conv", "add"]
+    assert names(found.graph) == wanted
+    assert sum("are multiplied in bf16" in remark.message for remark in found.remarks) == 3
+    for node in found.graph.nodes:
+        if node.name == "conv":
+            assert found.graph.producer[node.inputs[0]].inputs[0].type.dtype is DType.BF16
+    x = [RNG.normal(size=(3, 3, 16, 16)).astype(np.float32)]
+    (wanted,), (got,) = run_graph(graph, x), run_graph(found.graph, x)
+    assert 0 < np.max(np.abs(got - wanted)) < 0.02 * np.max(np.abs(wanted))
+    assert MixedPrecision().run(found.graph, TILES).graph is found.graph
+    for context, options in ((PassContext(), {}), (TILES, {"dtype": "fp16"}), (TILES, {"activations": "never"})):
+        assert "cast" not in names(MixedPrecision(**options).run(graph, context).graph)
+
+
+def test_what_leaves_the_graph_is_not_rounded():
+    graph = convolutions()
+    inner = next(node.output for node in graph.nodes if node.name == "max_pool")
+    both = replace(graph, outputs=(*graph.outputs, inner))
+    after = MixedPrecision().run(both, TILES).graph
+    x = [RNG.normal(size=(1, 3, 16, 16)).astype(np.float32)]
+    got = run_graph(after, x)[1]
+    assert not np.array_equal(got, got.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("graph", "reason"),
+    [
+        (convolutions(groups=4), "its 4 groups have 16 and 16 channels, not multiples of 32"),
+        (convolutions(outputs=62), "sums of 576 products for 62 channels do not fill tiles"),
+        (convolutions(rows=N), "its image has a symbolic extent"),
+    ],
+    ids=["groups", "outputs", "symbolic"],
+)
+def test_convolutions_that_fill_no_tiles_stay_float32(graph, reason):
+    found = MixedPrecision().run(graph, TILES)
+    assert any(remark.message.endswith(f"its kernel reads them in f32: {reason}") for remark in found.remarks)
+
+
+def test_the_layout_keeps_images_of_16_bits_in_blocks():
+    """No transposition between convolutions; the 3 channels of the image are read as they lie."""
+    graph = MixedPrecision().run(convolutions(), TILES).graph
+    facts = replace(TILES.target, vector_bytes=64)
+    after = ChooseLayout().run(graph, PassContext(facts)).graph
+    found = names(after)
+    assert (found.count("conv2d_narrow"), found.count("conv"), found.count("transpose")) == (3, 0, 1)
+    blocks = [node.inputs[0].type.shape[-1] for node in after.nodes if node.name == "conv2d_narrow"]
+    assert blocks == [1, 32, 32]
+    x = [RNG.normal(size=(2, 3, 16, 16)).astype(np.float32)]
+    (wanted,), (got,) = run_graph(graph, x), run_graph(after, x)
+    np.testing.assert_allclose(got, wanted, rtol=1e-2, atol=1e-2)
+    plain = ChooseLayout().run(graph, PassContext(replace(facts, bf16_products=1.0))).graph
+    assert "conv2d_narrow" not in names(plain)
+
+
+class Images(torch.nn.Module):
+    """A stem, a residual block, a depthwise convolution and a grouped one."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first = torch.nn.Conv2d(3, 64, 5, stride=2, padding=2), torch.nn.Conv2d(64, 64, 3, padding=1)
+        self.deep = torch.nn.Conv2d(64, 64, 3, padding=1, groups=64)
+        self.grouped, self.last = torch.nn.Conv2d(64, 64, 3, groups=2), torch.nn.Conv2d(64, 24, 1)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.first(x))
+        return self.last(torch.relu(self.grouped(torch.relu(self.deep(x))))).mean((2, 3))
+
+
+def test_images_end_to_end():
+    """No further from float32 than torch's own bf16, and as torch has it where numbers are infinite or none."""
+    torch.manual_seed(0)
+    module, x = Images().eval(), torch.randn(3, 3, 21, 37)
+    with torch.no_grad():
+        wanted = module(x).numpy()
+        theirs = copy.deepcopy(module).to(torch.bfloat16)(x.to(torch.bfloat16)).float().numpy()
+    compiled = mlec.compile(module, (x,), precision="bf16", progress=False)
+    (got,) = compiled.run([x.numpy()])
+    scale = np.abs(wanted).max()
+    assert np.abs(got - wanted).max() / scale <= max(1.2 * np.abs(theirs - wanted).max() / scale, 1e-3)
+    for rows in (0, 1):
+        np.testing.assert_allclose(compiled.run([x.numpy()[:rows]])[0], got[:rows], rtol=1e-6, atol=1e-6)
+    x[1, 2, 5, 6] = float("nan")
+    np.testing.assert_array_equal(np.isnan(compiled.run([x.numpy()])[0]).any(axis=1), [False, True, False])
