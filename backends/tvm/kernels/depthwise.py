@@ -1,6 +1,10 @@
 """2-d convolutions of each channel by itself, on channel blocks (NCHWc).
 
-A depthwise 3 x 3 on 64 channels and 25 x 5 takes a fifth of the pointwise convolution that follows it.
+An output of 3 x 3 is 18 FLOPs for 4 bytes read and 4 written, so memory counts beyond L2 and the FMAs within. On 64 x 56 x 56 in float32,
+3.6 MFLOP on 1.6 MB: a tile of 12 columns takes 108 FMAs, 54 cycles, for 51 loads, 26 cycles, and 12 stores. 12544 vectors of outputs by 9
+FMAs are 15 us at the 242 GFLOP/s of FMAs on registers; 2.4 MB through L2 (a store fetches its line first) take as long. Measured 28 us by
+one thread, 131 GFLOP/s (torch 184); 512 x 14 x 14, where tiles are 7 columns, 11.5 us, 157 GFLOP/s; 64 x 25 x 5 1.3 us, 111 GFLOP/s, a
+quarter of the pointwise convolution that follows it.
 """
 
 from __future__ import annotations

@@ -5,6 +5,14 @@ The loop is that of a matrix product with packed weights: a tile of sums in regi
 few vectors of points and one scalar per row. It does two operations where a product does one FMA. Differences are taken
 before they are squared, so that near points keep their distance (``expanded`` trades that for the speed of a product).
 Every distance is one chain over the features in order: it depends neither on the threads nor on the other rows.
+
+``n`` rows and ``m`` points of ``d`` features are ``n m d`` subtractions and FMAs, ``n m`` elements written (twice that moved, as a store
+fetches its line first) and few read: points, 224 KB for 2000 x 28 in float32, stay in L2. A tile of 8 rows and 2 vectors loads 2 vectors
+and 8 numbers for 32 instructions: arithmetic counts. 16 sums, 2 vectors of points and the differences are in 32 registers.
+
+1000 rows and 2000 points of 28 features, by one thread at 3.8 GHz, two instructions a cycle: predicted 0.92 ms in float32 and 1.84 in
+float64, measured 1.04 and 2.02. Roots take 11 and 22 cycles a vector, in all 1.41 and 3.47 ms (torch 17 and 18). `nearest` adds 0.4 and
+0.25 ms for one neighbour, a comparison for each vector, and 1.5 ms for five: some 35 insertions a row, at 40 ns.
 """
 
 from __future__ import annotations

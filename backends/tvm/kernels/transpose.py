@@ -1,4 +1,14 @@
-"""Permutations of axes that move the last axis: squares of vectors turned in registers."""
+"""Permutations of axes that move the last axis: squares of vectors turned in registers.
+
+Each element is read once and written once, 8 bytes of float32 (12 from memory, as a store fetches its line first), and nothing is
+computed. A square of 16 x 16 is 16 loads and 16 stores of whole lines of 64 bytes, so that none is touched twice whatever lies between
+them, and 4 * 16 shuffles of two vectors, of which a cycle takes one: 64 cycles, 16 bytes a cycle in and out. Squares of 8 x 8 take
+half as many shuffles again an element, and half of each line.
+
+256 x 256 (0.5 MB, in L2): predicted 4.3 us at 3.8 GHz, measured 7.3 (torch 36). 1024 x 1024 (8 MB): 12.6 MB from and to L3, and 32 pages
+for each square: measured 530 us, 24 GB/s (torch 950). Heads of attention, 128 x 12 x 64 to 12 x 64 x 128: predicted 6.5, measured 11 us
+(torch 87).
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,13 @@ For squares of 2 x 2 all factors in between are 1 and -1: the results are about 
 
 Cycles for a square are those of its products, ``positions * channels in * channels out / lanes / 2``, and for each block of input and
 of output channels those of loads, additions and stores (`_SQUARE_CYCLES`).
+
+On 64 channels and 56 x 56, 231 MFLOP by the definition are 196 squares of 4 x 4: 36 positions of 64 x 64 products for each, 58 MFLOP or
+290 us at 200 GFLOP/s, and (4 + 4) * 130 cycles, 54 us at 3.8 GHz. A square reads 36 and writes 16 elements of each channel, and its sums
+of inputs and its products, 36 elements each, go through L2: 280 KB for a row of 14 squares, which a task keeps there beside 576 KB of
+weights; 24 squares or so make tiles of the products whole. Predicted and measured by one thread, in us (by the definition): 64 x 56 x 56
+343, 465 (1158); 128 x 28 x 28 305, 424 (1104); 256 x 14 x 14 in squares of 2 x 2 523, 653 (1143). All three take a quarter to a third
+longer than predicted, the definition a twentieth.
 """
 
 from __future__ import annotations
