@@ -145,9 +145,9 @@ def attention(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value
 
 @lowers("lstm", "gru", "rnn", form="graph")
 def recurrence(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Sequence[Value]:
-    """In float32."""
+    """In float32; operands[1] is a state."""
     wide = [_wide(b, x) for x in operands]
-    return [_like(b, y, operands[0]) for y in b.multi(node.op, *wide, **node.attrs)]
+    return [_like(b, y, operands[1]) for y in b.multi(node.op, *wide, **node.attrs)]
 
 
 @lowers("matmul_packed", form="graph")

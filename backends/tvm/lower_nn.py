@@ -17,10 +17,12 @@ from mlec.backends.tvm.kernels.conv_int8 import NarrowConvSchedule
 from mlec.backends.tvm.kernels.depthwise import DepthwiseSchedule, depthwise_nchwc
 from mlec.backends.tvm.kernels.elementwise import NotContiguousError
 from mlec.backends.tvm.kernels.epilogue import Expr
+from mlec.backends.tvm.kernels.gemm_bf16 import has_tiles
 from mlec.backends.tvm.kernels.norm import group_norm, layer_norm, line_schedules, rms_norm
 from mlec.backends.tvm.kernels.pool import PoolSchedule, pool
 from mlec.backends.tvm.kernels.rnn import RecurrentSchedule, recurrent, recurrent_lanes
-from mlec.backends.tvm.kernels.rnn_layer import GATES, joined_biases, pack_recurrent
+from mlec.backends.tvm.kernels.rnn_bf16 import pack_tiled, recurrent_bf16
+from mlec.backends.tvm.kernels.rnn_layer import GATES, Cells, joined_biases, pack_recurrent
 from mlec.backends.tvm.kernels.schedule import FoldSchedule, alternating
 from mlec.backends.tvm.kernels.softmax import SoftmaxSchedule, logsumexp, softmax
 from mlec.backends.tvm.kernels.vector import cast_to, const, share
@@ -360,37 +362,57 @@ def _wanted_order(lowering: Lowering, node: Node) -> tuple[int, ...]:
 
 @lowers("lstm", "gru", "rnn")
 def lower_recurrence(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Sequence[Tensor]:
-    x = operands[0]
-    states = len(node.outputs) - 1
-    weights = operands[1 + states :]
-    if x.dtype not in ("float32", "float64"):
+    """Matrices of bf16 by a matrix unit, where there is one; elsewhere those of 16 bits are widened now."""
+    x, state, states, target = operands[0], operands[1], len(node.outputs) - 1, lowering.target
+    w_ih, w_hh, *biases = operands[1 + states :]
+    arrays = [w.array for w in (w_ih, w_hh, *biases) if w.array is not None]
+    if state.dtype not in ("float32", "float64") or (w_hh.dtype != state.dtype and len(arrays) < 2 + len(biases)):
         return lower_decomposed(lowering, node, operands)
-    if any(w.array is None for w in weights):
+    if len(arrays) < 2 + len(biases):
         return direct_recurrence(lowering, node, operands)
-    gates, lanes = GATES[node.name], recurrent_lanes(x.dtype, lowering.target)
-    w_ih, w_hh, *biases = weights
+    gates, tiled = GATES[node.name], w_hh.dtype == "bfloat16" and has_tiles(target)
+    lanes = recurrent_lanes(state.dtype, target)
     if node.name == "gru":
-        back = biases[1].array
-        assert back is not None
-        biases[0] = lowering.packed(biases[0], "joined", lambda b_ih: joined_biases(b_ih, back))
-    packed = [
-        lowering.packed(w, f"gates{lanes}", lambda a: pack_recurrent(a, gates, lanes)) for w in (w_ih, w_hh, *biases)
-    ]
-    hidden, features = (int(str(d)) for d in (node.outputs[1].type.shape[1], x.shape[2]))
+        biases[0] = lowering.packed(biases[0], "joined", lambda b_ih: joined_biases(b_ih, arrays[3]))
+    if tiled:
+        matrices = [lowering.packed(w, "tiled", lambda a: pack_tiled(a, gates)) for w in (w_ih, w_hh)]
+    else:
+        matrices = [_gates_packed(lowering, _widened(w, state), gates, lanes) for w in (w_ih, w_hh)]
+    operands = (*operands[: 1 + states], *matrices, *(_gates_packed(lowering, b, gates, lanes) for b in biases))
+    hidden, features = static(state.shape[1]), static(x.shape[2])
+    reverse, activation = node.attrs["reverse"], node.attrs.get("activation", "tanh")
 
-    operands = (*operands[: 1 + states], *packed)
-    target = lowering.target
-
-    def version(schedule: RecurrentSchedule) -> Version:
+    def version(schedule: RecurrentSchedule | None) -> Version:
         def build(name: str, dims: Dims) -> object:
             n, steps, _ = dims.shape(x.shape)
-            options = node.attrs["reverse"], x.dtype, target, node.attrs.get("activation", "tanh")
-            return recurrent(node.name, n, steps, features, hidden, *options, name, schedule)
+            cells = Cells(node.name, activation, n, steps, features, hidden, reverse, state.dtype)
+            return (
+                recurrent_bf16(cells, target, name, x.dtype)
+                if schedule is None
+                else recurrent(cells, target, name, schedule, x.dtype)
+            )
 
-        return Version(build, operands, "tiles of sequences")
+        return Version(
+            build, operands, "tiles of sequences, bf16 by bf16 in a matrix unit" if tiled else "tiles of sequences"
+        )
 
-    schedules = RecurrentSchedule.candidates(node.name, x.shape[0], x.shape[1], hidden, x.dtype, target)
-    return lowering.scheduled(schedules, version, [v.type for v in node.outputs], node=node)
+    types = [v.type for v in node.outputs]
+    if tiled:
+        made = version(None)
+        return lowering.kernel(made.build, made.operands, types, node=node, strategy=made.strategy, multiplied=16)
+    schedules = RecurrentSchedule.candidates(node.name, x.shape[0], x.shape[1], hidden, state.dtype, target)
+    return lowering.scheduled(schedules, version, types, node=node)
+
+
+def _gates_packed(lowering: Lowering, w: Tensor, gates: int, lanes: int) -> Tensor:
+    return lowering.packed(w, f"gates{lanes}", lambda a: pack_recurrent(a, gates, lanes))
+
+
+def _widened(w: Tensor, like: Tensor) -> Tensor:
+    """A constant in the type of another tensor."""
+    if w.dtype == like.dtype or w.array is None:
+        return w
+    return Tensor(TensorType(w.shape, like.type.dtype), w.array.astype(like.type.dtype.numpy), name=w.name)
 
 
 # -- resizing --------------------------------------------------------------------------------------------------------

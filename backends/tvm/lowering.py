@@ -282,6 +282,7 @@ class Lowering:
         into: Tensor | None = None,
         lines: Dim | None = None,
         over: Sequence[Tensor] = (),
+        multiplied: int | None = None,
     ) -> tuple[Tensor, ...]:
         """Adds a call of a kernel.
 
@@ -295,6 +296,7 @@ class Lowering:
             into: the tensor that it writes, where there is one already.
             lines: the call is not needed where this is 1, see `Part`.
             over: operands in whose memory the result may lie, see `mlec.runtime.program.Call`.
+            multiplied: bits of the numbers that it multiplies, where the operands do not tell.
         """
         symbol = self._next_name()
         self._names.add(symbol)
@@ -319,7 +321,9 @@ class Lowering:
             kinds = {value.type.dtype for value in node.inputs[:2]}
             widths = [8] if node.inputs[0].type.dtype.bits == 8 else [16] if kinds == {DType.BF16} else widths
         note = f"{strategy}, {self._remark}" if self._remark else strategy
-        self._notes.append(KernelNote(symbol, node.name, note, max(widths, default=32), node, self._held(memory), rows))
+        self._notes.append(
+            KernelNote(symbol, node.name, note, multiplied or max(widths, default=32), node, self._held(memory), rows)
+        )
         return made
 
     def _held(self, operands: Sequence[Tensor]) -> int:

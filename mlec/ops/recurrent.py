@@ -1,4 +1,8 @@
-"""Recurrent layers over axis 1 of ``x [n, t, features]``: one direction of one layer each."""
+"""Recurrent layers over axis 1 of ``x [n, t, features]``: one direction of one layer each.
+
+Matrices, and x, may be of 16 bits where states and biases are f32: then what a matrix multiplies is rounded to 16 bits there, and all else
+is computed in f32.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mlec.ir.dtype import DType
 from mlec.ir.op import Array, Attrs, Case, Cost, OpDef, Trait, moved_bytes, register
 from mlec.ir.types import TensorType
 from mlec.ops.common import N, bool_attr, choice_attr, floats, operands, require, same_dtype
@@ -22,10 +27,13 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def _recurrent_type(gates: int, states: int) -> Callable[[Sequence[TensorType], Attrs], Sequence[TensorType]]:
     def infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
         x, h0 = types[0], types[1]
-        same_dtype(types)
         require(x.rank == 3 and h0.rank == 2, f"needs x [n, t, i] and h0 [n, h], got {x} and {h0}", "E_SHAPE")
         hidden = h0.shape[1]
         w_ih, w_hh, *biases = types[1 + states :]
+        multiplied, kept = same_dtype([w_ih, w_hh]), same_dtype([*types[1 : 1 + states], *biases])
+        require(x.dtype in (multiplied, kept), f"needs x of {kept} or as the matrices, got {x}", "E_DTYPE")
+        narrow = multiplied in (DType.F16, DType.BF16) and kept is DType.F32
+        require(narrow or multiplied is kept, f"states of {kept} do not go with matrices of {multiplied}", "E_DTYPE")
         for t in types[1 : 1 + states]:
             require(t.shape == (x.shape[0], hidden), f"states must be [{x.shape[0]}, {hidden}], got {t}", "E_SHAPE")
         require(
@@ -38,7 +46,7 @@ def _recurrent_type(gates: int, states: int) -> Callable[[Sequence[TensorType], 
         )
         for b in biases:
             require(b.shape == (hidden * gates,), f"biases must be [{hidden * gates}], got {b}", "E_SHAPE")
-        return [TensorType((x.shape[0], x.shape[1], hidden), x.dtype), *types[1 : 1 + states]]
+        return [TensorType((x.shape[0], x.shape[1], hidden), kept), *types[1 : 1 + states]]
 
     return infer
 
@@ -53,13 +61,20 @@ def _steps(x: Array, reverse: bool) -> range:
     return range(x.shape[1] - 1, -1, -1) if reverse else range(x.shape[1])
 
 
+def _product(rows: Array, weights: Array, dtype: np.dtype[np.generic]) -> Array:
+    """Rows times the transposed matrix, in the type of the states; see above where the matrix has another."""
+    if weights.dtype == dtype:
+        return np.asarray(rows @ weights.T)
+    return np.asarray(rows.astype(weights.dtype).astype(dtype) @ weights.astype(dtype).T)
+
+
 def _lstm(
     x: Array, h0: Array, c0: Array, w_ih: Array, w_hh: Array, b: Array, reverse: bool
 ) -> tuple[Array, Array, Array]:
     h, c, hidden = h0, c0, h0.shape[1]
-    y = np.zeros((*x.shape[:2], hidden), x.dtype)
+    y = np.zeros((*x.shape[:2], hidden), h0.dtype)
     for t in _steps(x, reverse):
-        gates = x[:, t] @ w_ih.T + h @ w_hh.T + b
+        gates = _product(x[:, t], w_ih, h.dtype) + _product(h, w_hh, h.dtype) + b
         i, f, g, o = (gates[:, k * hidden : (k + 1) * hidden] for k in range(4))
         c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
         h = sigmoid(o) * np.tanh(c)
@@ -69,9 +84,9 @@ def _lstm(
 
 def _gru(x: Array, h0: Array, w_ih: Array, w_hh: Array, b_ih: Array, b_hh: Array, reverse: bool) -> tuple[Array, Array]:
     h, hidden = h0, h0.shape[1]
-    y = np.zeros((*x.shape[:2], hidden), x.dtype)
+    y = np.zeros((*x.shape[:2], hidden), h0.dtype)
     for t in _steps(x, reverse):
-        xi, hi = x[:, t] @ w_ih.T + b_ih, h @ w_hh.T + b_hh
+        xi, hi = _product(x[:, t], w_ih, h.dtype) + b_ih, _product(h, w_hh, h.dtype) + b_hh
         r = sigmoid(xi[:, :hidden] + hi[:, :hidden])
         z = sigmoid(xi[:, hidden : 2 * hidden] + hi[:, hidden : 2 * hidden])
         candidate = np.tanh(xi[:, 2 * hidden :] + r * hi[:, 2 * hidden :])
@@ -84,9 +99,9 @@ def _rnn(
     x: Array, h0: Array, w_ih: Array, w_hh: Array, b: Array, activation: str, reverse: bool
 ) -> tuple[Array, Array]:
     h = h0
-    y = np.zeros((*x.shape[:2], h0.shape[1]), x.dtype)
+    y = np.zeros((*x.shape[:2], h0.shape[1]), h0.dtype)
     for t in _steps(x, reverse):
-        total = x[:, t] @ w_ih.T + h @ w_hh.T + b
+        total = _product(x[:, t], w_ih, h.dtype) + _product(h, w_hh, h.dtype) + b
         h = ACTIVATIONS[activation](total)
         y[:, t] = h
     return y, h

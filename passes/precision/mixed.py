@@ -6,6 +6,7 @@ What is in 16 bits and what is not:
   the speed for few rows, and costs a few percent for many. So are the rows that are picked from a table.
 * Other weights are rounded to numbers of 16 bits, and stay constants of float32 in the graph: their kernels are as fast as before, and the
   file holds them in 16 bits.
+* Recurrent layers multiply inputs and states in 16 bits where the processor does that: their states, sums and gate functions stay in 32.
 * The rows of a product are rounded only where the processor has instructions that multiply 16 bits by 16 bits into sums of 32, and where
   the range of their numbers allows it. Elsewhere they would have to be widened again, for each product.
 * So are the images of 2-d convolutions, which such processors multiply as well: what one reads is rounded where it is made, and everything
@@ -37,7 +38,10 @@ FEW_ROWS = 32
 """Of a product that is bound by its weights rather than by its arithmetic."""
 TILE_ROWS = 16
 """Rows from which on the matrix unit of a processor is worth its while."""
-READERS = frozenset({"gather", "add", "lstm", "gru", "rnn"})
+RECURRENT = frozenset({"lstm", "gru", "rnn"})
+FEW_SEQUENCES = 2
+"""As `TILE_ROWS`, of a recurrent layer: its time is that of reading weights, which in 16 bits are half as many bytes."""
+READERS = RECURRENT | {"gather", "add"}
 """What reads weights, beside contractions."""
 SUMS = frozenset({"sum", "mean", "avg_pool", "cumsum", "logsumexp"})
 EXACTING = frozenset({"exp", "expm1", "log", "log1p", "pow", "prod"})
@@ -93,7 +97,13 @@ class _Work:
             self.image(value)
         for node in self.graph.nodes:
             with self.b.at(Location.merged((node.loc,), self.options.name)):
-                if not (self.constant(node) or self.product(node) or self.convolution(node) or self.embedding(node)):
+                if not (
+                    self.constant(node)
+                    or self.product(node)
+                    or self.recurrence(node)
+                    or self.convolution(node)
+                    or self.embedding(node)
+                ):
                     self.explain(node)
                     self.b.keep(node)
                 for value in node.outputs:
@@ -127,7 +137,9 @@ class _Work:
             return False
         self.changed = True
         self.b.replace(node.output, self.b.constant(wide, node.output.hint))
-        plain = [r for r in readers if not (self.streams(r) or r.name == "gather" or self.convolved(r))]
+        plain = [
+            r for r in readers if not (self.streams(r) or self.matrices(r) or r.name == "gather" or self.convolved(r))
+        ]
         if plain:
             message = f"the weights of {plain[0].name} are rounded to {self.form.dtype} and stored so"
             self.said("applied", plain[0], f"{message}; {self.kept_wide(plain[0])}")
@@ -161,8 +173,10 @@ class _Work:
 
     def multiplied(self, node: Node) -> bool:
         """Whether the processor multiplies the product's operands in 16 bits."""
-        rows = product(node.output.type.shape[:-1])
-        return self.multiplies() and (not isinstance(rows, int) or rows >= TILE_ROWS)
+        recurrent = node.name in RECURRENT  # its rows of a step are sequences
+        rows = node.inputs[0].type.shape[0] if recurrent else product(node.output.type.shape[:-1])
+        least = FEW_SEQUENCES if recurrent else TILE_ROWS
+        return self.multiplies() and (not isinstance(rows, int) or rows >= least)
 
     def multiplies(self) -> bool:
         """Whether the processor multiplies numbers of the format."""
@@ -180,6 +194,44 @@ class _Work:
         shape = ", ".join(map(str, w.type.shape))
         self.said(
             "applied", node, f"weights [{shape}] are read in {self.form.dtype}, rows in {rows.type.dtype}, sums in f32"
+        )
+        return True
+
+    def matrices(self, node: Node) -> Sequence[Value]:
+        """Those of a recurrent layer that the processor multiplies in 16 bits; none if it doesn't, or if they stay in f32."""
+        if node.name not in RECURRENT or self.options.activations == "never" or not self.multiplied(node):
+            return ()
+        found = node.inputs[len(node.outputs) : len(node.outputs) + 2]
+        arrays = [self.graph.constant_value(w) for w in found]
+        large = [
+            a for a in arrays if a is not None and a.dtype == DType.F32.numpy and a.size >= self.options.min_weights
+        ]
+        fits = large and all(a is not None and not self.form.why_not_weights(a) for a in arrays)
+        return found if fits else ()
+
+    def recurrence(self, node: Node) -> bool:
+        """lstm(x, states, matrices, biases) -> the same with matrices in 16 bits, by which inputs and state are multiplied so"""
+        matrices = self.matrices(node)
+        if not matrices:
+            return False
+        for w in matrices:
+            array = self.graph.constant_value(w)
+            assert array is not None
+            self.rounded.setdefault(w, array.astype(self.form.dtype.numpy))
+        inputs = [self.b.resolve(v) for v in node.inputs]
+        first = len(node.outputs)
+        inputs[0], inputs[first : first + 2] = (
+            self.narrow.get(node.inputs[0], inputs[0]),
+            map(self.narrow_constant, matrices),
+        )
+        results = self.b.multi(node.op, *inputs, hints=[v.hint for v in node.outputs], **node.attrs)
+        for old, new in zip(node.outputs, results, strict=True):
+            self.b.replace(old, new)
+        self.changed = True
+        self.said(
+            "applied",
+            node,
+            f"inputs, states and matrices are multiplied in {self.form.dtype}; sums, states and gates in f32",
         )
         return True
 

@@ -100,20 +100,13 @@ def recurrent_lanes(dtype: str, target: TargetInfo) -> int:
 
 
 def recurrent(
-    kind: str,
-    n: Dim,
-    steps: Dim,
-    features: int,
-    hidden: int,
-    reverse: bool,
-    dtype: str,
+    cells: Cells,
     target: TargetInfo,
-    activation: str = "tanh",
     name: str = "",
     schedule: RecurrentSchedule | None = None,
     rows: str = "",
 ) -> tirx.PrimFunc:
-    """One direction of one layer; ``kind`` is ``lstm``, ``gru`` or ``rnn``. float32 or float64; n and steps may be symbolic.
+    """One direction of one layer, in float32 or float64.
 
     Parameters of the program: x ``[n, steps, features]`` (of the dtype ``rows``, if given), h0 ``[n, hidden]`` (lstm: c0 too), w_ih and
     w_hh packed by `pack_recurrent`, the biases packed (gru: `joined_biases` and b_hh; else one), y ``[n, steps, hidden]``, h_n (lstm:
@@ -135,11 +128,11 @@ def recurrent(
     of inputs come ahead, for six steps at once; those weights are read once for these. Where all weights exceed L2, that is done for as
     many sequences as a tile has.
     """
-    schedule = schedule or next(RecurrentSchedule.candidates(kind, n, steps, hidden, dtype, target))
-    cells, lanes = Cells(kind, activation, n, steps, features, hidden, reverse, dtype), recurrent_lanes(dtype, target)
-    with prim_func(name or kind) as kernel:
+    c, lanes = cells, recurrent_lanes(cells.dtype, target)
+    schedule = schedule or next(RecurrentSchedule.candidates(c.kind, c.n, c.steps, c.hidden, c.dtype, target))
+    with prim_func(name or c.kind) as kernel:
         operands = Operands.declare(
-            cells, lanes, lambda name, blocks, k: BufferSpec((blocks, k, cells.gates * lanes), dtype), rows or dtype
+            c, lanes, lambda blocks, k: BufferSpec((blocks, k, c.gates * lanes), c.dtype), rows or c.dtype
         )
         _Vectors(cells, operands, lanes, target, schedule).all_rows()
     return kernel.func

@@ -96,14 +96,14 @@ class Operands:
     final: Sequence[Buffer]
 
     @staticmethod
-    def declare(cells: Cells, lanes: int, weights: Callable[[str, int, int], BufferSpec], rows: str) -> Operands:
-        """``weights(name, blocks, k)`` are those of matrices, ``rows`` is the dtype of x."""
+    def declare(cells: Cells, lanes: int, weights: Callable[[int, int], BufferSpec], rows: str) -> Operands:
+        """``weights(blocks, k)`` are those of matrices, ``rows`` is the dtype of x."""
         blocks, dtype, states = -(-cells.hidden // lanes), cells.dtype, STATES[cells.kind]
         state = BufferSpec((cells.n, cells.hidden), dtype)
         x = parameter("x", BufferSpec((cells.n, cells.steps, cells.features), rows))
         initial = [parameter(f"{s}0", state) for s in states]
         w_ih, w_hh = (
-            parameter(name, weights(name, blocks, k)) for name, k in (("w_ih", cells.features), ("w_hh", cells.hidden))
+            parameter(name, weights(blocks, k)) for name, k in (("w_ih", cells.features), ("w_hh", cells.hidden))
         )
         one = BufferSpec((blocks, 1, cells.gates * lanes), dtype)
         bias = [parameter(f"b{i}", one) for i in range(2 if cells.kind == "gru" else 1)]

@@ -122,6 +122,50 @@ def test_one_cast_serves_all_products_and_none_is_undone():
     assert cast.output is after.outputs[1]
 
 
+def recurrence(kind, rows=N, scale=1.0):
+    """A layer of few weights for its inputs and many for its state."""
+    b = GraphBuilder(kind)
+    gates = {"lstm": 4, "gru": 3, "rnn": 1}[kind]
+    x = b.input("x", TensorType((rows, 9, 5), DType.F32))
+    state = b.input("h", TensorType((rows, 70), DType.F32))
+    arrays = [RNG.normal(size=(gates * 70, k)) * scale / 9 for k in (5, 70)] + [RNG.normal(size=gates * 70)] * (
+        1 + (kind == "gru")
+    )
+    states = [state] * (2 if kind == "lstm" else 1)
+    attrs = {"activation": "tanh"} if kind == "rnn" else {}
+    return b.finish(
+        b.multi(kind, x, *states, *(b.constant(a.astype(np.float32)) for a in arrays), reverse=False, **attrs)
+    )
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+def test_recurrent_layers_multiply_in_16_bits_where_the_processor_does(kind):
+    graph = recurrence(kind)
+    found = MixedPrecision().run(graph, TILES)
+    (node,) = found.graph.compute_nodes
+    first = len(node.outputs)
+    assert [str(v.type.dtype) for v in node.inputs[first : first + 2]] == ["bf16", "bf16"]
+    assert {v.type.dtype for v in (*node.inputs[:first], *node.inputs[first + 2 :], *node.outputs)} == {DType.F32}
+    assert any("inputs, states and matrices are multiplied in bf16" in r.message for r in found.remarks)
+    assert not any("reads them in f32" in r.message for r in found.remarks)
+    assert MixedPrecision().run(found.graph, TILES).graph is found.graph
+    inputs = [RNG.normal(size=(50, *shape)).astype(np.float32) for shape in ((9, 5), (70,))]
+    for got, want in zip(run_graph(found.graph, inputs), run_graph(graph, inputs), strict=True):
+        assert 0 < np.max(np.abs(got - want)) < 3e-2
+
+
+def test_recurrent_layers_that_multiply_in_float32():
+    """No unit for 16 bits, one sequence, as it is asked for, or matrices that do not fit the format."""
+    for graph, options, context in (
+        (recurrence("lstm"), {}, TINY_CACHE),
+        (recurrence("lstm", rows=1), {}, TILES),
+        (recurrence("lstm"), {"activations": "never"}, TILES),
+        (recurrence("lstm", scale=1e-39), {}, TILES),
+    ):
+        (node,) = MixedPrecision(**options).run(graph, context).graph.compute_nodes
+        assert {v.type.dtype for v in node.inputs} == {DType.F32}
+
+
 def test_a_second_run_changes_nothing():
     after = MixedPrecision().run(perceptron(), PassContext()).graph
     assert MixedPrecision().run(after, PassContext()).graph is after
