@@ -117,7 +117,7 @@ def _rsqrt(x: Expr) -> Expr:
 
 def _silu(x: Expr) -> Expr:
     x = share(x)
-    return share(x / (mathlib.exp(-x) + 1))
+    return share(x / mathlib.sigmoid_divisor(x))
 
 
 def _gelu(x: Expr, approximate: str) -> Expr:
@@ -125,7 +125,7 @@ def _gelu(x: Expr, approximate: str) -> Expr:
         return mathlib.gelu(x)
     # (1 + tanh u) / 2 is the sigmoid of 2 u.
     inner = share(x * (const_like(1.0, x) + const_like(0.044715, x) * x * x))
-    return x * mathlib.sigmoid(inner * const_like(2 * math.sqrt(2 / math.pi), x))
+    return x / mathlib.sigmoid_divisor(inner * const_like(2 * math.sqrt(2 / math.pi), x))
 
 
 def _isnan(x: Expr) -> Expr:

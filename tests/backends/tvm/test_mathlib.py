@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from scipy import special
 
-import mlec.backends.tvm.scalar  # noqa: F401  (fills the table)
+from bench.accuracy import FUNCTIONS, errors
 from mlec.backends.tvm.compat import T, prim_func, tvm
 from mlec.backends.tvm.kernels import mathlib
 from mlec.backends.tvm.kernels.vector import broadcast, cast_to, is_nan, load, maximum, minimum, reduce_lanes, store
-from mlec.backends.tvm.registry import find
 from mlec.backends.tvm.target import TargetInfo
 
 HOST = TargetInfo.host()
@@ -61,64 +60,32 @@ def arguments(dtype):
     return np.resize(values, -(-values.size // 16) * 16).astype(dtype)
 
 
-WIDE = np.longdouble
-REFERENCES = {
-    "exp": np.exp,
-    "expm1": np.expm1,
-    "log": np.log,
-    "log1p": np.log1p,
-    "tanh": np.tanh,
-    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "softplus": lambda x: np.logaddexp(x, 0),
-    "erf": lambda x: special.erf(x.astype(np.float64)).astype(WIDE),
-}
-ACTIVATIONS = {
-    "gelu": (
-        mathlib.gelu,
-        lambda x: x * special.ndtr(x.astype(np.float64)).astype(WIDE),
-        {"float32": 2, "float64": 3.5},
-    ),
-    "silu": (find("silu", "scalar"), lambda x: x / (1 + np.exp(-x)), {"float32": 2, "float64": 2.5}),
-}
-"""Ours, the reference, and units in the last place of the larger of the result and half a negative argument."""
-ULPS = {"exp": 1, "expm1": 2, "log": 1, "log1p": 2.5, "tanh": 2.5, "sigmoid": 2.5, "softplus": 2.5, "erf": 4}
+def float32_numbers(step):
+    """Every so many-th bit pattern; 16 or a multiple."""
+    patterns = np.arange(0, 1 << 32, step, np.uint64)
+    return np.resize(patterns, -(-patterns.size // 16) * 16).astype(np.uint32).view(np.float32)
+
+
+ULPS = {"silu": 2.5}
+"""Bounds other than 2 units in the last place."""
+
+WORST = {}
+"""Where `bench.accuracy` found the largest errors."""
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_function_stays_within_its_error_bound(name, dtype):
-    x = arguments(dtype)
-    got = compiled(getattr(mathlib, name), dtype, HOST.lanes(np.dtype(dtype).itemsize * 8))(x)
-    with np.errstate(all="ignore"):
-        wide = REFERENCES[name](x.astype(WIDE))
-        want = wide.astype(dtype)
-    np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
-    np.testing.assert_array_equal(np.isinf(got), np.isinf(want))
-    np.testing.assert_array_equal(np.signbit(got[want == 0]), np.signbit(want[want == 0]))
-    # A subnormal sigmoid is flushed to zero.
-    counted = np.isfinite(want) & ((name != "sigmoid") | (np.abs(want) >= np.finfo(dtype).tiny))
-    with np.errstate(over="ignore"):
-        error = np.abs(got[counted].astype(WIDE) - wide[counted]) / np.spacing(np.abs(want[counted])).astype(WIDE)
-    assert error.max() <= ULPS[name], f"{name}: {float(error.max()):.2f} ulp at {x[counted][error.argmax()]!r}"
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activation_stays_within_its_error_bound(name, dtype):
-    function, reference, bound = ACTIVATIONS[name]
-    dense = np.arange(0, 1 << 32, 9973, dtype=np.uint64)[: 430_000 // 16 * 16].astype(np.uint32).view(np.float32)
+    dense = float32_numbers(9973 if dtype == "float32" else 99_991)
     with np.errstate(invalid="ignore"):
-        x = np.concatenate([arguments(dtype), dense.astype(dtype)])
-    got = compiled(function, dtype, HOST.lanes(np.dtype(dtype).itemsize * 8))(x)
+        x = np.concatenate([arguments(dtype), dense.astype(dtype), np.resize(WORST.get(name, 0), 16).astype(dtype)])
+    got = compiled(FUNCTIONS[name].ours, dtype, HOST.lanes(np.dtype(dtype).itemsize * 8))(x)
+    zeros = x == 0
     with np.errstate(all="ignore"):
-        wide = reference(x.astype(WIDE))
-    counted = np.isfinite(wide) & np.isfinite(x)
-    unit = np.maximum(np.abs(wide[counted]).astype(dtype), np.where(x[counted] < 0, np.abs(x[counted]) / 2, 0))
-    error = np.abs(got[counted].astype(WIDE) - wide[counted]) / np.spacing(unit).astype(WIDE)
-    assert error.max() <= bound[dtype], f"{name}: {float(error.max()):.2f} ulp at {x[counted][error.argmax()]!r}"
-    np.testing.assert_array_equal(np.isnan(got[np.isnan(x)]), True)
-    np.testing.assert_array_equal(got[x == np.inf], np.inf)
-    np.testing.assert_array_equal(np.signbit(got[x == 0]), np.signbit(x[x == 0]))
+        want = FUNCTIONS[name].reference(x[zeros].astype(np.longdouble))
+    np.testing.assert_array_equal(np.signbit(got[zeros]), np.signbit(want))
+    error = errors(FUNCTIONS[name], x, got)
+    assert error.max() <= ULPS.get(name, 2), f"{error.max():.2f} units in the last place at {x[error.argmax()]!r}"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -139,10 +106,10 @@ def test_gelu_of_negative_numbers_does_not_cancel():
 def test_exponentials_of_negative_numbers(dtype):
     x = -np.abs(arguments(dtype))
     got = compiled(mathlib.exp_of_negative, dtype, 16)(x)
-    wide = np.exp(x.astype(WIDE))
+    wide = np.exp(x.astype(np.longdouble))
     np.testing.assert_array_equal(np.isnan(got), np.isnan(x))
     normal = wide > 2 * np.finfo(dtype).tiny
-    assert np.max(np.abs(got[normal] - wide[normal]) / np.spacing(wide[normal].astype(dtype))) <= 1
+    assert np.max(np.abs(got[normal] - wide[normal]) / np.spacing(wide[normal].astype(dtype))) <= 2
     assert np.all(got[wide < np.finfo(dtype).tiny / 2] == 0)
     assert np.all(got[np.isinf(x)] == 0)
 
