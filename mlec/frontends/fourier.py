@@ -11,9 +11,9 @@ Of three ways to compute it, `way` finds the one that takes the least work:
 
 Inputs that are zero and results that nobody wants cost nothing: `Dft.given` and `Dft.kept` count those that matter.
 
-The factors are exact at multiples of a quarter turn, correct in float64 elsewhere, and rounded once, to the type of the input. Measured in
-float32 against float64, as parts of the largest result, the largest error is 0.5e-7 to 3e-7 in steps and 2e-7 to 9e-7 of direct ones of 60 to
-360; that of torch 1e-7 to 3e-7.
+The factors are exact at multiples of a quarter turn, correct in float64 elsewhere, and rounded once, to the type of the input. In float32
+the largest error of any result, as a part of the largest result, has been 0.5e-7 to 3e-7 in steps, 2e-7 to 9e-7 in direct ones of
+60 to 360, and 1e-7 to 3e-7 in torch.
 """
 
 from __future__ import annotations

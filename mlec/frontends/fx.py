@@ -3,6 +3,8 @@
 fx_export   torch.export captures the model; sizes get names
 fx_lower    walks the captured graph: weights, locations, problems
 fx_ops, fx_shape, fx_nn   one function for each ATen op, in the table of fx_context
+fx_complex  those on complex tensors, which are pairs of real ones
+fx_fourier  Fourier transforms, which `fourier` makes products of
 """
 
 from __future__ import annotations
