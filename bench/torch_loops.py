@@ -180,6 +180,18 @@ class Standardized(nn.Module):
         return torch.stack(rows, 1)
 
 
+class Spectra(nn.Module):
+    """The spectrum of each window by a Fourier transform of its own."""
+
+    def __init__(self, steps: int, length: int = 400) -> None:
+        super().__init__()
+        self.shape: Shape = (steps, length)
+        self.register_buffer("window", torch.hann_window(length))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([torch.fft.rfft(x[:, i] * self.window).abs() for i in range(x.shape[1])], 1)
+
+
 class PairDistances(nn.Module):
     """Distances of all pairs of points, one by one."""
 
@@ -212,5 +224,6 @@ TORCH_LOOPS: dict[str, Callable[[int], nn.Module]] = {
     "heads_in_a_list": HeadsInAList, "expert_modules": Experts, "channels": Channels, "ensemble": Ensemble,
     "euler_steps": EulerSteps, "time_distributed": TimeDistributed, "lstm_cells": LstmCells, "gru_cell": GruCell,
     "written_lstm": WrittenLstm, "standardized_modules": Standardized, "pair_distances": PairDistances, "updates": Updates,
+    "spectra": Spectra,
 }  # fmt: skip
 """By name, for a number of steps; ``shape`` of each is that of an input without its rows."""

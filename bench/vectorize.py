@@ -148,7 +148,7 @@ def of_torch(name: str) -> Graph:
 
 TORCH = (
     "heads_in_a_list", "expert_modules", "channels", "ensemble", "euler_steps", "time_distributed", "lstm_cells", "gru_cell",
-    "written_lstm", "standardized_modules", "pair_distances", "updates",
+    "written_lstm", "standardized_modules", "pair_distances", "updates", "spectra",
 )  # fmt: skip
 """Those of `torch_loops`."""
 LOOPS |= {name: functools.partial(of_torch, name) for name in TORCH}

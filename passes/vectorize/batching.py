@@ -111,6 +111,9 @@ def _matmul(batch: Batch, node: Node, operands: Sequence[Lanes]) -> Sequence[Lan
     if a.axis is None and b.type.rank == 2 and batch.is_constant(b.value):
         wide = batch("matmul", a.value, batch.folded(b, 1))  # more columns of one product
         return [batch.split(wide, a.type.rank - 1)]
+    if a.axis is None and a.type.rank == 2:
+        axis = min(b.lane_axis, b.type.rank - 2)  # more columns, matrix by matrix
+        return [Lanes(batch("matmul", a.value, batch.at(b, axis)), axis)]
     rank = max(a.type.rank, b.type.rank)
     return [Lanes(batch("matmul", batch.beside(a, rank, 0), batch.beside(b, rank, 0)), 0)]
 

@@ -19,7 +19,7 @@ from bench.vectorize import TORCH  # noqa: E402
 STEPS = 5
 NODES = {
     "heads_in_a_list": 23, "expert_modules": 19, "time_distributed": 9, "lstm_cells": 9, "gru_cell": 6,
-    "written_lstm": 3, "standardized_modules": 8, "updates": 5,
+    "written_lstm": 3, "standardized_modules": 8, "updates": 5, "spectra": 23,
 }  # fmt: skip
 """What is left."""
 APART = {"channels": "one pass over narrow rows", "ensemble": "one pass over narrow rows"}
