@@ -190,14 +190,10 @@ class _Layout:
 
     def narrow_convolution(self, node: Node, weights: Array) -> bool:
         """conv(cast(x), w) -> conv2d_narrow(x in blocks, w in pairs), where x and w hold numbers of bf16"""
-        x, w = node.inputs
-        made, half = self.graph.producer.get(x), DType.BF16.numpy
-        if made is None or made.name != "cast" or made.inputs[0].type.dtype is not DType.BF16:
+        w, (k, c) = node.inputs[1], weights.shape[:2]
+        x, narrow = self.narrow_image(node), weights.astype(DType.BF16.numpy)
+        if x is None or why_not_narrow(node) or not np.array_equal(narrow, weights, equal_nan=True):
             return False
-        narrow = weights.astype(half)
-        if not self.narrow_units or why_not_narrow(node) or not np.array_equal(narrow, weights, equal_nan=True):
-            return False
-        (x,), (k, c) = made.inputs, weights.shape[:2]
         few = x not in self.blocked and c < FEW_CHANNELS
         source = self.single_channels(x) if few else self.to_blocks(x, self.lanes(x))
         groups, block = node.attrs["groups"], channel_block(k // node.attrs["groups"], self.lanes(x))
@@ -210,6 +206,13 @@ class _Layout:
         self.applied(node, f"convolution of bf16 on blocks of {_block_of(source)} to {block} channels")
         return True
 
+    def narrow_image(self, node: Node) -> Value | None:
+        """What the image of a convolution is in bf16, if it is and the processor multiplies that."""
+        made = self.graph.producer.get(node.inputs[0])
+        if not self.narrow_units or made is None or made.name != "cast" or made.inputs[0].type.dtype is not DType.BF16:
+            return None
+        return made.inputs[0]
+
     def is_depthwise(self, node: Node) -> bool:
         """Whether each channel is convolved by itself, and enough of them make a block."""
         x, w = node.inputs
@@ -220,8 +223,8 @@ class _Layout:
         return node.attrs["groups"] == channels == x.type.shape[1] and wide
 
     def depthwise(self, node: Node, weights: Array) -> bool:
-        """conv(x, w, groups=channels) -> depthwise2d_nchwc(x in blocks, w in blocks)"""
-        x, w = node.inputs
+        """conv(x, w, groups=channels) -> depthwise2d_nchwc(x in blocks, w in blocks), of x in bf16 where it is that"""
+        x, w = self.narrow_image(node) or node.inputs[0], node.inputs[1]
         source = self.to_blocks(x, self.lanes(x))
         block = _block_of(source)
         packed = self.b.constant(blocked_depthwise_weights(weights, block), w.hint)

@@ -213,6 +213,7 @@ def depthwise2d_nchwc(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) 
     x, w = operands
     n, blocks, height, width, block = x.type.shape
     _, r, s, _ = w.type.shape
+    x = _like(b, x, w)
     plain_x = b("reshape", b("transpose", x, perm=(0, 1, 4, 2, 3)), shape=(n, blocks * block, height, width))
     plain_w = b("reshape", b("transpose", w, perm=(0, 3, 1, 2)), shape=(blocks * block, 1, r, s))
     y = b("conv", plain_x, plain_w, groups=blocks * block, **node.attrs)

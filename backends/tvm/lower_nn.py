@@ -190,7 +190,8 @@ def lower_depthwise2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tens
 
     def version(schedule: DepthwiseSchedule) -> Version:
         def build(name: str, dims: Dims) -> object:
-            return depthwise_nchwc(dims.shape(x.shape), *windows, tail.epilogue(lowering, dims), name, schedule)
+            epilogue = tail.epilogue(lowering, dims)
+            return depthwise_nchwc(dims.shape(x.shape), *windows, epilogue, name, schedule, w.dtype)
 
         return Version(build, operands, f"depthwise convolution on blocks of {x.shape[4]} channels{tail}")
 

@@ -214,7 +214,8 @@ def _depthwise_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     same_dim(x.shape[1], w.shape[0], "channel blocks")
     same_dim(x.shape[4], w.shape[3], "channel block")
     space = Geometry.of(attrs, 2).positions(x.shape[2:4], static_dims(w.shape[1:3]))
-    return TensorType((*x.shape[:2], *space, x.shape[4]), same_dtype(types))
+    widened = x.dtype is DType.BF16 and w.dtype is DType.F32
+    return TensorType((*x.shape[:2], *space, x.shape[4]), DType.F32 if widened else same_dtype(types))
 
 
 def _depthwise_cost(inputs: Sequence[TensorType], results: Sequence[TensorType], attrs: Attrs) -> Cost:
@@ -233,17 +234,20 @@ def _depthwise_blocked(
 ) -> Array:
     cb, r, s, b = w.shape
     plain = w.transpose(0, 3, 1, 2).reshape(cb * b, 1, r, s)
-    return to_blocked(conv(from_blocked(x), plain, strides, pads, dilations, cb * b), b)
+    return to_blocked(conv(from_blocked(x.astype(w.dtype)), plain, strides, pads, dilations, cb * b), b)
+
+
+def _depthwise_sample(rng: np.random.Generator) -> Case:
+    dtype = DType(str(rng.choice(["f32", "f32", "bf16"]))).numpy
+    x, w = to_blocked(floats(rng, N, 8, 6, 5).astype(dtype), 4), blocked_depthwise_weights(floats(rng, 8, 1, 3, 2), 4)
+    return Case((x, w), {"pads": (1, 1, 1, 0), "strides": (int(rng.integers(1, 3)), 1)})
 
 
 register(
     OpDef(
         "depthwise2d_nchwc", operands("x w"), _CONV_ATTRS[:3], _depthwise_type, _depthwise_blocked,
-        lambda rng: Case(
-            (to_blocked(floats(rng, N, 8, 6, 5), 4), blocked_depthwise_weights(floats(rng, 8, 1, 3, 2), 4)),
-            {"pads": (1, 1, 1, 0), "strides": (int(rng.integers(1, 3)), 1)},
-        ),
-        _depthwise_cost, Trait.CONTRACTION, 128.0, "2-d convolution of each channel by itself: x [n, c/b, h, w, b], w [c/b, r, s, b]",
+        _depthwise_sample, _depthwise_cost, Trait.CONTRACTION, 128.0,
+        "2-d convolution of each channel by itself: x [n, c/b, h, w, b], w [c/b, r, s, b]; x may be bf16 where w is f32",
     )
 )  # fmt: skip
 

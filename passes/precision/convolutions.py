@@ -13,6 +13,15 @@ WHOLE_BLOCK = 32
 """Channels that a group must divide into: a row of a tile."""
 
 
+def is_depthwise(node: Node) -> bool:
+    """Whether each channel of an image is convolved by itself, in kernels that widen the image as they read it."""
+    if node.name != "conv" or node.output.type.rank != 4:
+        return False
+    x, w = (value.type.shape for value in node.inputs)
+    known = all(isinstance(extent, int) for extent in (*x[1:], *w))
+    return known and node.attrs["groups"] == w[0] == x[1] and w[0] % 4 == 0
+
+
 def why_not_narrow(node: Node) -> str:
     """Why a convolution is not computed in bf16, whatever its numbers and the processor; empty if it can be."""
     if node.name != "conv" or node.output.type.rank != 4:

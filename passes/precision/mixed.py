@@ -27,7 +27,7 @@ from mlec.errors import UsageError
 from mlec.ir import DType, Graph, GraphBuilder, Location, Node, Trait, Value
 from mlec.ir.dim import product
 from mlec.ir.op import Array, ConstantRef
-from mlec.passes.precision.convolutions import why_not_narrow
+from mlec.passes.precision.convolutions import is_depthwise, why_not_narrow
 from mlec.passes.precision.formats import Format, format_of
 from mlec.passes.precision.observe import observe
 from mlec.passes.stability.input_ranges import input_ranges
@@ -254,10 +254,17 @@ class _Work:
         weights = self.graph.constant_value(node.inputs[1])
         return weights is not None and weights.dtype == DType.F32.numpy and not self.form.why_not_weights(weights)
 
+    def reads_narrow(self, node: Node) -> bool:
+        """Whether a convolution reads its image in 16 bits; one of each channel by itself does so for less to read, and computes in 32."""
+        if self.convolved(node):
+            return True
+        allowed = self.multiplies() and self.options.activations != "never"
+        return allowed and is_depthwise(node) and node.inputs[0] in self.graph.producer
+
     def image(self, value: Value) -> None:
         """Rounds what a convolution will read. Everything else takes the rounded numbers, unless they leave the graph."""
         readers = self.graph.users.get(value, ())
-        if value in self.narrow or not any(r.inputs[0] is value and self.convolved(r) for r in readers):
+        if value in self.narrow or not any(r.inputs[0] is value and self.reads_narrow(r) for r in readers):
             return
         self.changed |= self.widened(value) is None
         narrow = self.halved(value)

@@ -86,10 +86,12 @@ def depthwise_nchwc(
     epilogue: Epilogue = IDENTITY,
     name: str = "depthwise_nchwc",
     schedule: DepthwiseSchedule | None = None,
+    w_dtype: str = "",
 ) -> tirx.PrimFunc:
     """``y[n, c/b, p, q, b] = epilogue(conv(x[n, c/b, h, w, b], w[c/b, r, s, b]))``, each channel by itself; only n may be symbolic.
 
-    Parameters of the program: x, w, the epilogue's inputs, y; the epilogue's indices are those of y (five).
+    Parameters of the program: x, w, the epilogue's inputs, y; the epilogue's indices are those of y (five). The weights and the result are
+    of ``w_dtype``, by default that of x.
 
     A vector is the block. A tile is some output columns of one row, up to 12 by default: it loads each input vector of the ``r``
     rows that it meets once, for up to ``s`` sums, so that ``r * s`` FMAs per output go with little more than ``r`` loads. There is no
@@ -103,8 +105,8 @@ def depthwise_nchwc(
     chosen = schedule or next(DepthwiseSchedule.candidates(x_shape, w_shape, geometry, dtype, target))
     with prim_func(name) as kernel:
         x = parameter("x", BufferSpec(x_shape, dtype))
-        weights = parameter("w", BufferSpec(w_shape, dtype))
-        y = Result.parameter("y", (n, cb, p, q, b), dtype, epilogue)
+        weights = parameter("w", BufferSpec(w_shape, w_dtype or dtype))
+        y = Result.parameter("y", (n, cb, p, q, b), w_dtype or dtype, epilogue)
         x = flat_view(x, (n, cb, h, w * b), dtype)
         rows, parts = chunks(p, chosen.parts)
         program = _Depthwise(

@@ -339,3 +339,21 @@ def test_images_end_to_end():
         np.testing.assert_allclose(compiled.run([x.numpy()[:rows]])[0], got[:rows], rtol=1e-6, atol=1e-6)
     x[1, 2, 5, 6] = float("nan")
     np.testing.assert_array_equal(np.isnan(compiled.run([x.numpy()])[0]).any(axis=1), [False, True, False])
+
+
+def test_depthwise_convolutions_read_16_bits_and_compute_in_32():
+    """Half as much to read and write where that counts; no sum is in fewer bits, and nothing but the image is rounded."""
+    b = GraphBuilder("deep")
+    x = b.input("x", TensorType((2, 64, 12, 12), DType.F32))
+    deep = b("conv", b("relu", x), b.constant(RNG.normal(size=(64, 1, 3, 3)).astype(np.float32)), groups=64)
+    wide = b.constant((RNG.normal(size=(64, 64, 3, 3)) / 24).astype(np.float32))
+    graph = b.finish([b("conv", deep, wide)])
+    found = MixedPrecision().run(graph, TILES).graph
+    assert names(found) == ["relu", "cast", "cast", "conv", "cast", "cast", "conv"]
+    after = ChooseLayout().run(found, PassContext(replace(TILES.target, vector_bytes=64))).graph
+    (kernel,) = (node for node in after.nodes if node.name == "depthwise2d_nchwc")
+    assert [v.type.dtype for v in (*kernel.inputs, kernel.output)] == [DType.BF16, DType.F32, DType.F32]
+    assert kernel.inputs[0].type.shape[-1] == 32
+    x = [RNG.normal(size=(2, 64, 12, 12)).astype(np.float32)]
+    (wanted,), (got,) = run_graph(graph, x), run_graph(after, x)
+    assert 0 < np.max(np.abs(got - wanted)) < 0.02 * np.max(np.abs(wanted))
