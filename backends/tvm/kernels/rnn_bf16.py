@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +14,17 @@ from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Expr
 from mlec.backends.tvm.kernels.gemm_bf16 import RATE, STRIP
 from mlec.backends.tvm.kernels.int8 import address, amx
-from mlec.backends.tvm.kernels.rnn_layer import Cells, Layer, Operands, Place, pack_recurrent
+from mlec.backends.tvm.kernels.rnn_layer import Cells, Layer, Operands, Place, Task, pack_recurrent, weight_bytes
 from mlec.backends.tvm.kernels.schedule import even
-from mlec.backends.tvm.kernels.tile import bits, buffer_dtype, first_lanes, flat_view, vector_loop
+from mlec.backends.tvm.kernels.tile import (
+    SERIAL_WORK,
+    bits,
+    buffer_dtype,
+    first_lanes,
+    flat_view,
+    otherwise,
+    vector_loop,
+)
 from mlec.backends.tvm.kernels.vector import (
     bits_as,
     cast_to,
@@ -35,6 +45,8 @@ STEP = 2 * STRIP
 HELD, ROWS, WEIGHTS = 4, 4, 6
 """Tiles of sums at once; the tile of rows; the first of two of weights."""
 TASK_ROWS = 64
+FEW = 4
+"""Sequences for which weights of the inputs are read for several steps at once; twice as many where weights are not in L2."""
 
 
 def whole_steps(k: int) -> int:
@@ -76,8 +88,9 @@ class TiledLayer(Layer):
     An instruction multiplies 16 x 32 by 32 x 16 in 16 cycles; four of them load five tiles, 80 lines in 40 cycles. Of an lstm of 64 inputs
     and 64 units, a step of 16 sequences takes 64 of them, 1024 cycles, as 16 x 1024 are those of float32; the gate functions of 64
     vectors take at least 64 x 55 cycles by either. So 3.7 times is the most that can be hoped for. Measured on one core, as multiples of
-    float32: 0.9 for one sequence (weights are read once for each step, not for six), 1.8 for 4, 2.3 for 16 or 1024, 2.5 for 64; with 32
-    inputs and 128 units 1.3, 1.9, 2.6, 3.4 and 3.1; with 256 and 256, whose weights of float32 exceed L2, 1.4, 4, 4.7, 3.9 and 4.1.
+    float32: 1.2 for one sequence, 1.8 for 4, 2.3 for 16 or 1024, 2.5 for 64; with 32 inputs and 128 units 1.2, 1.9, 2.6, 3.4 and 3.1;
+    with 256 and 256, whose weights of float32 exceed L2, 2.3, 4.8, 4.7, 3.9 and 4.1. One sequence is bound by latencies: in a step of a
+    gru of 64 units these take longer (0.8) than reading its weights does.
 
     Attributes:
         operands: x of float32 or bf16, matrices packed by `pack_tiled`.
@@ -90,89 +103,179 @@ class TiledLayer(Layer):
         """Blocks of a tile."""
         return even(self.blocks, HELD // self.cells.slots)
 
+    @property
+    def from_memory(self) -> bool:
+        """Whether weights have left L2 when they are read again."""
+        return weight_bytes(self.cells) // 2 > self.target.l2_bytes
+
     def all_rows(self) -> None:
-        self.share_out(TASK_ROWS)
+        """The whole program: a choice by the number of sequences."""
+        n, few = self.cells.n, 2 * FEW if self.from_memory else FEW
+
+        def many() -> None:
+            self.share_out(TASK_ROWS)
+
+        if isinstance(n, int):
+            (many if n == 0 or n > few else self.ahead)()
+        else:
+            otherwise([(n < 1, lambda: None), (n <= few, self.ahead)], many)
 
     def task(self, first: Expr, rows: Expr, most: int) -> None:
-        c = self.cells
-        strip = share(tirx.min(rows, STRIP))
-        configure(strip)
+        c, strip = self.cells, share(tirx.min(rows, STRIP))
         task = self.begin(first, rows, most)
-        inputs = T.alloc_buffer((most, whole_steps(c.features)), "uint16")
-        narrow = T.alloc_buffer((2, most, whole_steps(c.hidden)), "uint16")
-        with T.serial(rows) as i:
-            fill(inputs, [i], c.features)
-            for half in range(2):
-                fill(narrow, [half, i], c.hidden)
-            with T.serial(self.blocks) as block:
-                store(narrow, rounded(load(task.state[0], [0, i, block * STRIP], STRIP)), [0, i, block * STRIP])
-        sums = T.alloc_buffer((STRIP, self.width, c.slots * STRIP), "float32")
+        narrow, inputs = self.rounded_state(task, most), self.inputs(most)
+        sums = self.scratch()
+        configure(strip)
 
         def strips(place: Place, block: Expr, blocks: int) -> None:
-            def keep(row: Expr, unit: Expr, h: Expr) -> None:
-                """What there is of a block: zeros of weights times zeros are zeros, times what is not finite they are not."""
-                some, value = c.hidden % STRIP, share(rounded(h))
-                if some == 0:
-                    store(narrow, value, [place.new, row, unit])
-                    return
-                with T.If(unit + STRIP <= c.hidden):
-                    with T.Then():
-                        store(narrow, value, [place.new, row, unit])
-                    with T.Else():
-                        store(narrow, first_lanes(value, some), [place.new, row, unit])
-
             with T.serial(-(-rows // STRIP)) as number:  # the last begins early enough to be a whole one
                 row = share(tirx.min(number * STRIP, rows - strip))
-                self.products(inputs, narrow, place, sums, row, block, blocks)
-                self.update(task, place, sums, row, strip, block, blocks, keep)
+                self.begin_sums(block, blocks)
+                self.add(inputs, [row], self.operands.w_ih, block, blocks, c.slots - 1)
+                self.add_state(task, place, narrow, sums, row, strip, block, blocks)
 
         with T.serial(c.steps) as turn:
             place = self.place(turn)
             with T.serial(rows) as i:
-                vector_loop(c.features, STRIP, partial(self.round_inputs, inputs, i, first + i, place.time))
+                self.round_input(inputs, i, first + i, place.time)
             self.across(self.width, lambda block, blocks: strips(place, block, blocks))
             self.give(task, place)
         self.end(task)
         amx("tilerelease")
 
-    def round_inputs(self, inputs: Buffer, i: Expr, sequence: Expr, time: Expr, at: Expr, width: int) -> None:
-        """Some numbers of one input."""
-        value = load(self.operands.x, [sequence, time, at], width)
-        store(inputs, rounded(value) if dtype_of(value) == "float32" else bits_as("uint16", value), [i, at])
+    def ahead(self) -> None:
+        """Few sequences at once: a tile of inputs is all that they read in several steps. Threads share units where a step is much work."""
+        c = self.cells
+        task = self.begin(0, c.n, STRIP)
+        narrow, inputs = self.rounded_state(task, STRIP), self.inputs(STRIP)
+        fed = T.alloc_buffer((STRIP, self.blocks, c.slots * STRIP), "float32")
+        some = share(STRIP // c.n)
 
-    def products(
-        self, inputs: Buffer, narrow: Buffer, place: Place, sums: Buffer, row: Expr, block: Expr, blocks: int
+        def feed(block: Expr, blocks: int) -> None:
+            self.begin_sums(block, blocks)
+            self.add(inputs, [0], self.operands.w_ih, block, blocks, c.slots - 1)
+            self.move("tilestored64", fed, [0, block], blocks)
+
+        def advance(place: Place, row: Expr, block: Expr, blocks: int) -> None:
+            self.move("tileloadd64", fed, [row, block], blocks)
+            self.add_state(task, place, narrow, self.scratch(), 0, c.n, block, blocks)
+
+        with T.serial(-(-c.steps // some)) as chunk:
+            begin = share(chunk * some)
+            count = share(tirx.min(some, c.steps - begin))
+            with T.grid(count, c.n) as (s, i):
+                self.round_input(inputs, s * c.n + i, i, self.time(begin + s))
+            self.across_threads(count * c.n, c.features, feed)
+            with T.serial(count) as s:
+                place = self.place(share(begin + s))
+                self.across_threads(c.n, c.hidden, partial(advance, place, s * c.n))
+                self.give(task, place)
+        self.end(task)
+
+    def across_threads(self, rows: Expr, k: int, body: Callable[[Expr, int], None]) -> None:
+        """`across` with tiles of so many rows, by several threads where reading the weights is enough work."""
+        each = self.width * self.cells.gates * STRIP * 2 * whole_steps(k) * (3 if self.from_memory else 1)
+        groups = self.blocks // self.width
+
+        def configured(*place: Any) -> None:
+            configure(rows)
+            body(*place)
+            amx("tilerelease")
+
+        if groups > 1 and groups * each >= SERIAL_WORK:
+            self.across(self.width, configured, SERIAL_WORK)
+        else:
+            configure(rows)
+            self.across(self.width, body)
+            amx("tilerelease")
+
+    # -- what products read ----------------------------------------------------------------------------------------
+
+    def inputs(self, most: int) -> Buffer:
+        """For inputs in bf16; zeros where there are none."""
+        inputs = T.alloc_buffer((most, whole_steps(self.cells.features)), "uint16")
+        with T.serial(most) as i:
+            fill(inputs, [i], self.cells.features)
+        return inputs
+
+    def round_input(self, inputs: Buffer, i: Expr, sequence: Expr, time: Expr) -> None:
+        """What one sequence reads in one step."""
+
+        def part(at: Expr, width: int) -> None:
+            value = load(self.operands.x, [sequence, time, at], width)
+            store(inputs, rounded(value) if dtype_of(value) == "float32" else bits_as("uint16", value), [i, at])
+
+        vector_loop(self.cells.features, STRIP, part)
+
+    def rounded_state(self, task: Task, most: int) -> Buffer:
+        """The first state in bf16, one half of two; zeros where there are no units."""
+        narrow = T.alloc_buffer((2, most, whole_steps(self.cells.hidden)), "uint16")
+        with T.serial(task.rows) as i:
+            for half in range(2):
+                fill(narrow, [half, i], self.cells.hidden)
+            with T.serial(self.blocks) as block:
+                store(narrow, rounded(load(task.state[0], [0, i, block * STRIP], STRIP)), [0, i, block * STRIP])
+        return narrow
+
+    def keep(self, narrow: Buffer, half: Expr, row: Expr, unit: Expr, h: Expr) -> None:
+        """What there is of a block of units, in bf16: zeros of weights times zeros are zeros, times what is not finite they are not."""
+        some, value = self.cells.hidden % STRIP, share(rounded(h))
+        if some == 0:
+            store(narrow, value, [half, row, unit])
+            return
+        with T.If(unit + STRIP <= self.cells.hidden):
+            with T.Then():
+                store(narrow, value, [half, row, unit])
+            with T.Else():
+                store(narrow, first_lanes(value, some), [half, row, unit])
+
+    # -- tiles -------------------------------------------------------------------------------------------------------
+
+    def slots(self, blocks: int) -> list[tuple[int, int]]:
+        """Of each tile of sums the block and the slot, see `Cells.slots`."""
+        return [(b, slot) for b in range(blocks) for slot in range(self.cells.slots)]
+
+    def scratch(self) -> Buffer:
+        """For the sums of a strip of sequences."""
+        return T.alloc_buffer((STRIP, self.width, self.cells.slots * STRIP), "float32")
+
+    def begin_sums(self, block: Expr, blocks: int) -> None:
+        """The biases, the same for all sequences."""
+        last = self.cells.gates - 1
+        for tile, (b, slot) in enumerate(self.slots(blocks)):
+            bias = self.operands.bias[1 if self.cells.kind == "gru" and slot == last else 0]
+            place = bias[block + b, 0, min(slot, last) * STRIP]
+            amx("tileloadd64", tile, tirx.address_of(place), tirx.const(0, "int64"))
+
+    def add(
+        self, rows: Buffer, where: list[Expr], weights: Buffer, block: Expr, blocks: int, slot_of_last: int
     ) -> None:
-        """The sums of a strip of sequences and some blocks of units."""
-        c, last = self.cells, self.cells.gates - 1
-        slots = [(b, slot) for b in range(blocks) for slot in range(c.slots)]
-        for tile, (b, slot) in enumerate(slots):
-            bias = self.operands.bias[1 if c.kind == "gru" and slot == last else 0]
-            place_of = bias[block + b, 0, min(slot, last) * STRIP]
-            amx("tileloadd64", tile, tirx.address_of(place_of), tirx.const(0, "int64"))
-        into = c.slots - 1  # what the input gives the last gate
+        """Products of a strip of rows; those by the last gate go into the slot that is given."""
+        slots, gates, (_, k, wide, _) = self.slots(blocks), self.cells.gates, weights.shape
+        w = flat_view(weights, (self.blocks, k, wide), "uint32")
+        with T.serial(int(k) // STRIP) as step:
+            amx("tileloadd64", ROWS, tirx.address_of(rows[(*where, step * STEP)]), pitch(rows))
+            for b in range(blocks):
+                for gate in range(gates):
+                    tile = slots.index((b, slot_of_last if gate == gates - 1 else gate))
+                    part = WEIGHTS + tile % 2
+                    amx("tileloadd64", part, tirx.address_of(w[block + b, step * STRIP, gate * STRIP]), pitch(w))
+                    amx("tdpbf16ps", tile, ROWS, part)
 
-        def add(rows: Buffer, where: list[Expr], weights: Buffer, slot_of_last: int) -> None:
-            _, k, wide, _ = weights.shape
-            w = flat_view(weights, (self.blocks, k, wide), "uint32")
-            with T.serial(int(k) // STRIP) as step:
-                amx("tileloadd64", ROWS, tirx.address_of(rows[(*where, step * STEP)]), pitch(rows))
-                for b in range(blocks):
-                    for gate in range(c.gates):
-                        tile = slots.index((b, slot_of_last if gate == last else gate))
-                        part = WEIGHTS + tile % 2
-                        amx("tileloadd64", part, tirx.address_of(w[block + b, step * STRIP, gate * STRIP]), pitch(w))
-                        amx("tdpbf16ps", tile, ROWS, part)
+    def move(self, instruction: str, buffer: Buffer, where: list[Expr], blocks: int) -> None:
+        """Loads or stores tiles of sums, from or to the rows and blocks of a buffer."""
+        row, block = where
+        apart = tirx.const(4 * int(buffer.shape[1] * buffer.shape[2]), "int64")
+        for tile, (b, slot) in enumerate(self.slots(blocks)):
+            amx(instruction, tile, tirx.address_of(buffer[row, block + b, slot * STRIP]), apart)
 
-        add(inputs, [row], self.operands.w_ih, into)
-        add(narrow, [place.old, row], self.operands.w_hh, last)
-        for tile, (b, slot) in enumerate(slots):
-            amx(
-                "tilestored64",
-                tile,
-                tirx.address_of(sums[0, b, slot * STRIP]),
-                tirx.const(4 * self.width * c.slots * STRIP, "int64"),
-            )
+    def add_state(
+        self, task: Task, place: Place, narrow: Buffer, sums: Buffer, row: Expr, count: Expr, block: Expr, blocks: int
+    ) -> None:
+        """Products of the state, then the next state of these sequences and units."""
+        self.add(narrow, [place.old, row], self.operands.w_hh, block, blocks, self.cells.gates - 1)
+        self.move("tilestored64", sums, [0, 0], blocks)
+        self.update(task, place, sums, row, count, block, blocks, partial(self.keep, narrow, place.new))
 
 
 def configure(strip: Expr) -> None:

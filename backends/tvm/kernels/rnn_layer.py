@@ -172,9 +172,10 @@ class Layer(ABC):
 
         def tasks(parallel: bool) -> None:
             count = many if parallel else few
+            some = larger(count, 1)  # no loop without sequences, but TVM may look into it
             with (T.parallel if parallel else T.serial)(count) as index:
-                first = share(c.n * index // count)
-                self.task(first, share(c.n * (index + 1) // count - first), most)
+                first = share(c.n * index // some)
+                self.task(first, share(c.n * (index + 1) // some - first), most)
 
         if isinstance(work, int):
             tasks(work >= SERIAL_WORK)

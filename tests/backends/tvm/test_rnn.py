@@ -1,5 +1,7 @@
 """Recurrent layers against torch: batches and lengths that do not divide the blocks, both directions."""
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -152,6 +154,17 @@ def test_a_sequence_gives_the_same_bits_in_any_batch(kind, narrow):
     for n in (1, 2, 3, 7, 17, 64):
         for got, want in zip(run(x[:n], *[s[:n] for s in states], *rest), whole, strict=True):
             np.testing.assert_array_equal(got, want[:n])
+
+
+@pytest.mark.parametrize("narrow", [False, pytest.param(True, marks=tiles_only)])
+def test_threads_that_share_units_give_the_same_bits(narrow):
+    """Those of a wide layer, where a step is much work: as if its weights did not fit the cache."""
+    operands = layer("lstm", 3, 20, 5, 304)
+    x, h, c, *weights = narrowed("lstm", operands) if narrow else operands
+    one, several = (Compiled("lstm", 5, 304, replace(HOST, l2_bytes=size), narrow) for size in (1 << 30, 1))
+    for n in (1, 3):
+        for a, b in zip(several(x[:n], h[:n], c[:n], *weights), one(x[:n], h[:n], c[:n], *weights), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
