@@ -71,8 +71,8 @@ def test_the_cheapest_way() -> None:
     assert way(16, 16, 9, 1, 0)[1] == Direct()
     assert isinstance(way(512, 512, 257, 1, 0)[1], Steps)
     assert isinstance(way(10007, 10007, 10007, 2, 0)[1], Chirp)
-    costs = [way(n, n, n, 2, 0)[0] for n in (64, 256, 1024, 4096)]
-    assert all(4 * a < b < 8 * a for a, b in pairwise(costs))  # more than lengths grow, less than their squares
+    costs = [way(n, n, n, 2, 0)[0] for n in (256, 1024, 4096)]
+    assert all(4 * a < b < 16 * a for a, b in pairwise(costs))  # more than lengths grow, less than their squares
 
 
 @pytest.mark.parametrize("n", [521, 4096, 10007])
