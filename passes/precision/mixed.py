@@ -147,8 +147,10 @@ class _Work:
 
     def kept_wide(self, node: Node) -> str:
         """Why a kernel reads rounded weights in float32."""
-        if node.name == "conv" and (reason := self.multiplies() and why_not_narrow(node)):
-            return f"its kernel reads them in f32: {reason}"
+        if node.name == "conv":
+            nothing = f"nothing that multiplies {self.form.dtype} is known of this processor"
+            reason = why_not_narrow(node) if self.multiplies() else nothing
+            return f"its kernel reads them in f32: {reason or 'activations = never'}"
         if node.name != "matmul":
             return "its kernel reads them in f32"
         return "f32 from the cache is faster than widening them"

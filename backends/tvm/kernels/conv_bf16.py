@@ -3,8 +3,13 @@
 An image in blocks of 32 channels is what tiles want: a pixel of a block is the 64 bytes of a row of a tile, neighbouring positions are
 neighbouring rows, and no two rows of a tile share a set of L1.
 
-Vectors of AVX512_BF16 multiply pairs as well, and are not used: 3 x 3 on 64 channels and 56 x 56 took 981 us with them, 548 us in float32
-and 70 us with AMX.
+64 x 56 x 56 by 3 x 3 to 64 channels is 231 MFLOP on 0.9 MB. 28 positions by 32 channels take 18 steps, of 16 pairs of channels each: four
+instructions of 14 cycles, one for each row of a tile, while 60 lines are loaded, 30 cycles. 224 such tiles are 226000 cycles, 65 us at 3.48
+GHz. That is with all lines in L1; the image lies in L2, which gives 14 to 28 bytes in a cycle (`kernels.int8.Tiles.sums`): 140 to 270 us.
+Measured 158 us by one thread, 1470 GFLOP/s, 7.9 times as fast as float32; 128 x 28 x 28 to 128 176 us, 6.8 times; 1 x 1 there 24 us, 5.7
+times. Where sums are short, what finishes them counts: 24 to 144 channels by 1 x 1 on 56 x 56 74 us, 2 times.
+
+Vectors of AVX512_BF16 multiply pairs as well, and are not used: 3 x 3 on 64 channels took 1.8 times as long with them as in float32.
 """
 
 from __future__ import annotations

@@ -2,6 +2,11 @@
 
 A *task* computes one element (or one line along an axis) from beginning to end, in order, by itself. On a CPU tasks are a
 loop, on a GPU threads; nothing else differs.
+
+A task waits for each element before the next one: it is bound by the latency of a chain, not by bytes or FLOPs. A running sum of 100000
+floats, 800 KB and one FLOP an element, is 100000 additions of 4 cycles, 115 us at 3.48 GHz; measured 113 us by one thread (bytes from L2
+alone would be 15 us). Sorted, they take 17 passes, and a pass some 6 cycles for each element and a misprediction of 20 for every other
+one, as random numbers decide nothing in advance: 27 million cycles, 7.8 ms; measured 8.0.
 """
 
 from __future__ import annotations
