@@ -43,6 +43,37 @@ class Gru(nn.Module):
         return out[:, -1]
 
 
+class LogMel(nn.Module):
+    """What speech models begin with."""
+
+    def __init__(self, length: int = 400, bands: int = 8) -> None:
+        super().__init__()
+        self.length = length
+        self.register_buffer("window", torch.hann_window(length))
+        self.register_buffer("bands", torch.rand(length // 2 + 1, bands, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        power = torch.stft(x, self.length, 160, window=self.window, return_complex=True).abs() ** 2
+        return torch.log((power.transpose(1, 2) @ self.bands).clamp(min=1e-10))
+
+
+class Mixing(nn.Module):
+    """What mixes positions in the frequency domain: by a transform of both axes, and by weights for each frequency."""
+
+    def __init__(self, width: int = 8, modes: int = 4) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.weight = nn.Parameter(torch.randn(modes, width, width, dtype=torch.cfloat) / width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x + torch.fft.fft2(x).real)
+        spectrum = torch.fft.rfft(x, dim=1)
+        out = torch.zeros_like(spectrum)
+        out[:, : len(self.weight)] = torch.einsum("bki,kio->bko", spectrum[:, : len(self.weight)], self.weight)
+        mixed: Tensor = torch.fft.irfft(out, n=x.shape[1], dim=1)
+        return mixed
+
+
 def floats(*shape: int) -> Callable[[int], list[Any]]:
     return lambda n: [np.random.default_rng(n).normal(size=(n, *shape)).astype(np.float32)]
 
@@ -58,6 +89,8 @@ NETWORKS: dict[str, tuple[Callable[[], Any], Callable[[int], list[Any]]]] = {
     "lstm": (lambda: Recurrent(6, 20, 3), floats(9, 6)),
     "gru": (Gru, floats(5, 6)),
     "encoder": (lambda: Encoder(50, 32, 2, 2, 12), ids(12)),
+    "log_mel": (LogMel, floats(1000)),
+    "mixing": (Mixing, floats(16, 8)),
     "two_inputs": (TwoInputs, lambda n: [*ids(5)(n), *floats(4)(n)]),
 }
 
