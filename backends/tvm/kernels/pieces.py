@@ -4,8 +4,9 @@ Where the cuts lie depends on extents alone, and what the pieces gave is joined 
 of threads.
 
 A piece is 32768 elements, 128 KB of float32: read from memory once (6 us at 20 GB/s, less than a third of what waking a thread takes),
-and again from L2 by templates that look at a piece twice. What is kept of it, two vectors at most, is 1/250 of its bytes, and joining
-them takes some 20 ns beside those 6 us.
+and again from L2 by templates that look at a piece twice. What is kept of it are two numbers for each line at most: of one line next to
+nothing, and of lines side by side 2 of 32 numbers in a column at most. Sums of sums are more exact, too: a softmax over the rows of
+100000 x 16 errs by 5e-6 of a result in pieces, and by 1e-4 with one sum.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ PIECE = 1 << 15
 """Elements of a piece."""
 
 COLUMNS = 512
-"""Of a piece of lines side by side, or a little more: 2 KB of float32 that follow each other, and 64 rows."""
+"""Of a piece of lines side by side, or up to twice as many: 2 KB of float32 that follow each other, and 64 rows."""
 
 
 @dataclass(frozen=True)
