@@ -9,10 +9,10 @@ themselves take 72 of each. 1568 tiles of 67 maxima are 70 us at two instruction
 longer. Measured 139 us by one thread, 29 GB/s. 8 windows are what hides the latency of five instructions; more columns would leave no
 registers.
 
-On plain tensors a channel is copied into a scratch with its padding (50 KB, in L2 and partly in L1), even and odd columns apart where the
-stride is 2, so that a tap of 16 windows is one load. Of stride 1 the copy is by vectors and the 9 maxima a window count: predicted 330 us
-for 64 x 112 x 112, measured 456. With stride 2, these are 82 us, but the copy goes element by element, at 0.8 cycles for each of 832000:
-measured 260 us (torch 5600, blocks 139).
+On plain tensors a channel is copied into a scratch with its padding (59 KB, in L2 and partly in L1), even and odd columns apart where the
+stride is 2, so that a tap of 16 windows is one load. With stride 1 the 9 maxima of a window count: predicted 330 us for 64 x 112 x 112,
+measured 456. With stride 2 they are 82 us, and the copy is as much again, half a cycle for each of 940000 elements, or 124 us; reading
+from L3 comes on top: measured 258 us (torch 5600, blocks 139), and 158 where a window is one element.
 """
 
 from __future__ import annotations
