@@ -11,6 +11,19 @@ Of three ways to compute it, `way` finds the one that takes the least work:
 
 Inputs that are zero and results that nobody wants cost nothing: `Dft.given` and `Dft.kept` count those that matter.
 
+What half the spectrum of a real row takes, and the KB of factors that it is multiplied by:
+
+    length                                400      512     1024     4096
+    multiply-adds, direct              161000   263000  1050000 16800000
+    multiply-adds, in two steps         34000    51000   135000  1060000
+    factors, direct                       643     1053     4203    67142
+    factors, in two steps                   8       10       21       82
+
+Steps also write and read each element about nine times, mostly in a cache. An FFT in registers does a fifth of the arithmetic or less.
+Beside torch.fft (MKL), on one thread, a row of 64 to 4096 takes 0.3 to 0.65 of its time; 256 rows take twice its time at 64, six times at
+400 to 4096. In models, what is before and after makes up for it: of a log-mel spectrogram, an FNet block and a Fourier neural operator,
+0.15 to 0.8 of torch's time was measured, for 1 and 16 rows.
+
 The factors are exact at multiples of a quarter turn, correct in float64 elsewhere, and rounded once, to the type of the input. In float32
 the largest error of any result, as a part of the largest result, has been 0.5e-7 to 3e-7 in steps, 2e-7 to 9e-7 in direct ones of
 60 to 360, and 1e-7 to 3e-7 in torch.
@@ -35,7 +48,7 @@ Pair = tuple[Value, Value | None]
 """Real and imaginary part; None for an imaginary part that is zero."""
 
 LONGEST = 1 << 20
-"""The factors of longer transforms would take more than 64 MB."""
+"""The factors of one that is prime, and hardly shorter, take 70 MB in float32."""
 MOST_FACTORS = 1 << 17
 """Elements in both matrices of one product: 512 KB of float32, which stay in a cache. It also bounds the error: a sum of k products
 has about sqrt(k) times that of one."""

@@ -281,6 +281,11 @@ def _atan2(c: Context, x: Value, y: Value) -> Value:
     return c.b("atan2", c.cast(x, c.dtype), c.cast(y, c.dtype))
 
 
+@lowers("hypot.default")
+def _hypot(c: Context, x: Value, y: Value) -> Value:
+    return c.b("hypot", c.cast(x, c.dtype), c.cast(y, c.dtype))
+
+
 @lowers("pow.Tensor_Tensor", "pow.Scalar")
 def _pow(c: Context, x: Operand, y: Operand) -> Value:
     if not c.dtype.is_float:
