@@ -10,7 +10,7 @@ from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.direct import Spread
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
 from mlec.backends.tvm.kernels.tile import SERIAL_WORK, bits, ceildiv, parameter, product
-from mlec.backends.tvm.kernels.vector import broadcast, cast_to, const, int64, ramp, select
+from mlec.backends.tvm.kernels.vector import broadcast, cast_to, const, int64, ramp, select, share
 from mlec.backends.tvm.target import TargetInfo
 
 CHEAP = 256
@@ -197,7 +197,7 @@ def _several_threads(turns: Dim, total: Dim, threshold: int, body: Callable[[Exp
     elif isinstance(total, int):
         loop(T.parallel if total >= threshold else T.serial)
     else:
-        with T.If(total >= threshold):
+        with T.If(share(total >= threshold)):  # under a name, as in `tile.parallel_if_large`
             with T.Then():
                 loop(T.parallel)
             with T.Else():

@@ -230,7 +230,8 @@ def parallel_if_large(count: Dim, work: float | Expr, body: Callable[[Expr], Non
         small = count * work < SERIAL_WORK
         if not isinstance(count, int):
             small = tirx.Or(count < 2, small)
-    with T.If(small):
+    # Under a name: else the simplifier concludes from 1000 n < 820 that n is 0, and stops at a division by it.
+    with T.If(share(small)):
         with T.Then(), T.serial(count) as i:
             body(i)
         with T.Else(), T.parallel(count) as i:
