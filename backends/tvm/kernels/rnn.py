@@ -120,13 +120,16 @@ def recurrent(
     vectors = 2048 FMAs, 1024 cycles of two units. A tile of 6 x 4 loads 6 + 4 values for 24 FMAs: 5 cycles of loads beside 12. The weights
     of a block, 128 x 256 bytes = 32 KB, are in L1 for all tiles of a task but the first; where they are more, a tile needs 256 bytes of L2
     in 12 cycles, less than half of what that gives. Gate functions of a vector take three divisions of 16 cycles beside about 110
-    other instructions, 55 cycles: 220 for a step, so 1244 cycles or 480 ns at 2.6 GHz are predicted; measured are 440 ns (with 64
-    sequences 390, the processor's clock being higher). A plain recurrence has one gate: a tile is four blocks of units, so 6 x 4 as
-    well; a gru 8 x 3. Sums of one vector across, as a single gate gives them, would load nine values for eight FMAs.
+    other instructions, 55 cycles: 220 for a step, so 1244 cycles or 480 ns at 2.6 GHz are predicted; measured are 440 to 460 ns, and 390
+    to 430 with 64 sequences, whose x and y do not come from L3. A plain recurrence has one gate: a tile is four blocks of units, so 6 x 4
+    as well; a gru has 8 x 3. Tiles of one vector across, eight rows for a single gate, would load nine values for eight FMAs.
 
-    Where there are one or two sequences, a step is bound by its weights: 4 x hidden² of them are read for as many FMAs. So the products
-    of inputs come ahead, for six steps at once; those weights are read once for these. Where all weights exceed L2, that is done for as
-    many sequences as a tile has.
+    Where there are one or two sequences, a step is bound by its weights: ``gates * hidden²`` of them are read for as many FMAs. So the
+    products of inputs come ahead, for six steps at once; those weights are read once for these. Where all weights exceed L2, that is done
+    for as many sequences as a tile has, and where a step takes 20 us or more, threads share its units: an lstm of 512 units 59 us with
+    two threads, 176 with one, as half of the weights does fit into the L2 of a core; 1024 units 370 and 720 us, 320 units 11 and 31 us.
+    With threads that wait for nothing else it would pay from 160 units on (3.3 and 4.4 us; 128 units 2.6 and 2.7 us): they meet at the
+    end of each step, and one whose core another program has holds up all the others for a slice of the scheduler's time.
     """
     c, lanes = cells, recurrent_lanes(cells.dtype, target)
     schedule = schedule or next(RecurrentSchedule.candidates(c.kind, c.n, c.steps, c.hidden, c.dtype, target))

@@ -33,6 +33,7 @@ from mlec.backends.tvm.kernels.vector import (
     dtype_of,
     int64,
     is_nan,
+    lanes_of,
     load,
     select,
     share,
@@ -87,10 +88,11 @@ class TiledLayer(Layer):
 
     An instruction multiplies 16 x 32 by 32 x 16 in 16 cycles; four of them load five tiles, 80 lines in 40 cycles. Of an lstm of 64 inputs
     and 64 units, a step of 16 sequences takes 64 of them, 1024 cycles, as 16 x 1024 are those of float32; the gate functions of 64
-    vectors take at least 64 x 55 cycles by either. So 3.7 times is the most that can be hoped for. Measured on one core, as multiples of
-    float32: 1.2 for one sequence, 1.8 for 4, 2.3 for 16 or 1024, 2.5 for 64; with 32 inputs and 128 units 1.2, 1.9, 2.6, 3.4 and 3.1;
-    with 256 and 256, whose weights of float32 exceed L2, 2.3, 4.8, 4.7, 3.9 and 4.1. One sequence is bound by latencies: in a step of a
-    gru of 64 units these take longer (0.8) than reading its weights does.
+    vectors take at least 64 x 60 cycles by either. So 4 times is the most that can be hoped for. Measured on one core, as multiples of
+    float32, for 1, 4, 16, 64 and 1024 sequences: 1.1, 1.8, 2.5, 2.9, 2.7; with 32 inputs and 128 units 1.2, 1.8, 2.6, 3.6, 3.8; with 256
+    and 256, whose weights of float32 exceed L2, 2.2, 4.7, 5.0, 5.4, 4.8; a gru of 64 0.8, 1.7, 2.2, 2.7, 2.2; a plain recurrence of 64
+    0.7, 1.3, 2.5, 2.0, 1.7. A sequence by itself is bound by latencies: 52 cycles for each instruction of a chain, and the way of sums
+    through memory to the vectors.
 
     Attributes:
         operands: x of float32 or bf16, matrices packed by `pack_tiled`.
@@ -203,7 +205,11 @@ class TiledLayer(Layer):
 
         def part(at: Expr, width: int) -> None:
             value = load(self.operands.x, [sequence, time, at], width)
-            store(inputs, rounded(value) if dtype_of(value) == "float32" else bits_as("uint16", value), [i, at])
+            store(
+                inputs,
+                rounded(value, self.target) if dtype_of(value) == "float32" else bits_as("uint16", value),
+                [i, at],
+            )
 
         vector_loop(self.cells.features, STRIP, part)
 
@@ -214,12 +220,16 @@ class TiledLayer(Layer):
             for half in range(2):
                 fill(narrow, [half, i], self.cells.hidden)
             with T.serial(self.blocks) as block:
-                store(narrow, rounded(load(task.state[0], [0, i, block * STRIP], STRIP)), [0, i, block * STRIP])
+                store(
+                    narrow,
+                    rounded(load(task.state[0], [0, i, block * STRIP], STRIP), self.target),
+                    [0, i, block * STRIP],
+                )
         return narrow
 
     def keep(self, narrow: Buffer, half: Expr, row: Expr, unit: Expr, h: Expr) -> None:
         """What there is of a block of units, in bf16: zeros of weights times zeros are zeros, times what is not finite they are not."""
-        some, value = self.cells.hidden % STRIP, share(rounded(h))
+        some, value = self.cells.hidden % STRIP, share(rounded(h, self.target))
         if some == 0:
             store(narrow, value, [half, row, unit])
             return
@@ -305,8 +315,11 @@ def pitch(buffer: Buffer) -> Expr:
     return tirx.const(int(buffer.shape[-1]) * bits(buffer_dtype(buffer)) // 8, "int64")
 
 
-def rounded(x: Expr) -> Expr:
-    """The bits of the nearest bf16, ties to even; of no number a quiet one."""
+def rounded(x: Expr, target: TargetInfo) -> Expr:
+    """The bits of the nearest bf16, ties to even; of no number a quiet one. An instruction that does it takes subnormal numbers for zeros,
+    as products do."""
+    if lanes_of(x) == STRIP and "avx512bf16" in target.features:
+        return T.call_llvm_pure_intrin(f"uint16x{STRIP}", "llvm.x86.avx512bf16.cvtneps2bf16.512", x)
     bits_of = share(bits_as("uint32", x))
     odd = (bits_of >> const_like(16, bits_of)) & const_like(1, bits_of)
     up = (bits_of + (odd + const_like(0x7FFF, bits_of))) >> const_like(16, bits_of)
