@@ -3,12 +3,12 @@
 Zero padding is a copy, by each task, of the part of its input it needs into a padded scratch that stays in L2: the inner loops then
 have no borders. The copy moves each element once for some hundred to some thousand multiply-adds.
 
-64 x 56 x 56 by 3 x 3 to 64 channels is 231 MFLOP on 1.8 MB, 130 FLOPs a byte: FMAs count. The tile is 2 x 12 positions of one block: a step
-(one input channel, one row of 3 taps) is 72 FMAs, 36 cycles, for 3 vectors of weights and 28 values, 16 cycles, whose broadcast is part of
-the load. `ranked_tiles` predicts 4.04 million cycles for all tiles, 3.61 of them FMAs: 1160 us at 3.48 GHz; measured 1281 us by one thread,
-0.81 of the 223 GFLOP/s of FMAs on registers. The padded copy, 860 KB that are written and read again, is not in the prediction. Of 1 x 1,
-26 MFLOP on 1.6 MB, 137 us are predicted and 155 measured; of 512 x 7 x 7 by 3 x 3 to 512, whose weights, 9.4 MB, come from L3 beside the FMAs,
-1196 and 1263.
+64 x 56 x 56 by 3 x 3 to 64 channels is 231 MFLOP on 1.8 MB, 130 FLOPs a byte: FMAs count. The tile is 2 x 12 positions of one block: a
+step (one input channel, one row of 3 taps) is 72 FMAs, 36 cycles, for 3 vectors of weights and 28 values, 16 cycles, whose broadcast is
+part of the load. `ranked_tiles` predicts 4.04 million cycles for all tiles, 3.61 of them FMAs: 1160 us at 3.48 GHz; measured 1281 us by
+one thread, 0.81 of the 223 GFLOP/s of FMAs on registers. The padded copy, 860 KB that are written and read again, is not in the
+prediction. Of 1 x 1, 26 MFLOP on 1.6 MB, 137 us are predicted and 155 measured; of 512 x 7 x 7 by 3 x 3 to 512, whose weights, 9.4 MB,
+come from L3 beside the FMAs, 1196 and 1263.
 
 Measured with AVX-512 on one thread of another processor, as fractions of its FMA peak (216 GFLOP/s): pointwise 64 to 64 channels on 25 x 5
 0.96, 3 x 3 on 64 channels and 56 x 56 or 8 x 8 0.92 to 1.0, 16 channels and 32 x 32 0.87, a 7 x 7 stem of stride 2 on three
