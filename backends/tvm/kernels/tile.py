@@ -193,8 +193,9 @@ def ceildiv(a: Dim, b: Dim) -> Dim:
 
 
 def worth_threads(work: Dim) -> Expr:
-    """Whether so much work (see `SERIAL_WORK`) is; known where the work is."""
-    return work >= SERIAL_WORK
+    """Whether so much work (see `SERIAL_WORK`) is; known where the work is, else under a name (see `parallel_if_large`)."""
+    enough = work >= SERIAL_WORK
+    return enough if isinstance(enough, bool) else share(enough)
 
 
 def tasks_worth(work: int, target: TargetInfo) -> int:
