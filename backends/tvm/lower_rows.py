@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mlec.backends.tvm.compat import T, prim_func
+from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.elementwise import Lanes, memory_type
 from mlec.backends.tvm.kernels.epilogue import Buffer, Expr
 from mlec.backends.tvm.kernels.rows import (
     COMBINE,
+    FEW_ROWS,
     VERTICAL,
     RowSchedule,
+    Run,
     over_blocks,
     read_columns,
     write_columns,
@@ -131,16 +133,20 @@ class RowProgram:
                         memory = flat[lowering.in_memory(tensor)]
                         fixed[value] = Load.of(memory, dims.shape(value.type.shape), tensor.type.dtype)
 
-                def prepare() -> Block:
+                def prepare() -> Run:
                     scratch = {
                         v: T.alloc_buffer((columns_of(v.type) * block,), memory_type(Tensor(v.type).dtype))
                         for v in (*by_rows, *held)
                     }
-                    return Block(
-                        self, lowering, dims, rows, block, schedule.vectors, producers, held, fixed, by_rows, scratch, written
-                    )  # fmt: skip
 
-                over_blocks(rows, block, schedule.chunk * lanes, work, prepare)
+                    def run(first: Expr, size: int, whole: bool) -> None:
+                        Block(
+                            self, lowering, dims, rows, size, -(-size // lanes), producers, held, fixed, by_rows, scratch, written
+                        )(first, whole)  # fmt: skip
+
+                    return run
+
+                over_blocks(rows, block, lanes, schedule.chunk * lanes, work, prepare)
             return kernel.func
 
         def version(schedule: RowSchedule) -> Version:
@@ -243,7 +249,11 @@ class Block:
         )
 
     def _product(self, node: Node) -> None:
-        """A chain of FMAs over k for each column of the result, several columns at once, the pieces of a concatenation in turn."""
+        """A chain of FMAs over k for each column of the result, several columns at once, the pieces of a concatenation in turn.
+
+        A sum is one column of all rows of the block; in the narrowest block, it is one row of as many columns as the weights have side by
+        side and a vector holds.
+        """
         x, w = node.inputs
         weights = self.fixed[w]
         assert isinstance(weights, Load)
@@ -251,27 +261,44 @@ class Block:
         pieces = [x]
         if x in self.producers and x not in self.scratch and self.producers[x].name == "concat":
             pieces = list(self.producers[x].inputs)
-        passes = -(-n * self.vectors // (self.lowering.target.vector_registers - 4))
         k, width = columns_of(x.type), static(w.type.shape[-1])
+        lanes, registers = self.lowering.target.lanes(bits(dtype)), self.lowering.target.vector_registers - 4
+        across = FEW_ROWS == self.size < lanes
+        together, held = (min(lanes, width), FEW_ROWS) if across else (1, self.vectors)
+        groups = [
+            range(column, min(column + together, block + width, n))
+            for block in range(0, n, width)
+            for column in range(block, min(block + width, n), together)
+        ]
+        passes = -(-len(groups) * held // registers)
         for part in range(passes):
-            columns = range(n * part // passes, n * (part + 1) // passes)
-            sums = [Cell(dtype, self.size, 0) for _ in columns]
+            some = groups[len(groups) * part // passes : len(groups) * (part + 1) // passes]
+            rows = range(FEW_ROWS) if across else (None,)
+            sums = [[Cell(dtype, len(group) if across else self.size, 0) for _ in rows] for group in some]
             offset = 0
             for piece in pieces:
-                starts = [(column // width * k + offset) * width + column % width for column in columns]
+                starts = [(group.start // width * k + offset) * width + group.start % width for group in some]
                 self._add_products(piece, weights.buffer, starts, width, sums)
                 offset += columns_of(piece.type)
-            for column, cell in zip(columns, sums, strict=True):
-                self._put(node.output, column, cell.value)
+            for group, cells in zip(some, sums, strict=True):
+                order = [len(group) * row + i for i in range(len(group)) for row in range(len(cells))]
+                values = [cell.value for cell in cells]
+                self._put(node.output, group.start, tirx.Shuffle(values, order) if across else values[0])
 
     def _add_products(
-        self, x: Value, weights: Buffer, starts: Sequence[int], stride: int, sums: Sequence[Cell]
+        self, x: Value, weights: Buffer, starts: Sequence[int], stride: int, sums: Sequence[Sequence[Cell]]
     ) -> None:
-        """Adds column k of x times ``weights[start + k * stride]`` to each sum, for all k."""
+        """Adds column k of x times ``weights[start + k * stride]`` to each sum, for all k: in all lanes, or in those of each row."""
 
         def step(k: Expr) -> None:
             factor = share(self._at(x, k))
-            for start, cell in zip(starts, sums, strict=True):
-                cell.set(cell.value + factor * broadcast(weights[start + k * stride], self.size))
+            for start, cells in zip(starts, sums, strict=True):
+                if len(cells) == 1:
+                    (cell,) = cells
+                    cell.set(cell.value + factor * broadcast(weights[start + k * stride], self.size))
+                    continue
+                weight = share(load(weights, [start + k * stride], cells[0].lanes))
+                for row, cell in enumerate(cells):
+                    cell.set(cell.value + broadcast(tirx.Shuffle([factor], [row]), cell.lanes) * weight)
 
         unrolled(columns_of(x.type), 2, step)

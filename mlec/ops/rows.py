@@ -5,15 +5,15 @@ Passes form row programs by this rule and backends compile them by it, so what o
 
 from __future__ import annotations
 
-from mlec.ir.dim import Dim, evaluate_at, static
+from mlec.ir.dim import Dim, static
 from mlec.ir.graph import Node
 from mlec.ir.op import Trait
 from mlec.ir.types import TensorType
 
 MAX_COLUMNS = 128
 """Of any value: a block of so many columns fits the L1 cache."""
-MAX_PRODUCT, MAX_PRODUCT_OF_MANY = 16, 32
-"""Columns of a product, also of surely many rows; wider ones are better off with the tiles of a matrix product."""
+MAX_PRODUCT_OF_FEW, MAX_PRODUCT = 16, 32
+"""Columns of a product, of rows that are known to be few or not; wider ones are better off with the tiles of a matrix product."""
 
 MANY_ROWS = 64
 """Fill the lanes of all blocks but one. With fewer, the empty lanes of wide products are work that a matrix product has not."""
@@ -57,8 +57,8 @@ def rows_of(node: Node) -> Dim | None:
 
 
 def most_columns(n: Dim) -> int:
-    """Of a product of ``n`` rows, none of whose symbols is 0."""
-    return MAX_PRODUCT_OF_MANY if evaluate_at(n, 1) >= MANY_ROWS else MAX_PRODUCT
+    """Of a product of ``n`` rows."""
+    return MAX_PRODUCT_OF_FEW if isinstance(n, int) and n < MANY_ROWS else MAX_PRODUCT
 
 
 def row_operands(node: Node) -> frozenset[int]:

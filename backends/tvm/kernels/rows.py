@@ -4,6 +4,9 @@ What a program does to a row (scale, pick and multiply columns, a product with f
 vertical work on whole vectors, however few columns there are, and nothing leaves the L1 cache between two steps: a block
 is ``lanes * columns`` elements, some KB. Rows are turned into columns by shuffles in registers (24 for 64 elements of 8
 bytes), which costs less than one pass over them from memory would.
+
+What is left beside whole blocks goes in blocks of one vector. Of a few rows alone, as a request has them, most lanes would be empty: such
+a block is as narrow as they are, and in its products the lanes are columns of one row.
 """
 
 from __future__ import annotations
@@ -37,6 +40,9 @@ from mlec.backends.tvm.kernels.vector import (
 VECTORS = 2
 """Vector registers that hold one column of a block by default: as many independent chains of sums, which are as long as a row."""
 
+FEW_ROWS = 2
+"""Rows of the narrowest block. (One row would be scalars: LLVM puts these into vectors of its own, and may round them differently.)"""
+
 CHUNK_ROWS = 1024
 """Rows of a task at most, by default: scratch memory is taken once for each."""
 
@@ -63,19 +69,28 @@ class RowSchedule:
         )
 
 
-def over_blocks(n: Dim, block: int, chunk: int, work: int, prepare: Callable[[], Callable[[Expr, bool], None]]) -> None:
-    """Run ``prepare()(first row, whole)`` for every block of ``n`` rows, ``chunk`` rows of them in a task.
+Run = Callable[[Expr, int, bool], None]
+"""Computes a block: ``(first row, rows, whole)``. One that is not whole may end beyond the last row."""
 
-    ``work`` is that of one row, in the unit of `SERIAL_WORK`. ``prepare`` is called once for each task, to
-    take memory. A block is whole or ends beyond n.
+
+def over_blocks(n: Dim, block: int, lanes: int, chunk: int, work: int, prepare: Callable[[], Run]) -> None:
+    """Run ``prepare()(first row, rows, whole)`` for blocks that cover ``n`` rows, ``chunk`` rows of them in a task.
+
+    They are of ``block`` rows; what is left goes in blocks of ``lanes``, or in one of `FEW_ROWS` if that is enough.
+    ``work`` is that of one row, in the unit of `SERIAL_WORK`. ``prepare`` is called once for each task, to take memory.
     """
 
     def task(begin: Expr, end: Expr) -> None:
         run = prepare()
         with T.serial((end - begin) // block) as i:
-            run(begin + i * block, True)
-        with T.If((end - begin) % block > 0), T.Then():
-            run(share(end - (end - begin) % block), False)
+            run(begin + i * block, block, True)
+        left = share((end - begin) % block)
+        narrow = min(lanes, FEW_ROWS)
+        with T.If(left <= narrow):
+            with T.Then(), T.If(left > 0), T.Then():
+                run(share(end - left), narrow, False)
+            with T.Else(), T.serial(ceildiv(left, lanes)) as i:
+                run(share(end - left + i * lanes), lanes, False)
 
     with T.If(n * work < SERIAL_WORK):
         with T.Then():
@@ -116,14 +131,8 @@ def read_columns(
 
     if whole and columns == 1:
         store(scratch, load(x, [first], block), [0])
-    elif whole:
+    else:
         all_rows()
-    else:  # a single row, as a request has it, needs no turning
-        with T.If(n - first == 1):
-            with T.Then(), T.serial(columns) as column:
-                store(scratch, broadcast(x[first * columns + column], block), [column * block])
-            with T.Else():
-                all_rows()
 
 
 def _squares(rows: int, columns: int, lanes: int, square: Callable[[Expr, Expr], None]) -> None:

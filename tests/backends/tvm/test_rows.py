@@ -165,8 +165,9 @@ def test_a_row_has_the_same_bits_in_every_batch_and_for_any_number_of_threads(ca
     whole = one.run([x])
     for ours, theirs in zip(two.run([x]), whole, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    for ours, theirs in zip(one.run([x[:7]]), whole, strict=True):
-        np.testing.assert_array_equal(ours, theirs[:7])
+    for rows in (1, 2, 7, 12, 17, 27):  # one by one, in blocks of one vector, and of two
+        for ours, theirs in zip(one.run([x[:rows]]), whole, strict=True):
+            np.testing.assert_array_equal(ours, theirs[:rows])
 
 
 def test_columns_of_integers() -> None:
