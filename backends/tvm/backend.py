@@ -18,7 +18,7 @@ from mlec.backends.tvm.kernels.int8 import byte_products
 from mlec.backends.tvm.kernels.tile import PARAMETER_ALIGNMENT
 from mlec.backends.tvm.lowering import Lowered, Lowering
 from mlec.backends.tvm.objects import to_objects
-from mlec.backends.tvm.pipeline import objects_for_cpu
+from mlec.backends.tvm.pipeline import ObjectsForCPU
 from mlec.backends.tvm.registry import lowering_of
 from mlec.backends.tvm.relax_module import relax_module
 from mlec.backends.tvm.sequence import call_sequence
@@ -120,10 +120,11 @@ class TVMBackend(Backend):
 def _for_cpu(graph: Graph, target: Target, options: CompileOptions) -> tuple[Lowered, tuple[bytes, ...], Program]:
     """Kernels, and the native function that calls them in the order of the program's sequence."""
     info = cpu_info(target)
-    lowered = Lowering(graph, info, options).run()
-    options.report("build", 0, 1)
-    sequence = call_sequence(lowered)
-    objects = (*objects_for_cpu(lowered.functions, info.tvm_target()), driver(sequence.codes, info.triple))
+    with ObjectsForCPU(info.tvm_target(), at_once=options.tuning is None) as objects:  # tuning measures
+        lowered = Lowering(graph, info, options, objects.add).run()
+        options.report("build", 0, 1)
+        sequence = call_sequence(lowered)
+        files = (*objects.finish(), driver(sequence.codes, info.triple))
     program = Program(
         "tvm",
         "cpu",
@@ -133,7 +134,7 @@ def _for_cpu(graph: Graph, target: Target, options: CompileOptions) -> tuple[Low
         alignment=PARAMETER_ALIGNMENT,
         sequence=sequence,
     )
-    return lowered, objects, program
+    return lowered, files, program
 
 
 def _for_cuda(graph: Graph, target: Target, options: CompileOptions) -> tuple[Lowered, tuple[bytes, ...], Program]:

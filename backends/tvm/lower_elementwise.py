@@ -84,7 +84,9 @@ class RegionKernel:
             *(attr_symbols(n.attrs) for n in self.nodes), *(v.type.symbols for n in self.nodes for v in n.outputs)
         )
         extents = needed_extents(types, used)
-        over = [] if flat is None or lowering.on_gpu else [t for t in operands if lies_like(t.type, result)]
+        over = (
+            [] if flat is None or lowering.on_gpu else [i for i, t in enumerate(operands) if lies_like(t.type, result)]
+        )
 
         def build(name: str, dims: Dims) -> object:
             def element(value: Value, begin: tuple[Expr, ...]) -> Element:

@@ -287,7 +287,7 @@ def _line_norm(lowering: Lowering, node: Node, operands: tuple[Tensor, ...], tai
             shape = dims.shape(x.shape)
             return template(shape, axis, eps, dtype, target, epilogue, name, schedule, prologue)
 
-        over = (operands[0],) if head is None and lies_like(x, tail.type) else ()
+        over = (0,) if head is None and lies_like(x, tail.type) else ()
         return Version(build, operands, f"statistics{f' of {head}' if head else ''}, then one pass{tail}", over=over)
 
     schedules = line_schedules(product(x.shape[axis:]), dtype, target)

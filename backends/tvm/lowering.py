@@ -86,7 +86,7 @@ class CallStep:
     """One kernel call; ``extents`` are passed after the operands.
 
     ``function`` is None for a kernel that another call has made already: the one of the symbol ``code``. The call is not needed where
-    ``lines`` is 1: it copies between a tensor and its parts. The result may lie in the memory of one of the operands ``over``.
+    ``lines`` is 1: it copies between a tensor and its parts. The result may lie in the memory of an operand whose number is in ``over``.
     """
 
     symbol: str
@@ -96,7 +96,7 @@ class CallStep:
     results: tuple[Tensor, ...]
     extents: tuple[Dim, ...]
     lines: Dim | None = None
-    over: tuple[Tensor, ...] = ()
+    over: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,7 @@ class Version:
     operands: tuple[Tensor, ...]
     strategy: str
     rows: RowTimes | None = None
-    over: tuple[Tensor, ...] = ()
+    over: tuple[int, ...] = ()
 
 
 def constant(node: Node, graph: Graph) -> Tensor:
@@ -188,6 +188,7 @@ class Lowering:
     Args:
         graph: verified.
         target: what the kernels are generated for.
+        made: is called with the symbol and the function of each kernel as soon as it is made.
 
     Attributes:
         device: whose rules are used.
@@ -197,10 +198,17 @@ class Lowering:
     device: Device = "cpu"
     cell_scope = "global"
 
-    def __init__(self, graph: Graph, target: TargetInfo, options: CompileOptions | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        target: TargetInfo,
+        options: CompileOptions | None = None,
+        made: Callable[[str, Any], None] | None = None,
+    ) -> None:
         self.graph = graph
         self.target = target
         self._options = options or CompileOptions()
+        self._tell = made
         self._steps: list[CallStep | ViewStep] = []
         self._constants: dict[str, Tensor] = {}
         self._kernels: list[KernelInfo] = []
@@ -281,7 +289,7 @@ class Lowering:
         extents: Sequence[str] = (),
         into: Tensor | None = None,
         lines: Dim | None = None,
-        over: Sequence[Tensor] = (),
+        over: Sequence[int] = (),
         multiplied: int | None = None,
     ) -> tuple[Tensor, ...]:
         """Adds a call of a kernel.
@@ -295,7 +303,7 @@ class Lowering:
             extents: names of symbols that no buffer's shape tells.
             into: the tensor that it writes, where there is one already.
             lines: the call is not needed where this is 1, see `Part`.
-            over: operands in whose memory the result may lie, see `mlec.runtime.program.Call`.
+            over: numbers of the operands in whose memory the result may lie, see `mlec.runtime.program.Call`.
             multiplied: bits of the numbers that it multiplies, where the operands do not tell.
         """
         symbol = self._next_name()
@@ -308,9 +316,10 @@ class Lowering:
         function = None
         if first == symbol:
             function = self._function(build, symbol, [t.type for t in (*memory, *made)], extents)
+            if self._tell is not None:
+                self._tell(symbol, function)
         named = tuple(SymDim.named(name) for name in extents)
-        below = tuple(self.in_memory(t) for t in over)
-        self._steps.append(CallStep(symbol, first, function, memory, made, named, lines, below))
+        self._steps.append(CallStep(symbol, first, function, memory, made, named, lines, tuple(over)))
         moved: Dim = 0
         for tensor in (*memory, *made):
             moved = moved + tensor.type.nbytes

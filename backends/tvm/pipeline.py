@@ -7,9 +7,8 @@ refuses functions that hold vectors of two lengths.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self
 
 from mlec.backends.tvm.compat import IRModule, Target, relax, tirx, tvm
 from mlec.backends.tvm.objects import to_object
@@ -17,9 +16,10 @@ from mlec.runtime.threads import effective_cpu_count
 
 NAME = "mlec.cpu"
 
-MOST_PARTS = 8
 KERNELS_OF_A_PART = 3
-"""From so many on, a part is worth a module of LLVM's."""
+"""So many are worth a module of LLVM's."""
+PARTS_BEFORE = 8
+"""After so many times that, a part has one in so many of the kernels up to its end: there are few parts, and the last one is not long."""
 
 
 def compile_for_cpu(kernels: IRModule, target: Target) -> tvm.runtime.Module:
@@ -27,21 +27,57 @@ def compile_for_cpu(kernels: IRModule, target: Target) -> tvm.runtime.Module:
     return tirx.build(kernels, target, pipeline=NAME)
 
 
-def objects_for_cpu(kernels: Mapping[str, Any], target: Target) -> tuple[bytes, ...]:
-    """Object files with the machine code of kernels, made side by side where there are several kernels.
+class ObjectsForCPU:
+    """Object files with the machine code of kernels: several at a time, and while the next kernels are still made.
 
-    How they are shared out depends on their number alone, so that every machine makes the same files.
+    How kernels are shared out depends on their order alone, so that every machine makes the same files.
 
     Args:
-        kernels: functions by symbol.
         target: of the machine that they run on.
+        at_once: whether to begin before the last kernel is there; else the machine stays quiet until `finish`.
     """
-    listed = list(kernels.items())
-    count = min(MOST_PARTS, -(-len(listed) // KERNELS_OF_A_PART))
-    modules = [IRModule(dict(listed[first::count])) for first in range(count)]
-    # TVM holds no lock of Python's while it compiles.
-    with ThreadPoolExecutor(min(max(count, 1), effective_cpu_count())) as pool:
-        return tuple(pool.map(lambda module: to_object(compile_for_cpu(module, target)), modules))
+
+    def __init__(self, target: Target, at_once: bool = True) -> None:
+        self._target = target
+        self._at_once = at_once
+        self._pool = ThreadPoolExecutor(effective_cpu_count())
+        self._kernels = 0
+        self._part: dict[str, Any] = {}
+        self._parts: list[dict[str, Any]] = []
+        self._objects: list[Future[bytes]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def add(self, symbol: str, function: Any) -> None:
+        """Takes a kernel."""
+        self._part[symbol] = function
+        self._kernels += 1
+        if len(self._part) >= max(KERNELS_OF_A_PART, self._kernels // PARTS_BEFORE):
+            self._end_part()
+            if self._at_once:
+                self._begin()
+
+    def finish(self) -> tuple[bytes, ...]:
+        """The object files of all kernels."""
+        if self._part:
+            self._end_part()
+        self._begin()
+        return tuple(made.result() for made in self._objects)
+
+    def _end_part(self) -> None:
+        self._parts.append(self._part)
+        self._part = {}
+
+    def _begin(self) -> None:
+        for part in self._parts[len(self._objects) :]:
+            self._objects.append(self._pool.submit(self._object, part))
+
+    def _object(self, kernels: dict[str, Any]) -> bytes:  # TVM holds no lock of Python's meanwhile
+        return to_object(compile_for_cpu(IRModule(kernels), self._target))
 
 
 def _kernel_pipeline() -> tuple[Any, Any, Any]:

@@ -38,6 +38,7 @@ def call_sequence(lowered: Lowered) -> CallSequence:
 
     for x in (*lowered.inputs, *lowered.parameters.values()):
         define(x)
+    given = len(buffers)
     calls = []
     for step in lowered.steps:
         if isinstance(step, ViewStep):
@@ -45,7 +46,7 @@ def call_sequence(lowered: Lowered) -> CallSequence:
         else:
             reads, writes = (tuple(map(define, tensors)) for tensors in (step.operands, step.results))
             lines = None if step.lines is None else _plain((step.lines,))[0]
-            over = tuple(map(define, step.over))
+            over = tuple(reads[i] for i in step.over if reads[i] >= given)  # what the caller owns stays as it is
             calls.append(Call(step.code, reads, writes, _plain(step.extents), lines, over))
     outputs = tuple(numbers[x] for x in lowered.outputs)
     return CallSequence(len(lowered.inputs), len(lowered.parameters), tuple(buffers), tuple(calls), outputs)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 from unittest.mock import patch
 
 from tvm_ffi import structural_hash
@@ -30,8 +30,8 @@ class Kernels:
         self._objects: dict[str, bytes] = {}
         self._symbols: dict[str, str] = {}
 
-    def objects(self, kernels: Mapping[str, Any], target: TVMTarget) -> tuple[bytes, ...]:
-        """In place of `mlec.backends.tvm.pipeline.objects_for_cpu`."""
+    def objects(self, kernels: dict[str, Any], target: TVMTarget) -> tuple[bytes, ...]:
+        """Of kernels by their names."""
         named = {
             name: f"kernel_{structural_hash([kernel.without_attr('global_symbol'), target]) & (1 << 64) - 1:016x}"
             for name, kernel in kernels.items()
@@ -59,6 +59,26 @@ class Kernels:
 KERNELS = Kernels()
 
 
+class Objects:
+    """In place of `mlec.backends.tvm.pipeline.ObjectsForCPU`."""
+
+    def __init__(self, target: TVMTarget, at_once: bool) -> None:
+        self._target = target
+        self._functions: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is under way."""
+
+    def add(self, symbol: str, function: Any) -> None:
+        self._functions[symbol] = function
+
+    def finish(self) -> tuple[bytes, ...]:
+        return KERNELS.objects(self._functions, self._target)
+
+
 @contextmanager
 def quick() -> Iterator[None]:
     """Compiles so within."""
@@ -69,7 +89,7 @@ def quick() -> Iterator[None]:
 
     with (
         patch.object(TargetInfo, "tvm_target", unoptimised),
-        patch.object(backend, "objects_for_cpu", KERNELS.objects),
+        patch.object(backend, "ObjectsForCPU", Objects),
         patch.object(backend, "driver", KERNELS.driver),
     ):
         yield
