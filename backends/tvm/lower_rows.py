@@ -43,7 +43,7 @@ def lower_rows(
     lowering: Lowering, node: Node, nodes: Sequence[Node], values: Mapping[Value, Tensor], outputs: Sequence[Value]
 ) -> tuple[Tensor, ...] | None:
     """One kernel for the whole body; None if it isn't a row program."""
-    extents = {rows_of(inner) for inner in nodes}
+    extents = {rows_of(inner, short=True) for inner in nodes}
     if len(extents) != 1 or lowering.on_gpu or not all(map(_has_lanes, nodes)):
         return None
     (n,) = extents

@@ -5,15 +5,15 @@ Passes form row programs by this rule and backends compile them by it, so what o
 
 from __future__ import annotations
 
-from mlec.ir.dim import Dim, static
+from mlec.ir.dim import Dim, evaluate_at, static
 from mlec.ir.graph import Node
 from mlec.ir.op import Trait
 from mlec.ir.types import TensorType
 
 MAX_COLUMNS = 128
 """Of any value: a block of so many columns fits the L1 cache."""
-MAX_PRODUCT_OF_FEW, MAX_PRODUCT = 16, 32
-"""Columns of a product, of rows that are known to be few or not; wider ones are better off with the tiles of a matrix product."""
+MAX_PRODUCT, MAX_PRODUCT_OF_MANY = 16, 32
+"""Columns of a product, also of surely many rows or in a short program; wider ones are better off with the tiles of a matrix product."""
 
 MANY_ROWS = 64
 """Fill the lanes of all blocks but one. With fewer, the empty lanes of wide products are work that a matrix product has not."""
@@ -28,8 +28,11 @@ LEAST_ROWS = 16
 """Of a number of rows that is known: fewer leave most lanes of a block empty."""
 
 
-def rows_of(node: Node) -> Dim | None:
-    """The extent over whose rows the node works one by one; None if it does not, or rows are wide, or known to be few."""
+def rows_of(node: Node, short: bool = False) -> Dim | None:
+    """The extent over whose rows the node works one by one; None if it does not, or rows are wide, or known to be few.
+
+    A ``short`` program has few products: it may hold wide ones whatever the number of rows.
+    """
     if len(node.outputs) != 1 or node.output.type.rank not in (1, 2):
         return None
     kind = node.output.type
@@ -46,7 +49,7 @@ def rows_of(node: Node) -> Dim | None:
     elif node.name in OVER_COLUMNS:
         fits = first.rank == 2 and first.dtype.is_float and _over_columns(node)
     elif node.name in PRODUCTS:
-        fits = first.rank == rank == 2 and columns_of(kind) <= most_columns(n)
+        fits = first.rank == rank == 2 and columns_of(kind) <= most_columns(n, short)
     elif node.name == "gather":
         fits = first.rank == 2 and _over_columns(node) and node.inputs[1].type.rank == 1
     elif node.name in ("concat", "slice"):
@@ -56,9 +59,10 @@ def rows_of(node: Node) -> Dim | None:
     return n if fits else None
 
 
-def most_columns(n: Dim) -> int:
-    """Of a product of ``n`` rows."""
-    return MAX_PRODUCT_OF_FEW if isinstance(n, int) and n < MANY_ROWS else MAX_PRODUCT
+def most_columns(n: Dim, short: bool = False) -> int:
+    """Of a product of ``n`` rows, none of whose symbols is 0."""
+    many = evaluate_at(n, 1) >= MANY_ROWS or (short and not isinstance(n, int))
+    return MAX_PRODUCT_OF_MANY if many else MAX_PRODUCT
 
 
 def row_operands(node: Node) -> frozenset[int]:

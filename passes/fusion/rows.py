@@ -13,6 +13,9 @@ from mlec.ir import Graph, Node, Trait
 from mlec.ir.dim import Dim
 from mlec.ops.rows import MOVES, OVER_COLUMNS, PRODUCTS, row_operands, rows_of
 
+SHORT = 4
+"""Products of a short program: each is code of its own, and wide ones are much of that."""
+
 MIXES = PRODUCTS | OVER_COLUMNS | (MOVES - {"reshape", "broadcast_to"})
 
 
@@ -23,7 +26,10 @@ def find_row_groups(graph: Graph, taken: Sequence[Sequence[Node]]) -> list[list[
         taken: the groups that would be formed otherwise.
     """
     kernel = {node: group[0] for group in taken for node in group}
-    parts = [part for part in _components(graph) if _pays(part)]
+    short = [part for part in _components(graph, short=True) if sum(node.name in PRODUCTS for node in part) <= SHORT]
+    found = {node for part in short for node in part}
+    long = [part for part in _components(graph, short=False) if found.isdisjoint(part)]
+    parts = [part for part in (*short, *long) if _pays(part)]
     return [part for part in parts if len({kernel.get(node, node) for node in part if node.name != "reshape"}) > 1]
 
 
@@ -33,7 +39,7 @@ def _pays(part: Sequence[Node]) -> bool:
     return mixes or all(node.output.type.shape[1:] in ((), (1,)) for node in part)
 
 
-def _components(graph: Graph) -> list[list[Node]]:
+def _components(graph: Graph, short: bool) -> list[list[Node]]:
     """Neighbouring row-wise nodes between which no path leaves the group.
 
     What follows a wide product stays out, to become its epilogue. A node's level is the number of times that the longest path to
@@ -52,7 +58,7 @@ def _components(graph: Graph) -> list[list[Node]]:
     for node in graph.nodes:
         if node.is_constant:
             continue
-        n = rows_of(node)
+        n = rows_of(node, short)
         if (node.op.has(Trait.CONTRACTION) and n is None) or _continues(node, epilogues, graph):
             epilogues.add(node)
             n = None
