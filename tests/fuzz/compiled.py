@@ -24,7 +24,7 @@ from mlec.passes.quantize import QuantizeInt8
 from mlec.pipeline import Pass, PassContext, PassPipeline
 from mlec.processor import needed_cpu_flags, what_is_missing
 from tests.fuzz.defect import Defect
-from tests.fuzz.exact import run_in_double
+from tests.fuzz.exact import run_in_double, run_rounded
 from tests.fuzz.graphs import Sample, random_small_sample
 from tests.fuzz.kernels import quick
 
@@ -147,6 +147,7 @@ class Case:
             ):  # means of nothing, infinity less itself
                 own, exact = run_graph(graph, inputs), run_in_double(graph, inputs)
                 moved = [run_graph(graph, [_nudged(x, step, rng) for x in inputs]) for _ in range(2)]
+                moved += [run_rounded(graph, inputs, rng) for _ in range(2)]
                 bounds = [
                     _bound(a, b, others, sample.coarsest) for a, b, *others in zip(own, exact, *moved, strict=True)
                 ]  # fmt: skip

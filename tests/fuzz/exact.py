@@ -10,6 +10,7 @@ from mlec.ir import Graph, Node
 from mlec.ir.graph import constant_array
 from mlec.ir.interp import bind_symbols
 from mlec.ir.op import Array
+from mlec.pipeline import nominal
 
 
 def run_in_double(graph: Graph, inputs: Sequence[Array]) -> list[Array]:
@@ -24,6 +25,48 @@ def run_in_double(graph: Graph, inputs: Sequence[Array]) -> list[Array]:
                 results = _evaluated(node, [values[v] for v in node.inputs], binding)
             values.update(zip(node.outputs, results, strict=True))
     return [values[v] for v in graph.outputs]
+
+
+EXACT = frozenset(
+    {
+        "abs",
+        "neg",
+        "relu",
+        "maximum",
+        "minimum",
+        "where",
+        "max",
+        "min",
+        "clip",
+        "floor",
+        "ceil",
+        "trunc",
+        "round",
+        "sign",
+    }
+)
+"""Ops whose results are rounded no further than their operands."""
+
+
+def run_rounded(graph: Graph, inputs: Sequence[Array], rng: np.random.Generator) -> list[Array]:
+    """The outputs with every float that an op rounds moved to a neighbour by chance, as another order or another formula would."""
+    binding = bind_symbols([v.type for v in graph.inputs], [a.shape for a in inputs])
+    values = dict(zip(graph.inputs, inputs, strict=True))
+    with np.errstate(all="ignore"):
+        for node in graph.nodes:
+            if node.is_constant:
+                results: Sequence[Array] = [constant_array(node, graph.constants)]
+            else:
+                results = node.op.evaluate([values[v] for v in node.inputs], node.attrs, binding)
+                if nominal(node.cost.flops) and node.name not in EXACT:
+                    results = [_to_neighbours(r, rng) if r.dtype.kind == "f" else r for r in results]
+            values.update(zip(node.outputs, results, strict=True))
+    return [values[v] for v in graph.outputs]
+
+
+def _to_neighbours(x: Array, rng: np.random.Generator) -> Array:
+    there = rng.choice(np.array([-np.inf, np.inf], x.dtype), x.shape)
+    return np.where(np.isfinite(x), np.nextafter(x, there), x)
 
 
 def beyond(bounds: Sequence[float], expected: Sequence[Array], got: Sequence[Array]) -> str:
