@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from functools import cache
 
 from mlec.backends.base import Backend, CompiledModule, CompileOptions
@@ -22,7 +23,7 @@ from mlec.backends.tvm.pipeline import ObjectsForCPU
 from mlec.backends.tvm.registry import lowering_of
 from mlec.backends.tvm.relax_module import relax_module
 from mlec.backends.tvm.sequence import call_sequence
-from mlec.backends.tvm.target import TargetInfo, architecture_of, host_triple
+from mlec.backends.tvm.target import TargetInfo, architecture_of, features_of, host_triple
 from mlec.capabilities import TARGETS
 from mlec.errors import TargetError
 from mlec.ir.graph import Graph
@@ -168,7 +169,7 @@ def cpu_info(target: Target) -> TargetInfo:
     """The facts of a cpu target that names at most one processor.
 
     Raises:
-        TargetError: LLVM does not know the processor.
+        TargetError: LLVM does not know the processor, or no processor of its architecture has a feature that is named.
     """
     if not target.arch:
         return TargetInfo.host()
@@ -176,8 +177,10 @@ def cpu_info(target: Target) -> TargetInfo:
     triples = [host, *(triple for name, triple in ARCHITECTURES.items() if name != architecture_of(host))]
     for triple in triples:
         if target.arch == architecture_of(triple) and target.arch == "aarch64":
+            _check_features(target.features, triple)
             return TargetInfo.for_cpu("generic", triple, target.features)
         if target.arch in _processors(triple):
+            _check_features(target.features, triple)
             return TargetInfo.for_cpu(target.arch, triple, target.features)
     known = sorted({name for triple in triples for name in _processors(triple)})
     near = [name for name in known if name[:3] == target.arch[:3]][:8] or [
@@ -186,6 +189,18 @@ def cpu_info(target: Target) -> TargetInfo:
     raise TargetError(
         f"LLVM does not know the processor {target.arch!r}", hint=f"it knows, among others, {', '.join(near)}"
     )
+
+
+def _check_features(named: Sequence[str], triple: str) -> None:
+    """Of one that it does not know, LLVM itself says so on the standard error stream and goes on."""
+    known = frozenset().union(*(features_of(triple, name) for name in _processors(triple) if named))
+    for word in named:
+        if word[1:] not in known:
+            near = get_close_matches(word[1:], sorted(known), 6, 0.5) or sorted(known)[:6]
+            raise TargetError(
+                f"no processor of {architecture_of(triple)} that LLVM knows has the feature {word[1:]!r}",
+                hint=f"near it are {', '.join(near)}; a + before its name adds one, a - takes it away",
+            )
 
 
 @cache

@@ -50,11 +50,11 @@ class TargetInfo:
     ) -> TargetInfo:
         """Facts LLVM knows about ``mcpu``. What differs within one name is what all but the oldest have at least."""
         triple = triple or host_triple()
-        features = _features(triple, mcpu, attributes)
+        features = features_of(triple, mcpu, attributes)
         unchecked = tuple(f"-{name}" for name in UNCHECKED if name in features)
         if unchecked:
             attributes = (*attributes, *unchecked)
-            features = _features(triple, mcpu, attributes)
+            features = features_of(triple, mcpu, attributes)
         bits, registers, fma = _vector_unit(triple, features)
         l2_bytes = (1 << 20) if bits >= 512 else (512 << 10) if architecture_of(triple) == "aarch64" else (256 << 10)
         return cls(
@@ -70,10 +70,10 @@ class TargetInfo:
     @cache
     def _host(cls, flags: frozenset[str]) -> TargetInfo:
         triple, mcpu = host_triple(), str(llvm.llvm_get_system_cpu())
-        named = _features(triple, mcpu, ())
+        named = features_of(triple, mcpu, ())
         known = FLAGS.get(architecture_of(triple), {})
         added = [f"+{name}" for name, flag in known.items() if name not in named and flag in flags]
-        with_added = _features(triple, mcpu, tuple(added))  # and with what these need
+        with_added = features_of(triple, mcpu, tuple(added))  # and with what these need
         hidden = [f"-{name}" for name, flag in known.items() if name in with_added and flag not in flags]
         info = cls.for_cpu(mcpu, triple, (*added, *hidden))  # what is hidden takes along what needs it
         sizes = _linux_cache_sizes()
@@ -86,7 +86,7 @@ class TargetInfo:
         )
 
 
-def _features(triple: str, mcpu: str, attributes: tuple[str, ...]) -> frozenset[str]:
+def features_of(triple: str, mcpu: str, attributes: tuple[str, ...] = ()) -> frozenset[str]:
     """LLVM's names of what a processor has, and of how it is tuned for."""
     target = Target({"kind": "llvm", "mtriple": triple, "mcpu": mcpu, "mattr": list(attributes)})
     return frozenset(str(name) for name in llvm.llvm_get_cpu_features(target))

@@ -25,7 +25,14 @@ LARGEST_SMALL = 41
 SENSITIVE = 1e3
 SOURCES = tuple(sorted(name for name in OPS if name not in ("constant", "fused")))
 ELEMENTWISE = tuple(name for name in SOURCES if OPS[name].has(Trait.ELEMENTWISE))
-STRUCTURAL = ("tree_ensemble", "matmul_packed", "matmul_narrow_packed", "conv2d_nchwc", "conv2d_narrow", "depthwise2d_nchwc")
+STRUCTURAL = (
+    "tree_ensemble",
+    "matmul_packed",
+    "matmul_narrow_packed",
+    "conv2d_nchwc",
+    "conv2d_narrow",
+    "depthwise2d_nchwc",
+)
 """Ops that backends and passes take with constants only, but for the first operand."""
 
 

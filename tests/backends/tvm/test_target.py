@@ -15,6 +15,7 @@ from mlec.backends.tvm.kernels.winograd import WinogradSchedule, conv2d_winograd
 from mlec.backends.tvm.objects import to_object
 from mlec.backends.tvm.pipeline import compile_for_cpu
 from mlec.backends.tvm.target import TargetInfo
+from mlec.errors import TargetError
 from mlec.ops.conv import blocked_weights
 from mlec.processor import DISABLE, UNCHECKED, X86_FLAGS, needed_flags, what_is_missing
 from mlec.target import Target
@@ -173,3 +174,15 @@ def test_a_hidden_feature_hides_what_needs_it(monkeypatch):
     assert not {name for name in TargetInfo.host().features if name.startswith("amx")}, "they need tiles"
     monkeypatch.setenv(DISABLE, "sse4_2")
     assert TargetInfo.host().vector_bits == 128
+
+
+@pytest.mark.parametrize("spec", ["cpu:x86-64-v3,-avx9", "cpu:x86-64-v3,+avx5l2f", "cpu:aarch64,+neom"])
+def test_a_feature_that_no_processor_has_is_refused(spec, capfd):
+    with pytest.raises(TargetError, match=r"that LLVM knows has the feature '(avx9|avx5l2f|neom)'") as caught:
+        cpu_info(Target.parse(spec))
+    assert {"avx9": "avx", "avx5l2f": "avx512f", "neom": "neon"}[spec.rpartition(",")[2][1:]] in caught.value.hint
+    assert not any(capfd.readouterr())
+
+
+def test_a_feature_that_one_processor_has_is_known():
+    assert "avx512fp16" in cpu_info(Target.parse("cpu:x86-64-v4,+avx512fp16")).features
