@@ -110,6 +110,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _of_system(error: OSError) -> MlecError:
     """What the system refused where nobody expected it, such as writing the output to a full disk."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        hint = "change to another one, or give paths that begin with /"
+        return MlecError("the current directory was deleted", code="E_SYSTEM", hint=hint)
     return MlecError(f"the system refuses: {error}", code="E_SYSTEM", hint="check the disk, and where the output goes")
 
 

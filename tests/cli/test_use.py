@@ -238,6 +238,13 @@ def test_output_that_cannot_be_written(iris: Iris, environment: dict[str, str]) 
         assert ("error[E_SYSTEM]: " in done.stderr) == (code == 1)
 
 
+def test_a_directory_that_was_deleted(environment: dict[str, str], tmp_path: Path) -> None:
+    command = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m mlec compile x.pt2"
+    done = subprocess.run(["bash", "-c", command], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error[E_SYSTEM]: the current directory was deleted" in done.stderr
+
+
 def test_a_transformer_that_returns_a_table(mlec: Run, iris: Iris, tmp_path: Path) -> None:
     source = StandardScaler().set_output(transform="pandas").fit(iris.table)
     compile(source).save(tmp_path / "s.mle")
