@@ -77,6 +77,11 @@ def where_sigmoid_is_normal(x: Array) -> Array:
     return np.where(1 / (1 + np.exp(-x)) < np.finfo(x.dtype).tiny, np.abs(x), 0)
 
 
+def where_exp_overflows(x: Array) -> Array:
+    """1 where ``e ** -x`` is beyond the largest number of the type: there the sigmoid of libraries is 0, and ours."""
+    return (-x > np.log(np.finfo(x.dtype).max)).astype(x.dtype)
+
+
 def gelu_by_tanh(x: Array) -> Array:
     """The approximation of ``x Phi(x)``."""
     return x / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x * x * x)))
@@ -93,7 +98,7 @@ FUNCTIONS = {
     "log": Function(mathlib.log, np.log),
     "log1p": Function(mathlib.log1p, np.log1p),
     "tanh": Function(mathlib.tanh, np.tanh),
-    "sigmoid": Function(mathlib.sigmoid, lambda x: 1 / (1 + np.exp(-x))),
+    "sigmoid": Function(mathlib.sigmoid, lambda x: 1 / (1 + np.exp(-x)), where_exp_overflows),
     "softplus": Function(mathlib.softplus, lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))),
     "erf": Function(mathlib.erf, erf),
     "rsqrt": Function(scalar("rsqrt"), lambda x: 1 / np.sqrt(x)),

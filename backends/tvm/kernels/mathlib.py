@@ -96,8 +96,9 @@ def tanh_quotient(x: Expr) -> tuple[Expr, Expr]:
 
 
 def sigmoid(x: Expr) -> Expr:
-    """``1 / (1 + e ** -x)``, with gradual underflow."""
+    """``1 / (1 + e ** -x)``; 0 where ``e ** -x`` is beyond the largest number, as in the libraries: its logarithm is then -infinity."""
     f = _FORMATS[dtype_of(x)]
+    x, overflow = share(x), const_like(-math.log(float(np.finfo(f.dtype).max)), x)
     low, high = -(f.digits + 3) * math.log(2), (f.digits + 1 - f.min_exponent) * math.log(2)
     n, p = _exp_parts(f, _at_most(_at_least(share(-x), low), high))
     # Dividend and divisor are made smaller by a power of two, so that the largest e**-x is finite. The divisor is rounded once.
@@ -105,7 +106,7 @@ def sigmoid(x: Expr) -> Expr:
     one, scale = const_like(2.0**-smaller, x), share(_power_of_two(f, n - const_like(smaller, n)))
     most = share(scale + one)
     lost = one - share(most - scale)
-    return share(one / (most + (p * scale + lost)))
+    return share(select(x < overflow, 0.0, share(one / (most + (p * scale + lost)))))
 
 
 def silu(x: Expr) -> Expr:

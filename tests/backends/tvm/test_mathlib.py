@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy import special
 
 from bench.accuracy import FUNCTIONS, errors
@@ -147,3 +148,12 @@ def test_lanes_reduce_in_a_fixed_order(dtype):
 
     got = compiled(spread, dtype, 7)(x)
     np.testing.assert_allclose(got, np.repeat(x.reshape(-1, 7).sum(1), 7), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sigmoid_is_zero_where_that_of_libraries_is(dtype):
+    end = np.log(np.finfo(dtype).max)
+    x = np.array([-end * 1.0001, -end * 0.9999, -end - 20, -np.inf, np.nan], dtype)
+    got = compiled(FUNCTIONS["sigmoid"].ours, dtype, 1)(x)
+    np.testing.assert_array_equal(got == 0, torch.sigmoid(torch.from_numpy(x)).numpy() == 0)
+    np.testing.assert_array_equal(got == 0, [True, False, True, True, False])
