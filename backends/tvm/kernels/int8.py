@@ -377,6 +377,24 @@ def address(buffer: Buffer, position: Expr) -> Expr:
     return tirx.address_of(buffer[position])
 
 
+def set_up_tiles(widths: Sequence[int], rows: Sequence[int], strip: Expr) -> None:
+    """Sets up the eight tiles of the thread that runs this.
+
+    Args:
+        widths: bytes of a row of each.
+        rows: of each; of the first six, these are added to ``strip``, which may be an expression.
+    """
+    config = np.zeros(64, np.uint8)
+    config[0] = 1
+    config[16:32:2], config[48:56] = widths, rows
+    words = [tirx.const(int(word), "int64") for word in config.view(np.int64)]
+    words[6] = words[6] + int64(strip) * tirx.const(0x010101010101, "int64")
+    described = T.alloc_buffer((len(words),), "int64")
+    for i, word in enumerate(words):
+        T.buffer_store(described, word, [i])
+    amx("ldtilecfg", address(described, 0))
+
+
 @dataclass(frozen=True)
 class Tiles:
     """The same by tiles: sums in tiles 0 to 3, rows in 4 and 5, weights in 6 and 7.
@@ -393,18 +411,8 @@ class Tiles:
     @staticmethod
     def begin(multiplier: Multiplier, strip: Expr) -> Tiles:
         """Sets the tiles up, for the thread that runs this; `end` frees them. ``strip`` may be an expression."""
-        config = np.zeros(64, np.uint8)
         quads = multiplier.packed.step
-        config[0] = 1
-        for tile in range(8):
-            config[16 + 2 * tile] = quads * QUAD if tile in (4, 5) else BLOCK * QUAD
-            config[48 + tile] = quads if tile in (6, 7) else 0
-        words = [tirx.const(int(word), "int64") for word in config.view(np.int64)]
-        words[6] = words[6] + int64(strip) * tirx.const(0x010101010101, "int64")  # rows of tiles 0 to 5
-        described = T.alloc_buffer((len(words),), "int64")
-        for i, word in enumerate(words):
-            T.buffer_store(described, word, [i])
-        amx("ldtilecfg", address(described, 0))
+        set_up_tiles([*[BLOCK * QUAD] * 4, *[quads * QUAD] * 2, *[BLOCK * QUAD] * 2], [*[0] * 6, quads, quads], strip)
         return Tiles(multiplier, strip, T.alloc_buffer((HELD * STRIP * HELD * BLOCK,), multiplier.packed.sums))
 
     def end(self) -> None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Expr
 from mlec.backends.tvm.kernels.gemm_bf16 import RATE, STRIP
-from mlec.backends.tvm.kernels.int8 import address, amx
+from mlec.backends.tvm.kernels.int8 import amx, set_up_tiles
 from mlec.backends.tvm.kernels.rnn_layer import Cells, Layer, Operands, Place, Task, pack_recurrent, weight_bytes
 from mlec.backends.tvm.kernels.schedule import even
 from mlec.backends.tvm.kernels.tile import (
@@ -31,7 +31,6 @@ from mlec.backends.tvm.kernels.vector import (
     const,
     const_like,
     dtype_of,
-    int64,
     is_nan,
     lanes_of,
     load,
@@ -289,18 +288,8 @@ class TiledLayer(Layer):
 
 
 def configure(strip: Expr) -> None:
-    """Sets the tiles up, for the thread that runs this: sums and rows of so many sequences, weights of 16 pairs."""
-    config = np.zeros(64, np.uint8)
-    config[0] = 1
-    for tile in range(8):
-        config[16 + 2 * tile] = 4 * STRIP
-        config[48 + tile] = STRIP if tile >= WEIGHTS else 0
-    words = [tirx.const(int(word), "int64") for word in config.view(np.int64)]
-    words[6] = words[6] + int64(strip) * tirx.const(0x010101010101, "int64")  # rows of tiles 0 to 5
-    described = T.alloc_buffer((len(words),), "int64")
-    for i, word in enumerate(words):
-        T.buffer_store(described, word, [i])
-    amx("ldtilecfg", address(described, 0))
+    """Sets the tiles up: sums and rows of so many sequences, weights of 16 pairs."""
+    set_up_tiles([4 * STRIP] * 8, [STRIP if tile >= WEIGHTS else 0 for tile in range(8)], strip)
 
 
 def fill(buffer: Buffer, where: list[Expr], first: int) -> None:
