@@ -59,7 +59,6 @@ HOMES = {
     "sklearn": ("mlec.frontends", "mlec.demo"),
     "xgboost": ("mlec.frontends", "mlec.demo"),
     "lightgbm": ("mlec.frontends", "mlec.demo"),
-    "hummingbird": ("mlec.frontends",),
     "treelite": ("mlec.frontends",),
     "onnx": ("mlec.frontends",),
     "skops": ("mlec.frontends",),

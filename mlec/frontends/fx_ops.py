@@ -31,7 +31,7 @@ def _rounding(op: str) -> Callable[..., Value]:
 
 _FLOAT_UNARY = "exp expm1 log log1p sqrt rsqrt sin cos tan atan tanh sigmoid erf silu"
 _table({f"{name}.default": name for name in _FLOAT_UNARY.split()}, _float_unary)
-_table({"neg.default": "neg", "relu.default": "relu"}, _unary)
+_table({"neg.default": "neg", "_neg_view.default": "neg", "relu.default": "relu"}, _unary)
 _table(
     {
         "floor.default": "floor",

@@ -26,10 +26,11 @@ def find_row_groups(graph: Graph, taken: Sequence[Sequence[Node]]) -> list[list[
         taken: the groups that would be formed otherwise.
     """
     kernel = {node: group[0] for group in taken for node in group}
-    short = [part for part in _components(graph, short=True) if sum(node.name in PRODUCTS for node in part) <= SHORT]
-    found = {node for part in short for node in part}
-    long = [part for part in _components(graph, short=False) if found.isdisjoint(part)]
-    parts = [part for part in (*short, *long) if _pays(part)]
+    # Of one kind or the other, all of them: those of both might wait for each other.
+    parts = _components(graph, short=True)
+    if any(sum(node.name in PRODUCTS for node in part) > SHORT for part in parts):
+        parts = _components(graph, short=False)
+    parts = [part for part in parts if _pays(part)]
     return [part for part in parts if len({kernel.get(node, node) for node in part if node.name != "reshape"}) > 1]
 
 

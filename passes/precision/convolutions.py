@@ -32,6 +32,8 @@ def why_not_narrow(node: Node) -> str:
     if not isinstance(extents, int) or not isinstance(positions, int) or not all(isinstance(d, int) for d in x[1:]):
         return "its image has a symbolic extent"
     outputs, channels = (d for d in w[:2] if isinstance(d, int))
+    if not outputs:
+        return "it has no channels"
     if groups != 1 and (channels % WHOLE_BLOCK or outputs // groups % WHOLE_BLOCK):
         return f"its {groups} groups have {channels} and {outputs // groups} channels, not multiples of {WHOLE_BLOCK}"
     if outputs % 4 or extents // outputs < LEAST_TERMS:

@@ -109,12 +109,6 @@ def sigmoid(x: Expr) -> Expr:
     return share(select(x < overflow, 0.0, share(one / (most + (p * scale + lost)))))
 
 
-def silu(x: Expr) -> Expr:
-    """``x / (1 + e ** -x)``."""
-    x = share(x)
-    return share(x * sigmoid(x))
-
-
 def sigmoid_divisor(x: Expr) -> Expr:
     """``1 + e ** -x``; infinite where the sigmoid, of which it is the reciprocal, would be subnormal."""
     f = _FORMATS[dtype_of(x)]

@@ -37,10 +37,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Pieces:
-    """So many ``lines`` of ``length`` consecutive elements (1 or more), cut: long ones by themselves, of short ones some go together."""
+    """So many ``lines`` of ``length`` consecutive elements (1 or more), cut: long ones by themselves, of short ones some go together.
+
+    ``whole`` lines are never cut: those whose elements have nothing to do with each other.
+    """
 
     lines: Dim
     length: Dim
+    whole: bool = False
 
     @property
     def together(self) -> Dim:
@@ -50,7 +54,7 @@ class Pieces:
     @property
     def cuts(self) -> Dim:
         """Pieces of a line."""
-        return ceildiv(self.length, PIECE)
+        return 1 if self.whole else ceildiv(self.length, PIECE)
 
     @property
     def number(self) -> Dim:
@@ -61,7 +65,7 @@ class Pieces:
         """The piece of that number."""
         first, start = number // self.cuts * self.together, number % self.cuts * PIECE
         count = _part(self.lines, self.together, first)
-        return Piece(share(first), count, share(start), _part(self.length, PIECE, start))
+        return Piece(share(first), count, share(start), self.length if self.whole else _part(self.length, PIECE, start))
 
 
 def _part(extent: Dim, size: Dim, start: Expr) -> Dim:

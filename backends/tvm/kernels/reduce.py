@@ -227,7 +227,7 @@ class _Reduce:
         """A task for each piece of each row, and then the same over what these gave: few numbers, which are in L1 or L2."""
         rows, columns = product(self.kept), [(self.inner, False)] if self.inner_kept else []
         parts = column_blocks(self.inner, self.vectors * self.lanes) if columns else 1
-        pieces = Pieces(product(self.outer), ceildiv(self.inner, parts))
+        pieces = Pieces(product(self.outer), ceildiv(self.inner, parts), self.inner_kept)
         held = T.alloc_buffer((rows, pieces.number, *(extent for extent, _ in columns)), self.acc)
         tasks = (rows, pieces.number, parts)
         with T.parallel(product(tasks)) as i:

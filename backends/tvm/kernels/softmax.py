@@ -239,7 +239,7 @@ class _Softmax:
         outer, length, inner = self.extents
         wide = 2 * tile_vectors(self.target)
         parts = 1 if self.along else column_blocks(inner, wide * self.lanes)
-        pieces = Pieces(1, length) if self.along else Pieces(length, ceildiv(inner, parts))
+        pieces = Pieces(1, length) if self.along else Pieces(length, ceildiv(inner, parts), whole=True)
         tasks = (outer, pieces.number, parts)
         largest, totals = (T.alloc_buffer((outer, pieces.number, inner), self.acc) for _ in range(2))
         shifts, scales = (T.alloc_buffer((outer, inner), self.acc) for _ in range(2))

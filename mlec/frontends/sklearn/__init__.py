@@ -6,7 +6,7 @@ How it is laid out:
 * `registry` - which function lowers which class; `context` - what those functions work with; `columns` - what flows between steps;
 * one file for each family of estimators: `linear`, `svm`, `kernels`, `neighbors`, `naive_bayes`, `neural`, `trees`, `clusters`,
   `gaussian`, `preprocessing`, `distributions`, `encoders`, `decomposition`, `compose`;
-* `foreign` - steps of other libraries; `hummingbird` - the estimators that go through it and torch;
+* `foreign` - steps of other libraries;
 * `files` - reading saved estimators.
 
 Importing this package imports scikit-learn only when a model is lowered or loaded.

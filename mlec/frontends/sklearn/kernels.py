@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn import kernel_ridge
+from sklearn import decomposition, kernel_ridge
 from sklearn.preprocessing import normalize
 
 from mlec.frontends.sklearn.columns import Columns
@@ -31,7 +31,8 @@ def pairwise_kernel(ctx: Context, model: Any, x: Value, rows: Array) -> Value:
     kernel = model.kernel
     if callable(kernel) or kernel not in KERNELS:
         ctx.refuse(f"kernel={kernel!r} is not supported", f"supported: {', '.join(KERNELS)}")
-    gamma = 1.0 / rows.shape[1] if model.gamma is None else float(model.gamma)
+    gamma = getattr(model, "gamma_", model.gamma)  # what fitting made of None
+    gamma = 1.0 / rows.shape[1] if gamma is None else float(gamma)
     if kernel in ("rbf", "laplacian"):
         metric = "sqeuclidean" if kernel == "rbf" else "manhattan"
         distance = ctx.b("pairwise_distance", x, ctx.constant(rows, "training_rows"), metric=metric)
@@ -51,3 +52,17 @@ def kernel_ridge_regression(ctx: Context, model: Any, columns: Columns) -> Lower
     values = x if model.kernel == "precomputed" else pairwise_kernel(ctx, model, x, dense(model.X_fit_))
     predicted = ctx.affine(values, weights.reshape(len(weights), -1), None)
     return ctx.regressor(ctx.vector(predicted) if weights.ndim == 1 else predicted)
+
+
+@converts(decomposition.KernelPCA)
+def kernel_pca(ctx: Context, model: Any, columns: Columns) -> Lowered:
+    """Projections of kernels whose rows and columns are centred, as those of the training rows were, by the training rows' means."""
+    x, centring = ctx.matrix(columns), model._centerer
+    values = x if model.kernel == "precomputed" else pairwise_kernel(ctx, model, x, dense(model.X_fit_))
+    means = ctx.b("mean", values, axes=(1,), keepdims=True)
+    centred = ctx.b("sub", ctx.b("sub", values, ctx.constant(centring.K_fit_rows_, "means")), means)
+    centred = ctx.b("add", centred, float(centring.K_fit_all_))
+    kept = np.flatnonzero(model.eigenvalues_)
+    axes = np.zeros_like(model.eigenvectors_)  # an eigenvalue of 0 gives a column of zeros
+    axes[:, kept] = model.eigenvectors_[:, kept] / np.sqrt(model.eigenvalues_[kept])
+    return ctx.transformed(ctx.affine(centred, axes, None))

@@ -22,7 +22,6 @@ from mlec.frontends.sklearn import (  # noqa: F401  importing a family fills the
     distributions,
     encoders,
     gaussian,
-    hummingbird,
     kernels,
     linear,
     naive_bayes,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlec.backends.tvm.compat import tirx
-from mlec.backends.tvm.kernels import tile
+from mlec.backends.tvm.kernels import pieces, tile
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue, Prologue
 from mlec.backends.tvm.kernels.reduce import arg_reduce, reduce, reduced_shape
 from mlec.backends.tvm.kernels.softmax import logsumexp, softmax
@@ -144,6 +144,15 @@ def test_long_rows_give_the_same_bits_by_any_number_of_threads(case, symbolic, e
     np.testing.assert_allclose(got, want.astype(dtype), rtol=unit * 5, atol=unit * len(x) ** 0.5)
 
 
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_lines_side_by_side_that_are_longer_than_a_piece(symbolic, eager_threads, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE", 256)
+    x = sample((700, 300), "float32")
+    extents = (tirx.Var("n", "int64"), tirx.Var("m", "int64")) if symbolic else x.shape
+    got = compile_kernel(reduce("sum", extents, (0,), False, "float32", HOST))(x, out=(300,))
+    np.testing.assert_allclose(got, x.sum(0, dtype="float64"), rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("axes", [(0, 1, 2), (0, 1), (1, 2)])
 def test_long_rows_that_are_computed_as_they_are_read(axes, eager_threads):
     """Axes of what is computed stay apart: some lines are a piece."""
@@ -223,7 +232,9 @@ SMALL = replace(HOST, l2_bytes=64 << 10)
 @pytest.mark.parametrize("symbolic", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    ("shape", "axis"), [((6, 2 * 32768 + 5), 1), ((3000, 37), 0), ((2, 70, 1100), 1)], ids=["line", "narrow", "wide"]
+    ("shape", "axis"),
+    [((6, 2 * 32768 + 5), 1), ((3000, 37), 0), ((2, 70, 1100), 1), ((20, 33_000), 0)],
+    ids=["line", "narrow", "wide", "wider than a piece"],
 )
 def test_softmax_of_what_exceeds_the_caches_by_any_number_of_threads(shape, axis, dtype, symbolic):
     """Pieces of nothing but minus infinity, lines of it, an infinity and a NaN in one piece only, and all values far below zero."""

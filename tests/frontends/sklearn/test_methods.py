@@ -49,7 +49,6 @@ MISSING = {"BernoulliRBM": ({"score_samples"}, "the source flips a feature of ea
 NO_OTHERS = ("CategoricalNB", "OneHotEncoder", "OrdinalEncoder")
 """Classes that refuse values that they were not fitted on."""
 APPROXIMATE = {
-    "KernelPCA": (1e-6, "Hummingbird keeps its weights in float32"),
     "MiniBatchKMeans": (
         1e-7,
         "a centre may be a row, and the source cancels its distance to 0 but for the root of an ulp",

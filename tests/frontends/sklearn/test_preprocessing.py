@@ -127,23 +127,31 @@ def test_partial_least_squares(lab: Any, model: Any) -> None:
 
 
 @pytest.mark.parametrize("kernel", ["linear", "poly", "rbf", "sigmoid", "cosine"])
-def test_through_hummingbird(lab: Any, kernel: str) -> None:
-    import torch
-
-    threads = torch.get_num_threads()
+def test_principal_components_of_kernels(lab: Any, kernel: str) -> None:
     model = make_pipeline(preprocessing.StandardScaler(), decomposition.KernelPCA(2, kernel=kernel))
-    compiled = lab.check(model.fit(SIGNED), SIGNED + 0.01, rtol=1e-5)
-    assert torch.get_num_threads() == threads
+    compiled = lab.check(model.fit(SIGNED), SIGNED + 0.01, rtol=1e-10)
     assert "pipeline.kernelpca: KernelPCA" in {str(node.loc) for node in compiled.executable.graph.nodes}
 
 
+@pytest.mark.parametrize("offset", [100, 1000])
+def test_kernels_of_data_that_is_far_from_zero(lab: Any, offset: float) -> None:
+    lab.check(decomposition.KernelPCA(2).fit(SIGNED + offset), SIGNED + offset, rtol=1e-8)
+    lab.check(decomposition.KernelPCA(2, kernel="rbf", gamma=1e-6).fit(SIGNED + offset), SIGNED + offset, rtol=1e-8)
+
+
+def test_all_components_and_given_kernels(lab: Any) -> None:
+    lab.check(decomposition.KernelPCA().fit(SIGNED), SIGNED, rtol=1e-9)  # some eigenvalues are 0
+    given = SIGNED @ SIGNED.T
+    lab.check(decomposition.KernelPCA(2, kernel="precomputed").fit(given), given[:7], rtol=1e-9)
+
+
 def test_cosines_of_rows_of_zeros(lab: Any) -> None:
-    lab.check(decomposition.KernelPCA(2, kernel="cosine").fit(SIGNED), SIGNED, np.zeros((3, 5)), rtol=1e-5)
+    lab.check(decomposition.KernelPCA(2, kernel="cosine").fit(SIGNED), SIGNED, np.zeros((3, 5)), rtol=1e-10)
 
 
-def test_kernel_that_hummingbird_lacks(lab: Any) -> None:
+def test_a_kernel_that_is_unknown(lab: Any) -> None:
     with pytest.raises(UnsupportedModelError, match="KernelPCA: kernel"):
-        lab.lower(decomposition.KernelPCA(2, kernel="precomputed").fit(SIGNED @ SIGNED.T))
+        lab.lower(decomposition.KernelPCA(2, kernel=lambda a, b: a @ b).fit(SIGNED))
 
 
 # -- imputation ------------------------------------------------------------------------------------------------------

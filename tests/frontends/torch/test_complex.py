@@ -41,7 +41,8 @@ ONE: dict[str, Any] = {
     "complex_number": lambda z: z * (2 - 1j) + 1j, "from_number": lambda z: 1 - z, "over_number": lambda z: z / 4.0,
     "number_over": lambda z: 2 / z, "wider": lambda z: z.to(torch.complex128), "assigned": lambda z: _assigned(z),
     "zeros": lambda z: torch.zeros_like(z) + z, "full": lambda z: torch.full((6,), 1 - 2j) * z, "of_pairs": lambda z: _turned(z),
-    "unbound": lambda z: z.unbind(1)[2], "real_of_conj": lambda z: (z.conj() * z).real, "size": lambda z: z.abs().pow(2).sum(1),
+    "unbound": lambda z: z.unbind(1)[2], "real_of_conj": lambda z: (z.conj() * z).real, "imag_of_conj": lambda z: z.conj().imag * 2,
+    "size": lambda z: z.abs().pow(2).sum(1),
 }  # fmt: skip
 TWO: dict[str, Any] = {
     "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "alpha": lambda z, w: torch.sub(z, w, alpha=2),
