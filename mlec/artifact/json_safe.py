@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import re
 from math import isfinite
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
-import msgspec
 import numpy as np
 
 from mlec.artifact import limits
@@ -25,15 +24,6 @@ _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{},"))
 _INT_MIN, _INT_MAX = limits.JSON_INT_MIN, limits.JSON_INT_MAX
 _MAX_INT_CHARS = 20
 _MAX_FLOAT_CHARS = 128
-
-_decode: Final = msgspec.json.Decoder().decode
-_encode: Final = msgspec.json.Encoder().encode
-_encode_sorted: Final = msgspec.json.Encoder(order="sorted").encode
-_pack: Final = msgspec.msgpack.Encoder().encode
-_DEEP: Final = b"\n" + b" " * (limits.JSON_DEPTH - 1)
-_NOT_CANONICAL: Final = object()
-_SHORT: Final = 1 << 16
-"""Bytes of a text that can be indented in little memory, however deep it is nested."""
 
 
 def parse(data: bytes | bytearray, *, what: str, max_bytes: int) -> Any:
@@ -80,9 +70,6 @@ def parse(data: bytes | bytearray, *, what: str, max_bytes: int) -> Any:
 
     if len(data) > max_bytes:
         refuse("E_JSON_CAP", f"it has {len(data)} bytes, the limit is {max_bytes}")
-    value = _parse_canonical(data)
-    if value is not _NOT_CANONICAL:
-        return value
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -106,29 +93,6 @@ def parse(data: bytes | bytearray, *, what: str, max_bytes: int) -> Any:
     if "\\u" in text:
         _check_strings(value, refuse)
     return value
-
-
-def _parse_canonical(data: bytes | bytearray) -> Any:
-    """The value of a short text that is exactly what its value gives when written again, as `dump` writes them, and within the limits.
-
-    Such a text is one document in UTF-8, with no key twice, no white space, and no number but in its shortest form: all that `parse` looks
-    for but the limits. What is left of those is seen without a look at each value in Python, which takes a quarter of the time.
-
-    Returns:
-        `_NOT_CANONICAL` for any other text, be it right or wrong.
-    """
-    # A text has no more values than bytes, and only an escape by number can make a NUL or half of a surrogate pair.
-    if len(data) > min(_SHORT, limits.JSON_VALUES) or b"\\u" in data:
-        return _NOT_CANONICAL
-    try:
-        value = _decode(data)
-        if _encode(value) != data:
-            return _NOT_CANONICAL
-        _pack(value)  # holds integers in the same limits, and refuses others
-        # One space for each level, at the begin of a line: there are no others, as line ends in strings are escaped.
-        return _NOT_CANONICAL if _DEEP in msgspec.json.format(data, indent=1) else value
-    except (msgspec.DecodeError, UnicodeDecodeError, OverflowError, RecursionError):
-        return _NOT_CANONICAL
 
 
 def measure(data: bytes | bytearray) -> tuple[int, int]:
@@ -170,7 +134,8 @@ def dump(value: object, *, what: str, max_bytes: int, sort_keys: bool = True) ->
             message names the place.
     """
     plain = _plain(value, what, 0)
-    data = (_encode_sorted if sort_keys else _encode)(plain)
+    text = json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=sort_keys)
+    data = text.encode("utf-8")
     try:
         parse(data, what=what, max_bytes=max_bytes)
     except CorruptedFileError as error:
