@@ -181,7 +181,7 @@ def some_float64(count: int) -> Iterator[Array]:
 
 
 @click.command()
-@click.argument("functions", nargs=-1)
+@click.argument("functions", nargs=-1, type=click.Choice(list(FUNCTIONS)))
 @click.option("--every", default=331, show_default=True, help="Every so many-th float32.")
 @click.option("--samples", default=1 << 20, show_default=True, help="Numbers of float64.")
 @click.option("--processor", help="Code for this one, by LLVM's name; it has to run here.")

@@ -363,7 +363,8 @@ class CompiledModel:
             raise UsageError("this backend has no kernels to profile", hint="compile with the tvm backend")
         try:
             arrays = self._edge.read(inputs)
-            return time_kernels(arrays, num_runs), dict(self._edge.bind(arrays))
+            binding = dict(self._edge.bind(arrays))  # which also says what is wrong with their shapes
+            return time_kernels(arrays, num_runs), binding
         except MemoryError as error:
             raise _too_large(error) from error
 

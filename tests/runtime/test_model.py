@@ -337,6 +337,11 @@ def test_profile(real: CompiledModel) -> None:
     assert {entry["op"] for entry in json.loads(json.dumps(profile.to_dict()))["kernels"]} == {"matmul", "relu"}
 
 
+def test_a_profile_of_inputs_of_another_shape_says_so(real: CompiledModel) -> None:
+    with pytest.raises(InputError, match="axis 1 must be 8, not 2"):
+        real.profile([np.ones((5, 2))])
+
+
 def test_peak_memory(real: CompiledModel) -> None:
     real.run([np.ones((4096, 8))])
     real.run([np.ones((1, 8))])
