@@ -19,7 +19,7 @@ MACHINE = Machine(flops=1e11, flops64=5e10, bandwidth=1e10, kernel_seconds=5e-7)
 HOSTILE = '<script>alert("1")</script>&\'\x1b[31m'
 
 
-def perceptron(file: str = "net.py", name: str = "mlp", blocks: int = 2, width: int = 32) -> Graph:
+def perceptron(file: str = "net.py", name: str = "mlp", blocks: int = 2, width: int = 40) -> Graph:
     """``blocks`` times matmul, add, relu and a residual, then a softmax."""
     rng = np.random.default_rng(0)
     b = GraphBuilder(name)
