@@ -5,8 +5,8 @@ vertical work on whole vectors, however few columns there are, and nothing leave
 is ``lanes * columns`` elements, some KB. Rows are turned into columns by shuffles in registers (24 for 64 elements of 8
 bytes), which costs less than one pass over them from memory would.
 
-What is left beside whole blocks goes in blocks of one vector. Of a few rows alone, as a request has them, most lanes would be empty: such
-a block is as narrow as they are, and in its products the lanes are columns of one row.
+What is left beside whole blocks goes in blocks of one vector. Of one or two rows, as a request has them, most lanes would be empty: their
+block has two, and in its products the lanes are columns of one row.
 """
 
 from __future__ import annotations
