@@ -193,14 +193,19 @@ def cpu_info(target: Target) -> TargetInfo:
 
 def _check_features(named: Sequence[str], triple: str) -> None:
     """Of one that it does not know, LLVM itself says so on the standard error stream and goes on."""
-    known = frozenset().union(*(features_of(triple, name) for name in _processors(triple) if named))
     for word in named:
-        if word[1:] not in known:
+        if word[1:] not in (known := _known_features(triple)):
             near = get_close_matches(word[1:], sorted(known), 6, 0.5) or sorted(known)[:6]
             raise TargetError(
                 f"no processor of {architecture_of(triple)} that LLVM knows has the feature {word[1:]!r}",
                 hint=f"near it are {', '.join(near)}; a + before its name adds one, a - takes it away",
             )
+
+
+@cache
+def _known_features(triple: str) -> frozenset[str]:
+    """LLVM's names of what any processor of an architecture has."""
+    return frozenset().union(*(features_of(triple, name) for name in _processors(triple)))
 
 
 @cache

@@ -134,11 +134,6 @@ class Lowered:
         return tuple(step for step in self.steps if isinstance(step, CallStep))
 
     @property
-    def functions(self) -> dict[str, Any]:
-        """The kernels that were made, by symbol."""
-        return {call.symbol: call.function for call in self.calls if call.function is not None}
-
-    @property
     def aliases(self) -> dict[str, str]:
         """Calls that share the code of another one, and its symbol: their nodes differ in nothing but their operands."""
         return {call.symbol: call.code for call in self.calls if call.code != call.symbol}

@@ -76,14 +76,11 @@ class NarrowConv:
         return Packed(self.groups, columns, blocks * r * (s // self.run), self.run * pixel, ITEM)
 
     @cached_property
-    def gathered(self) -> int:
+    def gathered(self) -> int | None:
         """Channels of a pixel in the copy that tasks make, all in one block, zeros behind the last; 0: blocks stay as they are.
 
         Blocks so small that steps were short, or of an odd number of channels, are copied side by side. The 3 channels of an image become
-        4: two pairs for each of the 7 pixels of a window's row, so that a step has 14.
-
-        Raises:
-            NotImplementedError: neither makes whole steps.
+        4: two pairs for each of the 7 pixels of a window's row, so that a step has 14. None: neither makes whole steps.
         """
         cb = self.w_shape[1]
         as_it_is = self.packed(cb, self.b)
@@ -95,7 +92,7 @@ class NarrowConv:
                 packed = self.packed(1, width)
                 if packed.step >= PAIRS or packed.read <= STRIP:
                     return width
-        raise NotImplementedError(f"windows of {self.w_shape} in {self.groups} groups are no whole steps")
+        return None
 
     @property
     def weights(self) -> Packed:
@@ -122,12 +119,8 @@ class NarrowConv:
 
     def is_computed(self, target: TargetInfo) -> bool:
         """Whether `conv_bf16` does it on this processor."""
-        if not has_tiles(target) or (self.block % BLOCK and BLOCK % self.block):
-            return False
-        try:
-            return self.gathered >= 0
-        except NotImplementedError:
-            return False
+        whole = self.block % BLOCK == 0 or BLOCK % self.block == 0
+        return has_tiles(target) and whole and self.gathered is not None
 
     def schedules(self, x_shape: Sequence[Dim], target: TargetInfo) -> Iterator[NarrowConvSchedule]:
         """How it can be done."""

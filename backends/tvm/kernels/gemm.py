@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
-from mlec.backends.tvm.kernels.gemm_bf16 import STRIP, TiledGemm, pairs_of_step
+from mlec.backends.tvm.kernels.gemm_bf16 import TiledGemm, pairs_of_step
+from mlec.backends.tvm.kernels.int8 import STRIP
 from mlec.backends.tvm.kernels.operands import Extents
 from mlec.backends.tvm.kernels.result import Result
 from mlec.backends.tvm.kernels.schedule import around, variations

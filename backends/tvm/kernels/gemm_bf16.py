@@ -6,17 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, Dim, Expr
-from mlec.backends.tvm.kernels.int8 import address, amx, in_parts
+from mlec.backends.tvm.kernels.int8 import STRIP, amx, in_parts, set_up_tiles
 from mlec.backends.tvm.kernels.tile import SERIAL_WORK, ceildiv, if_, otherwise
 from mlec.backends.tvm.kernels.vector import load, share
 from mlec.backends.tvm.target import TargetInfo
 
-STRIP = 16
-"""Rows, and columns, of a tile."""
 HELD = 2
 """Strips of rows, and of columns, at once: four tiles of sums, two of each operand, of the eight that there are."""
 RATE = 6
@@ -92,15 +88,8 @@ class TiledGemm:
         """Up to `TASK_ROWS` rows, and ``some`` groups of columns from ``first`` on."""
         m, whole = self.extents[0], self.vectors // HELD
         strips = share(ceildiv(tirx.min(m - begin, TASK_ROWS), STRIP))
-        config = np.zeros(64, np.uint8)
-        config[0] = 1
-        for tile in range(8):
-            config[16 + 2 * tile] = 4 * (self.pairs if tile in (4, 5) else STRIP)
-            config[48 + tile] = self.pairs if tile in (6, 7) else STRIP
-        described = T.alloc_buffer((8,), "int64")
-        for i, word in enumerate(config.view(np.int64)):
-            T.buffer_store(described, tirx.const(int(word), "int64"), [i])
-        amx("ldtilecfg", address(described, 0))
+        widths = [4 * (self.pairs if tile in (4, 5) else STRIP) for tile in range(8)]
+        set_up_tiles(widths, [*[0] * 6, self.pairs, self.pairs], STRIP)
         held, m, pairs = T.alloc_buffer((HELD * STRIP, HELD * STRIP), "float32"), self.extents[0], share(strips // HELD)
 
         def columns(vector: Expr, count: int) -> None:

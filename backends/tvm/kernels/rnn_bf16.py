@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Expr
-from mlec.backends.tvm.kernels.gemm_bf16 import RATE, STRIP
-from mlec.backends.tvm.kernels.int8 import amx, set_up_tiles
+from mlec.backends.tvm.kernels.gemm_bf16 import RATE
+from mlec.backends.tvm.kernels.int8 import STRIP, amx, set_up_tiles
 from mlec.backends.tvm.kernels.rnn_layer import Cells, Layer, Operands, Place, Task, pack_recurrent, weight_bytes
 from mlec.backends.tvm.kernels.schedule import even
 from mlec.backends.tvm.kernels.tile import (

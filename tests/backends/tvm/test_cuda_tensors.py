@@ -143,8 +143,8 @@ def test_the_program_says_which_alignment_its_kernels_need(monkeypatch: pytest.M
     compiler = DeviceCompiler("a compiler", ("sm_80",), lambda source, archs, ptx: b"binary code")
     monkeypatch.setattr("mlec.backends.tvm.backend.device_compiler", lambda archs: compiler)
     program = TVMBackend().compile(network(), Target("cuda")).program
-    functions = cuda.CudaLowering(network(), TargetInfo.host()).run().functions.values()
-    assumed = {parameter.data_alignment for function in functions for parameter in function.params}
+    calls = cuda.CudaLowering(network(), TargetInfo.host()).run().calls
+    assumed = {parameter.data_alignment for call in calls if call.function for parameter in call.function.params}
     assert max(assumed) == program.alignment
 
 
