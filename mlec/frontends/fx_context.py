@@ -45,7 +45,8 @@ def dtype_of(dtype: torch.dtype) -> DType:
 
 def to_numpy(tensor: torch.Tensor) -> Array:
     """A copy of a tensor's elements, so that the graph does not change when the module is trained on."""
-    plain = tensor.detach().cpu().contiguous()
+    # Conjugates and negatives may be views that numpy has no word for.
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     if plain.dtype is torch.bfloat16:
         return plain.view(torch.int16).numpy().copy().view(DType.BF16.numpy)
     return np.array(plain.numpy(), copy=True)

@@ -21,11 +21,9 @@ from mlec.passes.quantize.race import predicted
 from mlec.passes.quantize.statistics import watch
 from mlec.pipeline import PassContext, TargetFacts
 
-RNG = np.random.default_rng(0)
-
-
 def numbers(*shape: int) -> Array:
-    return RNG.normal(size=shape).astype(np.float32)
+    """Normal numbers, the same for a shape whichever tests have run before."""
+    return np.random.default_rng(shape).normal(size=shape).astype(np.float32)
 
 
 def single(op: str, weights: Array, *shape: int, **attrs: Any) -> tuple[Graph, Plan]:
@@ -71,7 +69,8 @@ def test_a_convolution_is_judged_by_its_windows(attrs: dict[str, Any]) -> None:
 
 def test_some_rows_tell_what_all_would() -> None:
     graph, plan = single("matmul", numbers(24, 40), 5, 24)
-    x = numbers(MOST_ROWS, 5, 24)
+    # Numbers beyond the range would give a few rows most of the error, and which of them are drawn would decide.
+    x = numbers(MOST_ROWS, 5, 24).clip(-3, 3)
     assert judged(plan, x) == pytest.approx(measured(graph, plan, x), abs=0.5)
 
 
