@@ -21,6 +21,7 @@ from mlec.passes.quantize.race import predicted
 from mlec.passes.quantize.statistics import watch
 from mlec.pipeline import PassContext, TargetFacts
 
+
 def numbers(*shape: int) -> Array:
     """Normal numbers, the same for a shape whichever tests have run before."""
     return np.random.default_rng(shape).normal(size=shape).astype(np.float32)
