@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlec
 from bench.harness import Case
 from bench.peak import Peak
+from bench.table import seconds_text
 from mlec.ir.dim import evaluate, parse_dim, symbols_of
 
 PROFILES = 30
 SHOWN_STRATEGY = 60
+LEAST_SHARE = 0.05
+"""Of the time of a model's kernels, below which a kernel is not shown."""
 
 
 @dataclass(frozen=True)
@@ -65,35 +69,40 @@ def _number(work: int | str, extent: int) -> int:
     return evaluate(dim, dict.fromkeys(symbols_of(dim), extent))
 
 
-def kernel_table(timings: list[KernelTiming], peak: Peak, threads: int, least: float = 0.02) -> str:
-    """One line for each kernel that takes at least the part ``least`` of its model's kernels."""
+def kernel_table(timings: Sequence[KernelTiming], peak: Peak, threads: int, least: float = LEAST_SHARE) -> str:
+    """One line for each kernel that takes at least the part ``least`` of its model's kernels; kernels that do the same work share one."""
     rates = ", ".join(
         f"{flops / 1e9:.0f} GFLOP/s in {'int8' if bits == 8 else f'float{bits}'} ({peak.loaded[bits] / 1e9:.0f} with operands from L1)"
         for bits, flops in peak.flops.items()
     )
     lines = [
         f"Kernels, threads: {threads}. Peak: {rates}; {peak.bandwidth / 1e9:.1f} GB/s. "
-        "Work is counted as the graph states it; data in caches moves faster than the bandwidth of the memory.",
+        "Work is counted as the graph states it (a Winograd convolution does less); data in caches moves faster than the bandwidth of "
+        "the memory.",
         "",
-        "| model | batch | kernel | how | time | GFLOP/s | of peak | GB/s | of bandwidth |",
-        f"|{'---|' * 9}",
+        "| model | batch | kernel | how | time | GFLOP/s | of peak | of that from L1 | GB/s | of bandwidth |",
+        f"|{'---|' * 10}",
     ]
-    whole: dict[tuple[str, int], float] = {}
+    whole: dict[tuple[str, int], float] = defaultdict(float)
+    alike: dict[tuple[str, int, str, int, int], list[KernelTiming]] = defaultdict(list)
     for t in timings:
-        whole[t.case, t.batch] = whole.get((t.case, t.batch), 0.0) + t.seconds
-    for t in timings:
-        if t.seconds < least * whole[t.case, t.batch]:
+        whole[t.case, t.batch] += t.seconds
+        alike[t.case, t.batch, t.strategy, t.flops, t.bytes].append(t)
+    for (case, batch, strategy, _, _), group in alike.items():
+        seconds, first = sum(t.seconds for t in group), group[0]
+        if seconds < least * whole[case, batch]:
             continue
-        flops, rate = t.flops / t.seconds, t.bytes / t.seconds
+        flops, rate = (sum(work) / seconds for work in ((t.flops for t in group), (t.bytes for t in group)))
+        best, loaded = (peaks.get(first.bits, peaks[32]) for peaks in (peak.flops, peak.loaded))
         figures = [
-            f"{t.seconds * 1e6:.1f} us",
+            seconds_text(seconds / len(group)),
             f"{flops / 1e9:.1f}",
-            f"{flops / peak.flops.get(t.bits, peak.flops[32]):.0%}",
+            f"{flops / best:.0%}",
+            f"{flops / loaded:.0%}",
             f"{rate / 1e9:.1f}",
             f"{rate / peak.bandwidth:.0%}",
         ]
-        how = (
-            t.strategy if len(t.strategy) <= SHOWN_STRATEGY else t.strategy[:SHOWN_STRATEGY].rsplit(" ", 1)[0] + " ..."
-        )
-        lines.append(f"| {t.case} | {t.batch} | {t.symbol} | {how} | {' | '.join(figures)} |")
+        name = first.symbol + (f" and {len(group) - 1} alike" if len(group) > 1 else "")
+        how = strategy if len(strategy) <= SHOWN_STRATEGY else strategy[:SHOWN_STRATEGY].rsplit(" ", 1)[0] + " ..."
+        lines.append(f"| {case} | {batch} | {name} | {how} | {' | '.join(figures)} |")
     return "\n".join(lines)

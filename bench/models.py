@@ -1,7 +1,8 @@
 """The cases: models trained here on bundled or generated data. A case is made when it is run, by its function.
 
 The groups ``sklearn``, ``trees`` and ``networks`` are what a run without arguments takes; ``trees-full`` has the ensembles by which
-tree kernels are compared, ``trees-wide`` those of many features, ``networks-large`` the networks of full size.
+tree kernels are compared, ``trees-wide`` those of many features, ``networks-large`` the networks of full size, ``layers`` single products
+and convolutions.
 """
 
 from __future__ import annotations
@@ -407,6 +408,63 @@ def minilm() -> Case:
 
     module = _seeded(lambda: Encoder(30522, 384, 12, 6, 128))
     return _network("transformer encoder 6 x 384, 128 tokens", module, ids, (1,), "networks-large")
+
+
+@case("layers")
+def linear_square() -> Case:
+    from torch import nn
+
+    return _network("linear, 1024 to 1024", _seeded(lambda: nn.Linear(1024, 1024)), _random(1024), (64, 1024), "layers")
+
+
+@case("layers")
+def linear_wide() -> Case:
+    from torch import nn
+
+    return _network("linear, 384 to 1536", _seeded(lambda: nn.Linear(384, 1536)), _random(384), (384,), "layers")
+
+
+@case("layers")
+def conv_pointwise() -> Case:
+    return _conv(256, 256, 1, 1, 28)
+
+
+@case("layers")
+def conv_winograd() -> Case:
+    return _conv(64, 64, 3, 1, 56)
+
+
+@case("layers")
+def conv_strided() -> Case:
+    return _conv(64, 128, 3, 2, 56)
+
+
+@case("layers")
+def conv_wide() -> Case:
+    return _conv(64, 64, 5, 1, 28)
+
+
+@case("layers")
+def conv_stem() -> Case:
+    return _conv(3, 64, 7, 2, 224)
+
+
+@case("layers")
+def conv_many_weights() -> Case:
+    return _conv(512, 512, 3, 1, 7)
+
+
+def _conv(channels_in: int, channels: int, size: int, stride: int, extent: int) -> Case:
+    from torch import nn
+
+    name = f"conv {size} x {size}" + (f" by {stride}" if stride > 1 else "")
+    return _network(
+        f"{name}, {channels_in} x {extent} x {extent} to {channels}",
+        _seeded(lambda: nn.Conv2d(channels_in, channels, size, stride, size // 2)),
+        _random(channels_in, extent, extent),
+        (1,),
+        "layers",
+    )
 
 
 def _seeded(make: Callable[[], Any]) -> Any:

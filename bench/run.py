@@ -34,15 +34,15 @@ THREAD_VARIABLES = (
 
 @click.command()
 @click.option(
-    "--group", multiple=True, help="sklearn, trees, networks (these by default), trees-full, trees-wide, networks-large"
+    "--group",
+    multiple=True,
+    help="sklearn, trees, networks (these by default), trees-full, trees-wide, networks-large, layers",
 )
 @click.option("--case", "names", multiple=True, help="name of a case in bench/models.py")
 @click.option("--threads", default="1,2", show_default=True)
 @click.option("--only", multiple=True, help="competitors to run, besides mlec and source")
 @click.option("--budget", default=15.0, show_default=True, help="minutes, after which no further case is begun")
-@click.option(
-    "--kernels", is_flag=True, help="time our own kernels, as parts of the machine's peaks, instead of the peers"
-)
+@click.option("--kernels", is_flag=True, help="show our own kernels as parts of the machine's peaks, too")
 @click.option("--json", "out", type=click.Path(path_type=Path), default=None, help="write the timings here")
 @click.option("--readme", is_flag=True, help="put the means into README.md and the table into bench/RESULTS.md")
 @click.option("--in-process", is_flag=True, hidden=True)
@@ -67,26 +67,23 @@ def main(
     counts = [int(count) for count in threads.split(",")]
     if in_process:
         warnings.filterwarnings("ignore")
-        if kernels:
-            click.echo(json.dumps(_run_kernels(cases, counts[0])))
-        else:
-            timings, skipped = _run(cases, counts[0], only, time.monotonic() + budget * 60)
-            click.echo(json.dumps([[t.to_dict() for t in timings], skipped]))
+        timings, skipped = _run(cases, counts[0], only, time.monotonic() + budget * 60)
+        done = [case for name, case in cases.items() if name not in skipped]
+        shares = _run_kernels(done, counts[0]) if kernels else ""
+        click.echo(json.dumps([[t.to_dict() for t in timings], skipped, shares]))
         return
     chosen_flags = [part for name in cases for part in ("--case", name)] + [
         part for n in only for part in ("--only", n)
     ]
-    if kernels:
-        for count in counts:
-            click.echo(_subprocess(count, [*chosen_flags, "--kernels"]) + "\n")
-        return
-    timings, skipped, end = [], [], time.monotonic() + budget * 60
+    timings, skipped, shares, end = [], [], [], time.monotonic() + budget * 60
     for i, count in enumerate(counts):
         left = max(0.0, end - time.monotonic()) / 60 / (len(counts) - i)
-        entries, late = _subprocess(count, [*chosen_flags, "--budget", str(left)])
+        flags = [*chosen_flags, "--budget", str(left), *(["--kernels"] if kernels else [])]
+        entries, late, share = _subprocess(count, flags)
         timings += [Timing(**entry) for entry in entries]
         skipped += [f"{name} ({count} thread{'s' * (count != 1)})" for name in late]
-    table = markdown(timings, _title(), skipped)
+        shares += [share] if share else []
+    table = "\n\n".join([markdown(timings, _title(), skipped), *shares])
     click.echo(table)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -120,12 +117,12 @@ def _run(
     return timings, skipped
 
 
-def _run_kernels(cases: dict[str, Callable[[], Case]], threads: int) -> str:
+def _run_kernels(cases: list[Callable[[], Case]], threads: int) -> str:
     from bench.kernels import kernel_table, time_kernels
     from bench.peak import measure
 
     peak = measure(threads)
-    return kernel_table([t for make in cases.values() for t in time_kernels(make(), threads, _log)], peak, threads)
+    return kernel_table([t for make in cases for t in time_kernels(make(), threads, _log)], peak, threads)
 
 
 def _log(text: str) -> None:
