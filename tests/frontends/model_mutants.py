@@ -131,6 +131,8 @@ def _changed_archive(rng: random.Random, data: bytes) -> bytes:
             entries = [(name, archive.read(name)) for name in archive.namelist()]
     except Exception:
         return _changed_bytes(rng, data)
+    if not entries:
+        return _changed_bytes(rng, data)
     i = rng.randrange(len(entries))
     name, content = entries[i]
     what = rng.random()
