@@ -27,7 +27,7 @@ from mlec.ir.extents import with_extents
 from mlec.measuring.cost_model import CostModel
 from mlec.measuring.machine import this_machine
 from mlec.measuring.observation import measure_graphs, observe
-from mlec.measuring.timing import disturbance, interleaved, spread
+from mlec.measuring.race import race
 from mlec.measuring.trials import HostTrials
 from mlec.measuring.tuning import Tuning
 from mlec.packaging.loading import load
@@ -35,7 +35,7 @@ from mlec.packaging.packing import pack
 from mlec.packaging.recompiling import executable_of
 from mlec.pipeline import NOMINAL_EXTENT, Pass, PassContext, PassPipeline, PassRecord, Tolerance
 from mlec.precision import Batches, bounded, calibrated, check_network, in_precision, precision_of
-from mlec.processor import best_of, needed_cpu_flags, what_is_missing
+from mlec.processor import best_of, described, needed_cpu_flags, what_is_missing
 from mlec.progress import progress_bar
 from mlec.ranges import ranges_of
 from mlec.report import OptimizationReport, graph_picture, graph_stats
@@ -554,6 +554,8 @@ def _fill(report: OptimizationReport, before: Graph, variants: Sequence[_Variant
         "kind": after.signature.kind,
         "target": {"device": module.program.device, "backend": module.program.backend, **module.program.target},
     }
+    if variants[0].target.kind == "cpu" and not variants[0].target.arch and (name := next(described("model name"), "")):
+        report.model["processor"] = name
     predicted = {n: model.module_seconds(module, dict.fromkeys(after.symbols, n)) for n in PREDICTED_ROWS}
     notes = {note.symbol: note for note in module.notes}
     report.add_kernels(module.program.kernels, notes, predicted[NOMINAL_EXTENT][1])
@@ -641,9 +643,14 @@ def _timing(compiled: CompiledModel, inputs: list[Any], oracle: Oracle) -> dict[
         compiled.run(inputs)
 
     actions = {"compiled": ours} | ({"source": source} if all(n in oracle for n in names) else {})
-    spreads = {name: spread(values) for name, values in interleaved(actions).items()}
-    result: dict[str, Any] = {"rows": int(shape[0]) if shape else 1, "compiled_ms": spreads["compiled"]["min"]}
-    if "source" in spreads:
-        result |= {"source_ms": spreads["source"]["min"]}
+    threads = getattr(compiled.executable, "num_threads", None)
+    found = race(actions, threads, oracle)
+    result: dict[str, Any] = {
+        "rows": int(shape[0]) if shape else 1,
+        "compiled_ms": found.spreads["compiled"]["min"],
+        "threads": threads,
+    }
+    if "source" in actions:
+        result |= {"source_ms": found.spreads["source"]["min"], "source_threads": found.source_threads}
         result |= {"speedup": result["source_ms"] / result["compiled_ms"]}
-    return result | {"spread": spreads, "disturbance": disturbance(spreads)}
+    return result | {"spread": found.spreads, "disturbance": found.disturbance}

@@ -173,6 +173,22 @@ def needed_flags(triple: str, features: Iterable[str]) -> frozenset[str]:
     return frozenset(names[name] for name in features if name in names) | {architecture}
 
 
+NOTABLE = (
+    "avx", "avx2", "fma", "avx512f", "avx512vnni", "avxvnni", "avx512bf16", "avx512fp16", "amx-int8", "amx-bf16",
+    "neon", "dotprod", "i8mm", "fullfp16", "bf16", "sve", "sve2",
+)  # fmt: skip
+"""Of the extensions, those that decide how fast a model runs."""
+
+
+def notable(features: Iterable[str]) -> list[str]:
+    """Of LLVM's features of a processor, those that decide how fast a model runs, without what a later one includes."""
+    given = set(features)
+    found = [name for name in NOTABLE if name in given]
+    included = {"avx"} if "avx2" in given else set()
+    included |= {"avx", "avx2", "fma"} if "avx512f" in given else set()
+    return [name for name in found if name not in included]
+
+
 def what_is_missing(needed: Iterable[str]) -> str:
     """In words, what this processor lacks of ``needed``; empty if it can run the code."""
     host = host_flags()

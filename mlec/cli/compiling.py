@@ -323,9 +323,19 @@ def _speed_line(timing: dict[str, Any]) -> str:
     line = f"{time_text(measured['compiled_ms'])} for {plural(measured['rows'], 'row')}"
     if "source_ms" in measured:
         line += f"; the source takes {time_text(measured['source_ms'])}: {measured['speedup']:.1f}x"
+    line += threads_text(measured.get("threads"), measured.get("source_threads"), "source_ms" in measured)
     if found := measured.get("spread"):
         line += " (minima)\n" + "; ".join(f"{name} {_spread_text(times)}" for name, times in found.items())
     return line + (f"\n{measured['disturbance']}" if measured.get("disturbance") else "")
+
+
+def threads_text(ours: int | None, source: int | None, both: bool) -> str:
+    """With how many threads a model was timed, and its source, if that was timed too."""
+    if ours is None:
+        return ""
+    return f", {plural(ours, 'thread')}" + (
+        f"{' each' if source else ', the source as many as it takes'}" if both else ""
+    )
 
 
 def _spread_text(times: dict[str, float]) -> str:

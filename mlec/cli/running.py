@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from mlec.cli.compiling import PATH, allow_own_modules, check_outputs, is_count, parity_lines, trust_pickle_option
+from mlec.cli.compiling import (
+    PATH,
+    allow_own_modules,
+    check_outputs,
+    is_count,
+    parity_lines,
+    threads_text,
+    trust_pickle_option,
+)
 from mlec.cli.inspecting import signature_text
 from mlec.cli.output import json_option, print_json, print_pairs, print_table, size_text, time_text
 from mlec.reporting.units import plural
@@ -313,11 +321,12 @@ def bench_command(
         raise click.BadParameter(f"{batches!r} does not read 1,64,4096", param_hint="--batch")
     from mlec.errors import UsageError
     from mlec.frontends.source_process import SourceProcess
-    from mlec.measuring.timing import disturbance, interleaved, spread
+    from mlec.measuring.race import race
     from mlec.runtime.measure import BenchmarkResult
     from mlec.validation.probes import batch_inputs
 
     results: list[dict[str, Any]] = []
+    source_threads = None
     with _load(model, threads, trust, policy) as compiled:
         oracle = None if against is None else _oracle(against, *_source(against, trust_pickle, model_class))
         if isinstance(oracle, SourceProcess) and not oracle.timed:
@@ -329,20 +338,22 @@ def bench_command(
         num_threads = getattr(compiled.executable, "num_threads", None)
         for count in rows:
             inputs = batch_inputs(compiled.graph, count)
-            times = interleaved(_actions(compiled, oracle, inputs), seconds)
+            found = race(_actions(compiled, oracle, inputs), num_threads, oracle, seconds)
             taken = {
-                name: BenchmarkResult.of(values, count, num_threads if name == "compiled" else None).to_dict()
-                for name, values in times.items()
+                name: BenchmarkResult.of(
+                    values, count, num_threads if name == "compiled" else found.source_threads
+                ).to_dict()
+                for name, values in found.seconds.items()
             }
-            spreads = {name: spread(values) for name, values in times.items()}
-            results.append({"rows": count, **taken, "disturbance": disturbance(spreads)})
-            if "source" in spreads:
-                results[-1]["speedup"] = spreads["source"]["min"] / spreads["compiled"]["min"]
+            results.append({"rows": count, **taken, "disturbance": found.disturbance})
+            if oracle is not None:
+                source_threads = found.source_threads
+                results[-1]["speedup"] = found.spreads["source"]["min"] / found.spreads["compiled"]["min"]
     if as_json:
-        print_json({"model": model, "against": against, "threads": num_threads, "batches": results})
+        threads_of = {"threads": num_threads, "source_threads": source_threads}
+        print_json({"model": model, "against": against, **threads_of, "batches": results})
         return
-    threads_text = "" if num_threads is None else f" {plural(num_threads, 'thread')},"
-    click.echo(f"{model},{threads_text} one call:")
+    click.echo(f"{model}{threads_text(num_threads, source_threads, oracle is not None)}, one call:")
     columns = ["rows", *SHOWN, "rows/s"]
     columns += [*(f"source {name}" for name in SHOWN), "speedup"] if oracle is not None else []
     print_table(columns, [_bench_row(result) for result in results], right=columns)

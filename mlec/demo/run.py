@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -16,6 +14,7 @@ from mlec.api import compile
 from mlec.demo.recipes import RECIPES, Recipe, Trained
 from mlec.errors import MlecError
 from mlec.frontends.select import frontend_for
+from mlec.frontends.source_threads import limited_threads
 from mlec.measuring.timing import interleaved
 from mlec.packaging.loading import load
 from mlec.runtime import CompiledModel
@@ -93,7 +92,7 @@ def _measure(recipe: Recipe, folder: Path, threads: int) -> Measured:
     file = folder / f"{recipe.name.replace(' ', '-')}.mle"
     saved = compiled.save(file)
     compiled.report.save(file.with_suffix(".html"))
-    with load(file, num_threads=threads) as loaded, _limited(threads):
+    with load(file, num_threads=threads) as loaded, limited_threads(threads):
         oracle = frontend_for(trained.model).oracle(trained.model)
         found = compare(loaded, oracle, [trained.inputs], default_tolerance(compiled.graph))
         return Measured(
@@ -136,15 +135,3 @@ def _times(model: CompiledModel, trained: Trained, rows: int) -> dict[str, float
 
         actions = {"source": network, "compiled": lambda: model.run([inputs])}
     return {name: median(taken) * 1e3 for name, taken in interleaved(actions, seconds=0.6).items()}
-
-
-def _limited(threads: int) -> AbstractContextManager[object]:
-    """Holds the libraries' own thread pools to a number."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        return nullcontext()
-    limits: AbstractContextManager[object] = threadpool_limits(threads)
-    return limits

@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from mlec import errors, registry
 from mlec.errors import FrontendError, MlecError, UsageError
 from mlec.frontends.base import FileFrontend, LowerOptions, SourceMethods
+from mlec.frontends.source_threads import limited_threads
 from mlec.ir import Graph, parse_graph, print_graph, verify
 from mlec.ir.dtype import DType
 from mlec.signature import Signature
@@ -58,7 +59,7 @@ FILE_BYTES = 1 << 16
 """That it may write to a file: torch looks for a folder where it could."""
 FILES = 256
 """That may be open at a time."""
-OPEN, LOWER, WEIGHTS, DECIDED = "(open)", "(lower)", "(weights)", "(decided)"
+OPEN, LOWER, WEIGHTS, DECIDED, THREADS = "(open)", "(lower)", "(weights)", "(decided)", "(threads)"
 """Questions about the model, beside the names of its methods."""
 
 _LENGTH = struct.Struct("<Q")
@@ -87,6 +88,7 @@ class _Answer(msgspec.Struct):
         single: the answer is one array, not a list of them.
         error: an error in the place of an answer: of ours by the name of its class, or of the library.
         methods, decided: what the model answers to, and whether it says which rows have one right answer.
+        limited: whether the number of threads could be set.
         graph, signature, notes: of the file, as text and as JSON; ``constants`` are the names of its arrays, by their position.
     """
 
@@ -97,6 +99,7 @@ class _Answer(msgspec.Struct):
     single: bool = False
     methods: list[str] = []
     decided: bool = False
+    limited: bool = False
     notes: list[str] = []
     error: dict[str, Any] | None = None
     graph: str = ""
@@ -158,6 +161,11 @@ class SourceProcess(Mapping[str, Callable[[Any], Any]]):
     def seconds(self, method: str, argument: Any) -> float:
         """That a call takes there, without the way there and back."""
         return self._ask(method, argument)[0].seconds
+
+    def limit_threads(self, threads: int) -> bool:
+        """Its library is to answer with so many threads from now on; whether it can be told."""
+        answer, _ = self._ask(THREADS, threads)
+        return answer.limited
 
     def wait(self) -> None:
         """Until the file is open.
@@ -395,6 +403,7 @@ class _Model:
 
     def __init__(self, frontend: str, kind: str, file: IO[bytes]) -> None:
         self._problem: dict[str, Any] | None = None
+        self._limits = contextlib.ExitStack()
         try:
             self._frontend: FileFrontend = registry.load("frontends", frontend)()
             if kind == "Booster":  # only the estimators around it need scikit-learn, which is most of the import's time
@@ -419,6 +428,8 @@ class _Model:
         try:
             if method == OPEN:
                 return _Answer(methods=self._methods, decided=DECIDED in self._functions), []
+            if method == THREADS:
+                return _Answer(limited=self._limits.enter_context(limited_threads(argument))), []
             if method == LOWER:
                 graph = self._frontend.lower(self._model, argument)
                 answer, arrays = _of_arrays(graph.constants)

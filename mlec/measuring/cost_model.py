@@ -39,6 +39,7 @@ RATES: Mapping[str, float] = {
     "winograd": 2.2,
     "depthwise": 0.35,
     "recurrent": 0.5,
+    "fourier": 0.24,
     "transcendental": 0.085,
     "library": 0.01,
     "simple": 0.15,
@@ -67,6 +68,7 @@ FAMILIES: Mapping[str, str] = {
     **dict.fromkeys(("conv", "conv2d_nchwc", "conv_transpose"), "convolution"),
     "depthwise2d_nchwc": "depthwise",
     **dict.fromkeys(("lstm", "gru", "rnn"), "recurrent"),
+    **dict.fromkeys(("fft", "rfft", "irfft"), "fourier"),
     **dict.fromkeys(
         (
             "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "erf", "silu", "gelu", "softmax", "log_softmax", "sqrt", "rsqrt", "div",

@@ -441,16 +441,11 @@ def _rows(titles: Sequence[str], rows: Sequence[Sequence[Child]], kind: str) -> 
 def _parity(data: ReportData) -> Html | None:
     if not data.parity.methods:
         return None
-    titles = [
-        "result",
-        "rows",
-        "max error",
-        "relative to scale",
-        "mean error",
-        "labels that differ",
-        "part of the bound",
-    ]
+    titles = ["result", "rows", "max error", "relative to scale", "mean error", "part of the bound"]
     rows = [_parity_row(name, found) for name, found in data.parity.comparisons]
+    if data.has_labels:
+        titles.append("labels that differ")
+        rows = [[*row, _labels(found)] for row, (_, found) in zip(rows, data.parity.comparisons, strict=True)]
     note = f"The worst comparison of each result, on examples and on rows made to find differences. Bound: {data.parity.tolerance}."
     if data.parity.refused:
         note += f" Left out: rows made for this that the source refuses ({data.parity.refused})."
@@ -465,7 +460,6 @@ def _parity(data: ReportData) -> Html | None:
 
 
 def _parity_row(name: str, found: Comparison) -> list[Child]:
-    ties = f" (+{found.ties:,} at ties)" if found.ties else ""
     state = "good" if found.excess <= 1 else "bad"
     return [
         element("code", name),
@@ -473,9 +467,12 @@ def _parity_row(name: str, found: Comparison) -> list[Child]:
         units.error(found.max_abs_error),
         units.error(found.max_rel_error),
         units.error(found.mean_abs_error),
-        f"{found.label_mismatches:,}{ties}",
         element("span", units.share(found.excess), class_=f"chip {state}"),
     ]
+
+
+def _labels(found: Comparison) -> str:
+    return f"{found.label_mismatches:,}" + (f" (+{found.ties:,} at ties)" if found.ties else "")
 
 
 _CHIPS = {"error": "chip bad", "warning": "chip warn", "note": "chip"}

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import field
 
 from mlec.errors import CorruptedFileError
+from mlec.processor import notable
 from mlec.report import OptimizationReport
 from mlec.reporting import units
 
@@ -220,12 +221,14 @@ class Parity(msgspec.Struct, frozen=True):
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """Milliseconds of one call: the least of many; a report of before has medians, and says nothing of the spread."""
+    """Milliseconds of one call: the least of many; a report of before has medians, and says nothing of the spread and of threads."""
 
     rows: Count = 0
     compiled_ms: Measure = 0.0
     source_ms: Measure | None = None
     speedup: Measure | None = None
+    threads: Count | None = None
+    source_threads: Count | None = None
     spread: dict[str, dict[str, Measure]] = field(default_factory=dict)
     disturbance: str = ""
 
@@ -372,11 +375,28 @@ class ReportData(msgspec.Struct, frozen=True):
     @property
     def target(self) -> str:
         """What it was compiled for, in short; empty when only passes ran."""
+        if processor := self.model.get("processor"):
+            return str(processor)
         target = self.model.get("target") or {}
         if not isinstance(target, dict):
             return str(target)
         kind = target.get("kind") or target.get("device")
         return " ".join(str(part) for part in (kind, target.get("mcpu"), target.get("arch")) if part)
+
+    @property
+    def instruction_sets(self) -> list[str]:
+        """Those that the code may use and that matter for its speed; empty where that is not known."""
+        target = self.model.get("target")
+        features = target.get("features") if isinstance(target, dict) else None
+        return notable(map(str, features)) if isinstance(features, list) else []
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether results are labels, or were compared as labels."""
+        compared = self.parity.methods.values()
+        return self.model.get("kind") in ("classifier", "clusterer", "outlier") or any(
+            c.label_mismatches or c.ties for c in compared
+        )
 
     @property
     def is_measured(self) -> bool:

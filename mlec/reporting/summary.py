@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mlec.pipeline import NOMINAL_EXTENT
 from mlec.reporting import units
-from mlec.reporting.schema import Loss, Remark, ReportData, Stats, Tuned, Unstable
+from mlec.reporting.schema import Loss, Measured, Remark, ReportData, Stats, Tuned, Unstable
 
 _VALUE_NAME = re.compile(r"%\w+")
 
@@ -43,6 +43,7 @@ def facts(data: ReportData) -> list[Fact]:
         _predicted(data),
         _size(data),
         _memory(data),
+        _instruction_sets(data),
         _compile_time(data),
     ]
     return [fact for fact in found if fact is not None]
@@ -76,7 +77,7 @@ def saving(before: float | None, after: float | None) -> str:
         return ""
     saved = before - after
     if f"{saved / after:.3f}" in ("0.000", "-0.000"):
-        return f"none of {units.seconds(before)}"
+        return f"nothing saved, {units.seconds(before)} as before"
     gain = f"({units.times(before / after)})"
     if saved < 0:
         return f"costs {units.seconds(-saved)} on {units.seconds(before)} {gain}"
@@ -111,12 +112,12 @@ def grouped(remarks: Iterable[Remark]) -> list[RemarkGroup]:
     """Remarks with the same words (whatever the names of the values) and rule once, in order of first appearance."""
     groups: dict[tuple[str, str], list[tuple[Remark, str]]] = {}
     for remark in remarks:
-        words, _, node = remark.message.partition(" at %")  # the rewrite driver adds the node's text
+        words, node = _parted(remark.message)
         groups.setdefault((_VALUE_NAME.sub("%", words), remark.rule), []).append((remark, node))
     result = []
     for (words, rule), members in groups.items():
         if len(members) == 1:
-            words = members[0][0].message.partition(" at %")[0]
+            words = _parted(members[0][0].message)[0]
         places = (
             place
             for remark, node in members
@@ -125,6 +126,12 @@ def grouped(remarks: Iterable[Remark]) -> list[RemarkGroup]:
         )
         result.append(RemarkGroup(words, rule, tuple(dict.fromkeys(places)), len(members)))
     return result
+
+
+def _parted(message: str) -> tuple[str, str]:
+    """What a remark says, and the text of the node that it says it of, which the rewrite driver adds."""
+    words, _, node = message.partition(" at %")
+    return words.rstrip(" ,"), node
 
 
 def where_times_are_from(data: ReportData) -> str:
@@ -139,7 +146,7 @@ def _speed(data: ReportData) -> Fact | None:
     if measured is None:
         return None
     ours = units.seconds(measured.compiled_ms / 1e3)
-    rows = units.plural(measured.rows, "row")
+    rows = units.plural(measured.rows, "row") + _threads(measured)
     if measured.speedup is None or measured.source_ms is None:
         return Fact("Speed", ours, f"measured, {rows}")
     faster = measured.speedup >= 1
@@ -151,12 +158,20 @@ def _speed(data: ReportData) -> Fact | None:
     return Fact("Speed", f"{ratio} {word}", detail, faster)
 
 
+def _threads(measured: Measured) -> str:
+    """With how many threads the two were timed."""
+    if measured.threads is None:
+        return ""
+    both = measured.source_ms is not None
+    source = " each" if measured.source_threads else ", the source as many as it takes"
+    return f", {units.plural(measured.threads, 'thread')}{source if both else ''}"
+
+
 def _parity(data: ReportData) -> Fact | None:
     worst = data.parity.worst
     if worst is None:
         return None
     methods = ", ".join(name for name, _ in data.parity.comparisons)
-    different = sum(c.label_mismatches for c in data.parity.methods.values())
     if worst.excess > 1:
         return Fact(
             "Parity",
@@ -167,7 +182,10 @@ def _parity(data: ReportData) -> Fact | None:
     if all(c.excess == 0 for c in data.parity.methods.values()):
         return Fact("Parity", "identical", f"{methods}: no difference from the source", True)
     largest = max(c.max_rel_error for c in data.parity.methods.values())
-    detail = f"{methods}: {units.share(worst.excess)} of the bound ({data.parity.tolerance}), {different} labels differ"
+    detail = f"{methods}: {units.share(worst.excess)} of the bound ({data.parity.tolerance})"
+    if data.has_labels:
+        different = sum(c.label_mismatches for c in data.parity.methods.values())
+        detail += f", {different:,} label{' differs' if different == 1 else 's differ'}"
     return Fact("Parity", f"error {units.error(largest)}", detail, True)
 
 
@@ -273,6 +291,15 @@ def _memory(data: ReportData) -> Fact | None:
     if memory.peak_apart_bytes is not None and memory.peak_apart_bytes > memory.peak_bytes:
         values += f"; {units.size(memory.peak_apart_bytes)} if no result took the place of an operand"
     return Fact("Memory", units.size(memory.peak_bytes), values or "at most while running, with its weights")
+
+
+def _instruction_sets(data: ReportData) -> Fact | None:
+    """What the code may use of the processor: a name says less, and LLVM's may be that of another one."""
+    found = data.instruction_sets
+    if not found:
+        return None
+    triple = str(data.model["target"].get("triple", ""))
+    return Fact("Instructions", triple.partition("-")[0] or found[0], ", ".join(found))
 
 
 def _compile_time(data: ReportData) -> Fact | None:

@@ -141,19 +141,22 @@ def _idle(data: ReportData) -> list[str]:
 def _parity(data: ReportData) -> list[str]:
     if not data.parity.methods:
         return []
-    rows = [["result", "rows", "max error", "relative", "mean error", "labels differ", "of the bound"]]
+    rows = [["result", "rows", "max error", "relative", "mean error", "of the bound"]]
     rows += [
         [
             name, f"{c.rows:,}", units.error(c.max_abs_error), units.error(c.max_rel_error), units.error(c.mean_abs_error),
-            f"{c.label_mismatches:,}", units.share(c.excess),
+            units.share(c.excess),
         ]
         for name, c in data.parity.comparisons
     ]  # fmt: skip
+    if data.has_labels:
+        labels = ["labels differ", *(f"{c.label_mismatches:,}" for _, c in data.parity.comparisons)]
+        rows = [[*row, cell] for row, cell in zip(rows, labels, strict=True)]
     left_out = _wrapped(f"left out: rows made for this that the source refuses ({data.parity.refused})", 2)
     fewer = _wrapped(f"fewer rows than the thresholds of the model call for: {data.parity.shortened}", 2)
     return [
-        f"parity with the source, bound: {data.parity.tolerance}",
-        *_table(rows, numbers=range(1, 7)),
+        f"parity with the source, the worst of each result; bound: {data.parity.tolerance}",
+        *_table(rows, numbers=range(1, len(rows[0]))),
         *(left_out if data.parity.refused else []),
         *(fewer if data.parity.shortened else []),
     ]

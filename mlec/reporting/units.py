@@ -33,8 +33,8 @@ def times(gain: float | None) -> str:
 
 
 def share(part: float) -> str:
-    """``0.123 -> "12.3%"``."""
-    return f"{100 * part:.1f}%"
+    """``0.123 -> "12.3%"``; what would be rounded to nothing is ``"<0.1%"``."""
+    return "<0.1%" if 0 < part < 0.0005 else f"{100 * part:.1f}%"
 
 
 def error(value: float) -> str:

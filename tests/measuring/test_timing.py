@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import pytest
 
-from mlec.measuring.timing import disturbance, interleaved, spread
+from mlec.measuring.timing import TURN_CALLS, OtherWork, disturbance, interleaved, spread
 
 
 def test_the_spread_of_runs_in_milliseconds() -> None:
@@ -25,5 +27,24 @@ def test_a_busy_machine_is_named_with_all_that_was_disturbed() -> None:
 
 def test_slow_runs_get_more_time_until_their_least_can_be_trusted() -> None:
     slow = interleaved({"a": lambda: time.sleep(0.002), "b": lambda: None}, seconds=0.02, enough=8, patience=50)
-    assert len(slow["a"]) == len(slow["b"]) >= 8
+    assert len(slow["a"]) >= 8
+    assert len(slow["b"]) == (TURN_CALLS - 1) * len(slow["a"])  # short calls have company, and the first does not count
     assert len(interleaved({"a": lambda: time.sleep(0.02)}, seconds=0.01, enough=1000, patience=1)["a"]) == 3
+
+
+def test_processors_that_work_for_others() -> None:
+    assert disturbance({}, (1.0, 4), threads=3) == ""
+    assert disturbance({}, (1.5, 4), threads=3).endswith("others kept 1.5 of its 4 processors at work")
+    own = OtherWork()
+    end = time.process_time() + 0.1
+    while time.process_time() < end:
+        pass
+    own_work, usable = own.processors()
+    assert 0 <= own_work <= usable
+    # A process that this one did not start: its parent has ended.
+    spin = "import time; end = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
+    start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {spin!r}])"
+    subprocess.run([sys.executable, "-c", start], check=True, timeout=60)
+    begin, others = time.perf_counter(), OtherWork()
+    time.sleep(0.3)
+    assert others.processors()[0] * (time.perf_counter() - begin) > 0.1

@@ -145,3 +145,38 @@ def test_the_target_is_named_by_its_kind_and_a_busy_machine_is_said() -> None:
     assert "npu" in text
     assert "for cpu" not in text
     assert "the machine was busy" in text
+
+
+def test_labels_are_only_counted_where_there_are_some() -> None:
+    parity = {"methods": {"run": {"method": "run", "rows": 3, "max_rel_error": 1e-6, "excess": 1e-4}}}
+    for kind, counted in (("regressor", False), ("network", False), ("classifier", True)):
+        report = OptimizationReport(model={"kind": kind}, parity=parity)
+        assert ("0 labels differ" in report.to_text()) == ("labels differ\n" in report.to_text()) == counted
+        assert ("labels that differ" in report.to_html()) == counted
+    assert "<0.1% of the bound" in report.to_text()
+
+
+def test_a_processor_has_the_name_that_its_system_gives_it() -> None:
+    features = ["64bit", "avx", "avx2", "fma", "avx512f", "amx-int8", "xsave"]
+    target = {"kind": "cpu", "mcpu": "rocketlake", "triple": "x86_64-linux", "features": features}
+    named = OptimizationReport(model={"name": "net", "target": target}).to_text()
+    own = OptimizationReport(model={"name": "net", "target": target, "processor": "Xeon"}).to_text()
+    assert "net: cpu rocketlake" in named
+    assert "rocketlake" not in own
+    assert "net: Xeon" in own
+    assert "x86_64  avx512f, amx-int8\n" in own
+
+
+def test_times_say_how_many_threads_they_are_of() -> None:
+    def said(**threads: int | None) -> str:
+        measured = {"rows": 1, "compiled_ms": 1.0, "source_ms": 2.0, "speedup": 2.0, **threads}
+        return " ".join(OptimizationReport(timing={"measured": measured}).to_text().split())
+
+    assert "1 row, 2 threads each" in said(threads=2, source_threads=2)
+    assert "1 row, 1 thread, the source as many as it takes" in said(threads=1, source_threads=None)
+
+
+def test_remarks_end_where_their_words_end() -> None:
+    remarks = [{"message": f"its bytes are stored and loaded, at %{i} = exp(%x)"} for i in range(2)]
+    text = OptimizationReport(passes=[{"name": "fuse", "missed": remarks}]).to_text()
+    assert "stored and loaded (2 times)" in text
