@@ -58,11 +58,17 @@ def _remark(kind: str, walk: _Walk, node: Node, graph: Graph) -> Remark:
     text = print_node(node, value_names(graph)).splitlines()[0]
     if kind == "applied":
         crossed = ", ".join(dict.fromkeys(walk.crossed)) or "nothing"
-        return Remark(
-            "applied", f"moved through {crossed}, which leaves {-walk.gain[1]:+d} transposes: {text}", node.loc, RULE
-        )
+        return Remark("applied", f"moved through {crossed}: {_change(walk.gain[1])}, at {text}", node.loc, RULE)
     reason = f"nothing cancels before {', '.join(dict.fromkeys(walk.stopped_at))}"
     return Remark("missed", f"the transpose stays: {reason}, at {text}", node.loc, RULE)
+
+
+def _change(saved: int) -> str:
+    """In words, how many transposes are gone."""
+    if not saved:
+        return "as many transposes, of fewer bytes"
+    number = abs(saved)
+    return f"{number} transpose{'s' if number > 1 else ''} {'fewer' if saved > 0 else 'more, of fewer bytes in all'}"
 
 
 # -- views -----------------------------------------------------------------------------------------------------------
