@@ -60,7 +60,6 @@ HOMES = {
     "xgboost": ("mlec.frontends", "mlec.demo"),
     "lightgbm": ("mlec.frontends", "mlec.demo"),
     "treelite": ("mlec.frontends",),
-    "onnx": ("mlec.frontends",),
     "skops": ("mlec.frontends",),
     "cryptography": ("mlec.artifact",),
     "backports": ("mlec.artifact",),
