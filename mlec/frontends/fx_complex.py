@@ -75,7 +75,7 @@ def complex_rule(*names: str) -> Callable[[_RuleT], _RuleT]:
 Scalar = Number | complex
 
 
-def _as_complex(c: Context, x: Complex | Operand | complex) -> tuple[Value, Value]:
+def as_complex(c: Context, x: Complex | Operand | complex) -> tuple[Value, Value]:
     """Both parts of an operand, in the type of the result's."""
     if isinstance(x, Complex):
         im = c.full(0, x.re.type.shape, c.dtype) if x.im is None else c.cast(x.im, c.dtype)
@@ -140,7 +140,7 @@ def _together(name: str) -> Rule:
             return x
         if isinstance(x, (list, tuple)):
             return [part(c, place, i, entry) for entry in x]
-        return _as_complex(c, x)[place]
+        return as_complex(c, x)[place]
 
     def rule(c: Context, *args: Any, **kwargs: Any) -> Result:
         re, im = (handler(c, *(part(c, place, i, x) for i, x in enumerate(args)), **kwargs) for place in (0, 1))
@@ -170,13 +170,13 @@ def _polar(c: Context, size: Value, angle: Value) -> Complex:
 
 
 @complex_rule("view_as_complex.default")
-def _view_as_complex(c: Context, x: Value) -> Complex:
+def _viewas_complex(c: Context, x: Value) -> Complex:
     return Complex(c.pick(x, -1, 0), c.pick(x, -1, 1))
 
 
 @complex_rule("view_as_real.default")
 def _view_as_real(c: Context, x: Complex) -> Value:
-    parts = [c.reshape(part, (*part.type.shape, 1)) for part in _as_complex(c, x)]
+    parts = [c.reshape(part, (*part.type.shape, 1)) for part in as_complex(c, x)]
     return c.b("concat", *parts, axis=-1)
 
 
@@ -187,7 +187,7 @@ def _real(c: Context, x: Complex) -> Value:
 
 @complex_rule("imag.default")
 def _imag(c: Context, x: Complex) -> Value:
-    return _as_complex(c, x)[1]
+    return as_complex(c, x)[1]
 
 
 @complex_rule(
@@ -209,7 +209,7 @@ def _abs(c: Context, x: Complex) -> Value:
 
 @complex_rule("angle.default")
 def _angle(c: Context, x: Complex) -> Value:
-    re, im = _as_complex(c, x)
+    re, im = as_complex(c, x)
     return c.b("atan2", im, re)
 
 
@@ -258,7 +258,7 @@ def _full(c: Context, *args: Any, **kwargs: Any) -> Value | Complex:
 @complex_rule("constant_pad_nd.default")
 def _pad(c: Context, x: Complex, pad: Sequence[Any], value: Scalar = 0) -> Complex:
     numbers = complex(value)
-    parts = zip(_as_complex(c, x), (numbers.real, numbers.imag), strict=True)
+    parts = zip(as_complex(c, x), (numbers.real, numbers.imag), strict=True)
     re, im = (HANDLERS["aten.constant_pad_nd.default"](c, part, pad, number) for part, number in parts)
     return _pair(re, im)
 
@@ -268,7 +268,7 @@ def _pad(c: Context, x: Complex, pad: Sequence[Any], value: Scalar = 0) -> Compl
 
 def _product(c: Context, x: Any, y: Any, multiply: Callable[[Value, Value], Value]) -> Complex:
     """``(a + bi)(d + ei)``, by products of real operands. A real operand has an imaginary part of 0, also where that makes NaN."""
-    (a, b), (d, e) = _as_complex(c, x), _as_complex(c, y)
+    (a, b), (d, e) = as_complex(c, x), as_complex(c, y)
     re = c.b("sub", multiply(a, d), multiply(b, e))
     return Complex(re, c.b("add", multiply(a, e), multiply(b, d)))
 
@@ -281,7 +281,7 @@ def _mul(c: Context, x: Any, y: Any) -> Complex:
 @complex_rule("div.Tensor", "div.Scalar")
 def _div(c: Context, x: Any, y: Any) -> Complex:
     """By the conjugate, after both are brought to the size of the divisor's larger part: its square would overflow."""
-    (a, b), (d, e) = _as_complex(c, x), _as_complex(c, y)
+    (a, b), (d, e) = as_complex(c, x), as_complex(c, y)
     scale = c.b("div", c.number(1, c.dtype), c.b("maximum", c.b("abs", d), c.b("abs", e)))
     a, b, d, e = (c.b("mul", part, scale) for part in (a, b, d, e))
     size = c.b("add", c.b("mul", d, d), c.b("mul", e, e))
@@ -313,20 +313,20 @@ def _pow(c: Context, x: Complex, exponent: Scalar) -> Complex:
 
 @complex_rule("exp.default")
 def _exp(c: Context, x: Complex) -> Complex:
-    re, im = _as_complex(c, x)
+    re, im = as_complex(c, x)
     return _polar(c, c.b("exp", re), im)
 
 
 @complex_rule("log.default")
 def _log(c: Context, x: Complex) -> Complex:
-    re, im = _as_complex(c, x)
+    re, im = as_complex(c, x)
     return Complex(c.b("log", c.b("hypot", re, im)), c.b("atan2", im, re))
 
 
 @complex_rule("sgn.default")
 def _sgn(c: Context, x: Complex) -> Complex:
     """On the unit circle; 0 for 0."""
-    re, im = _as_complex(c, x)
+    re, im = as_complex(c, x)
     size = c.b("hypot", re, im)
     size = c.b("where", c.b("eq", size, 0), c.number(1, c.dtype), size)
     return Complex(c.b("div", re, size), c.b("div", im, size))
@@ -352,7 +352,7 @@ for _name in ("mm.default", "bmm.default", "matmul.default", "mv.default", "dot.
 
 
 def _sum(c: Context, x: Any, y: Any) -> Complex:
-    re, im = (c.b("add", a, b) for a, b in zip(_as_complex(c, x), _as_complex(c, y), strict=True))
+    re, im = (c.b("add", a, b) for a, b in zip(as_complex(c, x), as_complex(c, y), strict=True))
     return Complex(re, im)
 
 

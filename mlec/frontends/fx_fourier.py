@@ -1,12 +1,11 @@
-"""ATen's Fourier transforms, and what torch makes of short-time ones (stft, istft), as IR ops; the transform itself is in `fourier`."""
+"""ATen's Fourier transforms, and what torch makes of short-time ones (stft, istft), as IR ops."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from mlec.frontends.fourier import Dft, fourier, real_of_half
-from mlec.frontends.fx_complex import Complex, complex_rule
+from mlec.frontends.fx_complex import Complex, as_complex, complex_rule
 from mlec.frontends.fx_context import Context, lowers
 from mlec.ir import Dim, Value
 
@@ -19,27 +18,27 @@ def _scale(c: Context, x: Complex | Value, axes: Sequence[int], normalization: i
     return _SCALES[normalization](math.prod(c.static(value, axis, "a transformed axis") for axis in axes))
 
 
-def _forward(c: Context, x: Complex, axes: Sequence[int], sign: int, scale: float) -> Complex:
+def _along(c: Context, x: Complex, axes: Sequence[int], inverse: bool, scale: float) -> Complex:
     """One axis after the other, the last first."""
     for axis in reversed(axes):
-        n = c.static(x.re, axis, "a transformed axis")
-        x = Complex(*fourier(c.b, (x.re, x.im), axis, Dft(n, n, n, sign, scale)))
-        scale = 1.0
+        re, im = c.b.multi("fft", *x.parts, axis=axis, inverse=inverse, scale=scale)
+        x, scale = Complex(re, im), 1.0
     return x
 
 
 @complex_rule("_fft_c2c.default")
 def _c2c(c: Context, x: Complex, dim: Sequence[int], normalization: int, forward: bool) -> Complex:
-    return _forward(c, x, dim, -1 if forward else 1, _scale(c, x, dim, normalization))
+    return _along(c, x, dim, not forward, _scale(c, x, dim, normalization))
 
 
 @complex_rule("_fft_r2c.default")
 def _r2c(c: Context, x: Value, dim: Sequence[int], normalization: int, onesided: bool) -> Complex:
-    *others, last = dim
-    n = c.static(x, last, "a transformed axis")
     scale = _scale(c, x, dim, normalization)
-    half = Complex(*fourier(c.b, (x, None), last, Dft(n, n, n // 2 + 1 if onesided else n, -1, scale)))
-    return _forward(c, half, others, -1, 1.0)
+    if not onesided:
+        return _along(c, Complex(x), dim, False, scale)
+    *others, last = dim
+    re, im = c.b.multi("rfft", x, axis=last, scale=scale)
+    return _along(c, Complex(re, im), others, False, 1.0)
 
 
 @complex_rule("_fft_c2r.default")
@@ -49,11 +48,10 @@ def _c2r(c: Context, x: Complex, dim: Sequence[int], normalization: int, last_di
         raise c.unsupported(
             f"the length must be fixed, but it is {last_dim_size}", "give it as a number in input_shapes"
         )
+    c.static(x.re, last, "a transformed axis")
     size = last_dim_size * math.prod(c.static(x.re, axis, "a transformed axis") for axis in others)
-    scale = _SCALES[normalization](size)
-    if others:
-        x, scale = _forward(c, x, others, 1, scale), 1.0
-    return real_of_half(c.b, (x.re, x.im), last, last_dim_size, 1, scale)
+    re, im = as_complex(c, _along(c, x, others, True, 1.0))
+    return c.b("irfft", re, im, axis=last, n=last_dim_size, scale=_SCALES[normalization](size))
 
 
 @lowers("unfold_backward.default")

@@ -5,6 +5,7 @@ from mlec.ops import (
     attention,
     conv,
     elementwise,
+    fourier,
     fused,
     linalg,
     norm,
@@ -18,6 +19,6 @@ from mlec.ops import (
 )
 
 __all__ = [
-    "OPS", "attention", "conv", "elementwise", "fused", "linalg", "norm", "pool", "quant", "recurrent", "reduce",
+    "OPS", "attention", "conv", "elementwise", "fourier", "fused", "linalg", "norm", "pool", "quant", "recurrent", "reduce",
     "resize", "shape", "tree",
 ]  # fmt: skip

@@ -186,7 +186,7 @@ ELEMENTWISE = Batching(_elementwise)
 ALONG = Batching(_along)
 BATCHING: dict[str, Batching] = {
     **dict.fromkeys(("sum", "mean", "prod", "max", "min", "logsumexp", "any", "all", "argmax", "argmin"), ALONG),
-    **dict.fromkeys(("softmax", "log_softmax", "cumsum", "sort", "topk"), ALONG),
+    **dict.fromkeys(("softmax", "log_softmax", "cumsum", "sort", "topk", "fft", "rfft", "irfft"), ALONG),
     **dict.fromkeys(("flip", "concat", "slice", "take_along_axis"), ALONG),
     **dict.fromkeys(("batch_norm", "group_norm", "pairwise_distance", "nearest", "tree_ensemble"), Batching(_rows, varying=1)),
     **dict.fromkeys(("rnn", "gru"), Batching(_rows, varying=2)),

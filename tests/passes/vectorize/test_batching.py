@@ -40,6 +40,8 @@ def of_lanes(
 
 def check(op: OpDef, varying: tuple[int, ...], rng: np.random.Generator) -> None:
     case = op.sample(rng)
+    while len(case.operands) <= max(varying):  # some operands are optional
+        case = op.sample(rng)
     attrs = op.complete_attrs(case.attrs)
     lanes = of_lanes(op, case.operands, varying, rng)
     b = GraphBuilder("lanes")

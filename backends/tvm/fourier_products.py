@@ -1,4 +1,4 @@
-"""Discrete Fourier transforms as matrix products: what frontends make of an FFT.
+"""Discrete Fourier transforms as matrix products, where there is no kernel for them.
 
 ``X[k] = scale * sum(x[j] * w ** (j * k))`` with ``w = exp(sign * 2 pi i / n)``, along one axis. A complex value is a pair of real ones.
 Of three ways to compute it, `way` finds the one that takes the least work:
@@ -19,10 +19,8 @@ What half the spectrum of a real row takes, and the KB of factors that it is mul
     factors, direct                       643     1053     4203    67142
     factors, in two steps                   8       10       21       82
 
-Steps also write and read each element about nine times, mostly in a cache. An FFT in registers does a fifth of the arithmetic or less.
-Beside torch.fft (MKL), on one thread, a row of 64 to 4096 takes 0.3 to 0.65 of its time; 256 rows take twice its time at 64, six times at
-400 to 4096. In models, what is before and after makes up for it: of a log-mel spectrogram, an FNet block and a Fourier neural operator,
-0.15 to 0.8 of torch's time was measured, for 1 and 16 rows.
+Steps also write and read each element about nine times, mostly in a cache. `kernels.fourier` does a fifth of the arithmetic or less, for
+the lengths that it takes; this is for the others, and for GPUs.
 
 The factors are exact at multiples of a quarter turn, correct in float64 elsewhere, and rounded once, to the type of the input. In float32
 the largest error of any result, as a part of the largest result, has been 0.5e-7 to 3e-7 in steps, 2e-7 to 9e-7 in direct ones of
@@ -32,18 +30,19 @@ the largest error of any result, as a part of the largest result, has been 0.5e-
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
+from mlec.backends.tvm.registry import lowers
 from mlec.errors import UnsupportedOpError
-from mlec.ir import Dim, GraphBuilder, Value
-from mlec.ir.dim import product
+from mlec.ir import Dim, GraphBuilder, Node, Value
+from mlec.ir.dim import product, static
+from mlec.ops.fourier import Complexes, roots
 
-Complexes = npt.NDArray[np.complex128]
 Pair = tuple[Value, Value | None]
 """Real and imaginary part; None for an imaginary part that is zero."""
 
@@ -167,16 +166,6 @@ def _at_least(length: int, factor: int) -> int:
 
 
 # -- factors ---------------------------------------------------------------------------------------------------------
-
-
-def roots(n: int) -> Complexes:
-    """``exp(2 pi i m / n)`` for m from 0 to n - 1: angles are reduced to an eighth of a turn as whole numbers."""
-    quarter, rest = np.divmod(4 * np.arange(n), n)
-    swapped = 2 * rest > n
-    angle = np.pi / 2 * np.minimum(rest, n - rest) / n
-    near, far = np.cos(angle), np.sin(angle)
-    found = np.where(swapped, far, near) + 1j * np.where(swapped, near, far)
-    return np.asarray(found * np.array([1, 1j, -1, -1j])[quarter])
 
 
 def _powers(dft: Dft, exponents: npt.NDArray[np.int64], n: int) -> Complexes:
@@ -317,3 +306,27 @@ class _Emit:
         before = (0,) * x.type.rank
         after = tuple(missing if i == axis else 0 for i in range(x.type.rank))
         return self.b("pad", x, before=before, after=after, value=0.0, mode="constant")
+
+
+@lowers("fft", form="graph")
+def fft(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Sequence[Value]:
+    re, *im = operands
+    n, sign = _length(re, node), 1 if node.attrs["inverse"] else -1
+    return fourier(b, (re, im[0] if im else None), node.attrs["axis"], Dft(n, n, n, sign, node.attrs["scale"]))
+
+
+@lowers("rfft", form="graph")
+def rfft(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Sequence[Value]:
+    (x,) = operands
+    n = _length(x, node)
+    return fourier(b, (x, None), node.attrs["axis"], Dft(n, n, n // 2 + 1, -1, node.attrs["scale"]))
+
+
+@lowers("irfft", form="graph")
+def irfft(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
+    re, im = operands
+    return real_of_half(b, (re, im), node.attrs["axis"], node.attrs["n"], 1, node.attrs["scale"])
+
+
+def _length(x: Value, node: Node) -> int:
+    return static(x.type.shape[node.attrs["axis"]])

@@ -7,8 +7,18 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from mlec.backends.tvm.fourier_products import (
+    LONGEST,
+    MOST_FACTORS,
+    Chirp,
+    Dft,
+    Direct,
+    Steps,
+    fourier,
+    real_of_half,
+    way,
+)
 from mlec.errors import UnsupportedOpError
-from mlec.frontends.fourier import LONGEST, MOST_FACTORS, Chirp, Dft, Direct, Steps, fourier, real_of_half, roots, way
 from mlec.ir import Graph, GraphBuilder, run_graph, tensor
 
 LENGTHS = (1, 2, 3, 5, 7, 8, 16, 60, 97, 251, 400, 509, 512, 1000, 1009, 1024, 2003, 4096, 3 * 1009)
@@ -55,16 +65,6 @@ def test_real_results_of_half_a_spectrum(n: int) -> None:
     re, im = (b.input(name, tensor("f64", ("n", n // 2 + 1, 2))) for name in ("x", "y"))
     graph = b.finish([real_of_half(b, (re, im), 1, n, 1, 1 / n)])
     np.testing.assert_allclose(run_graph(graph, [spectrum.real, spectrum.imag])[0], wanted, atol=1e-14)
-
-
-@pytest.mark.parametrize("n", [1, 4, 7, 12, 96, 1000])
-def test_roots_are_exact_at_quarters_and_lie_on_the_circle(n: int) -> None:
-    found = roots(n)
-    for quarter, unit in enumerate((1, 1j, -1, -1j)):
-        if quarter * n % 4 == 0:
-            assert found[quarter * n // 4] == unit
-    turn = 8 * np.arctan(np.longdouble(1))
-    np.testing.assert_allclose(found, np.exp(1j * turn * np.arange(n) / n), rtol=0, atol=3e-16)
 
 
 def test_the_cheapest_way() -> None:
