@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
+Verify = Literal["fast", "once", "full"]
+"""What of the weights is checked when a file is opened, see `Artifact.open`."""
+
 _DAMAGED_HINT = "fetch or compile the file again; `mlec recover` takes out of it what is intact"
 
 
@@ -90,7 +93,7 @@ class Artifact:
         path: str | os.PathLike[str],
         *,
         copy_weights: bool = False,
-        verify: Literal["fast", "full"] = "full",
+        verify: Verify = "full",
         follow_symlinks: bool = True,
         keyring: Keyring | None = None,
         key: EncryptionKey | bytes | str | os.PathLike[str] | None = None,
@@ -102,8 +105,9 @@ class Artifact:
             copy_weights: hold the weights in private memory instead of mapping the file. Needed where the file may
                 be truncated while it is open, which kills a process that reads a mapped page. Files that other users
                 can write to, or own, are always copied.
-            verify: ``"full"`` checks all bytes of the weights now; ``"fast"`` checks everything else now and each
-                tensor when it is first asked for.
+            verify: ``"full"`` makes all checks of the format now. ``"once"`` leaves out the checksums of single tensors that are stored
+                as they are: their bytes are covered by those of the section. ``"fast"`` checks each tensor when it is first asked for,
+                and everything else now.
             follow_symlinks: False refuses a path whose last part is a symbolic link.
             keyring: the keys to verify a signature with; by default those of this user and this machine.
             key: of an encrypted file, or the file that holds it; by default that of the environment variable ``MLEC_KEY``.
@@ -123,7 +127,7 @@ class Artifact:
 
             key = EncryptionKey.of(key)
         with _named(path):
-            return _decode(stored, verify == "full", key)
+            return _decode(stored, verify, key)
 
     @property
     def tensors(self) -> weights.Tensors:
@@ -246,15 +250,17 @@ class StoredFile:
         path: str | os.PathLike[str],
         *,
         copy_weights: bool = False,
-        verify: Literal["fast", "full"] = "full",
+        verify: Verify = "full",
         follow_symlinks: bool = True,
         keyring: Keyring | None = None,
     ) -> StoredFile:
         """Open and check a file; arguments and errors as for `Artifact.open`."""
-        if verify not in ("fast", "full"):
-            raise UsageError(f"verify must be 'fast' or 'full', not {verify!r}", hint="'fast' leaves out the weights")
+        if verify not in ("fast", "once", "full"):
+            raise UsageError(
+                f"verify must be 'fast', 'once' or 'full', not {verify!r}", hint="'fast' leaves out the weights"
+            )
         with _named(path):
-            return _read_stored(os.fsdecode(path), copy_weights, verify == "full", follow_symlinks, keyring)
+            return _read_stored(os.fsdecode(path), copy_weights, verify != "fast", follow_symlinks, keyring)
 
 
 @contextlib.contextmanager
@@ -268,7 +274,7 @@ def _named(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _read_stored(
-    path: str, copy_weights: bool, full: bool, follow_symlinks: bool, keyring: Keyring | None
+    path: str, copy_weights: bool, with_weights: bool, follow_symlinks: bool, keyring: Keyring | None
 ) -> StoredFile:
     if sys.byteorder != "little":
         raise ArtifactError(
@@ -294,7 +300,7 @@ def _read_stored(
         section, mapping = _load_weights(file, info, header, copy_weights or shared or foreign)
 
     hashes = {name: sections.hash_section(name, data) for name, data in stored.items() if data}
-    if full and section.size:
+    if with_weights and section.size:
         hashes["weights"] = sections.hash_section("weights", section.data)
     _check_crcs(header, hashes, stored["graph"], section)
     signature = None
@@ -318,7 +324,7 @@ def _read_stored(
     )
 
 
-def _decode(file: StoredFile, full: bool, key: EncryptionKey | None) -> Artifact:
+def _decode(file: StoredFile, verify: Verify, key: EncryptionKey | None) -> Artifact:
     header, roots = file.header, {name: digest.root() for name, digest in file.hashes.items() if name != "weights"}
     opened, section, mapping = file.sections, file.weights, file.mapping
     if header.aead_alg:
@@ -327,8 +333,8 @@ def _decode(file: StoredFile, full: bool, key: EncryptionKey | None) -> Artifact
     document = documents.parse_graph(plain["graph"])
     weights.check_index(document.tensors, section.size, compressed=header.codec("weights") != 0)
     tensors = weights.Tensors(document.tensors, section)
-    if full:
-        tensors.check_all()
+    if verify != "fast":
+        tensors.check_all(section_is_right=verify == "once")
     kernels: tuple[KernelBlob, ...] = ()
     if plain["kernels"]:
         # Code is bound to the graph itself, however that is stored.

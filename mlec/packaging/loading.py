@@ -62,7 +62,7 @@ def load(
         )
     path = Path(path)
     wanted = named_trust(trust)
-    artifact = Artifact.open(path, key=encryption_key, verify="fast" if _is_large(path) else "full")
+    artifact = Artifact.open(path, key=encryption_key, verify="fast" if _is_large(path) else "once")
     if require_signature:
         check_signed(artifact)
     model = read_model(artifact)

@@ -23,6 +23,7 @@ _SYMBOL_TABLE: Final = 2
 _UNDEFINED: Final = 0
 _WRITABLE_CODE: Final = 0x1 | 0x4
 """Flags of a section that is both written to and executed: no compiler of ours makes one."""
+_LOCAL: Final = 0
 _WEAK: Final = 2
 _MACHINES: Final = {62: ("x86_64", "AMD64"), 183: ("aarch64", "arm64")}
 
@@ -69,7 +70,7 @@ def _is_here(function: str) -> bool:
 
 
 def _symbols(data: bytes) -> Iterator[tuple[str, bool, bool]]:
-    """Name of each symbol, whether it is defined, whether it is weak.
+    """Name of each symbol that other files see, whether it is defined, whether it is weak.
 
     Raises:
         ValueError, struct.error, IndexError: it is no object file for this machine.
@@ -97,8 +98,9 @@ def _symbols(data: bytes) -> Iterator[tuple[str, bool, bool]]:
             raise ValueError("its symbols lie outside of it")
         strings = data[texts : texts + length]
         for name, info, _, section, _, _ in _SYMBOL.iter_unpack(data[offset : offset + size]):
-            end = strings.index(b"\0", name)
-            yield strings[name:end].decode(), section != _UNDEFINED, info >> 4 == _WEAK
+            if info >> 4 != _LOCAL:
+                end = strings.index(b"\0", name)
+                yield strings[name:end].decode(), section != _UNDEFINED, info >> 4 == _WEAK
 
 
 def _unfit(why: str) -> RuntimeUnavailableError:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import operator
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from mlec.errors import UsageError
 
@@ -55,6 +58,38 @@ def checked_num_threads(num_threads: object) -> int:
     return min(wanted, usable)
 
 
+def side_by_side(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What tasks return, in their order, done on all usable CPUs; of use where they let go of Python's lock while they work.
+
+    Raises:
+        Exception: of the first task, in their order, that raises one.
+    """
+    done: dict[int, Any] = {}
+    failed: dict[int, Exception] = {}
+    left = iter(range(len(tasks)))  # shared: whoever is free takes the next one
+
+    def work() -> None:
+        for number in left:
+            try:
+                done[number] = tasks[number]()
+            except Exception as error:
+                failed[number] = error
+
+    helpers = [threading.Thread(target=work) for _ in range(min(effective_cpu_count(), len(tasks)) - 1)]
+    with contextlib.suppress(
+        RuntimeError
+    ):  # there are threads enough in this process: the others do without those that do not start
+        for helper in helpers:
+            helper.start()
+    work()
+    for helper in helpers:
+        if helper.ident is not None:
+            helper.join()
+    if failed:
+        raise failed[min(failed)]
+    return [done[number] for number in range(len(tasks))]
+
+
 def cgroup_quota(proc: Path = Path("/proc/self")) -> float | None:
     """The smallest CPU quota, in CPUs, set on the control group of this process or on one above it; None: no limit.
 
@@ -62,16 +97,16 @@ def cgroup_quota(proc: Path = Path("/proc/self")) -> float | None:
         proc: where the kernel describes the process.
     """
     try:
-        membership = _text(str(proc), "cgroup")
+        membership = _text(f"{proc}/cgroup")
     except OSError:
         return None
-    quotas = [quota for folder in _cpu_groups(proc, membership) if (quota := _read_quota(folder)) is not None]
+    quotas = [quota for files in _cpu_files(proc, membership) if (quota := _read_quota(files)) is not None]
     return min(quotas, default=None)
 
 
 @functools.lru_cache(maxsize=16)
-def _cpu_groups(proc: Path, membership: str) -> tuple[str, ...]:
-    """Folders of the control groups (version 1 and 2) that limit CPU time, from the process's own upwards.
+def _cpu_files(proc: Path, membership: str) -> tuple[tuple[str, ...], ...]:
+    """The files with the limits of CPU time of the process's own control group (version 1 or 2) and of those above it.
 
     Where they are mounted is looked up once for each membership: a list of a hundred mounts takes as long to read as a small model to load.
     """
@@ -79,10 +114,10 @@ def _cpu_groups(proc: Path, membership: str) -> tuple[str, ...]:
         mounts = [line.split(" - ", 1) for line in (proc / "mountinfo").read_text().splitlines()]
     except OSError:
         return ()
-    return tuple(map(str, _mounted_groups([line.split(":", 2) for line in membership.splitlines()], mounts)))
+    return tuple(_files_of([line.split(":", 2) for line in membership.splitlines()], mounts))
 
 
-def _mounted_groups(memberships: Sequence[Sequence[str]], mounts: Sequence[Sequence[str]]) -> Iterator[Path]:
+def _files_of(memberships: Sequence[Sequence[str]], mounts: Sequence[Sequence[str]]) -> Iterator[tuple[str, ...]]:
     for _, controllers, group in memberships:
         for place, kind in mounts:
             root, mount_point = place.split(" ")[3:5]
@@ -91,27 +126,29 @@ def _mounted_groups(memberships: Sequence[Sequence[str]], mounts: Sequence[Seque
             legacy = "cpu" in controllers.split(",") and filesystem == "cgroup" and "cpu" in options.split(",")
             if not (unified or legacy):
                 continue
+            names = ("cpu.max",) if unified else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
             top = Path(mount_point)
             # In a container the mount's root is the container's own group, so the path below it is what remains.
             relative = group.removeprefix(root) if root != "/" else group
             folder = top / relative.strip("/")
-            yield folder
-            while folder != top and top in folder.parents:
-                folder = folder.parent
-                yield folder
+            for above in (folder, *folder.parents):
+                if above == top or top in above.parents:
+                    yield tuple(f"{above}/{name}" for name in names)
 
 
-def _read_quota(folder: str) -> float | None:
+def _read_quota(files: Sequence[str]) -> float | None:
+    """Of the texts of quota and period, in microseconds."""
     try:
-        try:
-            quota, period = _text(folder, "cpu.max").split()
-        except FileNotFoundError:  # version 1
-            quota, period = _text(folder, "cpu.cfs_quota_us"), _text(folder, "cpu.cfs_period_us")
+        quota, period = " ".join(map(_text, files)).split()
         return int(quota) / int(period) if int(quota) > 0 and int(period) > 0 else None
     except (OSError, ValueError):  # no such group, or "max": no limit
         return None
 
 
-def _text(folder: str, name: str) -> str:
-    with open(f"{folder}/{name}", encoding="utf-8", errors="surrogateescape") as file:
-        return file.read()
+def _text(path: str) -> str:
+    """A short text of the kernel's; at least twice as fast as by a file object."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, 1 << 16).decode("utf-8", "surrogateescape")
+    finally:
+        os.close(file)

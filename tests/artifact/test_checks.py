@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -469,6 +470,30 @@ def test_fast_mode_checks_a_tensor_when_it_is_first_asked_for(load: Load, parts:
     artifact = load(join(parts), verify="fast")
     assert artifact.tensors["idx"].tolist() == [0, 1, 2, 3, 4]
     assert code_of(lambda: artifact.tensors["w"]) == "E_TENSOR_CRC"
+
+
+OWN_CHECKSUMS = ("E_TENSOR_CRC", "E_TENSOR_DIGEST")
+
+
+def test_once_makes_all_checks_but_those_of_bytes_that_the_section_covers(load: Load, sample: bytes) -> None:
+    for code, change in BROKEN:
+        parts = split(sample)
+        change(parts)
+        if code in OWN_CHECKSUMS:
+            assert load(join(parts), verify="once").tensors["w"].size
+        else:
+            assert code_of(partial(load, join(parts), verify="once")) == code
+    parts = split(sample)
+    parts.tensor("mask")["crc32"] = 0  # its bytes are looked at in any case
+    assert code_of(lambda: load(join(parts), verify="once")) == "E_TENSOR_CRC"
+
+
+def test_once_looks_at_every_byte_of_the_weights(load: Load, sample: bytes) -> None:
+    start, size = struct.unpack_from("<QQ", sample, 44)
+    for position in range(size):
+        data = bytearray(sample)
+        data[start + position] ^= 1
+        assert code_of(partial(load, bytes(data), verify="once")) == "E_CRC_WEIGHTS"
 
 
 def test_caps_that_are_too_large_to_reach_in_a_test(monkeypatch: pytest.MonkeyPatch, load: Load, parts: Parts) -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from mlec.artifact import DTYPES, Artifact, KernelBlob, limits, metadata, weights, write
+from mlec.artifact.sections import CHUNK, SectionHash, hash_section
 from mlec.artifact.weights import numpy_dtype
 from mlec.errors import CorruptedFileError, UsageError
 from tests.artifact.surgery import join, split
@@ -353,3 +354,13 @@ def test_the_package_is_light() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 5])
+def test_a_section_hashes_the_same_as_a_whole_and_in_pieces(size: int) -> None:
+    data = np.random.default_rng(size).bytes(size)
+    streamed = SectionHash("weights", size)
+    for start in range(0, size, 700_001):
+        streamed.update(data[start : start + 700_001])
+    whole = hash_section("weights", data)
+    assert (whole.crc, whole.root()) == (streamed.crc, streamed.root())

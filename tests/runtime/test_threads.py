@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,25 @@ def test_environment_is_asked(monkeypatch: pytest.MonkeyPatch, environment: dict
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
     assert threads.default_num_threads() == expected
+
+
+@pytest.mark.parametrize("cpus", [1, 3])
+def test_side_by_side(monkeypatch: pytest.MonkeyPatch, cpus: int) -> None:
+    monkeypatch.setattr(threads, "effective_cpu_count", lambda: cpus)
+    assert threads.side_by_side([partial(pow, 2, n) for n in range(50)]) == [2**n for n in range(50)]
+    assert threads.side_by_side([]) == []
+    with pytest.raises(ValueError, match="first"):
+        threads.side_by_side([partial(int, "7"), partial(fail, "first"), partial(fail, "second")])
+
+
+def fail(why: str) -> None:
+    raise ValueError(why)
+
+
+def test_side_by_side_does_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threads, "effective_cpu_count", lambda: 4)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert threads.side_by_side([partial(pow, 2, n) for n in range(9)]) == [2**n for n in range(9)]
