@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 import mlec.backends.tvm.scalar  # noqa: F401  (fills the table)
+from mlec.backends.tvm.backend import cpu_info
 from mlec.backends.tvm.compat import IRModule, T, prim_func, tvm
 from mlec.backends.tvm.kernels import mathlib
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Expr
@@ -24,6 +25,9 @@ from mlec.backends.tvm.kernels.vector import load, store
 from mlec.backends.tvm.pipeline import compile_for_cpu
 from mlec.backends.tvm.registry import find
 from mlec.backends.tvm.target import TargetInfo
+from mlec.errors import MlecError
+from mlec.processor import needed_flags, what_is_missing
+from mlec.target import Target
 
 Array = NDArray[Any]
 
@@ -187,7 +191,12 @@ def some_float64(count: int) -> Iterator[Array]:
 @click.option("--processor", help="Code for this one, by LLVM's name; it has to run here.")
 def main(functions: tuple[str, ...], every: int, samples: int, processor: str | None) -> None:
     """Prints a line for each function, or those that are named."""
-    target = TargetInfo.for_cpu(processor) if processor else TargetInfo.host()
+    try:
+        target = cpu_info(Target("cpu", (processor,) if processor else ()))
+    except MlecError as error:
+        raise click.BadParameter(str(error), param_hint="--processor") from error
+    if missing := what_is_missing(needed_flags(target.triple, target.features)):
+        raise click.BadParameter(f"code for {processor} does not run here: {missing}", param_hint="--processor")
     click.echo("| function | float32 | at | float64 | at |\n|---|---|---|---|---|")
     for name in functions or FUNCTIONS:
         single = largest_error(FUNCTIONS[name], "float32", every_float32(every), target)

@@ -190,10 +190,10 @@ def signature_text(signature: FileSignature | None) -> str:
 def _interface(signature: Signature) -> list[tuple[str, object]]:
     outputs = "\n".join(f"{s.name}: {s.dtype}[{_joined(s.shape)}]" for s in signature.outputs)
     methods = ", ".join(method.name for method in signature.methods)
-    return [("kind", signature.kind), ("inputs", _inputs(signature)), ("outputs", outputs), ("methods", methods)]
+    return [("kind", signature.kind), ("inputs", input_text(signature)), ("outputs", outputs), ("methods", methods)]
 
 
-def _inputs(signature: Signature) -> str:
+def input_text(signature: Signature) -> str:
     table = signature.table
     if table is None:
         return "\n".join(f"{s.name}: {s.dtype}[{_joined(s.shape)}]" for s in signature.inputs)

@@ -20,7 +20,7 @@ from mlec.cli.compiling import (
     threads_text,
     trust_pickle_option,
 )
-from mlec.cli.inspecting import signature_text
+from mlec.cli.inspecting import input_text, signature_text
 from mlec.cli.output import json_option, print_json, print_pairs, print_table, size_text, time_text
 from mlec.reporting.units import plural
 
@@ -186,7 +186,7 @@ def verify_command(
         typed(report)  # whether it is one
     parity = report.parity
     if against is not None:
-        from mlec.errors import MlecError
+        from mlec.errors import MlecError, UsageError
         from mlec.frontends.example_inputs import for_model, for_signature
         from mlec.validation.agreement import LOWERED, verified
         from mlec.validation.answers import ask
@@ -198,6 +198,14 @@ def verify_command(
             if isinstance(given, dict):
                 by_name = hasattr(source, "forward")
                 given = for_model(given, source) if by_name else for_signature(given, compiled.signature)
+            offered = {method.name for method in compiled.signature.methods} or {"run"}
+            if not offered & set(oracle):
+                raise UsageError(
+                    f"{against} is not the source of {model}: it has the methods {', '.join(oracle)}, the compiled model "
+                    f"{', '.join(sorted(offered))}",
+                    code="E_SOURCE_FAILS",
+                    hint=f"name the file that {model} was compiled from",
+                )
             try:
                 if report.model.get("precision") in LOWERED:
                     parity = verified(compiled, oracle, given, parity)
@@ -208,7 +216,11 @@ def verify_command(
                 differs = _difference(compiled.signature, frontend, source, given)
                 if not differs and error.code not in ("E_PARITY", "E_SOURCE_FAILS"):
                     raise
-                error.message = f"{against} is not the source of {model}: {differs}" if differs else error.message
+                if differs:
+                    error.message, error.notes = f"{against} is not the source of {model}: {differs}", ()
+                elif error.code == "E_SOURCE_FAILS":
+                    error.notes = (error.message, *error.notes)
+                    error.message = f"{against} does not take what {model} takes: {input_text(compiled.signature)}"
                 error.hint = (
                     f"if {against} was trained or changed since, compile it again; otherwise name the intact file that {model} "
                     "was compiled from"
@@ -317,8 +329,8 @@ def bench_command(
 ) -> None:  # fmt: skip
     """Time MODEL (.mle), and its source with it, on random inputs; runs are interleaved, the speedup is the ratio of the minima."""
     rows = [int(word) for word in batches.split(",") if is_count(word.strip())]
-    if not rows or len(rows) != len(batches.split(",")):
-        raise click.BadParameter(f"{batches!r} does not read 1,64,4096", param_hint="--batch")
+    if not rows or len(rows) != len(batches.split(",")) or not all(rows):
+        raise click.BadParameter(f"{batches!r} does not read 1,64,4096: numbers from 1", param_hint="--batch")
     from mlec.errors import UsageError
     from mlec.frontends.source_process import SourceProcess
     from mlec.measuring.race import race

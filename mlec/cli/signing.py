@@ -246,7 +246,10 @@ def _text(path: Path) -> str:
     try:
         return read_small(path, 1 << 16)[1].decode()
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as a key: {error}", code="E_KEY_FILE", hint="check the path") from None
+        reason = getattr(error, "strerror", None) or error  # else it begins with a number and ends with the path
+        raise UsageError(
+            f"{path} cannot be read as a key: {reason}", code="E_KEY_FILE", hint="check the path"
+        ) from None
 
 
 @trust_command.command("remove")

@@ -6,6 +6,7 @@ import inspect
 import io
 import logging
 import os
+import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -405,6 +406,12 @@ def _bags(ids: torch.Tensor, weight: torch.Tensor, offsets: Any = None, *rest: A
     return total if mode == "sum" else total.div(mask.sum(1).clamp(min=1))
 
 
+_FIXED_AXIS = re.compile(
+    r"L((?:\[[^\]]+\])+)\.size\(\)\[(\d+)\] as dynamic but your code specialized it to be a constant \((\d+)\)"
+)
+"""What torch says of an axis that was to stay free, where the model fixes it."""
+
+
 def _run_export(
     module: torch.nn.Module, signature: inspect.Signature, structure: Any, leaves: Sequence[Any], specs: Sequence[Any],
     names: Sequence[str],
@@ -426,6 +433,16 @@ def _run_export(
     except Exception as error:
         # Whatever a model's forward() raises comes through here.
         reason = str(error).strip().split("\n\n")[0]
+        if fixed := _FIXED_AXIS.search(reason):
+            where, axis, extent = fixed.groups()
+            name = ".".join(re.findall(r"\['?(\w+)'?\]", where))
+            raise UnsupportedModelError(
+                f"input {name!r}, axis {axis}: input_shapes names this axis, and torch captures the model for an extent of {extent} alone",
+                code="E_EXPORT",
+                hint=f"write {extent} in input_shapes in the place of the name, and compile a model for each extent: layers such as LSTM "
+                "and GRU are captured step by step",
+                loc=type(module).__name__,
+            ) from error
         hint = "torch.export must be able to capture the model: no Python control flow on tensor values, no data-dependent shapes"
         if dynamic:
             first = next(n for n, s in zip(names, specs, strict=True) if s)
@@ -599,5 +616,5 @@ def _refuse_complex(program: ExportedProgram) -> None:
         if node.op == "call_function" and isinstance(value, torch.Tensor) and value.dtype.is_complex:
             raise UnsupportedOpError(
                 f"{node.target}: complex numbers are not supported", code="E_DTYPE", loc=place_of(node, "Program"),
-                hint="compute with real and imaginary parts, as (a * c - b * d, a * d + b * c)",
+                hint="write that line with x.real and x.imag, which are real tensors, and torch.complex(re, im) after it",
             )  # fmt: skip

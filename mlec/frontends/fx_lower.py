@@ -384,7 +384,7 @@ def _unknown(node: torch.fx.Node) -> UnsupportedOpError:
     if _takes_complex(node):
         return UnsupportedOpError(
             f"{target}: complex numbers are not supported there", code="E_DTYPE",
-            hint="compute with real and imaginary parts, as (a * c - b * d, a * d + b * c)",
+            hint="write that line with x.real and x.imag, which are real tensors, and torch.complex(re, im) after it",
         )  # fmt: skip
     return UnsupportedOpError(
         f"the op {target} is not supported",

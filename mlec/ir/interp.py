@@ -59,7 +59,7 @@ def bind_symbols(
     """
     if len(types) != len(shapes):
         raise InputError(
-            f"expected {len(types)} inputs, got {len(shapes)}",
+            f"expected {len(types)} input{'s' * (len(types) != 1)}, got {len(shapes)}",
             code="E_INPUT_COUNT",
             hint="pass one array for each input of the graph, in order",
         )

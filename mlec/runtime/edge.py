@@ -356,18 +356,33 @@ def _cast(array: Array, dtype: np.dtype[Any], where: str) -> Array:
 
 def _checked(array: Array, expected: str, where: str) -> Array:
     """The array, unless its elements are no real numbers."""
-    kind = array.dtype.kind
-    if kind not in "biuf":
-        raise InputError(
-            f"{where}: expected {expected}, got {array.dtype.name}",
-            code="E_INPUT_DTYPE",
-            hint="pass the real and imaginary parts as the model expects them"
-            if kind == "c"
-            else "numbers held as text are converted by x.astype(float); encode words as the model saw them in training"
-            if kind in "SUT"
-            else "dates are no numbers: encode them as the model saw them in training",
-        )
+    if array.dtype.kind not in "biuf":
+        what, hint = _no_numbers(array.dtype)
+        raise InputError(f"{where}: expected {expected}, got {what}", code="E_INPUT_DTYPE", hint=hint)
     return array
+
+
+_RECORDS = "make columns of the fields: pandas.DataFrame(x)"
+
+
+def _no_numbers(dtype: np.dtype[Any]) -> tuple[str, str]:
+    """What elements are that are no real numbers, with numpy's name for them, and what to pass instead."""
+    if dtype.names is not None:
+        return f"records of {_listed(dtype.names)}", f"numbers have one type each: {_RECORDS}"
+    encode = "encode them as the model saw them in training"
+    what, hint = {
+        "c": ("complex numbers", "pass the real and imaginary parts as the model expects them"),
+        "M": ("dates", f"dates are no numbers: {encode}"),
+        "m": ("time spans", f"divide them by their unit, e.g. x / numpy.timedelta64(1, 's'), or {encode}"),
+        "V": ("raw bytes", "say what they are: x.view(dtype)"),
+    }.get(
+        dtype.kind,
+        (
+            "text",
+            "numbers held as text are converted by x.astype(float); encode words as the model saw them in training",
+        ),
+    )
+    return f"{what} (dtype {dtype})", hint
 
 
 def _numbers(array: Array, where: str) -> Array:
@@ -596,7 +611,7 @@ class _Coder(dict[Any, int]):
             + ("the value is missing" if _is_missing(value) else f"unknown category {value!r}")
             + f"; the model knows {known}",
             code="E_INPUT_VALUE",
-            hint="encode, impute or drop such rows; a source that ignores unknown values (handle_unknown='ignore') takes them",
+            hint="the source model refuses it too: encode it as in training, impute it, or drop such rows",
         )
 
 
@@ -614,6 +629,12 @@ class _Matrix:
                 f"expected a 2-D array with a row for each sample, got a list of {type(array[0]).__name__}",
                 code="E_INPUT_DTYPE",
                 hint="of rows by name make a DataFrame: pandas.DataFrame(rows)",
+            )
+        if array.dtype.names is not None:
+            raise InputError(
+                f"expected a 2-D array with a row for each sample, got {_no_numbers(array.dtype)[0]}",
+                code="E_INPUT_DTYPE",
+                hint=_RECORDS,
             )
         if array.ndim != 2:
             raise InputError(

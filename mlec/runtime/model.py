@@ -154,7 +154,7 @@ class CompiledModel:
         """`run` into the caller's arrays: kernels write there themselves where nothing is left to do with a result."""
         if not isinstance(out, list | tuple):
             raise InputError(
-                f"out: expected a list of numpy arrays, got {type(out).__name__}", code="E_INPUT_DTYPE",
+                f"out: expected a list of numpy arrays, got {type(out).__name__}", code="E_OUTPUT_DTYPE",
                 hint="pass a list with one array for each result, e.g. out=[y]",
             )  # fmt: skip
         x = self._edge.single(inputs)
@@ -593,19 +593,19 @@ def _check_out(out: Sequence[Array]) -> None:
     for position, target in enumerate(out):
         if not isinstance(target, np.ndarray):
             raise InputError(
-                f"out[{position}]: expected a numpy array, got {type(target).__name__}", code="E_INPUT_DTYPE",
+                f"out[{position}]: expected a numpy array, got {type(target).__name__}", code="E_OUTPUT_DTYPE",
                 hint="results are written to arrays in host memory, e.g. numpy.empty(shape, dtype)",
             )  # fmt: skip
         if not target.flags.writeable:
             raise InputError(
-                f"out[{position}]: expected a writable array, got a read-only one", code="E_INPUT_DTYPE",
+                f"out[{position}]: expected a writable array, got a read-only one", code="E_OUTPUT_DTYPE",
                 hint="pass an array of your own, e.g. a copy of it",
             )  # fmt: skip
     for (first, one), (second, other) in itertools.combinations(enumerate(out), 2):
         # Those that own their memory share none, which is seen ten times faster.
         if one is other or (not (one.flags.owndata and other.flags.owndata) and np.shares_memory(one, other)):
             raise InputError(
-                f"out[{first}] and out[{second}] overlap: the one would overwrite the other", code="E_INPUT_OVERLAP",
+                f"out[{first}] and out[{second}] overlap: the one would overwrite the other", code="E_OUTPUT_OVERLAP",
                 hint="pass arrays that share no memory",
             )  # fmt: skip
 
@@ -614,7 +614,7 @@ def _write(results: list[Array], out: Sequence[Array]) -> list[Array]:
     """Copy the results into the caller's arrays."""
     if len(results) != len(out):
         raise InputError(
-            f"out: expected {len(results)} arrays, got {len(out)}", code="E_INPUT_COUNT",
+            f"out: expected {len(results)} array{'s' * (len(results) != 1)}, got {len(out)}", code="E_OUTPUT_COUNT",
             hint="pass one array for each result of run",
         )  # fmt: skip
     for position, (result, target) in enumerate(zip(results, out, strict=True)):
@@ -623,7 +623,7 @@ def _write(results: list[Array], out: Sequence[Array]) -> list[Array]:
             raise InputError(
                 f"out[{position}]: expected shape {result.shape} and dtype {result.dtype}, "
                 f"got shape {target.shape} and dtype {target.dtype}",
-                code="E_INPUT_DTYPE" if fits else "E_INPUT_SHAPE",
+                code="E_OUTPUT_DTYPE" if fits else "E_OUTPUT_SHAPE",
                 hint=f"numpy.empty({result.shape}, {str(result.dtype)!r}) holds this result",
             )
     for result, target in zip(results, out, strict=True):

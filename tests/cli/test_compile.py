@@ -205,6 +205,7 @@ def test_tuning_is_in_the_report_and_remembered(mlec: Run, iris: Iris, tmp_path:
         ("compile", "m.pkl", "--input-shape", "3,4"),
         ("compile", "m.pkl", "--tune", "-1"),
         ("bench", "m.mle", "--batch", "1,many"),
+        ("bench", "m.mle", "--batch", "0"),
         ("verify", "m.mle", "--inputs", "x.npy"),
         ("nonsense",),
     ],

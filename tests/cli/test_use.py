@@ -193,6 +193,13 @@ def test_verify_says_first_how_the_models_differ(mlec: Run, iris: Iris, tmp_path
     assert "--no-validate" not in done.err
 
 
+def test_verify_against_a_model_that_answers_to_nothing_of_it(mlec: Run, iris: Iris, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save(torch.nn.Linear(4, 3), tmp_path / "other.pt")
+    done = mlec("verify", iris.mle, "--against", tmp_path / "other.pt", "--trust-pickle")
+    assert "it has the methods run, the compiled model" in done.error("E_SOURCE_FAILS")
+
+
 def test_kernels_of_others_do_not_run_unasked(mlec: Run, iris: Iris, tmp_path: Path) -> None:
     """Another user's state: the file was not built there."""
     elsewhere = {"XDG_STATE_HOME": str(tmp_path)}

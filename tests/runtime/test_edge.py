@@ -52,10 +52,21 @@ def test_a_list_of_mixed_rows_is_as_the_array_of_them() -> None:
     assert edge.read([[[1, "bern", 2]]])[0].tolist() == [[1.0, 2.0]], (
         "no missing value that makes numpy keep the objects"
     )
-    text = refused(table(), [np.array([["1", "2", "3"]])])
-    assert "got str" in text.message
-    assert "x.astype(float)" in str(text.hint)
-    assert "dates" in str(refused(table(), [np.zeros((1, 3), "M8[s]")]).hint)
+
+
+def test_what_is_no_number_is_named_as_numpy_names_it() -> None:
+    for given, says, hint in (
+        (np.array([["1", "2", "3"]]), "got text (dtype <U1)", "x.astype(float)"),
+        (np.zeros((1, 3), "M8[s]"), "got dates (dtype datetime64[s])", "dates"),
+        (np.zeros((1, 3), "m8[s]"), "got time spans (dtype timedelta64[s])", "timedelta64(1, 's')"),
+        (np.zeros((1, 3), "c16"), "got complex numbers (dtype complex128)", "imaginary"),
+        (np.zeros((1, 3), "V4"), "got raw bytes (dtype |V4)", "x.view"),
+        (np.zeros(3, [("a", "f4"), ("b", "f4")]), "got records of a, b", "pandas.DataFrame(x)"),
+    ):
+        error = refused(table(), [given])
+        assert says in error.message
+        assert hint in str(error.hint)
+        assert error.code == "E_INPUT_DTYPE"
 
 
 class TestNetworks:

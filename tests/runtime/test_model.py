@@ -176,13 +176,13 @@ def test_out_is_refused_where_it_cannot_hold_the_results() -> None:
     fixed = np.empty((3, 2))
     fixed.flags.writeable = False
     for out, code, says in (
-        ([labels, fixed], "E_INPUT_DTYPE", "out[1]: expected a writable array, got a read-only one"),
-        ([labels, probabilities.tolist()], "E_INPUT_DTYPE", "out[1]: expected a numpy array, got list"),
-        (labels, "E_INPUT_DTYPE", "out: expected a list of numpy arrays, got ndarray"),
-        ([np.empty(3, "<U1"), probabilities], "E_INPUT_DTYPE", "dtype <U3, got shape (3,) and dtype <U1"),
-        ([labels, np.empty((3, 2), np.float32)], "E_INPUT_DTYPE", "dtype float64, got shape (3, 2) and dtype float32"),
-        ([labels, np.empty((2, 3))], "E_INPUT_SHAPE", "out[1]: expected shape (3, 2)"),
-        ([labels], "E_INPUT_COUNT", "out: expected 2 arrays, got 1"),
+        ([labels, fixed], "E_OUTPUT_DTYPE", "out[1]: expected a writable array, got a read-only one"),
+        ([labels, probabilities.tolist()], "E_OUTPUT_DTYPE", "out[1]: expected a numpy array, got list"),
+        (labels, "E_OUTPUT_DTYPE", "out: expected a list of numpy arrays, got ndarray"),
+        ([np.empty(3, "<U1"), probabilities], "E_OUTPUT_DTYPE", "dtype <U3, got shape (3,) and dtype <U1"),
+        ([labels, np.empty((3, 2), np.float32)], "E_OUTPUT_DTYPE", "dtype float64, got shape (3, 2) and dtype float32"),
+        ([labels, np.empty((2, 3))], "E_OUTPUT_SHAPE", "out[1]: expected shape (3, 2)"),
+        ([labels], "E_OUTPUT_COUNT", "out: expected 2 arrays, got 1"),
     ):
         with pytest.raises(InputError) as caught:
             model.run([X], out=out)
@@ -216,7 +216,7 @@ def test_out_may_not_overlap_itself() -> None:
     assert model.run([X], out=[labels, apart])[0].tolist() == [7, 3, 3]
     with pytest.raises(InputError, match="overlap") as caught:
         model.run([X], out=[labels, memory[2:8].reshape(3, 2)])
-    assert caught.value.code == "E_INPUT_OVERLAP"
+    assert caught.value.code == "E_OUTPUT_OVERLAP"
 
 
 @pytest.mark.parametrize("takes_out", [False, True])

@@ -135,6 +135,14 @@ def test_batch_on_another_axis_is_hinted() -> None:
     assert 'input_shapes={"x": (7, "n", 6,)}' in (caught.value.hint or "")
 
 
+def test_a_named_axis_that_torch_fixes() -> None:
+    with pytest.raises(UnsupportedModelError) as caught:
+        lower(Recurrent(nn.LSTM), torch.randn(2, 7, 6), input_shapes={"x": ("n", "time", 6)})
+    assert caught.value.message.startswith("input 'x', axis 1: input_shapes names this axis")
+    assert "7 alone" in caught.value.message
+    assert "write 7 in input_shapes" in (caught.value.hint or "")
+
+
 def test_control_flow_on_values() -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         lower(lambda x: x if x.sum() > 0 else -x, X)
