@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from mlec.passes.hoist_slices import HoistSlices
     from mlec.passes.infer_shapes import InferShapes
     from mlec.passes.layout import ChooseLayout
+    from mlec.passes.lift_sequences import LiftSequences
     from mlec.passes.merge_products import MergeProducts
     from mlec.passes.precision import MixedPrecision
     from mlec.passes.quantize import QuantizeInt8
@@ -98,6 +99,7 @@ _WHERE = {
     "mlec.passes.hoist_slices": "HoistSlices",
     "mlec.passes.infer_shapes": "InferShapes",
     "mlec.passes.layout": "ChooseLayout",
+    "mlec.passes.lift_sequences": "LiftSequences",
     "mlec.passes.merge_products": "MergeProducts",
     "mlec.passes.precision": "MixedPrecision",
     "mlec.passes.quantize": "QuantizeInt8",
@@ -137,6 +139,7 @@ __all__ = [
     "HoistSlices",
     "InferShapes",
     "InputError",
+    "LiftSequences",
     "LoweringError",
     "MergeProducts",
     "MergeTrees",

@@ -51,6 +51,7 @@ PASSES = {
     "quantize-int8": "mlec.passes.quantize:QuantizeInt8",
     "mixed-precision": "mlec.passes.precision:MixedPrecision",
     "fuse": "mlec.passes.fusion:FuseOperators",
+    "lift-sequences": "mlec.passes.lift_sequences:LiftSequences",
     "layout": "mlec.passes.layout:ChooseLayout",
 }
 BACKENDS = {

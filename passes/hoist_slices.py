@@ -2,7 +2,8 @@
 
 Where everything that reads a value reads the same part of it, only that part is made, of parts of the operands: through elementwise
 ops, norms, products along rows and columns, attention along its queries, transposes and reshapes. A classifier that looks at the
-first of many positions then computes the end of its last layer for that one.
+first of many positions then computes the end of its last layer for that one. A convolution whose last positions are cut away, as
+those that look at the past only are written, has less padding instead.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from mlec.ir import Dim, Graph, GraphBuilder, Location, Node, Trait, Value
 from mlec.ir.dim import product
 from mlec.ir.types import Shape
+from mlec.ops.windows import Geometry
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, ulp
 
 RULE = "hoist-slices"
@@ -110,7 +112,23 @@ def _ways(node: Node, part: _Part | None) -> Ways | None:
         return _broadcasting(node, axis, {rank - 2: (0,), rank - 1: (1,)}.get(axis, (0, 1)))
     if node.name == "attention" and axis < rank - 1 and not node.attrs["causal"]:
         return _broadcasting(node, axis, (0, 3) if axis == rank - 2 else (0, 1, 2, 3))
+    if node.name == "conv" and _less_padding(node, part) is not None:
+        return {}
     return None
+
+
+def _less_padding(node: Node, part: _Part) -> tuple[int, ...] | None:
+    """The padding with which a convolution has the positions of a part only; None where that takes more than less of it."""
+    rank, axis = node.output.type.rank - 2, part.axis - 2
+    if axis < 0 or part.step != 1:
+        return None
+    geometry, end = Geometry.of(node.attrs, rank), node.output.type.shape[part.axis] - part.stop
+    if not isinstance(part.start, int) or not isinstance(end, int):
+        return None
+    pads = list(geometry.pads)
+    pads[axis] -= part.start * geometry.strides[axis]
+    pads[rank + axis] -= end * geometry.strides[axis]
+    return tuple(pads) if min(pads) >= 0 else None
 
 
 def _broadcasting(node: Node, axis: int, places: range | tuple[int, ...]) -> Ways:
@@ -173,6 +191,8 @@ class _Rewrite:
             shape = list(node.output.type.shape)
             shape[part.axis] = operands[0].type.shape[ways[0]]
             attrs["shape"] = tuple(shape)
+        if node.name == "conv":
+            attrs["pads"] = _less_padding(node, part)
         return self.b(node.op, *operands, hint=node.output.hint, **attrs)
 
     def cut(self, value: Value, part: _Part) -> Value:

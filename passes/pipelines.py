@@ -14,6 +14,7 @@ from mlec.passes.fusion import FuseOperators
 from mlec.passes.hoist_slices import HoistSlices
 from mlec.passes.infer_shapes import InferShapes
 from mlec.passes.layout import ChooseLayout
+from mlec.passes.lift_sequences import LiftSequences
 from mlec.passes.merge_products import MergeProducts
 from mlec.passes.recognize import Recognize
 from mlec.passes.sink_transposes import SinkTransposes
@@ -53,6 +54,9 @@ def pipeline_for_level(level: int) -> PassPipeline:
         steps.append(
             MergeProducts()
         )  # what is narrow, once it is known which products attention reads; weights have their last columns
+        steps.append(
+            LiftSequences()
+        )  # once no rule looks for convolutions any more; before precisions and layouts, which know images
         steps.append(FoldConstants())  # the folded weights
     if level >= 3:
         steps += [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +64,18 @@ class Geometry:
             _positions(size, taps, self.strides[i], self.before[i], self.after[i], self.dilations[i], ceil_mode)
             for i, (size, taps) in enumerate(zip(space, kernel, strict=True))
         )
+
+
+def lifted_windows(attrs: Attrs) -> dict[str, Any]:
+    """Attributes of windows over a sequence, for those over the image of one row that it is."""
+    lifted = dict(attrs)
+    for name in ("kernel", "strides", "dilations"):
+        if attrs.get(name):
+            lifted[name] = (1, *attrs[name])
+    if attrs.get("pads"):
+        before, after = attrs["pads"]
+        lifted["pads"] = (0, before, 0, after)
+    return lifted
 
 
 def per_axis(attrs: Attrs, key: str, count: int, default: int, least: int = 1) -> tuple[int, ...]:

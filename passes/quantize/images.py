@@ -13,7 +13,7 @@ import numpy as np
 from mlec.ir import GraphBuilder, Value
 from mlec.ir.dim import static_dims
 from mlec.ir.op import Array
-from mlec.ops.windows import Geometry
+from mlec.ops.windows import Geometry, lifted_windows
 
 RANKS = (2, 3, 4)
 _LAST = {2: (0, 1), 3: (0, 2, 1), 4: (0, 2, 3, 1)}
@@ -61,16 +61,7 @@ def permuted(b: GraphBuilder, x: Value, perm: tuple[int, ...]) -> Value:
 
 def window_attrs(attrs: Mapping[str, Any], rank: int) -> dict[str, Any]:
     """Those of a convolution or pool over tensors of a rank, for their images."""
-    if rank == 4:
-        return dict(attrs)
-    lengthened: dict[str, Any] = dict(attrs)
-    for name in ("kernel", "strides", "dilations"):
-        if attrs.get(name):
-            lengthened[name] = (1, *attrs[name])
-    if attrs.get("pads"):
-        before, after = attrs["pads"]
-        lengthened["pads"] = (0, before, 0, after)
-    return lengthened
+    return dict(attrs) if rank == 4 else lifted_windows(attrs)
 
 
 def counted(
