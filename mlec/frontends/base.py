@@ -40,15 +40,22 @@ Oracle = Mapping[str, Callable[..., Any]]
 
 
 class SourceMethods(dict[str, Callable[..., Any]]):
-    """An oracle that knows where the source's own answer is arbitrary.
+    """An oracle that knows what the source's own answers are worth.
 
     Attributes:
         decided: for a table, which of its rows have one right answer, (n,) of bool; None: all.
+        exact: as ``"run"``, of the source in float64, where that is more than it computes in; None: it isn't known. It may raise anything.
     """
 
-    def __init__(self, methods: Mapping[str, Callable[..., Any]], decided: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self,
+        methods: Mapping[str, Callable[..., Any]],
+        decided: Callable[[Any], Any] | None = None,
+        exact: Callable[[Any], Any] | None = None,
+    ) -> None:
         super().__init__(methods)
         self.decided = decided
+        self.exact = exact
 
 
 class Frontend(Protocol):

@@ -17,7 +17,7 @@ from typing import IO, Any
 from numpy.typing import NDArray
 
 from mlec.errors import UsageError
-from mlec.frontends.base import LowerOptions, Oracle
+from mlec.frontends.base import LowerOptions, Oracle, SourceMethods
 from mlec.frontends.program_files import ProgramFile, load_program_file
 from mlec.frontends.torch_archive import torch_file_kind
 from mlec.ir import Graph
@@ -57,9 +57,9 @@ class TorchFrontend:
             return model.process
         if isinstance(model, Mapping):  # weights alone
             return {}
-        from mlec.frontends.fx_oracle import source_run
+        from mlec.frontends.fx_oracle import exact_run, source_run
 
-        return {"run": source_run(model)}
+        return SourceMethods({"run": source_run(model)}, exact=lambda arrays: exact_run(model)(arrays))
 
     def sniff(self, head: bytes, path: Path) -> bool:
         """Files of torch.export.save and torch.save."""

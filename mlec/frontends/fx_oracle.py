@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,31 +22,50 @@ def source_run(model: torch.nn.Module | ExportedProgram) -> Run:
 
     It takes a list of its arguments; arrays stand for the tensors in them.
     """
-    return _program_run(model) if isinstance(model, ExportedProgram) else _module_run(model)
+    return _program_run(model) if isinstance(model, ExportedProgram) else _module_run(model, model)
 
 
-def _module_run(module: torch.nn.Module) -> Run:
+def exact_run(model: torch.nn.Module | ExportedProgram) -> Run:
+    """The same in float64: weights and inputs are those numbers, and what is computed of them is rounded less.
+
+    A model that names another type somewhere may fail when it runs, or give results of that type.
+    """
+    if isinstance(model, ExportedProgram):
+        return _program_run(model, wide=True)
+    return _module_run(copy.deepcopy(model).double(), model, wide=True)
+
+
+def _wide(x: Any) -> Any:
+    return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
+
+def _module_run(module: torch.nn.Module, like: torch.nn.Module, wide: bool = False) -> Run:
+    """Inputs are rounded as ``like`` takes them."""
+
+    def given(leaf: Any) -> Any:
+        if leaf is None:
+            return None
+        tensor = to_torch(example_tensor(leaf, like))
+        return _wide(tensor) if wide else tensor
+
     def run(arrays: Sequence[Any]) -> list[Array]:
         with torch.no_grad(), evaluating(module):
-            arguments = pytree.tree_map(
-                lambda leaf: None if leaf is None else to_torch(example_tensor(leaf, module)),
-                list(arrays),
-                is_leaf=is_array,
-            )
-            return _arrays(module(*arguments))
+            return _arrays(module(*pytree.tree_map(given, list(arrays), is_leaf=is_array)))
 
     return run
 
 
-def _program_run(program: ExportedProgram) -> Run:
+def _program_run(program: ExportedProgram, wide: bool = False) -> Run:
     # Without its guards: they refuse the batch sizes 0 and 1, which torch.export did not look at.
     module, structure = program.module(check_guards=False), program.call_spec.in_spec
+    if wide:
+        module = copy.deepcopy(module).double()
     dtypes = [tensor.dtype for tensor in user_tensors(program)]
 
     def run(arrays: Sequence[Any]) -> list[Array]:
         given = [leaf for leaf in pytree.tree_leaves(list(arrays), is_leaf=is_array) if leaf is not None]
         tensors = [to_torch(a).to(dtype) for a, dtype in zip(given, dtypes, strict=True)]
-        args, kwargs = pytree.tree_unflatten(tensors, structure)
+        args, kwargs = pytree.tree_unflatten([_wide(t) for t in tensors] if wide else tensors, structure)
         with torch.no_grad():
             return _arrays(module(*args, **kwargs))
 

@@ -66,12 +66,14 @@ class SourceAnswers:
         refused: the error with which the source refused some of the probes, or empty.
         shortened: why there are fewer probes than the thresholds of the model call for, or empty.
         timed: inputs to time a model on; None where there are none.
+        exact: see `SourceMethods`.
     """
 
     batches: Sequence[Answered]
     refused: str
     shortened: str
     timed: list[Any] | None
+    exact: Callable[[Any], Any] | None = None
 
 
 def ask_beside(graph: Graph, oracle: Oracle, examples: Sequence[Any] | None) -> Callable[[], SourceAnswers]:
@@ -119,7 +121,8 @@ def ask(graph: Graph, oracle: Oracle, examples: Sequence[Any] | None) -> SourceA
     if timed is None and probes.batches:
         timed = [_head(p, PROBE_ROWS, _is_batched(signature, i)) for i, p in enumerate(probes.batches[0].inputs)]
     refused = "" if probes.refused is None else probes.refused.message
-    return SourceAnswers([*batches, *probes.batches], refused, probes.shortened, timed)
+    exact = oracle.exact if isinstance(oracle, SourceMethods) else None
+    return SourceAnswers([*batches, *probes.batches], refused, probes.shortened, timed, exact)
 
 
 def answer(oracle: Oracle, methods: Collection[str], inputs: list[Any]) -> Answered:

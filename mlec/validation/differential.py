@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,18 +72,20 @@ def validate(compiled: CompiledModel, answers: SourceAnswers, tolerance: Toleran
         ToleranceError: for a difference beyond the bound; nothing should be shipped then.
     """
     worst: dict[str, Comparison] = {}
+    at: dict[str, Answered] = {}
     for batch in answers.batches:
         for comparison in compare_with(compiled, batch, tolerance):
             known = worst.get(comparison.method)
             if known is None or (comparison.excess, comparison.rows) > (known.excess, known.rows):
-                worst[comparison.method] = comparison
+                worst[comparison.method], at[comparison.method] = comparison, batch
     bad = [c for c in worst.values() if c.excess > 1]
     if bad:
         shown = "; ".join(f"{c.method}: {difference(c)}" for c in bad)
+        blame = blamed(compiled, answers.exact, at["run"]) if "run" in at else None
         raise ToleranceError(
             f"the compiled model differs from its source beyond {tolerance}: {shown}",
             code="E_PARITY",
-            hint="this is a defect of mlec; to look at the result, compile with validate=False or a larger tolerance",
+            hint=_hint(bad, blame),
         )
     return {
         "tolerance": {"rtol": tolerance.rtol, "atol": tolerance.atol},
@@ -90,6 +93,102 @@ def validate(compiled: CompiledModel, answers: SourceAnswers, tolerance: Toleran
         "refused": answers.refused,
         "shortened": answers.shortened,
     }
+
+
+FACTOR = 4.0
+"""Rounding is to blame for a difference if the compiled model errs at most so many times as much as the source does itself."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far results are from those of the source in float64.
+
+    Attributes:
+        largest: error of any number that is finite in all three, as a part of the largest number of its output; of whole numbers, 1 for
+            a wrong one.
+        lost: numbers that are not finite, and exactly are.
+    """
+
+    largest: float
+    lost: int
+
+    def __str__(self) -> str:
+        lost = f" (numbers that are not finite: {self.lost:,})" if self.lost else ""
+        return f"{self.largest:.2g} of its scale{lost}"
+
+
+@dataclass(frozen=True)
+class Blame:
+    """The errors of the source itself and of the compiled model, on the same inputs."""
+
+    source: Errors
+    compiled: Errors
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether the source's own results are so far off that they say nothing against the compiled model."""
+        source, compiled = self.source, self.compiled
+        return compiled.largest <= FACTOR * source.largest and compiled.lost <= FACTOR * source.lost
+
+
+def blamed(compiled: CompiledModel, exact: Callable[[Any], Any] | None, asked: Answered) -> Blame | None:
+    """Asks the source in float64; None if it cannot answer, or not in float64.
+
+    Args:
+        compiled: a model without methods.
+        exact: see `mlec.frontends.base.SourceMethods`.
+        asked: inputs, and what the source answered to them.
+    """
+    if exact is None:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            truth = _arrays(exact(asked.inputs))
+    except Exception:  # whatever a model does in a type that it was not written for
+        return None
+    theirs, ours = _arrays(asked.wanted["run"]), _arrays(compiled.run(asked.inputs))
+    if not [a.shape for a in truth] == [a.shape for a in theirs] == [a.shape for a in ours]:
+        return None
+    if any(a.dtype.kind == "f" and a.dtype != np.float64 for a in truth):
+        return None
+    known = [np.isfinite(t) & np.isfinite(a) & np.isfinite(b) for t, a, b in zip(truth, theirs, ours, strict=True)]
+    return Blame(_errors(truth, theirs, known), _errors(truth, ours, known))
+
+
+def _errors(truth: Sequence[Array], found: Sequence[Array], known: Sequence[Array]) -> Errors:
+    largest, lost = 0.0, 0
+    for exact, got, both in zip(truth, found, known, strict=True):
+        if exact.dtype.kind != "f":
+            largest = max(largest, float((exact != got).any()))
+            continue
+        finite = np.isfinite(exact)
+        error = np.abs(got[both].astype(np.float64) - exact[both]).max(initial=0.0)
+        largest = max(largest, float(error) / (float(np.abs(exact[finite]).max(initial=0.0)) or 1.0))
+        lost += int((finite & ~np.isfinite(got)).sum())
+    return Errors(largest, lost)
+
+
+def _hint(bad: Sequence[Comparison], blame: Blame | None) -> str:
+    """What to do about differences beyond the bound."""
+    look = "to look at the result, compile with validate=False or a larger tolerance"
+    if blame is None:
+        if [c.method for c in bad] != ["run"]:
+            return f"this is a defect of mlec; {look}"
+        return f"this is a defect of mlec, unless the model magnifies the rounding of its own numbers, as a logarithm near 0 does; {look}"
+    errors = f"beside the source in float64, the source errs by {blame.source}, the compiled model by {blame.compiled}"
+    if not blame.is_rounding:
+        return f"this is a defect of mlec: {errors}; {look}"
+    worst = max(c.max_rel_error if c.excess < np.inf else np.inf for c in bad)
+    allow = (
+        f"allow it with tolerance=mlec.Tolerance(rtol={2 * worst:.1g})"
+        if worst < np.inf
+        else "compile with validate=False"
+    )
+    return (
+        f"the model magnifies the rounding of its own numbers: {errors}. Take logarithms, quotients and roots of what stays away from 0, "
+        f"or {allow}"
+    )
 
 
 def difference(found: Comparison) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from lightgbm import LGBMRegressor
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import (
@@ -24,10 +25,11 @@ from sklearn.preprocessing import FunctionTransformer, MinMaxScaler
 from xgboost import XGBRegressor
 
 import mlec
+from mlec.errors import MlecError, ToleranceError
 from mlec.frontends.base import SourceMethods
 from mlec.frontends.select import frontend_for
 from mlec.validation import answers
-from mlec.validation.differential import ESTIMATOR, TREES, compare, difference
+from mlec.validation.differential import ESTIMATOR, TREES, blamed, compare, difference
 from mlec.validation.probes import MAX_PROBE_ROWS, PROBE_ROWS, probe_inputs
 
 X = np.arange(6.0)[:, None]
@@ -258,3 +260,54 @@ def test_a_source_that_refuses_every_probe_asks_for_examples() -> None:
         mlec.compile(model, progress=False)
     assert "example_inputs" in str(caught.value.hint)
     assert mlec.compile(model, table, progress=False).report.to_dict()["parity"]["methods"]["predict"]["rows"] == 60
+
+
+class Logarithm(torch.nn.Module):
+    """Of the distance from the mean: few digits of it are right, and near 0 none."""
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x if self.dtype is None else x.to(self.dtype)
+        return torch.log((x - x.mean(-1, keepdim=True)).abs() + 1e-9)
+
+
+def refused(model: torch.nn.Module, x: torch.Tensor) -> MlecError:
+    with pytest.raises(ToleranceError) as caught:
+        mlec.compile(model, (x,))
+    assert caught.value.code == "E_PARITY"
+    return caught.value
+
+
+def test_a_source_that_is_off_itself_is_named_as_the_cause() -> None:
+    x = torch.randn(32, 100, generator=torch.Generator().manual_seed(0)) * 0.01 + 100
+    hint = str(refused(Logarithm(), x).hint)
+    assert hint.startswith("the model magnifies the rounding of its own numbers")
+    allowed = float(hint.partition("rtol=")[2].rstrip(")"))
+    compiled = mlec.compile(Logarithm(), (x,), tolerance=mlec.Tolerance(rtol=allowed))  # what the hint says
+    assert compiled.report.to_dict()["parity"]["methods"]["run"]["max_rel_error"] > 1e-4
+    # One that names float32 cannot be asked in float64.
+    assert "unless the model magnifies" in str(refused(Logarithm(torch.float32), x).hint)
+
+
+@pytest.mark.parametrize(
+    ("source", "mine", "rounding"),
+    [
+        ([1.0, 2.5], [1.0, 1.2], True),
+        ([1.0, 2.1], [1.0, 2.5], False),
+        ([1.0, 2.0], [1.0, 2.1], False),
+        ([-np.inf, 2.1], [-np.inf, 2.2], True),
+        ([1.0, 2.1], [-np.inf, 2.1], False),
+    ],
+)
+def test_who_is_to_blame(source: list[float], mine: list[float], rounding: bool) -> None:
+    class Mine:
+        def run(self, inputs: Any) -> list[Any]:
+            return [np.array(mine, np.float32)]
+
+    asked = answers.Answered([X], {"run": [np.array(source, np.float32)]})
+    found = blamed(Mine(), lambda inputs: [np.array([1.0, 2.0])], asked)  # type: ignore[arg-type]
+    assert found is not None
+    assert found.is_rounding is rounding
