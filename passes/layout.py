@@ -3,11 +3,12 @@
 * ``matmul`` by a constant matrix becomes ``matmul_packed``: columns in blocks of two vector registers, so that a register tile
   streams its weights from consecutive memory.
 * 2-d convolutions work on channel blocks (NCHWc): the block is the vector, so that neither operand needs a shuffle. The first
-  convolution reads the plain image; from there on the image stays in blocks through convolutions (also those of each channel
-  by itself), elementwise ops, pooling, concatenation and global means, and goes back only where something else reads it.
+  convolution reads the plain image, or one that is brought into blocks for it, whichever takes less time; from there on the image
+  stays in blocks through convolutions (also those of each channel by itself), elementwise ops, pooling, concatenation and global
+  means, and goes back only where something else reads it.
   Convolutions of numbers of bf16, where the processor multiplies such, do so in blocks of twice as many channels.
   Convolutions between which an image stays in blocks are decided together: they do so where their arithmetic is worth the
-  transposes around them.
+  transposes around them. Those of 1 x 1 are matrix products on plain images, and gain nothing from blocks.
 """
 
 from __future__ import annotations
@@ -20,17 +21,25 @@ from typing import ClassVar
 import numpy as np
 
 from mlec.ir import Graph, GraphBuilder, Location, Node, Trait, Value
+from mlec.ir.dim import product, static_dims
 from mlec.ir.dtype import DType
 from mlec.ir.op import Array
-from mlec.ops.conv import blocked_depthwise_weights, blocked_weights, paired_weights
+from mlec.ops.conv import blocked_depthwise_weights, blocked_weights, is_pointwise, paired_weights
 from mlec.ops.linalg import pack_columns, pack_narrow
+from mlec.ops.windows import Geometry
 from mlec.passes.precision.convolutions import why_not_narrow
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, nominal, ulp
 
 MIN_BLOCK = 4
 PRODUCTS = {"matmul": pack_columns, "matmul_narrow": pack_narrow}
-FLOPS_PER_BYTE = 24
-"""Arithmetic of convolutions for each byte that transposes write, from which on blocks are faster: measured at 4 to 400."""
+FLOPS_PER_BYTE = 10
+"""Arithmetic that takes as long as a byte that a transpose writes: 50 ps."""
+PLAIN_LOSS = 0.4
+"""How much longer a convolution takes on a plain image, as a part of its time on blocks: measured at 4 to 400 FLOPs a byte."""
+DEPTHWISE_LOSS = 2.5
+"""The same of one of each channel by itself, which moves as much as it computes: measured at 14 x 14 to 56 x 56."""
+GATHER_LOSS = 0.2
+"""The same of one on blocks that reads a plain image: each step of its sums finds its values in another part of memory."""
 POOLS = frozenset({"max_pool", "avg_pool"})
 FEW_CHANNELS = 16
 """Images of fewer channels are read as they lie by convolutions of bf16, which copy the channels side by side."""
@@ -76,7 +85,7 @@ class _Layout:
     remarks: list[Remark] = field(default_factory=list)
     changed: bool = False
     regions: dict[Value, Value] = field(default_factory=dict)  # blocked values with a neighbour in the same region
-    arithmetic: dict[Node, int] = field(default_factory=dict)  # FLOPs of the convolutions on blocks
+    saved: dict[Node, float] = field(default_factory=dict)  # FLOPs that blocks save convolutions
     transposed: dict[Value, int] = field(default_factory=dict)  # bytes of the values that are transposed
 
     def run(self) -> PassResult:
@@ -105,15 +114,15 @@ class _Layout:
 
     def losing(self) -> dict[Node, str]:
         """The convolutions of regions whose transposes cost more than their blocks save."""
-        flops, moved = Counter[Value](), Counter[Value]()
-        for node, count in self.arithmetic.items():
-            flops[self.region(node.output)] += count
+        saved, moved = Counter[Value](), Counter[Value]()
+        for node, count in self.saved.items():
+            saved[self.region(node.output)] += round(count)
         for value, count in self.transposed.items():
             moved[self.region(value)] += count
         return {
-            node: f"transposes of {moved[place]} bytes around {flops[place]} FLOPs cost more than blocks save"
-            for node in self.arithmetic
-            if flops[place := self.region(node.output)] < FLOPS_PER_BYTE * moved[place]
+            node: f"transposes of {moved[place]} bytes cost more than the time of {saved[place]} FLOPs that blocks save"
+            for node in self.saved
+            if saved[place := self.region(node.output)] < FLOPS_PER_BYTE * moved[place]
         }
 
     def lanes(self, value: Value) -> int:
@@ -180,13 +189,31 @@ class _Layout:
                 Remark("missed", f"{weights.shape[0]} output channels do not divide into vectors", node.loc, "layout")
             )
             return False
-        source = self.blocked[x] if x in self.blocked else self.single_channels(x)
+        source = self.to_blocks(x, lanes) if self.reads_blocks(node) else self.single_channels(x)
         packed = self.b.constant(blocked_weights(weights, _block_of(source), out_block), w.hint)
         attrs = {k: v for k, v in node.attrs.items() if k != "groups"}
         self.blocked[node.output] = self.b("conv2d_nchwc", source, packed, hint=node.output.hint, **attrs)
-        self.arithmetic[node] = nominal(node.cost.flops)
+        self.saved[node] = nominal(node.cost.flops) * self.plain_loss(node)
         self.applied(node, f"convolution on blocks of {_block_of(source)} to {out_block} channels")
         return True
+
+    def reads_blocks(self, node: Node) -> bool:
+        """Whether the image of a convolution is in blocks, or is worth to be brought into them, whole vectors, for it."""
+        x = node.inputs[0]
+        channels = x.type.shape[1]
+        whole = isinstance(channels, int) and channels % self.lanes(x) == 0
+        worth = nominal(node.cost.flops) * GATHER_LOSS > nominal(x.type.nbytes) * FLOPS_PER_BYTE
+        return x in self.blocked or (whole and worth)
+
+    def plain_loss(self, node: Node) -> float:
+        """How much longer the convolution takes on a plain image, as a part of its time on blocks.
+
+        One of 1 x 1 is a matrix product there, whose vectors are of positions: their last one may be wanting.
+        """
+        positions, lanes = nominal(product(node.output.type.shape[2:])), self.lanes(node.output)
+        if is_pointwise(static_dims(node.inputs[1].type.shape[2:]), Geometry.of(node.attrs, 2)):
+            return -(-positions // lanes) * lanes / positions - 1
+        return PLAIN_LOSS
 
     def narrow_convolution(self, node: Node, weights: Array) -> bool:
         """conv(cast(x), w) -> conv2d_narrow(x in blocks, w in pairs), where x and w hold numbers of bf16"""
@@ -202,7 +229,7 @@ class _Layout:
         packed = self.b.constant(paired_weights(narrow, _block_of(source), groups), w.hint)
         attrs = {**node.attrs, "outputs": k, "block": block}
         self.blocked[node.output] = self.b("conv2d_narrow", source, packed, hint=node.output.hint, **attrs)
-        self.arithmetic[node] = nominal(node.cost.flops)
+        self.saved[node] = nominal(node.cost.flops) * PLAIN_LOSS
         self.applied(node, f"convolution of bf16 on blocks of {_block_of(source)} to {block} channels")
         return True
 
@@ -230,7 +257,7 @@ class _Layout:
         packed = self.b.constant(blocked_depthwise_weights(weights, block), w.hint)
         attrs = {k: v for k, v in node.attrs.items() if k != "groups"}
         self.blocked[node.output] = self.b("depthwise2d_nchwc", source, packed, hint=node.output.hint, **attrs)
-        self.arithmetic[node] = nominal(node.cost.flops)
+        self.saved[node] = nominal(node.cost.flops) * DEPTHWISE_LOSS
         self.applied(node, f"depthwise convolution on blocks of {block} channels")
         return True
 

@@ -79,6 +79,16 @@ class Tail:
         specs = tuple(lowering.spec(t, dims) for t in operands)
         return Epilogue(specs, apply, TVM_NAMES[self.type.dtype])
 
+    def is_flat(self, axes: int) -> bool:
+        """Whether the last so many axes can be taken as one whose indices are those of the last, in row 0 of the others: each value that
+        is read has all of them, or none. (What has an extent of 1 last is read at index 0 there.)
+        """
+        whole = self.anchor.type.shape[-axes:]
+        if whole[-1] == 1 and set(whole) != {1}:
+            return not self.nodes
+        values = {self.output, *(v for n in self.nodes for v in n.inputs)}
+        return all(v.type.shape[-axes:] == whole or set(v.type.shape[-axes:]) <= {1} for v in values)
+
     def apply(self, lowering: Lowering, node: Node, anchor: Tensor) -> Tensor:
         """The tail as a kernel of its own, after one that takes no epilogue."""
         if not self.nodes:

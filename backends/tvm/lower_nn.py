@@ -18,6 +18,7 @@ from mlec.backends.tvm.kernels.depthwise import DepthwiseSchedule, depthwise_nch
 from mlec.backends.tvm.kernels.elementwise import NotContiguousError
 from mlec.backends.tvm.kernels.epilogue import Expr
 from mlec.backends.tvm.kernels.gemm_bf16 import has_tiles
+from mlec.backends.tvm.kernels.matmul import MatmulSchedule, pointwise
 from mlec.backends.tvm.kernels.norm import group_norm, layer_norm, line_schedules, rms_norm
 from mlec.backends.tvm.kernels.pool import PoolSchedule, pool
 from mlec.backends.tvm.kernels.rnn import RecurrentSchedule, recurrent, recurrent_lanes
@@ -45,7 +46,7 @@ from mlec.ir.dim import product, static, static_dims
 from mlec.ir.graph import Node
 from mlec.ir.op import Array
 from mlec.ir.types import TensorType
-from mlec.ops.conv import blocked_weights, unpaired_weights
+from mlec.ops.conv import blocked_weights, is_pointwise, unpaired_weights
 from mlec.ops.pool import pool_geometry
 from mlec.ops.windows import Geometry
 
@@ -69,6 +70,9 @@ def lower_conv_transpose(lowering: Lowering, node: Node, operands: tuple[Tensor,
 def _convolution(lowering: Lowering, node: Node, x: Tensor, w: Tensor, tail: Tail, g: Geometry) -> Tensor:
     operands = (x, w, *tail.operands(lowering))
     weights, groups, target = static_dims(w.shape), node.attrs["groups"], lowering.target
+    space = node.output.type.shape[2:]
+    if is_pointwise(weights[2:], g) and tail.is_flat(len(space)):
+        return _pointwise(lowering, node, x, w, tail)
 
     def version(schedule: ConvSchedule) -> Version:
         def build(name: str, dims: Dims) -> object:
@@ -77,8 +81,23 @@ def _convolution(lowering: Lowering, node: Node, x: Tensor, w: Tensor, tail: Tai
 
         return Version(build, operands, f"direct convolution{tail}")
 
-    rows, columns = (1, *node.output.type.shape[2:])[-2:]
+    rows, columns = (1, *space)[-2:]
     schedules = ConvSchedule.candidates(weights[0] // groups, rows, columns, x.dtype, target)
+    return lowering.scheduled(schedules, version, [tail.type], node=node)[0]
+
+
+def _pointwise(lowering: Lowering, node: Node, x: Tensor, w: Tensor, tail: Tail) -> Tensor:
+    """A convolution each of whose positions takes one position: the product of its weights and the image."""
+    k, groups, target = static(w.shape[0]), node.attrs["groups"], lowering.target
+
+    def version(schedule: MatmulSchedule) -> Version:
+        def build(name: str, dims: Dims) -> object:
+            epilogue = tail.epilogue(lowering, dims)
+            return pointwise(dims.shape(x.shape), k, groups, x.dtype, target, epilogue, name, schedule)
+
+        return Version(build, (x, w, *tail.operands(lowering)), f"product of weights and image{tail}")
+
+    schedules = MatmulSchedule.candidates(k // groups, product(x.shape[2:]), x.dtype, target)
     return lowering.scheduled(schedules, version, [tail.type], node=node)[0]
 
 

@@ -40,6 +40,11 @@ def _conv_cost(inputs: Sequence[TensorType], results: Sequence[TensorType], attr
     return Cost(results[0].size * taps, moved_bytes(inputs, results))
 
 
+def is_pointwise(window: Sequence[int], geometry: Geometry) -> bool:
+    """Whether each output position takes one input position, the same one: how they lie in space does not matter."""
+    return {*window, *geometry.strides, *geometry.input_dilations} == {1} and not any(geometry.pads)
+
+
 def conv(
     x: Array, w: Array, strides: tuple[int, ...], pads: tuple[int, ...], dilations: tuple[int, ...], groups: int
 ) -> Array:

@@ -43,6 +43,7 @@ from mlec.backends.tvm.kernels.tile import (
 from mlec.backends.tvm.kernels.vector import LINE, broadcast, cast_to, load, prefetch, share
 from mlec.backends.tvm.target import TargetInfo
 from mlec.ir.dim import static_dims
+from mlec.ops.conv import is_pointwise
 from mlec.ops.windows import Geometry
 
 
@@ -74,7 +75,7 @@ def conv2d_nchwc(
     p, q = out_extent(x_shape, (r, s), geometry)
     y_shape = (n, kb, p, q, k)
     tile = schedule or conv_tiles(x_shape, w_shape, geometry, dtype, target)[0]
-    if _is_pointwise(w_shape, geometry):
+    if is_pointwise((w_shape[2], w_shape[4]), geometry):
         h = p = _rows_of_positions(p * q, w_shape, tile.columns, target)
         w = q = math.prod(y_shape[2:4]) // p
     with prim_func(name) as kernel:
@@ -286,7 +287,7 @@ def conv_tiles(
     _, cb, _, _, b = x_shape
     kb, _, r, _, s, k = w_shape
     extent = out_extent(x_shape, (r, s), geometry)
-    if _is_pointwise(w_shape, geometry):
+    if is_pointwise((w_shape[2], w_shape[4]), geometry):
         extent = (1, extent[0] * extent[1])
     width = bits(accumulator_dtype(dtype))
     registers = -(-k // target.lanes(width))
@@ -317,11 +318,6 @@ def _rows_of_positions(positions: int, w_shape: Sequence[int], columns: int, tar
     most = max(1, positions // (4 * columns))
     divisors = [rows for rows in range(1, most + 1) if positions % rows == 0]
     return next((rows for rows in divisors if rows >= wanted), divisors[-1])
-
-
-def _is_pointwise(w_shape: Sequence[int], geometry: Geometry) -> bool:
-    """Whether each output position takes one input position, the same one: how they lie in rows does not matter."""
-    return (w_shape[2], w_shape[4], *geometry.strides) == (1, 1, 1, 1) and not any(geometry.pads)
 
 
 @dataclass(frozen=True)

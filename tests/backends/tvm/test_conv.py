@@ -11,11 +11,12 @@ from mlec.backends.tvm.kernels.conv import conv, pack_transposed
 from mlec.backends.tvm.kernels.conv_blocked import _rows_of_positions, conv2d_nchwc
 from mlec.backends.tvm.kernels.depthwise import depthwise_nchwc
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
+from mlec.backends.tvm.kernels.matmul import pointwise
 from mlec.backends.tvm.kernels.vector import select
 from mlec.backends.tvm.target import TargetInfo
 from mlec.ops.conv import blocked_weights
 from mlec.ops.windows import Geometry
-from tests.backends.tvm.kernel_helpers import HOST, compile_kernel, geometry
+from tests.backends.tvm.kernel_helpers import HOST, compile_kernel, geometry, same_by_threads
 
 BATCHES = (0, 1, 2, 5, 33)
 
@@ -127,6 +128,44 @@ def test_on_plain_tensors(case, dtype):
         x = normal((batch, *shape), dtype)
         want = reference(x, w, strides, pads, dilations, groups)
         assert_close(run(x, w, out=want.shape, dtype=dtype), want, w[0].size, dtype)
+
+
+POINTWISE = [
+    # x shape after the batch, output channels, groups; the vectors and rows that are left after whole tiles
+    ((16, 7, 11), 24, 1),
+    ((5, 3), 1, 1),
+    ((6, 9, 1), 9, 3),
+    ((260, 1, 1), 260, 1),
+    ((20, 2, 5, 37), 14, 2),
+]
+
+
+@pytest.mark.parametrize("case", POINTWISE, ids=str)
+def test_pointwise_on_plain_tensors(case):
+    """By any extents of space, with a bias for each channel and something to add to each element."""
+    (c, *space), k, groups = case
+    n, *known = (tirx.Var(name, "int64") for name in "ndhw")
+    rank, weights, bias = len(space), normal((k, c // groups, *[1] * len(space)), seed=1), normal(k, seed=2)
+
+    def apply(acc, where, extra):
+        return acc + extra[0][where[1]] + extra[1][where]
+
+    for target, extents in (HOST, known[-rank:]), (TargetInfo.for_cpu("x86-64-v3"), space):
+        inputs = (BufferSpec((k,), "float32"), BufferSpec((n, k, *extents), "float32"))
+        func = pointwise((n, c, *extents), k, groups, "float32", target, Epilogue(inputs, apply))
+        run = compile_kernel(func, target)
+        for batch in (0, 1, 3):
+            x, r = normal((batch, c, *space)), normal((batch, k, *space), seed=3)
+            want = reference(x, weights, *[(1,) * rank, (0,) * 2 * rank, (1,) * rank], groups)
+            want = want + bias.reshape(k, *[1] * rank) + r
+            assert_close(run(x, weights, bias, r, out=want.shape), want, c // groups)
+
+
+def test_pointwise_is_shared_by_threads_and_keeps_what_is_not_finite():
+    x, w = with_special_values(normal((2, 96, 28, 28))), normal((300, 96, 1, 1), seed=1)
+    run = compile_kernel(pointwise(x.shape, 300, 1, "float32", HOST))
+    want = reference(x, w, (1, 1), (0,) * 4, (1, 1))
+    assert_same_special_values(same_by_threads(run, x, w, out=want.shape), want, 96)
 
 
 def test_symbolic_length():

@@ -76,6 +76,10 @@ def convolution(b: GraphBuilder, v: dict[str, Value]) -> Value:
     return b("relu", b("add", b("add", y, v["c"]), v["r"]))
 
 
+def pointwise(b: GraphBuilder, v: dict[str, Value]) -> Value:
+    return b("relu", b("add", b("add", b("conv", v["x"], v["w"]), v["c"]), v["r"]))
+
+
 def blocked_convolution(b: GraphBuilder, v: dict[str, Value]) -> Value:
     return b("relu", b("add", b("conv2d_nchwc", v["x"], v["w"], pads=(1, 1, 1, 1)), v["c"]))
 
@@ -118,6 +122,10 @@ CASES: dict[str, tuple[dict[str, tuple[int | str, ...]], Body, str, int]] = {
     "any": ({"x": X}, count_positive, "", 1),
     "reduction of libm": ({"x": X}, sines, "", 2),
     "convolution": ({"x": ("n", 4, 9, 7), "w": (6, 4, 3, 3), "c": (6, 1, 1), "r": ("n", 6, 9, 7)}, convolution, "wc", 1),
+    "pointwise": ({"x": ("n", 5, "t", 7), "w": (6, 5, 1, 1), "c": (6, 1, 1), "r": ("n", 6, "t", 7)}, pointwise, "wc", 1),
+    "pointwise by row": ({"x": ("n", 5, "t", 7), "w": (6, 5, 1, 1), "c": ("t", 1), "r": (1, 6, 1, 1)}, pointwise, "wr", 1),
+    "pointwise by column": ({"x": ("n", 5, "t", 7), "w": (6, 5, 1, 1), "c": (7,), "r": ()}, pointwise, "wc", 1),
+    "pointwise of a column": ({"x": ("n", 5, 9, 1), "w": (6, 5, 1, 1), "c": (6, 1, 1), "r": ("n", 6, 9, 1)}, pointwise, "wc", 1),
     "blocked": ({"x": ("n", 2, 9, 7, 8), "w": (3, 2, 3, 8, 3, 16), "c": (1, 3, 1, 1, 16)}, blocked_convolution, "wc", 1),
     "norm": ({"x": X, "s": (20,), "c": (20,)}, normalised, "sc", 1),
     "softmax": ({"x": ("n", 200)}, sharpened, "", 3),

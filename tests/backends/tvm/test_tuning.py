@@ -120,7 +120,8 @@ class Calls(torch.nn.Module):
 NETWORKS = {
     "linear": (torch.nn.Sequential(torch.nn.Linear(37, 171), torch.nn.ReLU()), (37,), "GemmSchedule"),
     "narrow linear": (torch.nn.Linear(70, 5), (70,), "GemmSchedule"),
-    "pointwise": (torch.nn.Sequential(convolution(3, 32, 3), convolution(32, 48, 1)), (3, 9, 11), "ConvTile"),
+    "pointwise": (torch.nn.Sequential(convolution(3, 48, 5), convolution(48, 48, 1)), (3, 9, 11), "ConvTile"),
+    "plain pointwise": (convolution(16, 32, 1), (16, 9, 11), "MatmulSchedule"),
     "strided": (convolution(16, 32, 3, stride=2, padding=1), (16, 11, 13), "ConvTile"),
     "stem": (convolution(3, 16, 5, padding=(1, 0)), (3, 12, 17), "ConvTile"),
     "winograd": (
