@@ -121,4 +121,4 @@ def disturbance(
     if disturbed:
         calls = ", ".join(f"{ratio:.0f}x for the {name} model" for name, ratio in disturbed.items())
         signs.append(f"p95 of the calls is a multiple of their minimum, {calls}")
-    return f"the machine was busy, times and ratio are not reliable: {'; '.join(signs)}" if signs else ""
+    return f"the machine was busy, so that times and ratio are not reliable: {'; '.join(signs)}" if signs else ""

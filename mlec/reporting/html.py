@@ -166,7 +166,7 @@ def _passes(data: ReportData) -> Html | None:
             f"Predicted by the cost model and measured, on the same {units.plural(data.profile.rows, 'row')}: the graphs before and after "
             "each pass, compiled and timed in turn."
             if data.is_measured and data.profile.rows
-            else f"Predicted by the cost model for {NOMINAL_EXTENT} rows; --measure-passes measures it as well."
+            else f"Predicted by the cost model for {data.nominal}; --measure-passes measures it as well."
         ),
     )
 

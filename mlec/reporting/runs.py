@@ -101,6 +101,12 @@ def _grouped(found: Sequence[Run], depth: int) -> list[Layer]:
     return list(grouped.values())
 
 
+def short_place(location: str) -> str:
+    """Of places in the source the paths inside the model, each once; the place itself where it has none."""
+    places = (scope.group(1) if (scope := _SCOPE.search(part)) else part for part in location.split(" + "))
+    return " + ".join(dict.fromkeys(places))
+
+
 def _name(location: str, depth: int) -> str:
     """The scope of the first place, so many names deep."""
     first = location.partition(" + ")[0]

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import field
 
 from mlec.errors import CorruptedFileError
+from mlec.pipeline import NOMINAL_EXTENT
 from mlec.processor import notable
 from mlec.report import OptimizationReport
 from mlec.reporting import units
@@ -389,6 +390,14 @@ class ReportData(msgspec.Struct, frozen=True):
         target = self.model.get("target")
         features = target.get("features") if isinstance(target, dict) else None
         return notable(map(str, features)) if isinstance(features, list) else []
+
+    @property
+    def nominal(self) -> str:
+        """The extents at which estimates stand: ``"64 rows"``, or of several symbolic dims ``"64 for each of batch, seq"``."""
+        names = list(self.profile.extents)
+        if len(names) < 2:
+            return units.plural(NOMINAL_EXTENT, "row")
+        return f"{NOMINAL_EXTENT} for each of {', '.join(names)}"
 
     @property
     def has_labels(self) -> bool:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mlec.pipeline import NOMINAL_EXTENT
 from mlec.reporting import units
 from mlec.reporting.schema import Loss, Measured, Remark, ReportData, Stats, Tuned, Unstable
 
@@ -56,10 +55,11 @@ def headline(data: ReportData) -> str:
 
 
 def change(before: float, after: float, show: str) -> str:
-    """``" (-26%)"`` for a number that changed; ``show`` is the new number as text."""
-    if not before or before == after:
+    """``"3.3 (-26%)"`` for a number that changed by 0.1% or more; ``show`` is the new number as text."""
+    percent = 100 * (after - before) / before if before else 0.0
+    if abs(percent) < 0.1:
         return show
-    return f"{show} ({100 * (after - before) / before:+.0f}%)"
+    return f"{show} ({percent:+.{0 if abs(percent) >= 1 else 1}f}%)"
 
 
 def stats_lines(before: Stats, after: Stats) -> list[tuple[str, str, str]]:
@@ -138,7 +138,7 @@ def where_times_are_from(data: ReportData) -> str:
     """Of which run the times of the kernels are."""
     if data.profile.kernels:
         return f"measured with {units.plural(data.profile.rows, 'row')}, beside the prediction of the cost model"
-    return f"predicted by the cost model for {NOMINAL_EXTENT} rows"
+    return f"predicted by the cost model for {data.nominal}"
 
 
 def _speed(data: ReportData) -> Fact | None:
@@ -154,7 +154,7 @@ def _speed(data: ReportData) -> Fact | None:
     ratio = units.times(measured.speedup if faster else 1 / measured.speedup if measured.speedup else float("inf"))
     detail = f"measured {ours}, source {units.seconds(measured.source_ms / 1e3)}, {rows}"
     if measured.disturbance:
-        return Fact("Speed", f"{ratio} {word}, not reliable", f"{detail}; {measured.disturbance}", faster)
+        return Fact("Speed", "not reliable", f"{detail}: {ratio} {word}, but {measured.disturbance}")
     return Fact("Speed", f"{ratio} {word}", detail, faster)
 
 
@@ -252,14 +252,19 @@ def _passes_gain(data: ReportData) -> Fact | None:
         return None
     return Fact(
         "Gain by the passes", f"{units.times(math.prod(gains))}, predicted",
-        f"at {NOMINAL_EXTENT} rows; measure_passes=True or --measure-passes measures it, against O0 and for each pass",
+        f"at {data.nominal}; measure_passes=True or --measure-passes measures it, against O0 and for each pass",
     )  # fmt: skip
 
 
 def _predicted(data: ReportData) -> Fact | None:
     """How near the cost model came."""
     predicted = data.timing.predictions
-    detail = ", ".join(f"{units.seconds(s)} at {n} row{'' if n == '1' else 's'}" for n, s in predicted)
+    names = list(data.profile.extents)
+    if len(names) > 1:
+        detail = ", ".join(f"{units.seconds(s)} with {n} for each" for n, s in predicted)
+        detail += f" of {', '.join(names)}" if detail else ""
+    else:
+        detail = ", ".join(f"{units.seconds(s)} at {n} row{'' if n == '1' else 's'}" for n, s in predicted)
     profile = data.profile
     if profile.error is None or profile.predicted_seconds is None or profile.seconds is None:
         return Fact("Predicted time", units.seconds(max(s for _, s in predicted)), detail) if predicted else None
@@ -287,7 +292,9 @@ def _memory(data: ReportData) -> Fact | None:
         return None
     values = ""
     if memory.arena_bytes and memory.live_bytes is not None:
-        values = f"of it {units.size(memory.arena_bytes)} for intermediate values, {units.size(memory.live_bytes)} at one time"
+        values = f"with the largest inputs that it was run on; of it {units.size(memory.arena_bytes)} for intermediate values"
+        if memory.live_bytes != memory.arena_bytes:
+            values += f", {units.size(memory.live_bytes)} at one time"
     if memory.peak_apart_bytes is not None and memory.peak_apart_bytes > memory.peak_bytes:
         values += f"; {units.size(memory.peak_apart_bytes)} if no result took the place of an operand"
     return Fact("Memory", units.size(memory.peak_bytes), values or "at most while running, with its weights")

@@ -55,24 +55,43 @@ def quantization_rows(entries: Sequence[Mapping[str, Any]]) -> tuple[list[str], 
     return titles, [[_cell(key, entry) for key in keys] for entry in entries]
 
 
+def quantization_line(entry: Mapping[str, Any]) -> str:
+    """What the row of a layer says, in one line."""
+    said = {key: _words(key, value) for key, value in entry.items() if value is not None and value != ""}
+    head = ": ".join(said.pop(key) for key in ("layer", "decision") if key in said)
+    if "layer" in entry and said.get("location") == str(entry["layer"]):
+        del said["location"]
+    reason = said.pop("reason", "")
+    order = [*(key for key in QUANTIZATION if key in said), *(key for key in said if key not in QUANTIZATION)]
+    rest = ", ".join(f"{QUANTIZATION.get(key, key.replace('_', ' '))} {said[key]}" for key in order)
+    return "; ".join(part for part in (", ".join(filter(None, (head, reason))), rest) if part)
+
+
 def _cell(key: str, entry: Mapping[str, Any]) -> Cell:
     value = entry.get(key)
     if value is None:
         return Cell(None)
     if key == "layer":
         place = str(entry.get("location") or "")
+        place = "" if place == str(value) else place
         return Cell([element("b", str(value)), element("div", place, class_="muted") if place else None])
     if key == "decision":
         return Cell(element("span", str(value), class_="chip good" if str(value).startswith("int8") else "chip"))
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return Cell(" × ".join(map(str, value)) if key == "weights" and isinstance(value, list) else _text(value))
+        return Cell(_words(key, value))
+    return Cell(_words(key, value), value)
+
+
+def _words(key: str, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return " × ".join(map(str, value)) if key == "weights" and isinstance(value, list) else _text(value)
     if key == "output_error":
-        return Cell(f"{value:.2%}", value)
+        return f"{value:.2%}"
     if key == "sqnr_db":
-        return Cell(f"{value:.1f} dB", value)
+        return f"{value:.1f} dB"
     if key.endswith("_us"):
-        return Cell(units.seconds(value / 1e6), value)
-    return Cell(f"{value:.4g}" if isinstance(value, float) else f"{value:,}", value)
+        return units.seconds(value / 1e6)
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
 
 
 def _text(value: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from mlec.report import OptimizationReport
 from mlec.reporting import units
-from mlec.reporting.runs import layers, runs
+from mlec.reporting.runs import layers, runs, short_place
 from mlec.reporting.schema import PassEntry, Remark, ReportData, typed
 from mlec.reporting.summary import (
     facts,
@@ -22,6 +22,7 @@ from mlec.reporting.summary import (
     tuning_times,
     where_times_are_from,
 )
+from mlec.reporting.tables import quantization_line
 
 WIDTH = 100
 SHOWN_REMARKS = 5
@@ -48,7 +49,7 @@ def render_text(report: OptimizationReport) -> str:
         _timeline(data),
         _kernels(data),
         _tuning(data),
-        _findings("Quantisation", data.quantization),
+        _quantization(data),
     ]
     return "\n\n".join("\n".join(lines) for lines in blocks if lines) + "\n"
 
@@ -120,7 +121,7 @@ def _remarks(mark: str, remarks: Sequence[Remark]) -> list[str]:
         lines += [f"      {place}" for place in _some(group.places)]
     if len(groups) > SHOWN_REMARKS:
         lines.append(
-            f"  {mark} and {len(groups) - SHOWN_REMARKS:,} more kinds, {'missed' if mark == '-' else 'applied'}"
+            f"  {mark} and {units.plural(len(groups) - SHOWN_REMARKS, 'more kind')}, {'missed' if mark == '-' else 'applied'}"
         )
     return lines
 
@@ -209,7 +210,7 @@ def _kernels(data: ReportData) -> list[str]:
             units.share(run.share),
             run.kernel.symbol,
             run.kernel.strategy.partition("; ")[0],
-            run.kernel.location,
+            short_place(run.kernel.location),
         ]
         for run in shown[:SHOWN_KERNELS]
     ]
@@ -260,10 +261,11 @@ def _stability(data: ReportData) -> list[str]:
     return lines
 
 
-def _findings(title: str, entries: Sequence[dict[str, object]]) -> list[str]:
-    lines = [title] if entries else []
-    for entry in entries:
-        lines += _wrapped("- " + _line(", ".join(f"{key} {value}" for key, value in entry.items())), 2)
+def _quantization(data: ReportData) -> list[str]:
+    lines = ["layers that could work on 8 bits"] if data.quantization else []
+    for entry in data.quantization:
+        mark = "+" if str(entry.get("decision", "")).startswith("int8") else "-"
+        lines += _wrapped(f"{mark} {_line(quantization_line(entry))}", 2)
     return lines
 
 

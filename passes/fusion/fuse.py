@@ -141,7 +141,7 @@ def _saved(members: Sequence[Node], graph: Graph) -> Dim:
 
 def _applied(members: Sequence[Node], what: str, saved: Dim) -> Remark:
     chain = " + ".join(node.name for node in members)
-    message = f"{what}: {chain}, {saved} bytes less to move"
+    message = f"{what}: {chain}" + (f", {saved} bytes less to move" if saved != 0 else "")
     return Remark("applied", message, Location.merged((n.loc for n in members), "fuse"), "fuse")
 
 
