@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from mlec.artifact import limits
 from mlec.artifact.sections import align_up, check_zero
@@ -29,8 +30,7 @@ _ENTRY: Final = struct.Struct("<IIQQ32s32sQ")
 _ALIGNMENT: Final = 64
 
 
-@dataclass(frozen=True)
-class KernelBlob:
+class KernelBlob(msgspec.Struct, frozen=True):
     """Machine code of one target.
 
     Attributes:

@@ -14,7 +14,6 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -215,8 +214,7 @@ class Artifact:
         }
 
 
-@dataclass(frozen=True)
-class StoredFile:
+class StoredFile(msgspec.Struct, frozen=True):
     """A file whose layout, checksums, digests and signature are checked, and of which nothing is decoded.
 
     Attributes:
@@ -289,7 +287,8 @@ def _read_stored(
         sections.check_layout(header)
         for start, end in sections.paddings(header):
             sections.check_zero(_read(file, start, end - start), start)
-        shared = _writable_by_others(path, info)
+        real_path = os.path.realpath(path)
+        shared = _writable_by_others(real_path, info)
 
         stored = {
             name: _read(file, section.offset, section.size)
@@ -310,7 +309,7 @@ def _read_stored(
         signature = signing.check(stored["signature"], keyring, header, hashes["metadata"].root())
     metadata, owned = documents.parse_metadata(stored["metadata"], header)
     return StoredFile(
-        path=os.path.realpath(path),
+        path=real_path,
         header=header,
         sections=stored,
         weights=section,
@@ -437,12 +436,12 @@ def _shrunk() -> CorruptedFileError:
     return changed("the file became shorter while it was read")
 
 
-def _writable_by_others(path: str, info: os.stat_result) -> bool:
+def _writable_by_others(real_path: str, info: os.stat_result) -> bool:
     """Whether another user could change the file's bytes or put another file in its place."""
     if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return True
     try:
-        parent = os.stat(os.path.dirname(os.path.realpath(path)))
+        parent = os.stat(os.path.dirname(real_path))
     except OSError:
         return True
     # Group-writable directories are the default of systems with a private group for each user: they don't count.

@@ -13,20 +13,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
-import logging
 import os
 import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
+
 from mlec.errors import SecurityError, UsageError
+from mlec.runtime import logs
 
 if TYPE_CHECKING:
     from mlec.artifact.reader import Artifact
-
-_log = logging.getLogger(__name__)
 
 WAYS_OUT: Final = (
     "trust the key that signed the file (`mlec trust add KEY.pub`), or name its code: trust=TrustDigest('sha256:...'), "
@@ -39,8 +38,7 @@ _KEY_BYTES: Final = 32
 _DOMAIN: Final = b"mle:built:v1\0"
 
 
-@dataclass(frozen=True)
-class TrustDigest:
+class TrustDigest(msgspec.Struct, frozen=True):
     """The user's word that the code with this identity may run.
 
     A digest and not a switch: it cannot leak to other files through a script or the environment.
@@ -90,7 +88,7 @@ def decide(artifact: Artifact, trust: str | TrustDigest = "auto") -> TrustDecisi
         SecurityError: ``E_TRUST_DIGEST``: the file does not hold the code that the user trusts.
     """
     decision = _decide(artifact, trust)
-    _log.info("%s: kernels %s: %s", artifact.path, "run" if decision.native else "ignored", decision.reason)
+    logs.info(__name__, "%s: kernels %s: %s", artifact.path, "run" if decision.native else "ignored", decision.reason)
     return decision
 
 
@@ -112,7 +110,7 @@ def _decide(artifact: Artifact, trust: object) -> TrustDecision:
     if not artifact.kernels:
         return TrustDecision(False, "the file carries no kernels")
     if isinstance(trust, TrustDigest):
-        _log.warning("%s: running its machine code because you trust %s", artifact.path, trust.digest)
+        logs.warning(__name__, "%s: running its machine code because you trust %s", artifact.path, trust.digest)
         return TrustDecision(True, "you trust its code identity")
     signature = artifact.signature
     fault = "unsigned" if signature is None else signature.fault()
@@ -167,7 +165,7 @@ def record_built(code_id: str) -> bool:
             return False
         _write_private(state / "built" / code_id, _proof(key, code_id), replace=True)
     except OSError as error:
-        _log.info("the ledger of built models cannot be written: %s", error)
+        logs.info(__name__, "the ledger of built models cannot be written: %s", error)
         return False
     return True
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import unicodedata
 import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -117,9 +116,15 @@ def name_fault(name: str) -> str | None:
         return "it holds characters that are not printable"
     if not 1 <= len(name.encode("utf-8")) <= limits.NAME_BYTES:
         return f"it must take 1 to {limits.NAME_BYTES} bytes of UTF-8"
-    if unicodedata.normalize("NFC", name) != name:
+    if not name.isascii() and not _is_composed(name):
         return "it is not in Unicode normal form C"
     return None
+
+
+def _is_composed(text: str) -> bool:
+    import unicodedata
+
+    return unicodedata.is_normalized("NFC", text)
 
 
 def check_index(entries: Sequence[TensorEntry], section_size: int, *, compressed: bool) -> None:

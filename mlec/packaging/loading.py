@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,7 +12,7 @@ from mlec.artifact import Artifact, ModelMetadata, TrustDigest, check_signed, de
 from mlec.artifact.trust import WAYS_OUT, named_trust, not_native
 from mlec.errors import UsageError
 from mlec.processor import best_of, processor_name, what_is_missing
-from mlec.runtime import CompiledModel, Program, open_program
+from mlec.runtime import CompiledModel, Program, logs, open_program
 from mlec.runtime.device import DEVICES
 from mlec.runtime.library import runtime_abi
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from mlec.ir import Graph
     from mlec.ir.op import Array
     from mlec.report import OptimizationReport
-
-logger = logging.getLogger("mlec")
 
 CHECKED_AT_ONCE: Final = 16 << 20
 """Bytes of the largest files whose weights are read and checked when they are loaded: that takes some 50 ms."""
@@ -92,7 +89,7 @@ def load(
         objects = tuple(blob.data for blob in artifact.kernels if blob.target == chosen)
         check = partial(artifact.check_tensors, program.constants)
         executable = executable_for(program, objects, artifact.tensors.unchecked(), num_threads, graph, check)
-        logger.info("%s: runs the kernels for %s", path, processor_name(program.target) or program.device)
+        logs.info("mlec", "%s: runs the kernels for %s", path, processor_name(program.target) or program.device)
     else:
         from mlec.packaging.recompiling import compiled_here
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -103,8 +103,7 @@ DEVICES = {"cuda": DLDevice(_CUDA)}
 """By the device of a program: the one with memory of its own on which it runs, the first of its kind."""
 
 
-@dataclass(frozen=True, eq=False)
-class DeviceArray:
+class DeviceArray(msgspec.Struct, frozen=True, eq=False):
     """A contiguous input in the memory of a device, as the library that made it exported it.
 
     Attributes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import operator
 import os
 import threading
@@ -13,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlec.errors import UsageError
-
-logger = logging.getLogger("mlec")
+from mlec.runtime import logs
 
 _HINT = "leave it out to use every usable CPU"
 
@@ -54,7 +52,7 @@ def checked_num_threads(num_threads: object) -> int:
     if wanted < 1:
         raise UsageError(f"num_threads must be at least 1, got {wanted}", hint=_HINT)
     if wanted > usable:
-        logger.warning("num_threads=%d: this process may use %d CPUs, so that many are used", wanted, usable)
+        logs.warning("mlec", "num_threads=%d: this process may use %d CPUs, so that many are used", wanted, usable)
     return min(wanted, usable)
 
 
