@@ -161,7 +161,7 @@ def _facts(artifact: Artifact, trust: TrustDecision) -> list[tuple[str, object]]
         ("file", f"{artifact.path}  {size_text(artifact.header.file_size)}, format {artifact.header.version}"),
         ("model", f"{model.name} (from {model.source}, mlec {artifact.metadata['mlec_version']})"),
         *_interface(model.signature),
-        ("target", "\n".join(_target(variant.target) for variant in model.programs)),
+        ("target", "\n".join(_processor(variant.target) for variant in model.programs)),
         ("sections", ", ".join(f"{name} {size_text(size)}" for name, size in sections.items())),
         ("stored", ", ".join(how)),
         ("weights", plural(len(artifact.tensors), "tensor")),
@@ -236,6 +236,15 @@ def _variants(artifact: Artifact) -> list[dict[str, Any]]:
         missing = what_is_missing(needed) or ("" if chosen is not None else refused)
         found.append({"target": name, "needs": sorted(needed), "missing": missing, "runs_here": number == chosen})
     return found
+
+
+def _processor(target: Mapping[str, object]) -> str:
+    """What a program was compiled for, with the instruction sets that it uses: LLVM's name may be that of a like processor."""
+    from mlec.processor import notable
+
+    features = target.get("features")
+    sets = notable(map(str, features)) if isinstance(features, list) else []
+    return _target(target) + (f"\nuses {', '.join(sets)}" if sets else "")
 
 
 def _target(target: Mapping[str, object]) -> str:

@@ -176,7 +176,7 @@ def _worth(data: ReportData) -> Html | None:
     rewrites = [entry for entry in data.passes if entry.is_rewrite and entry.predicted_gain is not None]
     if not rewrites:
         return None
-    titles = ["pass", "rewrites", "predicted saving", "measured saving", "model's error"]
+    titles = ["pass", "rewrites", "predicted saving", "measured saving", "cost model's error"]
     rows: list[list[Child]] = [
         [
             element("b", entry.name),

@@ -102,7 +102,9 @@ def _pass(entry: PassEntry) -> list[str]:
         measured = saving(entry.before.measured_seconds, entry.after.measured_seconds)
         lines += _cut(f"  predicted: {predicted}") if predicted else []
         lines += (
-            _cut(f"  measured: {measured}, the model's error after it {model_error(entry.after)}") if measured else []
+            _cut(f"  measured: {measured}; the cost model is then off by {model_error(entry.after)}")
+            if measured
+            else []
         )
     lines += [
         f"  {title}: {before} -> {after}"
