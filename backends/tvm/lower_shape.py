@@ -7,6 +7,7 @@ from typing import Any
 
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.epilogue import Expr
+from mlec.backends.tvm.kernels.interleave import interleave
 from mlec.backends.tvm.kernels.transpose import TransposeSchedule, transpose
 from mlec.backends.tvm.kernels.vector import broadcast, const_like, int64, lanes_of, select, share
 from mlec.backends.tvm.lower_elementwise import RegionKernel, lower_node
@@ -145,6 +146,12 @@ def lower_concat(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -
     and only what no kernel makes is copied.
     """
     result, axis = node.output.type, node.attrs["axis"] % node.output.type.rank
+    if not lowering.on_gpu and axis == result.rank - 1 and [x.shape[axis] for x in operands] == [1, 1]:
+
+        def build(name: str, dims: Dims) -> object:
+            return interleave(dims.shape(operands[0].shape), operands[0].dtype, lowering.target, name)
+
+        return lowering.kernel(build, operands, [result], node=node, strategy="elements in turn, by shuffles")[0]
     lines, inner = product(result.shape[:axis]), product(result.shape[axis + 1 :])
 
     def copy(pieces: Sequence[tuple[Tensor, Dim]], into: Tensor | None = None, lines: Dim | None = None) -> Tensor:
