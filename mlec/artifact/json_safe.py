@@ -27,8 +27,8 @@ _MAX_INT_CHARS = 20
 _MAX_FLOAT_CHARS = 128
 
 _NUMBERED_ESCAPE = re.compile(rb"\\u")
-_SHORT: Final = 1 << 16
-"""Bytes of a text that takes little memory when it is indented, however deep it is nested."""
+_MOST_INDENTATION: Final = 1 << 24
+"""Bytes by which a text may grow when it is indented."""
 _DEEP: Final = b"\n" + b" " * (limits.JSON_DEPTH - 1)
 _UNDECIDED: Final = object()
 
@@ -107,8 +107,10 @@ def parse(data: bytes | bytearray, *, what: str, max_bytes: int) -> Any:
 
 
 def _is_small(data: bytes | bytearray) -> bool:
-    """Whether depth and number of values of a short text are clearly within the limits, seen five times faster than by `measure`."""
-    if len(data) > min(_SHORT, limits.JSON_VALUES):  # as many values take more bytes
+    """Whether depth and number of values of a text are clearly within the limits, seen five times faster than by `measure`."""
+    opened = data.count(b"[") + data.count(b"{")  # no fewer than it is deep
+    lines = 2 * opened + data.count(b",") + 1  # no fewer than values
+    if lines > limits.JSON_VALUES or lines * opened > _MOST_INDENTATION:
         return False
     try:
         # One space for each level at the begin of a line; others are in strings, which is for `measure` to tell.

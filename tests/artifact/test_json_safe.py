@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -113,3 +114,13 @@ def test_the_deepest_that_is_allowed() -> None:
     for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
         data = opening * limits.JSON_DEPTH + b"0" * (opening != b"[") + closing * limits.JSON_DEPTH
         assert outcome(data) == the_long_way(data) != "E_JSON_DEPTH"
+
+
+def test_a_deep_text_takes_little_memory() -> None:
+    deep = 900  # within the recursion that Python allows
+    data = b"[" * deep + b"0," * 31_000 + b"0" + b"]" * deep
+    tracemalloc.start()
+    assert outcome(data) == "E_JSON_DEPTH"
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 40 * len(data)
