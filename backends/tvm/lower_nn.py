@@ -12,7 +12,7 @@ from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.attention import AttentionSchedule, attention
 from mlec.backends.tvm.kernels.conv import ConvSchedule, conv
 from mlec.backends.tvm.kernels.conv_bf16 import NarrowConv, conv_bf16
-from mlec.backends.tvm.kernels.conv_blocked import ConvTile, conv2d_nchwc, conv_tiles
+from mlec.backends.tvm.kernels.conv_blocked import ConvTile, can_turn, conv2d_nchwc, conv_tiles
 from mlec.backends.tvm.kernels.conv_int8 import NarrowConvSchedule
 from mlec.backends.tvm.kernels.depthwise import DepthwiseSchedule, depthwise_nchwc
 from mlec.backends.tvm.kernels.elementwise import NotContiguousError
@@ -20,12 +20,13 @@ from mlec.backends.tvm.kernels.epilogue import Expr
 from mlec.backends.tvm.kernels.gemm_bf16 import has_tiles
 from mlec.backends.tvm.kernels.matmul import MatmulSchedule, pointwise
 from mlec.backends.tvm.kernels.norm import group_norm, layer_norm, line_schedules, rms_norm
+from mlec.backends.tvm.kernels.pieces import passes_over
 from mlec.backends.tvm.kernels.pool import PoolSchedule, pool
 from mlec.backends.tvm.kernels.rnn import RecurrentSchedule, recurrent, recurrent_lanes
 from mlec.backends.tvm.kernels.rnn_bf16 import pack_tiled, recurrent_bf16
 from mlec.backends.tvm.kernels.rnn_layer import GATES, Cells, joined_biases, pack_recurrent
 from mlec.backends.tvm.kernels.schedule import FoldSchedule, alternating
-from mlec.backends.tvm.kernels.softmax import SoftmaxSchedule, logsumexp, softmax
+from mlec.backends.tvm.kernels.softmax import SoftmaxSchedule, are_cut, logsumexp, softmax
 from mlec.backends.tvm.kernels.vector import cast_to, const, share
 from mlec.backends.tvm.kernels.winograd import (
     WinogradSchedule,
@@ -110,6 +111,7 @@ def lower_conv2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, .
     """By the definition, or by Winograd's sums, which need weights that are known."""
     x, w = operands
     g, weights, target = Geometry.of(node.attrs, 2), static_dims(w.shape), lowering.target
+    turned = _plain_image(x) if can_turn(x.shape, weights, g) else None
 
     def version(schedule: ConvTile | WinogradSchedule) -> Version:
         return winograd(schedule) if isinstance(schedule, WinogradSchedule) else direct(schedule)
@@ -117,10 +119,11 @@ def lower_conv2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, .
     def direct(tile: ConvTile) -> Version:
         def build(name: str, dims: Dims) -> object:
             shape, epilogue = dims.shape(x.shape), tail.epilogue(lowering, dims)
-            return conv2d_nchwc(shape, weights, g, x.dtype, target, epilogue, name, tile)
+            return conv2d_nchwc(shape, weights, g, x.dtype, target, epilogue, name, tile, turned is not None)
 
-        strategy = f"direct convolution on blocks of {x.shape[4]} and {w.shape[5]} channels{tail}"
-        return Version(build, (x, w, *tail.operands(lowering)), strategy)
+        image = "" if turned is None else ", a plain image turned as it is padded"
+        strategy = f"direct convolution on blocks of {x.shape[4]} and {w.shape[5]} channels{image}{tail}"
+        return Version(build, (turned or x, w, *tail.operands(lowering)), strategy)
 
     def winograd(schedule: WinogradSchedule) -> Version:
         def build(name: str, dims: Dims) -> object:
@@ -145,6 +148,12 @@ def lower_conv2d_nchwc(lowering: Lowering, node: Node, operands: tuple[Tensor, .
         return alternating(sums, near) if worthwhile(weights, extent, x.dtype, target) else alternating(near, sums)
 
     return lowering.scheduled(schedules(), version, [tail.type], node=node)[0]
+
+
+def _plain_image(x: Tensor) -> Tensor | None:
+    """The image ``[n, c/b, b, h, w]`` that one in channel blocks is still to be made of, if it is."""
+    source, perm = x.promised or (x, ())
+    return source if perm == (0, 1, 3, 4, 2) else None
 
 
 @lowers("conv2d_narrow", form="anchor")
@@ -253,7 +262,7 @@ def lower_softmax(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) 
         def build(name: str, dims: Dims) -> object:
             return softmax(dims.shape(x.shape), axis, x.dtype, target, node.name == "log_softmax", name, schedule)
 
-        return Version(build, (x,), "three passes over each line")
+        return Version(build, (x,), _passes_over_lines(lowering, x, axis, "three"))
 
     schedules = SoftmaxSchedule.candidates(x.shape, axis, x.dtype, node.name, target)
     return lowering.scheduled(schedules, version, [node.output.type], node=node)[0]
@@ -271,10 +280,15 @@ def lower_logsumexp(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]
             keepdims = node.attrs["keepdims"]
             return logsumexp(dims.shape(x.shape), axes[0], keepdims, x.dtype, lowering.target, name, schedule)
 
-        return Version(build, (x,), "two passes over each line")
+        return Version(build, (x,), _passes_over_lines(lowering, x, axes[0], "two"))
 
     schedules = SoftmaxSchedule.candidates(x.shape, axes[0], x.dtype, node.name, lowering.target)
     return lowering.scheduled(schedules, version, [node.output.type], node=node)
+
+
+def _passes_over_lines(lowering: Lowering, x: Tensor, axis: int, whole: str) -> str:
+    line = x.shape[axis % len(x.shape) :]
+    return passes_over(line, whole, lambda: are_cut(static_dims(line), 0, x.dtype, lowering.target))
 
 
 @lowers("layer_norm", "rms_norm", form="anchor")

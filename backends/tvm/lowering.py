@@ -80,6 +80,11 @@ class Tensor:
         """The tensor whose memory this one is: itself, or what it is a view of."""
         return self if self.viewed is None else self.viewed.root
 
+    @property
+    def promised(self) -> tuple[Tensor, tuple[int, ...]] | None:
+        """The transposition that this tensor is, unless that has been carried out."""
+        return self.transposed if self._memory is None else None
+
 
 @dataclass(frozen=True, eq=False)
 class CallStep:
@@ -529,7 +534,7 @@ def node_form(node: Node, operands: Sequence[Tensor], identity: Callable[[Array]
     for i, x in enumerate(operands):
         at_hand = x._memory if x._memory is not None else x
         place = same.setdefault(id(at_hand) if x.array is None else id(x.array), i)
-        turned = None if x.transposed is None or x._memory is not None else (str(x.transposed[0].type), x.transposed[1])
+        turned = None if x.promised is None else (str(x.promised[0].type), x.promised[1])
         # The kernel for a tree ensemble depends on the trees.
         content = identity(x.array) if node.name == "tree_ensemble" and x.array is not None else None
         kinds.append((place, x.array is not None, x.number, repr(x.number), turned, content))

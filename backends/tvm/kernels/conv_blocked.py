@@ -5,10 +5,15 @@ have no borders. The copy moves each element once for some hundred to some thous
 
 64 x 56 x 56 by 3 x 3 to 64 channels is 231 MFLOP on 1.8 MB, 130 FLOPs a byte: FMAs count. The tile is 2 x 12 positions of one block: a
 step (one input channel, one row of 3 taps) is 72 FMAs, 36 cycles, for 3 vectors of weights and 28 values, 16 cycles, whose broadcast is
-part of the load. `ranked_tiles` predicts 4.04 million cycles for all tiles, 3.61 of them FMAs: 1160 us at 3.48 GHz; measured 1281 us by
-one thread, 0.81 of the 223 GFLOP/s of FMAs on registers. The padded copy, 860 KB that are written and read again, is not in the
-prediction. Of 1 x 1, 26 MFLOP on 1.6 MB, 137 us are predicted and 155 measured; of 512 x 7 x 7 by 3 x 3 to 512, whose weights, 9.4 MB,
-come from L3 beside the FMAs, 1196 and 1263.
+part of the load. `ranked_tiles` predicts 4.04 million cycles for all tiles, 3.61 of them FMAs: 1160 us at 3.48 GHz; measured 1222 us by
+one thread, 189 GFLOP/s. FMAs on registers reach 223, but with operands from L1 the clock is lower (`gemm`). The padded copy, 860 KB that
+are written and read again, is not in the prediction. Of 1 x 1, 26 MFLOP on 1.6 MB, 138 us are predicted and 142 measured; of 512 x 7 x 7
+by 3 x 3 to 512, whose weights, 9.4 MB, come from L3 beside the FMAs, 1196 and 1303.
+
+A plain image is one in blocks of one channel. Each step of a tile reads another channel of it then, lines that lie some KB apart and that
+nothing brings into L1 before they are asked for, where blocks of 16 are a run of lines for 16 steps: 256 x 28 x 28 by 1 x 1 to 256 takes
+706 us so and 571 in blocks, 64 x 56 x 56 by 3 x 3 and stride 2 to 128 684 and 637. Images of few positions, which L1 holds, differ little
+(38.4 and 36.9 us for 4 x 13). Where there is a padded copy anyway, it is made in blocks: then the 637 us are with the plain image.
 
 Measured with AVX-512 on one thread of another processor, as fractions of its FMA peak (216 GFLOP/s): pointwise 64 to 64 channels on 25 x 5
 0.96, 3 x 3 on 64 channels and 56 x 56 or 8 x 8 0.92 to 1.0, 16 channels and 32 x 32 0.87, a 7 x 7 stem of stride 2 on three
@@ -32,6 +37,7 @@ from mlec.backends.tvm.kernels.tile import (
     bits,
     ceildiv,
     chunks,
+    copy_run,
     flat_view,
     if_,
     parallel_if_large,
@@ -40,7 +46,8 @@ from mlec.backends.tvm.kernels.tile import (
     tasks_worth,
     unflatten,
 )
-from mlec.backends.tvm.kernels.vector import LINE, broadcast, cast_to, load, prefetch, share
+from mlec.backends.tvm.kernels.transpose import turn
+from mlec.backends.tvm.kernels.vector import LINE, broadcast, cast_to, load, prefetch, share, store
 from mlec.backends.tvm.target import TargetInfo
 from mlec.ir.dim import static_dims
 from mlec.ops.conv import is_pointwise
@@ -56,10 +63,12 @@ def conv2d_nchwc(
     epilogue: Epilogue = IDENTITY,
     name: str = "conv2d_nchwc",
     schedule: ConvTile | None = None,
+    turned: bool = False,
 ) -> tirx.PrimFunc:
     """``y[n, k/kb, p, q, kb] = epilogue(conv(x[n, c/b, h, w, b], w[k/kb, c/b, r, b, s, kb]))``; only n may be symbolic.
 
-    Parameters of the program: x, w, the epilogue's inputs, y; the epilogue's indices are those of y (five).
+    Parameters of the program: x, w, the epilogue's inputs, y; the epilogue's indices are those of y (five). If ``turned``, x is
+    ``[n, c/b, b, h, w]`` in memory, a plain image, and comes into blocks as it is padded (see `can_turn`).
 
     A tile (by default the first of `conv_tiles`) is some output positions times some blocks of output channels, its sums in
     registers. For each input channel and row of taps it loads the weights of the row and every input value that the row of taps
@@ -79,13 +88,13 @@ def conv2d_nchwc(
         h = p = _rows_of_positions(p * q, w_shape, tile.columns, target)
         w = q = math.prod(y_shape[2:4]) // p
     with prim_func(name) as kernel:
-        x = parameter("x", BufferSpec(x_shape, dtype))
+        x = parameter("x", BufferSpec((n, cb, b, h, w) if turned else x_shape, dtype))
         weights = parameter("w", BufferSpec(w_shape, dtype))
         y = Result.parameter("y", y_shape, dtype, epilogue)
-        x, y = flat_view(x, (n, cb, h, w * b), dtype), y.viewed((n, kb, p, q, k))
+        x, y = x if turned else flat_view(x, (n, cb, h, w * b), dtype), y.viewed((n, kb, p, q, k))
         stream = flat_view(weights, (math.prod(w_shape),), dtype)
         shapes, acc = ((n, cb, h, w, b), w_shape, (p, q), y_shape[2:4]), accumulator_dtype(dtype)
-        program = _Convolution(x, y, weights, stream, *shapes, geometry, tile, acc, target)
+        program = _Convolution(x, y, weights, stream, *shapes, geometry, tile, acc, target, turned)
         (_, group_parts), (_, row_parts) = program.shares
         parts = group_parts * row_parts
         parallel_if_large(product((n, group_parts, row_parts)), program.work // parts, program.task, parts)
@@ -111,7 +120,7 @@ class _Convolution:
     """The parts of the program, see `conv2d_nchwc`.
 
     Attributes:
-        x, y: ``[n, cb, h, w * b]`` and ``[n, kb, p, q, k]``.
+        x, y: ``[n, cb, h, w * b]``, if ``turned`` ``[n, cb, b, h, w]``, and ``[n, kb, p, q, k]``.
         weights, stream: ``[kb, cb, r, b, s, k]``, and the same as one axis.
         x_shape, w_shape, extent: n, cb, h, w, b; kb, cb, r, b, s, k; p and q. The positions of a pointwise convolution are one row, or
             as many as tasks share.
@@ -131,6 +140,7 @@ class _Convolution:
     chosen: ConvTile
     acc: str
     target: TargetInfo
+    turned: bool
 
     @property
     def work(self) -> int:
@@ -144,7 +154,7 @@ class _Convolution:
     @property
     def columns(self) -> int:
         """Input columns, with padding, that an output row meets."""
-        return (self.extent[1] - 1) * self.geometry.strides[1] + (self.w_shape[4] - 1) * self.geometry.dilations[1] + 1
+        return columns_met(self.x_shape, self.w_shape, self.geometry)
 
     def input_rows(self, count: Dim) -> Dim:
         """Input rows, with padding, that so many output rows meet."""
@@ -202,13 +212,34 @@ class _Convolution:
     def pad(self, rows: _Rows) -> None:
         """Copies the input that the rows meet."""
         _, cb, h, w, b = self.x_shape
-        top, left = self.geometry.before
-        before = min(left, self.columns)
-        inside = min(w, self.columns - before)
+        (top, left), lanes = self.geometry.before, self.target.lanes(bits(self.acc))
+        before, inside = min(left, self.columns), columns_inside(w, self.columns, left)
         with T.serial(cb) as ci, T.serial(self.input_rows(rows.count)) as row:
             source = share(rows.first * self.geometry.strides[0] + row - top)
-            run = (self.x, [rows.image, ci, source], before * b, inside * b)
-            copy_padded_row(rows.padded, (ci, row), self.columns * b, run, h, self.target.lanes(bits(self.acc)))
+            if self.turned:
+                with T.If(tirx.And(source >= 0, source < h)):
+                    with T.Then():
+                        self.turn(rows, ci, row, source)
+                    with T.Else():
+                        copy_run(rows.padded, (ci, row), 0, self.columns * b, lanes)
+            else:
+                run = (self.x, [rows.image, ci, source], before * b, inside * b)
+                copy_padded_row(rows.padded, (ci, row), self.columns * b, run, h, lanes)
+
+    def turn(self, rows: _Rows, ci: Expr, row: Expr, source: Expr) -> None:
+        """Copies the row ``source`` of the image and brings it into blocks: squares of channels times columns, turned in registers."""
+        (_, _, _, w, b), left = self.x_shape, self.geometry.before[1]
+        lanes, padded = self.target.lanes(bits(self.acc)), rows.padded
+        before, inside = min(left, self.columns), columns_inside(w, self.columns, left)
+        copy_run(padded, (ci, row), 0, before * b, lanes)
+        with T.serial(ceildiv(inside, b)) as j:
+            column = share(tirx.min(j * b, inside - b))  # the last square may overlap the one before
+            channels = [
+                share(cast_to(self.acc, load(self.x, [rows.image, ci, c, source, column], b))) for c in range(b)
+            ]
+            for i, block in enumerate(turn(channels)):
+                store(padded, block, [ci, row, (before + column + i) * b])
+        copy_run(padded, (ci, row), (before + inside) * b, (self.columns - before - inside) * b, lanes)
 
     def row_of_tiles(self, rows: _Rows, group: Expr, row: Expr, height: int) -> None:
         """All columns of ``height`` rows; ``row`` counts from the task's first."""
@@ -294,6 +325,23 @@ def conv_tiles(
     return ranked_tiles(
         target, registers, kb, cb * b * r, extent, s, geometry.strides[1], geometry.dilations[1], k * width // 8
     )
+
+
+def can_turn(x_shape: Sequence[Dim], w_shape: Sequence[int], geometry: Geometry) -> bool:
+    """Whether `conv2d_nchwc` takes the image ``turned``: it is copied anyway, and has as many columns as a block has channels."""
+    b, columns = x_shape[4], columns_met(x_shape, w_shape, geometry)
+    return any(geometry.pads) and b > 1 and columns_inside(x_shape[3], columns, geometry.before[1]) >= b
+
+
+def columns_met(x_shape: Sequence[Dim], w_shape: Sequence[int], geometry: Geometry) -> int:
+    """Input columns, with padding, that an output row meets."""
+    _, q = out_extent(x_shape, (w_shape[2], w_shape[4]), geometry)
+    return (q - 1) * geometry.strides[1] + (w_shape[4] - 1) * geometry.dilations[1] + 1
+
+
+def columns_inside(width: int, columns: int, left: int) -> int:
+    """Of so many columns of the padded input, those of the image, which is so wide and lies behind so many columns of padding."""
+    return min(width, columns - min(left, columns))
 
 
 def out_extent(x_shape: Sequence[Dim], window: tuple[int, int], geometry: Geometry) -> tuple[int, int]:

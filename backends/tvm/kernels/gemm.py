@@ -188,11 +188,12 @@ def gemm(
     * Where a panel is more than a quarter of L2 (k > 2048 in 2 MB), a task takes an eighth of that at a time: some 500 steps of
       all its tiles, whose sums wait in L2, before the next 500. Otherwise rows and panel would come from L3 for each tile.
 
-    Measured with AVX-512 on one thread, as parts of the rate of one tile whose operands are in L1 (0.8 to 0.9 of the rate of FMAs on
-    registers alone, whatever the tile; why is not known): squares of 256 to 1024 0.92 to 1.0, of 2048 0.88; 128 x 1536 x 384 with
-    weights from L3 0.87; 256 x 1024 x 8192 0.89 (0.42 with all of k at once). Times of float32 weights as multiples of those of narrow
-    ones: a row times 4096 x 4096 from L3 3.5 for int8, 1.9 for 16 bits (4 and 2 by the bytes), 1024 x 1024 4.7 and 3.4 to 4.3, where
-    float32 just exceeds L2 and they do not; 128 or 512 rows 0.92 to 1.0.
+    Measured with AVX-512 on one thread, as parts of the rate of one tile whose operands are in L1: squares of 256 to 1024 0.92 to 1.0,
+    of 2048 0.88; 128 x 1536 x 384 with weights from L3 0.87; 256 x 1024 x 8192 0.89 (0.42 with all of k at once). That rate is 0.8 to 0.9
+    of the rate of FMAs on registers alone, whatever the tile, as the processor runs at a lower clock then: rates of hand-written loops move
+    in steps of 6.4 GFLOP/s, 100 MHz times 64 FLOP, and reach 198 to 210 so, where FMAs on registers reach 217 to 230 in the same process.
+    Times of float32 weights as multiples of those of narrow ones: a row times 4096 x 4096 from L3 3.5 for int8, 1.9 for 16 bits (4 and 2
+    by the bytes), 1024 x 1024 4.7 and 3.4 to 4.3, where float32 just exceeds L2 and they do not; 128 or 512 rows 0.92 to 1.0.
     """
     m = product(lead)
     schedule = schedule or next(GemmSchedule.candidates(m, n, k, dtype, block, target, narrow))

@@ -8,7 +8,7 @@ import torch
 
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.conv import conv, pack_transposed
-from mlec.backends.tvm.kernels.conv_blocked import _rows_of_positions, conv2d_nchwc
+from mlec.backends.tvm.kernels.conv_blocked import _rows_of_positions, can_turn, conv2d_nchwc
 from mlec.backends.tvm.kernels.depthwise import depthwise_nchwc
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
 from mlec.backends.tvm.kernels.matmul import pointwise
@@ -81,6 +81,39 @@ def test_on_channel_blocks(case):
         want = reference(x, w, strides, pads, dilations)
         got = run(to_blocks(x, b), blocked_weights(w, b, kb), out=(batch, k // kb, *want.shape[2:], kb))
         assert_close(from_blocks(got), want, c * kernel[0] * kernel[1])
+
+
+TURNED = [
+    # c, h, w, k, kernel, strides, pads, dilations, block; the width is no multiple of the block, or is one; columns that nothing meets
+    (16, 9, 21, 32, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1), 16),
+    (32, 50, 48, 16, (3, 5), (1, 3), (1, 2, 1, 0), (1, 1), 16),
+    (24, 7, 8, 16, (1, 3), (1, 1), (2, 0, 0, 3), (1, 2), 8),
+    (8, 6, 19, 16, (3, 3), (1, 4), (0, 1, 0, 0), (1, 1), 4),
+]
+
+
+@pytest.mark.parametrize("case", TURNED, ids=str)
+def test_plain_images_come_into_blocks_as_they_are_padded(case):
+    c, h, width, k, kernel, strides, pads, dilations, b = case
+    g, w_shape = geometry(strides, pads, dilations), (k // 16, c // b, kernel[0], b, kernel[1], 16)
+    x_shape = (tirx.Var("n", "int64"), c // b, h, width, b)
+    assert can_turn(x_shape, w_shape, g)
+    run = compile_kernel(conv2d_nchwc(x_shape, w_shape, g, "float32", HOST, turned=True))
+    w = normal((k, c, *kernel), seed=1)
+    for batch in (0, 1, 3):
+        x = normal((batch, c, h, width))
+        want = reference(x, w, strides, pads, dilations)
+        plain, packed = x.reshape(batch, c // b, b, h, width), blocked_weights(w, b, 16)
+        got = same_by_threads(run, plain, packed, out=(batch, k // 16, *want.shape[2:], 16))
+        assert_close(from_blocks(got), want, c * kernel[0] * kernel[1])
+
+
+def test_plain_images_of_few_columns_or_without_padding_do_not_come_into_blocks_by_the_way():
+    padded, w_shape = geometry((1, 1), (1,) * 4), (1, 1, 3, 16, 3, 16)
+    assert can_turn((1, 1, 9, 16, 16), w_shape, padded)
+    assert not can_turn((1, 1, 9, 15, 16), w_shape, padded)
+    assert not can_turn((1, 1, 9, 16, 16), w_shape, geometry((1, 1)))
+    assert not can_turn((1, 16, 9, 16, 1), (1, 16, 3, 1, 3, 16), padded)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
@@ -307,6 +340,15 @@ def test_what_is_not_finite_stays_in_its_windows_on_channel_blocks(case):
     want = reference(x, w, strides, pads, dilations)
     got = compile_kernel(func)(to_blocks(x, b), blocked_weights(w, b, kb), out=(2, k // kb, *want.shape[2:], kb))
     assert_same_special_values(from_blocks(got), want, c * kernel[0] * kernel[1])
+
+
+def test_what_is_not_finite_stays_in_its_windows_of_an_image_that_comes_into_blocks():
+    x, w, g = with_special_values(normal((2, 32, 20, 21))), normal((16, 32, 3, 3), seed=1), geometry((2, 2), (1,) * 4)
+    x[1, 5, 19, 20] = np.inf
+    run = compile_kernel(conv2d_nchwc((2, 2, 20, 21, 16), (1, 2, 3, 16, 3, 16), g, "float32", HOST, turned=True))
+    want = reference(x, w, (2, 2), (1,) * 4, (1, 1))
+    got = run(x.reshape(2, 2, 16, 20, 21), blocked_weights(w, 16, 16), out=(2, 1, *want.shape[2:], 16))
+    assert_same_special_values(from_blocks(got), want, 32 * 9)
 
 
 @pytest.mark.parametrize("case", PLAIN, ids=str)

@@ -84,6 +84,11 @@ def blocked_convolution(b: GraphBuilder, v: dict[str, Value]) -> Value:
     return b("relu", b("add", b("conv2d_nchwc", v["x"], v["w"], pads=(1, 1, 1, 1)), v["c"]))
 
 
+def turned_convolution(b: GraphBuilder, v: dict[str, Value]) -> Value:
+    x = b("transpose", v["x"], perm=(0, 1, 3, 4, 2))
+    return b("relu", b("add", b("conv2d_nchwc", x, v["w"], pads=(1, 1, 1, 1)), v["c"]))
+
+
 def normalised(b: GraphBuilder, v: dict[str, Value]) -> Value:
     return b("tanh", b("add", b("layer_norm", v["x"], v["s"], v["c"]), v["x"]))
 
@@ -127,6 +132,8 @@ CASES: dict[str, tuple[dict[str, tuple[int | str, ...]], Body, str, int]] = {
     "pointwise by column": ({"x": ("n", 5, "t", 7), "w": (6, 5, 1, 1), "c": (7,), "r": ()}, pointwise, "wc", 1),
     "pointwise of a column": ({"x": ("n", 5, 9, 1), "w": (6, 5, 1, 1), "c": (6, 1, 1), "r": ("n", 6, 9, 1)}, pointwise, "wc", 1),
     "blocked": ({"x": ("n", 2, 9, 7, 8), "w": (3, 2, 3, 8, 3, 16), "c": (1, 3, 1, 1, 16)}, blocked_convolution, "wc", 1),
+    "turned": ({"x": ("n", 2, 8, 9, 11), "w": (3, 2, 3, 8, 3, 16), "c": (1, 3, 1, 1, 16)}, turned_convolution, "wc", 1),
+    "turned before": ({"x": ("n", 2, 8, 9, 5), "w": (3, 2, 3, 8, 3, 16), "c": (1, 3, 1, 1, 16)}, turned_convolution, "wc", 2),
     "norm": ({"x": X, "s": (20,), "c": (20,)}, normalised, "sc", 1),
     "softmax": ({"x": ("n", 200)}, sharpened, "", 3),
     "softmax of few columns": ({"x": X}, sharpened, "", 1),

@@ -122,7 +122,7 @@ NETWORKS = {
     "narrow linear": (torch.nn.Linear(70, 5), (70,), "GemmSchedule"),
     "pointwise": (torch.nn.Sequential(convolution(3, 48, 5), convolution(48, 48, 1)), (3, 9, 11), "ConvTile"),
     "plain pointwise": (convolution(16, 32, 1), (16, 9, 11), "MatmulSchedule"),
-    "strided": (convolution(16, 32, 3, stride=2, padding=1), (16, 11, 13), "ConvTile"),
+    "strided": (convolution(16, 96, 3, stride=2, padding=1), (16, 11, 21), "ConvTile"),
     "stem": (convolution(3, 16, 5, padding=(1, 0)), (3, 12, 17), "ConvTile"),
     "winograd": (
         torch.nn.Sequential(convolution(3, 32, 1), convolution(32, 32, 3, padding=1)),
