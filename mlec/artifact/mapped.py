@@ -35,14 +35,14 @@ class MappedFile:
         # From 0: only that offset suits the page size of every system.
         self._map = mmap.mmap(fd, info.st_size, access=mmap.ACCESS_READ)
         self._fd = os.dup(fd)
-        self._size, self._written = info.st_size, info.st_mtime_ns
+        self._size, self._written = info.st_size, _times(info)
 
     def bytes_at(self, offset: int, size: int) -> _Bytes:
         """A part of it, read-only; it keeps the map, and not this object."""
         return np.frombuffer(self._map, np.uint8, size, offset)
 
-    def written(self) -> int | None:
-        """When somebody wrote to the file last, in nanoseconds; None if that was before it was opened, or `accept` knows of it.
+    def written(self) -> tuple[int, int] | None:
+        """The times that a write to the file changes, in nanoseconds; None if they are as when it was opened, or `accept` knows of them.
 
         Raises:
             CorruptedFileError: ``E_CHANGED``: it has another length. Where it is shorter, reading the map would end this process.
@@ -50,9 +50,10 @@ class MappedFile:
         info = os.fstat(self._fd)
         if info.st_size != self._size:
             raise changed(f"the file had {self._size} bytes when it was opened, and has {info.st_size}")
-        return None if info.st_mtime_ns == self._written else info.st_mtime_ns
+        times = _times(info)
+        return None if times == self._written else times
 
-    def accept(self, written: int) -> None:
+    def accept(self, written: tuple[int, int]) -> None:
         """What was written by then is known to be right."""
         self._written = written
 
@@ -66,6 +67,10 @@ class MappedFile:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _times(info: os.stat_result) -> tuple[int, int]:
+    return info.st_mtime_ns, info.st_ctime_ns  # tools that copy set the first back; nobody can set the second
 
 
 def changed(why: str) -> CorruptedFileError:

@@ -244,6 +244,18 @@ def test_a_mapped_file_that_was_written_to_gives_nothing_more(tmp_path: Path, sa
     assert artifact.tensors["w"][0, 0] == 0
 
 
+def test_a_write_whose_date_is_set_back_is_seen(tmp_path: Path, sample: bytes) -> None:
+    path = tmp_path / "m.mle"
+    path.write_bytes(sample)
+    before = path.stat()
+    with Artifact.open(path) as artifact:
+        while path.stat().st_ctime_ns == before.st_ctime_ns:  # a clock tick may be milliseconds
+            written_to(path, sample.index(np.arange(12, dtype=np.float32).tobytes()), np.float32(7).tobytes())
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(CorruptedFileError, match="tensor 'w' is damaged"):
+            artifact.tensors  # noqa: B018
+
+
 def test_a_mapped_file_of_another_length_gives_nothing_more(tmp_path: Path, sample: bytes) -> None:
     path = tmp_path / "m.mle"
     for length in (200, len(sample) + 1):
