@@ -11,6 +11,7 @@ nothing, and of lines side by side 2 of 32 numbers in a column at most. Sums of 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mlec.backends.tvm.compat import tirx
@@ -77,6 +78,13 @@ def _part(extent: Dim, size: Dim, start: Expr) -> Dim:
 
 def _largest(a: int, b: Dim) -> Dim:
     return max(a, b) if isinstance(b, int) else tirx.max(a, b)
+
+
+def passes_over(extents: Sequence[object], whole: str, cut: Callable[[], Expr]) -> str:
+    """What a report says of lines: how they are gone over in ``whole``, or that they are ``cut``, where the extents of x tell that."""
+    if not all(isinstance(extent, int) for extent in extents):
+        return f"{whole} passes over each line, or over pieces of long ones"
+    return "each line in pieces, joined" if cut() else f"{whole} passes over each line"
 
 
 def column_blocks(extent: Dim, wide: int) -> int:

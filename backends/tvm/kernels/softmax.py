@@ -6,13 +6,18 @@ for a vector of 16, the quotient 10 to 16, 0.6 ns an element at 3.8 GHz: as long
 
 Lines that exceed L2 twice over, alone or with those beside them (a softmax over the rows of a table), would come from memory in each
 pass, and the exponentials go there and back: 4 bytes six times, as a store fetches its line first. They are cut into `Pieces`, which are
-read from memory once for their largest elements and sums; what these give is joined, and the results are computed from x again: 4 bytes
-four times, for a second exponential. A piece of lines side by side is some rows of up to 512 columns or a little more, 2 KB that follow
+read from memory once for their largest elements and sums; what these give is joined. Results of lines side by side are computed from x
+again, 4 bytes four times, for a second exponential; a piece of them is some rows of up to 512 columns or a little more, 2 KB that follow
 each other however long a row is. Results are written row by row: in strips of two vectors each visit to a row would write 128 bytes of it.
+
+A piece of a line keeps its exponentials, below its own largest element, in the result: a product with one number for each piece makes them
+what they should be, in place of a quotient for each element. So lines of more than three pieces, which are worth threads, are cut even if
+L2 holds them.
 
 Measured over the rows of 100000 x 128, 51 MB: 21.7 ms by strips over all rows and 13.0 ms by pieces by one thread, 10.3 and 6.3 ms by two
 (torch 35); 1.7 where bytes promise 1.5. Of the 13.0 ms 8.6 are exponentials. Of 4096 x 4096: 23 and 9.2 ms (torch 54), as strips visit a
-page for every 128 bytes. One line of 1.5 million: 0.94 and 0.52 ms by two threads (torch 1.2), 0.93 and 1.02 by one.
+page for every 128 bytes. One line of 150000: 68 us in whole by any number of threads, in pieces 53 by one and 35 by two (torch 80); 16 of
+them: 1.60 and 1.46 ms by one, 0.80 and 0.73 by two. One of 1.5 million: 0.92 ms in whole, 0.82 in pieces and 0.41 by two (torch 1.2).
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from functools import partial
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
 from mlec.backends.tvm.kernels.mathlib import exp, log
-from mlec.backends.tvm.kernels.pieces import Pieces, column_blocks
+from mlec.backends.tvm.kernels.pieces import PIECE, Pieces, column_blocks
 from mlec.backends.tvm.kernels.reduce import reduced_shape
 from mlec.backends.tvm.kernels.schedule import variations, vectors_across
 from mlec.backends.tvm.kernels.tile import (
@@ -46,6 +51,9 @@ from mlec.backends.tvm.kernels.tile import (
 )
 from mlec.backends.tvm.kernels.vector import Cell, cast_to, const, const_like, load, maximum, select, share, store
 from mlec.backends.tvm.target import TargetInfo
+
+SHARED = 3
+"""More pieces of a line than that are worth threads: 60 us of one."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,14 @@ def logsumexp(
     return _normalised(x_shape, axis, dtype, target, "logsumexp", keepdims, name, schedule)
 
 
+def are_cut(x_shape: Sequence[Dim], axis: int, dtype: str, target: TargetInfo) -> Expr:
+    """Whether lines are cut into pieces: they exceed L2 twice over, with those beside them, or are each worth threads by itself."""
+    axis %= len(x_shape)
+    inner, far = product(x_shape[axis + 1 :]), 2 * target.l2_bytes * 8 // bits(dtype)
+    along = isinstance(inner, int) and inner == 1
+    return x_shape[axis] * inner > (min(far, SHARED * PIECE) if along else far)
+
+
 def _normalised(
     x_shape: Sequence[Dim],
     axis: int,
@@ -137,8 +153,7 @@ def _normalised(
             schedule=schedule,
             target=target,
         )
-        far = length * inner * bits(dtype) // 8 > 2 * target.l2_bytes
-        otherwise([(far, program.in_pieces)], program.at_once)
+        otherwise([(are_cut(x_shape, axis, dtype, target), program.in_pieces)], program.at_once)
     return kernel.func
 
 
@@ -234,8 +249,10 @@ class _Softmax:
     def in_pieces(self) -> None:
         """Of each piece the largest element and the sum, of these those of each line, and then the results of each piece.
 
-        Exponentials are not kept, and sums are divided by once for each line.
+        Exponentials of lines along memory may be kept, those of each piece below its own largest element. Sums are divided by once for
+        each line.
         """
+        kept = self.along and self.schedule.kept
         outer, length, inner = self.extents
         wide = 2 * tile_vectors(self.target)
         parts = 1 if self.along else column_blocks(inner, wide * self.lanes)
@@ -258,7 +275,7 @@ class _Softmax:
                     keep(at, lane)
 
             if self.along:
-                keep(0, self.sums_along(row, piece.start, piece.length, finite_shift, False))
+                keep(0, self.sums_along(row, piece.start, piece.length, finite_shift, kept))
             else:
                 vectors_loop(inner, self.lanes, wide, strip, part, parts)
 
@@ -286,11 +303,16 @@ class _Softmax:
             piece = pieces.at(number)
             if self.along:
                 shift, scale = share(shifts[row, 0]), share(scales[row, 0])
-                vector_loop(
-                    piece.length,
-                    self.lanes,
-                    lambda at, width: finish([row, piece.start + at], width, shift, scale),
-                )
+                factor = share(exp(largest[row, number, 0] - shift) * scale) if kept else scale
+
+                def run(at: Expr, width: int) -> None:
+                    where = [row, piece.start + at]
+                    if kept:
+                        self.write(where, load(self.y, where, width) * factor)
+                    else:
+                        finish(where, width, shift, scale)
+
+                vector_loop(piece.length, self.lanes, run)
                 return
 
             # Line after line, as memory lies: in strips, each visit to a line would write 128 bytes of it.

@@ -9,7 +9,7 @@ from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels import pieces, tile
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue, Prologue
 from mlec.backends.tvm.kernels.reduce import arg_reduce, reduce, reduced_shape
-from mlec.backends.tvm.kernels.softmax import logsumexp, softmax
+from mlec.backends.tvm.kernels.softmax import are_cut, logsumexp, softmax
 from mlec.backends.tvm.kernels.vector import load
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel, same_by_threads
 
@@ -184,6 +184,23 @@ def test_the_first_extremum_of_a_long_line_by_any_number_of_threads(op, dtype, s
         np.testing.assert_array_equal(run(short, out=4, dtype="int64"), np.zeros(4))
 
 
+@pytest.mark.parametrize("op", ["argmax", "argmin"])
+@pytest.mark.parametrize(("columns", "dtype"), [(21, "float32"), (70, "float64"), (5, "int64")])
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_the_first_extrema_of_a_tall_table_by_any_number_of_threads(op, columns, dtype, symbolic, eager_threads):
+    """In pieces of some rows: of equal ones the first wins wherever the cuts are, and the first NaN before all."""
+    x = sample((40_007, columns), dtype)
+    x[[70, 30_000, 40_006], 0] = x.max() + 1, x.max() + 1, x.min() - 1
+    if dtype.startswith("f"):
+        x[[123, 39_000], 1] = np.nan
+        x[:, 2], x[:, 3] = -np.inf, np.inf
+    rows = tirx.Var("rows", "int64") if symbolic else len(x)
+    func = arg_reduce(op, (rows, columns), 0, False, dtype, HOST)
+    assert "T.parallel" in func.script()
+    got = same_by_threads(compile_kernel(func), x, out=columns, dtype="int64")
+    np.testing.assert_array_equal(got, getattr(np, op)(x, axis=0))
+
+
 def reference_softmax(x, axis):
     e = np.exp(x - x.max(axis=axis, keepdims=True, initial=-np.inf))
     return e / e.sum(axis=axis, keepdims=True)
@@ -223,6 +240,14 @@ def test_logsumexp(axis):
         want = np.logaddexp.reduce(x.astype("float64"), axis=axis)
     got = compile_kernel(logsumexp(x.shape, axis, False, "float32", HOST))(x, out=want.shape)
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+def test_a_line_worth_threads_is_shared():
+    roomy = replace(HOST, l2_bytes=1 << 30)
+    for count, shared in ((3, False), (4, True)):
+        shape = 1, count * pieces.PIECE
+        assert are_cut(shape, 1, "float32", roomy) is shared
+        assert ("T.parallel" in softmax(shape, 1, "float32", roomy).script()) is shared
 
 
 SMALL = replace(HOST, l2_bytes=64 << 10)
