@@ -23,9 +23,10 @@ def limited_threads(threads: int) -> Iterator[bool]:
     """
     with ExitStack() as undo:
         before = os.environ.get(JOBS)
-        undo.callback(os.environ.pop, JOBS, None) if before is None else undo.callback(
-            os.environ.update, {JOBS: before}
-        )
+        if before is None:
+            undo.callback(os.environ.pop, JOBS, None)
+        else:
+            undo.callback(os.environ.update, {JOBS: before})
         os.environ[JOBS] = str(threads)
         torch = sys.modules.get("torch")
         try:

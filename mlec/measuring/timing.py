@@ -18,6 +18,8 @@ BUSY = 5.0
 """From this ratio of the 95th percentile to the least on, a machine was busy."""
 SPARE = 0.25
 """Processors that may be missing to give each thread one, before a machine counts as busy."""
+NOT_WORK = ("idle", "iowait", "guest", "guest_nice")
+"""Of a processor's times those in which it does nothing, and those that are part of another one."""
 TURN_SECONDS, TURN_CALLS = 0.002, 10
 """What an action gets before it is another one's turn. Threads of libraries go on looking for work for a while when theirs is done: the
 first of several calls, which they disturb, is not counted."""
@@ -88,7 +90,9 @@ class OtherWork:
         """The time; seconds that the processors were busy, and with what is ours."""
         try:
             of_each = psutil.cpu_times(percpu=True)
-            busy = sum(sum(of_each[i]) - of_each[i].idle - getattr(of_each[i], "iowait", 0.0) for i in self._processors)
+            busy = sum(
+                sum(of_each[i]) - sum(getattr(of_each[i], name, 0.0) for name in NOT_WORK) for i in self._processors
+            )
             # Of children only those that still run: there is one at most, and it answers questions.
             ours = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True))
         except (psutil.Error, OSError, IndexError):

@@ -76,7 +76,7 @@ class Nesting:
         if len(self._tree) == 1:
             return {next(iter(self._tree)): inputs}
         raise InputError(
-            f"expected {len(self._tree)} argument{'s' * (len(self._tree) != 1)} ({', '.join(self._tree)}) or {len(self._names)} tensors "
+            f"expected {len(self._tree)} arguments ({', '.join(self._tree)}) or {len(self._names)} tensors "
             f"({', '.join(self._names)}), got {_described(inputs)}",
             code="E_INPUT_COUNT",
             hint="pass what the source model takes, or a mapping from the names of its inputs",
