@@ -75,15 +75,16 @@ def complex_rule(*names: str) -> Callable[[_RuleT], _RuleT]:
 Scalar = Number | complex
 
 
-def as_complex(c: Context, x: Complex | Operand | complex) -> tuple[Value, Value]:
-    """Both parts of an operand, in the type of the result's."""
+def as_complex(c: Context, x: Complex | Operand | complex, dtype: DType | None = None) -> tuple[Value, Value]:
+    """Both parts of an operand; without a type in that of the result's."""
+    dtype = dtype or c.dtype
     if isinstance(x, Complex):
-        im = c.full(0, x.re.type.shape, c.dtype) if x.im is None else c.cast(x.im, c.dtype)
-        return c.cast(x.re, c.dtype), im
+        im = c.full(0, x.re.type.shape, dtype) if x.im is None else c.cast(x.im, dtype)
+        return c.cast(x.re, dtype), im
     if isinstance(x, complex):
-        return c.number(x.real, c.dtype), c.number(x.imag, c.dtype)
-    re = c.operand(x, c.dtype)
-    return re, c.full(0, re.type.shape, c.dtype)
+        return c.number(x.real, dtype), c.number(x.imag, dtype)
+    re = c.operand(x, dtype)
+    return re, c.full(0, re.type.shape, dtype)
 
 
 def _pair(re: Results, im: Results) -> Complex:
@@ -323,6 +324,41 @@ def _log(c: Context, x: Complex) -> Complex:
     return Complex(c.b("log", c.b("hypot", re, im)), c.b("atan2", im, re))
 
 
+@complex_rule("sqrt.default")
+def _sqrt(c: Context, x: Complex) -> Complex:
+    """The root in the right half plane: of the larger part the root of a sum without cancellation, the other one by it.
+
+    On which side of the cut a number is, the sign of a zero tells, which `atan2` sees.
+    """
+    re, im = as_complex(c, x)
+    large = c.b("sqrt", c.b("mul", c.b("add", c.b("abs", re), c.b("hypot", re, im)), 0.5))
+    small = c.b("div", c.b("mul", c.b("abs", im), 0.5), c.b("where", c.b("eq", large, 0), c.number(1, c.dtype), large))
+    right = c.b("ge", re, 0)
+    size = c.b("where", right, small, large)
+    return Complex(
+        c.b("where", right, large, small), c.b("where", c.b("lt", c.b("atan2", im, re), 0), c.b("neg", size), size)
+    )
+
+
+@complex_rule("tanh.default")
+def _tanh(c: Context, x: Complex) -> Complex:
+    """``(sinh 2a + i sin 2b) / (cosh 2a + cos 2b)``, both divided by ``exp |2a| / 2``, which overflows."""
+    re, im = as_complex(c, x)
+    size, turn = c.b("abs", re), c.b("mul", im, 2)
+    fall = c.b("exp", c.b("mul", size, -2))
+    divisor = c.b("add", c.b("add", c.b("mul", fall, fall), 1), c.b("mul", c.b("mul", fall, 2), c.b("cos", turn)))
+    rise = c.b("mul", c.b("neg", c.b("expm1", c.b("mul", size, -4))), c.b("sign", re))
+    return Complex(c.b("div", rise, divisor), c.b("div", c.b("mul", c.b("mul", fall, 2), c.b("sin", turn)), divisor))
+
+
+@complex_rule("sigmoid.default")
+def _sigmoid(c: Context, x: Complex) -> Complex:
+    """``(1 + tanh(x / 2)) / 2``: the exponential itself overflows."""
+    half = Complex(*(c.b("mul", part, 0.5) for part in as_complex(c, x)))
+    re, im = (c.b("mul", part, 0.5) for part in as_complex(c, _tanh(c, half)))
+    return Complex(c.b("add", re, 0.5), im)
+
+
 @complex_rule("sgn.default")
 def _sgn(c: Context, x: Complex) -> Complex:
     """On the unit circle; 0 for 0."""
@@ -376,6 +412,35 @@ def _test(c: Context, x: Complex) -> Value:
     op = c.target.split(".")[1]
     found = [c.b(op, part) for part in x.parts]
     return found[0] if len(found) == 1 else c.b("logical_or", *found)
+
+
+def _equal(c: Context, x: Any, y: Any) -> Value:
+    dtypes = [part.type.dtype for z in (x, y) if isinstance(z, Complex) for part in z.parts]
+    dtype = max(dtypes, key=lambda dtype: dtype.numpy.itemsize)
+    re, im = (c.b("eq", a, b) for a, b in zip(as_complex(c, x, dtype), as_complex(c, y, dtype), strict=True))
+    return c.b("logical_and", re, im)
+
+
+@complex_rule("eq.Tensor", "eq.Scalar")
+def _eq(c: Context, x: Any, y: Any) -> Value:
+    return _equal(c, x, y)
+
+
+@complex_rule("ne.Tensor", "ne.Scalar")
+def _ne(c: Context, x: Any, y: Any) -> Value:
+    return c.b("logical_not", _equal(c, x, y))
+
+
+# -- spread ----------------------------------------------------------------------------------------------------------
+
+
+@complex_rule("var.correction", "std.correction")
+def _spread(c: Context, x: Complex, *args: Any, **kwargs: Any) -> Value:
+    """That of both parts together, a real number."""
+    re, im = (HANDLERS[c.target](c, part, *args, **kwargs) for part in as_complex(c, x))
+    assert isinstance(re, Value)
+    assert isinstance(im, Value)
+    return c.b("hypot" if "std" in c.target else "add", re, im)
 
 
 # -- of real tensors -------------------------------------------------------------------------------------------------

@@ -198,6 +198,9 @@ def test_verify_against_a_model_that_answers_to_nothing_of_it(mlec: Run, iris: I
     torch.save(torch.nn.Linear(4, 3), tmp_path / "other.pt")
     done = mlec("verify", iris.mle, "--against", tmp_path / "other.pt", "--trust-pickle")
     assert "it has the methods run, the compiled model" in done.error("E_SOURCE_FAILS")
+    np.save(tmp_path / "x.npy", np.zeros((2, 3)))
+    done = mlec("verify", iris.mle, "--against", iris.pickle, "--trust-pickle", "--inputs", tmp_path / "x.npy")
+    assert "the model expects 4 features" in done.error("E_INPUT_SHAPE")  # and nothing of the source
 
 
 def test_kernels_of_others_do_not_run_unasked(mlec: Run, iris: Iris, tmp_path: Path) -> None:

@@ -42,10 +42,15 @@ ONE: dict[str, Any] = {
     "number_over": lambda z: 2 / z, "wider": lambda z: z.to(torch.complex128), "assigned": lambda z: _assigned(z),
     "zeros": lambda z: torch.zeros_like(z) + z, "full": lambda z: torch.full((6,), 1 - 2j) * z, "of_pairs": lambda z: _turned(z),
     "unbound": lambda z: z.unbind(1)[2], "real_of_conj": lambda z: (z.conj() * z).real, "imag_of_conj": lambda z: z.conj().imag * 2,
-    "size": lambda z: z.abs().pow(2).sum(1),
+    "size": lambda z: z.abs().pow(2).sum(1), "sqrt": torch.sqrt, "tanh": torch.tanh, "far_tanh": lambda z: torch.tanh(60 * z),
+    "near_tanh": lambda z: torch.tanh(1e-3 * z), "sigmoid": torch.sigmoid, "var": lambda z: z.var(2),
+    "std": lambda z: z.std((1, 2), correction=0),
+    "is_number": lambda z: z * MASK == 0, "is_not": lambda z: z != 1j, "roots_of_squares": lambda z: torch.sqrt(z * z),
+    "roots_beside_the_cut": lambda z: torch.sqrt(torch.complex(-z.abs(), torch.where(MASK, -0.0, 0.0) * z.abs())),
 }  # fmt: skip
 TWO: dict[str, Any] = {
     "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "alpha": lambda z, w: torch.sub(z, w, alpha=2),
+    "eq": lambda z, w: torch.where(MASK, z, w) == w, "ne": lambda z, w: torch.where(MASK, z, w) != w,
     "matmul": lambda z, w: z @ w.mT, "einsum": lambda z, w: torch.einsum("bik,bok->bio", z, w),
     "over_rows": lambda z, w: torch.einsum("bik,iok->bok", z, w[0, :, None]),
 }  # fmt: skip
