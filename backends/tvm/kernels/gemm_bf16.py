@@ -1,4 +1,11 @@
-"""Products of bf16 by bf16 with sums in float32, by the matrix unit of x86 processors (AMX)."""
+"""Products of bf16 by bf16 with sums in float32, by the matrix unit of x86 processors (AMX).
+
+512 x 768 by 768 x 768 is 604 MFLOP on 0.8 MB of rows and 1.2 MB of weights in 16 bits, and 1.6 MB of results. Sums of 32 by 32 in tiles
+take, of 32 of the summed numbers, four instructions of 16 cycles, 1024 FLOP a cycle: 590000 cycles, 170 us at 3.48 GHz. That is with all
+in L1; the 2 KB of rows of such a step come from L2, which gives 14 to 28 bytes in a cycle: 190 to 390 us. Rows of float32 are rounded
+before, 1.6 MB read and 0.8 written. Measured 548 us with that by one thread, 1100 GFLOP/s, 5.6 times as fast as float32; 64 x 512 by 512
+x 2048, 134 MFLOP, 150 us and 4.8 times; 16 x 256 by 256 x 256 4.9 us and 2.6 times, calling included.
+"""
 
 from __future__ import annotations
 

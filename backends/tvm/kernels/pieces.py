@@ -83,7 +83,7 @@ def _largest(a: int, b: Dim) -> Dim:
 def passes_over(extents: Sequence[object], whole: str, cut: Callable[[], Expr]) -> str:
     """What a report says of lines: how they are gone over in ``whole``, or that they are ``cut``, where the extents of x tell that."""
     if not all(isinstance(extent, int) for extent in extents):
-        return f"{whole} passes over each line, or over pieces of long ones"
+        return f"{whole} passes over each line or its pieces"
     return "each line in pieces, joined" if cut() else f"{whole} passes over each line"
 
 

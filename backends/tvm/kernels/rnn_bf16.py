@@ -1,4 +1,12 @@
-"""Recurrent layers whose products are of bf16 by bf16, by the matrix unit of x86 processors (AMX)."""
+"""Recurrent layers whose products are of bf16 by bf16, by the matrix unit of x86 processors (AMX).
+
+A step of an lstm of 64 inputs and 256 units on 64 sequences is 42 MFLOP, 41000 cycles at 1024 FLOP each, 12 us at 3.48 GHz. Its weights,
+0.66 MB in 16 bits, stay in L2 from step to step: 14 to 28 bytes in a cycle, 7 to 13 us each time that a tile of sequences reads them, of
+which there are four. The gate functions of 1024 vectors of units take 60 cycles or more each, 18 us. Measured 60 us for a step by one
+thread, 700 GFLOP/s, 4.2 times as fast as float32. Of 128 inputs and 512 units the weights are 2.6 MB, more than L2: 16 sequences, again
+42 MFLOP, take 173 us for a step, which is 15 GB/s, 2.7 times as fast as float32, whose weights are twice that. One sequence has no rows
+to share weights, 64 inputs and 256 units take 8.3 us a step, and 7.7 in float32.
+"""
 
 from __future__ import annotations
 
