@@ -74,15 +74,18 @@ def side_by_side(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
                 failed[number] = error
 
     helpers = [threading.Thread(target=work) for _ in range(min(effective_cpu_count(), len(tasks)) - 1)]
-    with contextlib.suppress(
-        RuntimeError
-    ):  # there are threads enough in this process: the others do without those that do not start
+    # There may be threads enough in this process: the others do without those that do not start.
+    with contextlib.suppress(RuntimeError):
         for helper in helpers:
             helper.start()
-    work()
-    for helper in helpers:
-        if helper.ident is not None:
-            helper.join()
+    try:
+        work()
+    finally:
+        for _ in left:  # there are none, unless this was interrupted
+            pass
+        for helper in helpers:
+            if helper.ident is not None:
+                helper.join()
     if failed:
         raise failed[min(failed)]
     return [done[number] for number in range(len(tasks))]

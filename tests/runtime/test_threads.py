@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -84,6 +85,23 @@ def test_side_by_side(monkeypatch: pytest.MonkeyPatch, cpus: int) -> None:
     assert threads.side_by_side([]) == []
     with pytest.raises(ValueError, match="first"):
         threads.side_by_side([partial(int, "7"), partial(fail, "first"), partial(fail, "second")])
+
+
+def test_side_by_side_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[int] = []
+
+    def task() -> None:
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        time.sleep(0.01)
+        done.append(1)
+
+    monkeypatch.setattr(threads, "effective_cpu_count", lambda: 2)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        threads.side_by_side([task] * 200)
+    assert threading.active_count() == before, "no thread goes on"
+    assert len(done) < 100, "what was not begun is left"
 
 
 def fail(why: str) -> None:
