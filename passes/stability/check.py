@@ -78,7 +78,8 @@ class CheckNumerics(Pass):
             rules, reasons = (
                 ", ".join(dict.fromkeys(words)) for words in ((h.rule for h in unjudged), unjudged.values())
             )
-            remarks += (Remark("missed", f"nothing is known of {len(unjudged)} places ({rules}): {reasons}"),)
+            places = "1 place" if len(unjudged) == 1 else f"{len(unjudged)} places"
+            remarks += (Remark("missed", f"nothing is known of {places} ({rules}): {reasons}"),)
         return PassResult(result, remarks, tuple(finding.to_dict() for finding in findings))
 
     def _search(
