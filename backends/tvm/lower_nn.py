@@ -77,8 +77,8 @@ def _convolution(lowering: Lowering, node: Node, x: Tensor, w: Tensor, tail: Tai
 
     def version(schedule: ConvSchedule) -> Version:
         def build(name: str, dims: Dims) -> object:
-            shape, epilogue = dims.shape(x.shape), tail.epilogue(lowering, dims)
-            return conv(shape, weights, g, groups, x.dtype, target, epilogue, name, schedule)
+            shape, out, epilogue = dims.shape(x.shape), dims.shape(space), tail.epilogue(lowering, dims)
+            return conv(shape, weights, g, groups, x.dtype, target, epilogue, name, schedule, out)
 
         return Version(build, operands, f"direct convolution{tail}")
 

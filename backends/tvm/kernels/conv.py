@@ -95,10 +95,12 @@ def conv(
     epilogue: Epilogue = IDENTITY,
     name: str = "conv",
     schedule: ConvSchedule | None = None,
+    out: Sequence[Dim] = (),
 ) -> tirx.PrimFunc:
     """``y[n, k, *out] = epilogue(conv(x[n, c, *space], w[k, c / groups, *kernel]))`` over one to three spatial axes.
 
-    The batch and spatial extents may be symbolic. Parameters of the program: x, w, the epilogue's inputs, y.
+    The batch and spatial extents may be symbolic; ``out`` says those of y then, in variables that may occur by themselves nowhere else
+    (of ``t + 2`` positions, three taps leave ``t``). Parameters of the program: x, w, the epilogue's inputs, y.
 
     Vectors run along the last axis; a tile is some output channels of one group times some rows times a few vectors.
     The scratch holds the padded input of one group, its last axis split by stride (position ``i`` at ``[i % stride, i //
@@ -107,7 +109,7 @@ def conv(
     """
     n, c, *space = x_shape
     k, cg, *taps = w_shape
-    windows = Windows.of(space, taps, geometry)
+    windows = Windows.of(space, taps, geometry, out)
     y_shape = (n, k, *windows.out[3 - windows.rank :])
     _, oh, ow = windows.out
     chosen = schedule or next(ConvSchedule.candidates(k // groups, oh, ow, dtype, target))

@@ -14,9 +14,11 @@ from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
 from mlec.backends.tvm.kernels.matmul import pointwise
 from mlec.backends.tvm.kernels.vector import select
 from mlec.backends.tvm.target import TargetInfo
+from mlec.ir import GraphBuilder, run_graph, tensor
 from mlec.ops.conv import blocked_weights
 from mlec.ops.windows import Geometry
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel, geometry, same_by_threads
+from tests.backends.tvm.test_elementwise_tvm import compiled
 
 BATCHES = (0, 1, 2, 5, 33)
 
@@ -210,6 +212,18 @@ def test_symbolic_length():
         x = normal((2, 4, length))
         want = reference(x, w, (2,), (1, 1), (1,)) + bias[:, None]
         assert_close(run(x, w, bias, out=want.shape), want, 12)
+
+
+def test_symbolic_extents_that_padding_has_made():
+    """Of ``h + 2`` and ``w + 4``: the result is what tells ``h`` and ``w``."""
+    b, w = GraphBuilder(), normal((5, 3, 3, 5), seed=1)
+    x = b.input("x", tensor("f32", ("n", 3, "h", "w")))
+    padded = b("pad", x, before=(0, 0, 1, 2), after=(0, 0, 1, 2), value=0.0, mode="edge")
+    graph = b.finish([b("relu", b("conv", padded, b.constant(w)))])
+    model = compiled(graph)
+    for shape in ((2, 3, 7, 19), (0, 3, 4, 5)):
+        given = normal(shape)
+        np.testing.assert_allclose(model.run([given])[0], run_graph(graph, [given])[0], rtol=1e-4, atol=1e-5)
 
 
 TRANSPOSED = [
