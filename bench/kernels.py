@@ -84,16 +84,16 @@ def kernel_table(timings: Sequence[KernelTiming], peak: Peak, threads: int, leas
         f"|{'---|' * 10}",
     ]
     whole: dict[tuple[str, int], float] = defaultdict(float)
-    alike: dict[tuple[str, int, str, int, int], list[KernelTiming]] = defaultdict(list)
+    alike: dict[tuple[str, int, str, int, int, int], list[KernelTiming]] = defaultdict(list)
     for t in timings:
         whole[t.case, t.batch] += t.seconds
-        alike[t.case, t.batch, t.strategy, t.flops, t.bytes].append(t)
-    for (case, batch, strategy, _, _), group in alike.items():
+        alike[t.case, t.batch, t.strategy, t.flops, t.bytes, t.bits].append(t)
+    for (case, batch, strategy, *_, bits), group in alike.items():
         seconds, first = sum(t.seconds for t in group), group[0]
         if seconds < least * whole[case, batch]:
             continue
         flops, rate = (sum(work) / seconds for work in ((t.flops for t in group), (t.bytes for t in group)))
-        best, loaded = (peaks.get(first.bits, peaks[32]) for peaks in (peak.flops, peak.loaded))
+        best, loaded = (peaks.get(bits, peaks[32]) for peaks in (peak.flops, peak.loaded))
         figures = [
             seconds_text(seconds / len(group)),
             f"{flops / 1e9:.1f}",

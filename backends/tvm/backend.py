@@ -34,7 +34,8 @@ from mlec.runtime.program import Program
 from mlec.target import Target
 
 from mlec.backends.tvm import (  # noqa: F401  isort: skip  (they register their lowerings)
-    lower_elementwise, lower_fourier, lower_fused, lower_linalg, lower_nn, lower_quant, lower_reduce, lower_shape, lower_tree,
+    fourier_products, lower_elementwise, lower_fourier, lower_fused, lower_linalg, lower_nn, lower_quant, lower_reduce, lower_shape,
+    lower_tree,
 )  # fmt: skip
 
 GPU_ALIGNMENT = 64

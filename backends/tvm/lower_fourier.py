@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
-from mlec.backends.tvm import fourier_products as fourier_products  # registers the other way
 from mlec.backends.tvm.kernels.fourier import Fourier, fourier
 from mlec.backends.tvm.lower_fused import lower_decomposed
 from mlec.backends.tvm.lowering import Lowering, Tensor
@@ -57,19 +55,16 @@ def _transformed(
     )
 
 
-@cache
-def _arrays(transform: Fourier) -> tuple[Array, Array]:
-    return transform.places, transform.factors.astype(transform.dtype)
-
-
 def _tables(transform: Fourier) -> tuple[Tensor, Tensor]:
-    """What the kernel reads beside its operands; transforms of one kind share them."""
-    places, factors = _arrays(transform)
-    names = (f"fourier{transform.length}.{what}" for what in ("places", "factors"))
-    (a, b) = (
-        Tensor(TensorType(t.shape, DType.of(t.dtype)), t, name=n) for t, n in zip((places, factors), names, strict=True)
-    )
-    return a, b
+    """What the kernel reads beside its operands."""
+    passes = "x".join(map(str, transform.radices or ()))
+
+    def table(what: str, array: Array) -> Tensor:
+        return Tensor(
+            TensorType(array.shape, DType.of(array.dtype)), array, name=f"{transform.op}{transform.n}.{passes}.{what}"
+        )
+
+    return table("places", transform.places), table("factors", transform.factors.astype(transform.dtype))
 
 
 def _permuted(t: TensorType, order: Sequence[int]) -> TensorType:

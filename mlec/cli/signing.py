@@ -266,7 +266,8 @@ def remove_command(key: str, revoke: bool, as_json: bool) -> None:
     if len({one.key_id for one in found}) != 1:
         names = ", ".join(f"{one.label} ({one.key_id[:16]})" for one in known)
         raise UsageError(
-            f"{len(found) or 'no'} keys are named {key!r}; trusted are: {names or 'none'}", hint="`mlec trust list` shows them"
+            f"{len(found) or 'no'} keys are named {key!r}; trusted are: {names or 'none'}",
+            hint="`mlec trust list` shows them",
         )
     own = [one for one in found if not Path(one.path).is_relative_to(keyring.SYSTEM)]
     if not own and not revoke:

@@ -171,7 +171,7 @@ def _polar(c: Context, size: Value, angle: Value) -> Complex:
 
 
 @complex_rule("view_as_complex.default")
-def _viewas_complex(c: Context, x: Value) -> Complex:
+def _view_as_complex(c: Context, x: Value) -> Complex:
     return Complex(c.pick(x, -1, 0), c.pick(x, -1, 1))
 
 

@@ -429,6 +429,7 @@ class _Model:
             if method == OPEN:
                 return _Answer(methods=self._methods, decided=DECIDED in self._functions), []
             if method == THREADS:
+                self._limits.close()  # a new limit replaces the last one
                 return _Answer(limited=self._limits.enter_context(limited_threads(argument))), []
             if method == LOWER:
                 graph = self._frontend.lower(self._model, argument)

@@ -10,11 +10,11 @@ def info(name: str, text: str, *arguments: object) -> None:
     if "logging" in sys.modules:
         import logging
 
-        logging.getLogger(name).info(text, *arguments)
+        logging.getLogger(name).info(text, *arguments, stacklevel=2)
 
 
 def warning(name: str, text: str, *arguments: object) -> None:
     """A line of level WARNING for the logger of that name; standard error shows it where nobody has set up anything else."""
     import logging
 
-    logging.getLogger(name).warning(text, *arguments)
+    logging.getLogger(name).warning(text, *arguments, stacklevel=2)

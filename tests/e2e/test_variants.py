@@ -92,8 +92,18 @@ def transformer() -> Case:
     return Case(layer.eval(), (torch.randn(2, 9, 48),), "run", 1e-4)
 
 
+class Spectrum(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.rfft(x, norm="ortho").abs() + torch.fft.fft(x).abs()[:, :513]
+
+
+def spectrum() -> Case:
+    """Whose passes, and so the tables that they read, depend on the number of registers."""
+    return Case(Spectrum().eval(), (torch.randn(33, 1024),), "", 1e-6)
+
+
 CASES: Mapping[str, Callable[[], Case]] = {
-    "pipeline": pipeline, "forest": forest, "convolutions": convolutions, "transformer": transformer,
+    "pipeline": pipeline, "forest": forest, "convolutions": convolutions, "transformer": transformer, "spectrum": spectrum,
 }  # fmt: skip
 
 
