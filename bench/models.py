@@ -424,36 +424,6 @@ def linear_wide() -> Case:
     return _network("linear, 384 to 1536", _seeded(lambda: nn.Linear(384, 1536)), _random(384), (384,), "layers")
 
 
-@case("layers")
-def conv_pointwise() -> Case:
-    return _conv(256, 256, 1, 1, 28)
-
-
-@case("layers")
-def conv_winograd() -> Case:
-    return _conv(64, 64, 3, 1, 56)
-
-
-@case("layers")
-def conv_strided() -> Case:
-    return _conv(64, 128, 3, 2, 56)
-
-
-@case("layers")
-def conv_wide() -> Case:
-    return _conv(64, 64, 5, 1, 28)
-
-
-@case("layers")
-def conv_stem() -> Case:
-    return _conv(3, 64, 7, 2, 224)
-
-
-@case("layers")
-def conv_many_weights() -> Case:
-    return _conv(512, 512, 3, 1, 7)
-
-
 def _conv(channels_in: int, channels: int, size: int, stride: int, extent: int) -> Case:
     from torch import nn
 
@@ -465,6 +435,17 @@ def _conv(channels_in: int, channels: int, size: int, stride: int, extent: int) 
         (1,),
         "layers",
     )
+
+
+for _name, _shape in {
+    "conv_pointwise": (256, 256, 1, 1, 28),
+    "conv_winograd": (64, 64, 3, 1, 56),
+    "conv_strided": (64, 128, 3, 2, 56),
+    "conv_wide": (64, 64, 5, 1, 28),
+    "conv_stem": (3, 64, 7, 2, 224),
+    "conv_many_weights": (512, 512, 3, 1, 7),
+}.items():
+    case("layers", _name)(partial(_conv, *_shape))
 
 
 def _seeded(make: Callable[[], Any]) -> Any:

@@ -298,9 +298,9 @@ def _read_stored(
         foreign = info.st_uid not in (os.geteuid(), 0)  # its owner can always change it
         section, mapping = _load_weights(file, info, header, copy_weights or shared or foreign)
 
-    hashes = {name: sections.hash_section(name, data) for name, data in stored.items() if data}
+    hashes = {name: SectionHash.of(name, data) for name, data in stored.items() if data}
     if with_weights and section.size:
-        hashes["weights"] = sections.hash_section("weights", section.data)
+        hashes["weights"] = SectionHash.of("weights", section.data)
     _check_crcs(header, hashes, stored["graph"], section)
     signature = None
     if stored["signature"]:
@@ -338,7 +338,7 @@ def _decode(file: StoredFile, verify: Verify, key: EncryptionKey | None) -> Arti
     if plain["kernels"]:
         # Code is bound to the graph itself, however that is stored.
         as_it_is = plain["graph"] is file.sections["graph"]
-        bound_to = roots["graph"] if as_it_is else sections.hash_section("graph", plain["graph"]).root()
+        bound_to = roots["graph"] if as_it_is else SectionHash.of("graph", plain["graph"]).root()
         kernels = kernel_table.parse(plain["kernels"], len(file.owned.targets), bound_to)
     return Artifact(
         path=file.path,

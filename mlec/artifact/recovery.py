@@ -98,7 +98,7 @@ def _not_encrypted(found: Recovered, data: memoryview, header: Header | None) ->
     graph, end = None, 0
     for candidate in _candidates(_section(data, header, "graph", start), header):
         # Nobody hits the 32 bytes of the digest by accident, whatever else of the metadata is damaged.
-        if _proves(header, "graph", candidate) or sections.hash_section("graph", candidate).root().hex() == claimed:
+        if _proves(header, "graph", candidate) or sections.SectionHash.of("graph", candidate).root().hex() == claimed:
             graph, end = candidate, start + len(candidate)
             break
     found.metadata = metadata if proven else None
@@ -252,4 +252,6 @@ def _plain(stored: bytes) -> bytes | bytearray:
 
 
 def _proves(header: Header | None, name: str, stored: bytes) -> bool:
-    return header is not None and bool(stored) and sections.hash_section(name, stored).crc == header.sections[name].crc
+    return (
+        header is not None and bool(stored) and sections.SectionHash.of(name, stored).crc == header.sections[name].crc
+    )

@@ -69,16 +69,17 @@ class SectionHash:
         return hashlib.sha256(head + b"".join(self._leaves)).digest()
 
     @classmethod
-    def of(cls, section: str, data: memoryview) -> Self:
+    def of(cls, section: str, data: bytes | bytearray | memoryview) -> Self:
         """The finished hash of a section that is in memory as a whole; one of several chunks is hashed on all usable CPUs."""
-        made = cls(section, data.nbytes)
-        if data.nbytes <= CHUNK:
-            made.update(data)
+        view = memoryview(data)
+        made = cls(section, view.nbytes)
+        if view.nbytes <= CHUNK:
+            made.update(view)
             return made
-        chunks = [data[start : start + CHUNK] for start in range(0, data.nbytes, CHUNK)]
+        chunks = [view[start : start + CHUNK] for start in range(0, view.nbytes, CHUNK)]
         leaves = [partial(_leaf, chunk) for chunk in chunks]
-        made.crc, *made._leaves = side_by_side([partial(zlib.crc32, data), *leaves])
-        made._done = data.nbytes
+        made.crc, *made._leaves = side_by_side([partial(zlib.crc32, view), *leaves])
+        made._done = view.nbytes
         return made
 
 
@@ -91,11 +92,6 @@ def _leaf(chunk: memoryview) -> bytes:
 
 def _begun_leaf(length: int) -> Any:
     return hashlib.sha256(b"\xa5" + struct.pack("<I", length))
-
-
-def hash_section(section: str, data: bytes | bytearray | memoryview) -> SectionHash:
-    """`SectionHash.of` any bytes."""
-    return SectionHash.of(section, memoryview(data))
 
 
 def code_id(metadata_root: bytes, graph_root: bytes, kernels_root: bytes | None) -> str:

@@ -21,7 +21,7 @@ from mlec.artifact.compression import encode
 from mlec.artifact.header import REQUIRED_FLAGS, SECTIONS, SIG_ED25519, SIZE, Header, Section, pack_codecs
 from mlec.artifact.kernels import KernelBlob
 from mlec.artifact.limits import SECTION_BYTES
-from mlec.artifact.sections import SectionHash, code_id, hash_section, place
+from mlec.artifact.sections import SectionHash, code_id, place
 from mlec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def write(
     compress = storage.compression is not None
     entries, payloads, weights_size = weights.plan(tensors, compress=compress)
     graph_bytes = documents.dump_graph(graph, entries)
-    kernel_bytes = kernel_table.build(kernels, len(targets), hash_section("graph", graph_bytes).root())
+    kernel_bytes = kernel_table.build(kernels, len(targets), SectionHash.of("graph", graph_bytes).root())
     codecs = {"weights": int(any(entry.codec == "zstd" for entry in entries))}
     plain: dict[str, Plain] = {"weights": Plain(weights_size, lambda: weights.chunks(entries, payloads))}
     for name, data in (("graph", graph_bytes), ("kernels", kernel_bytes)):

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from mlec.artifact import DTYPES, Artifact, KernelBlob, limits, metadata, weights, write
-from mlec.artifact.sections import CHUNK, SectionHash, hash_section
+from mlec.artifact.sections import CHUNK, SectionHash
 from mlec.artifact.weights import numpy_dtype
 from mlec.errors import CorruptedFileError, UsageError
 from tests.artifact.surgery import join, split
@@ -374,5 +374,5 @@ def test_a_section_hashes_the_same_as_a_whole_and_in_pieces(size: int) -> None:
     streamed = SectionHash("weights", size)
     for start in range(0, size, 700_001):
         streamed.update(data[start : start + 700_001])
-    whole = hash_section("weights", data)
+    whole = SectionHash.of("weights", data)
     assert (whole.crc, whole.root()) == (streamed.crc, streamed.root())
