@@ -80,11 +80,11 @@ def _fft(re: Array, im: Array | None = None, *, axis: int, inverse: bool, scale:
     if im is not None:
         z.imag = im
     found = np.fft.ifft(z, axis=axis, norm="forward") if inverse else np.fft.fft(z, axis=axis)
-    return _parts(found * scale, re)
+    return _parts(found, scale, re)
 
 
 def _rfft(x: Array, *, axis: int, scale: float) -> tuple[Array, Array]:
-    return _parts(np.fft.rfft(x.astype(np.float64), axis=axis) * scale, x)
+    return _parts(np.fft.rfft(x.astype(np.float64), axis=axis), scale, x)
 
 
 def _irfft(re: Array, im: Array, *, axis: int, n: int, scale: float) -> Array:
@@ -93,8 +93,9 @@ def _irfft(re: Array, im: Array, *, axis: int, n: int, scale: float) -> Array:
     return np.asarray(np.fft.irfft(z, n, axis=axis, norm="forward") * scale, re.dtype)
 
 
-def _parts(z: Complexes, like: Array) -> tuple[Array, Array]:
-    return np.asarray(z.real, like.dtype), np.asarray(z.imag, like.dtype)
+def _parts(z: Complexes, scale: float, like: Array) -> tuple[Array, Array]:
+    """Scaled apart: numpy would multiply by a complex number, whose imaginary part of zero makes NaN of infinity."""
+    return np.asarray(z.real * scale, like.dtype), np.asarray(z.imag * scale, like.dtype)
 
 
 def _cost(of_real: bool) -> CostRule:
