@@ -62,7 +62,7 @@ def test_run_binds_symbols_and_checks_inputs() -> None:
         run_graph(graph, [np.ones((2, 4), np.float32)])
     with pytest.raises(InputError, match="takes float32, got float64"):
         run_graph(graph, [np.ones((2, 3))])
-    with pytest.raises(InputError, match="expected 1 inputs, got 2"):
+    with pytest.raises(InputError, match="expected 1 input, got 2"):
         run_graph(graph, [np.ones((2, 3), np.float32)] * 2)
 
 
