@@ -70,6 +70,11 @@ class Object:
         self.address = address
         self._release = release
 
+    def stay(self) -> Object:
+        """This object, which is kept until the process ends, whatever the interpreter takes apart before that."""
+        self._release = lambda address: None
+        return self
+
     def __del__(self) -> None:
         if self.address:
             self._release(self.address)

@@ -24,6 +24,9 @@ from mlec.runtime.ffi import Hidden, Interface, Object
 from mlec.runtime.objects import check_objects
 from mlec.runtime.threads import default_num_threads
 
+_SLAB_BYTES = (
+    0  # of the memory that linked code lies in, in pieces of the default size: all of it is near enough to be called
+)
 _ALL_CPUS = -3  # affinity mode of the thread pool: threads share the cores listed
 
 
@@ -111,7 +114,8 @@ def _load_library() -> Library:
         ffi.call(
             "ffi.ModuleGlobalsAdd", ffi.call("ffi.ModuleLoadFromFile", str(linker))
         )  # it stays until the process ends
-        session = ffi.call("tvm_ffi_orcjit.GlobalDefaultSession")
+        # One without the runtime library of ORC, which takes 2 ms to link: the objects are plain C, and no exception passes through them.
+        session = ffi.call("tvm_ffi_orcjit.ExecutionSession", None, _SLAB_BYTES).stay()
     except RuntimeError as error:
         raise _missing("apache-tvm-ffi-orcjit", error) from error
     return Library(ffi, runtime, session)
