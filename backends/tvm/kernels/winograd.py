@@ -16,6 +16,9 @@ of inputs and its products, 36 elements each, go through L2: 280 KB for a row of
 weights; 24 squares or so make tiles of the products whole. Predicted and measured by one thread, in us (by the definition): 64 x 56 x 56
 343, 465 (1158); 128 x 28 x 28 305, 424 (1104); 256 x 14 x 14 in squares of 2 x 2 523, 653 (1143). All three take a quarter to a third
 longer than predicted, the definition a twentieth.
+
+Where the weights come from L3, a task has a whole image, if half of L2 holds its sums. A lone image is then shared by output channels, and
+each task sums the inputs anew: 14 x 14 x 256 takes 390 us on two threads instead of 710, and 720 on one.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +40,7 @@ from mlec.backends.tvm.kernels.schedule import alternating, around, variations
 from mlec.backends.tvm.kernels.tile import (
     RegisterTile,
     ceildiv,
+    chunks,
     flat_view,
     if_,
     parallel_if_large,
@@ -48,6 +53,7 @@ from mlec.backends.tvm.kernels.vector import (
     bits_as,
     const,
     const_like,
+    dtype_of,
     load,
     prefetch,
     reduce_lanes,
@@ -88,15 +94,16 @@ def positions_of(outputs: int) -> int:
 
 def pack_winograd(weights: npt.NDArray[np.generic], outputs: int) -> npt.NDArray[np.generic]:
     """``[k/kb, c/b, 3, b, 3, kb]`` to ``[k/kb, positions, c/b, b, kb]``: the sums of weights that take their place."""
-    transform = _TRANSFORMS[outputs]
-    sums = np.einsum("ir,kcrbsv,js->kijcbv", transform, weights.astype(np.float64), transform, optimize=True)
-    kb, _, _, cb, b, k = sums.shape
-    return np.ascontiguousarray(sums.reshape(kb, positions_of(outputs), cb, b, k).astype(weights.dtype))
+    transform = np.kron(_TRANSFORMS[outputs], _TRANSFORMS[outputs])
+    kb, cb, _, b, _, k = weights.shape
+    squares = weights.transpose(0, 2, 4, 1, 3, 5).reshape(kb, 9, cb * b * k)
+    sums = transform @ squares.astype(np.float64)
+    return sums.astype(weights.dtype).reshape(kb, positions_of(outputs), cb, b, k)
 
 
 def are_summable(weights: npt.NDArray[np.generic] | None) -> bool:
     """Whether the weights are known, and so far from overflow that their sums are finite, too."""
-    return weights is not None and bool((np.abs(weights.astype(np.float64)) < 1e37).all())
+    return weights is not None and bool((np.abs(weights) < 1e37).all())
 
 
 def _sizes(w_shape: Sequence[int]) -> tuple[int, ...]:
@@ -232,7 +239,10 @@ def conv2d_winograd(
         x = flat_view(x, (n, cb, h, w * b), "float32")
         stream = flat_view(u, (kb * positions * cb * b * k,), "float32")
         program = _Winograd(x, u, stream, y, x_shape, w_shape, (p, q), (top, left), schedule, target)
-        parallel_if_large(product((n, program.tasks)), program.work, program.task, program.tasks)
+        least = program.tasks * program.most_shares
+        parallel_if_large(
+            product((n, program.tasks)) * program.shares, program.work // program.most_shares, program.task, least
+        )
     return kernel.func
 
 
@@ -305,12 +315,26 @@ class _Winograd:
 
     @property
     def tasks(self) -> int:
-        """Tasks of an image."""
+        """Of an image, if all output channels are those of one task."""
         return -(-self.extent[0] // self.rows)
 
     @property
+    def most_shares(self) -> int:
+        """Tasks that some rows of squares of a lone image are split into by output channels, so that each core has one."""
+        groups = self.w_shape[0] // self.schedule.blocks
+        return chunks(groups, min(groups, ceildiv(self.target.cores, self.tasks)))[1]
+
+    @cached_property
+    def shares(self) -> Dim:
+        """The same for the images that there are: not split where there are enough, since each task sums the inputs anew."""
+        n, most = self.x_shape[0], self.most_shares
+        if most == 1 or isinstance(n, int):
+            return most if isinstance(n, int) and n * self.tasks < self.target.cores else 1
+        return share(tirx.Select(n * self.tasks < self.target.cores, const(most, dtype_of(n)), const(1, dtype_of(n))))
+
+    @property
     def work(self) -> int:
-        """Multiply-adds of a task."""
+        """Multiply-adds of some rows of squares and all output channels."""
         kb, cb, _, b, _, k = self.w_shape
         return self.positions * self.squares * cb * b * kb * k
 
@@ -322,11 +346,12 @@ class _Winograd:
         return -(-self.schedule.blocks // -(-self.squares // self.schedule.squares))
 
     def task(self, index: Expr) -> None:
-        """Some rows of squares of one image."""
+        """Some rows of squares of one image, and some output channels."""
         (n, cb, _, _, b), (kb, *_, k) = self.x_shape, self.w_shape
         blocks, squares = self.schedule.blocks, self.squares
-        image, part = unflatten(index, (n, self.tasks))
+        image, part, channels = unflatten(index, (n, self.tasks, self.shares))
         first = share(part * self.rows)
+        groups = ceildiv(kb // blocks, self.shares)
         padded = T.alloc_buffer((cb, self.rows + 2, (self.columns + 2) * b), "float32")
         # One square more than there are, lest the positions lie a power of two apart and share their places in L1.
         sums = T.alloc_buffer((self.positions, cb, (squares + 1) * b), "float32")
@@ -334,13 +359,14 @@ class _Winograd:
         work = _Squares(image, first, padded, sums, products)
         self.pad(work)
         self.sum_inputs(work)
-        with T.serial(kb // blocks) as group:
+        with T.serial(tirx.min(groups, kb // blocks - channels * groups)) as i:
+            group = share(channels * groups + i)
             self.multiply(work, group)
             with T.serial(blocks) as g:
                 block = share(group * blocks + g)
                 largest = Cell("int32", k, 0)
-                with T.grid(self.schedule.rows, self.across) as (i, j):
-                    self.sum_products(work, block, g, i, j, largest)
+                with T.grid(self.schedule.rows, self.across) as (row, column):
+                    self.sum_products(work, block, g, row, column, largest)
                 with if_(reduce_lanes(largest.value, tirx.max) >= INFINITY):
                     self.by_definition(work, block)
 

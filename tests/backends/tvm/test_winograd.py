@@ -138,3 +138,14 @@ def test_weights_that_do_not_stay_in_the_cache(outputs):
     x, w = normal((2, 64, 11, 10)), normal((64, 64, 3, 3), 1)
     call = compiled(outputs, 64, 11, 10, 64, (1, 1, 1, 1), replace(HOST, l2_bytes=1 << 18), w)
     np.testing.assert_allclose(call(x), reference(x, w, (1, 1, 1, 1)), rtol=1e-5, atol=3e-4)
+
+
+@pytest.mark.parametrize("outputs", [2, 4])
+@pytest.mark.parametrize("cores", [2, 3, 8])
+def test_tasks_shared_by_output_channels_compute_the_same(cores, outputs):
+    case = 16, 9, 7, 80, (1, 1, 1, 1)
+    w = normal((80, 16, 3, 3), 1)
+    alone, shared = (compiled(outputs, *case, replace(HOST, cores=n), w) for n in (1, cores))
+    for batch in (0, 1, 2, 3, 9):
+        x = normal((batch, 16, 9, 7))
+        np.testing.assert_array_equal(shared(x), alone(x))
