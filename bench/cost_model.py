@@ -25,9 +25,9 @@ from mlec import registry
 from mlec.measuring.cost_model import CostModel
 from mlec.measuring.machine import this_machine
 from mlec.packaging.recompiling import executable_of
-from mlec.reporting.units import plural
 from mlec.runtime import CompiledModel
 from mlec.target import Target
+from mlec.wording import plural
 
 FITTED = frozenset(
     {

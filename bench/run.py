@@ -22,6 +22,7 @@ from bench.competitors import ALL
 from bench.harness import Case, Timing, run_case
 from bench.models import chosen
 from bench.table import markdown, put_into, summary
+from mlec.wording import plural
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -81,7 +82,7 @@ def main(
         flags = [*chosen_flags, "--budget", str(left), *(["--kernels"] if kernels else [])]
         entries, late, share = _subprocess(count, flags)
         timings += [Timing(**entry) for entry in entries]
-        skipped += [f"{name} ({count} thread{'s' * (count != 1)})" for name in late]
+        skipped += [f"{name} ({plural(count, 'thread')})" for name in late]
         shares += [share] if share else []
     table = "\n\n".join([markdown(timings, _title(), skipped), *shares])
     click.echo(table)

@@ -17,6 +17,7 @@ from mlec.pipeline import Pass, PassPipeline
 from mlec.runtime.edge import Edge
 from mlec.signature import Signature
 from mlec.tolerance import Tolerance
+from mlec.wording import plural
 
 PASSES = {
     "int8": "quantize-int8",
@@ -148,7 +149,7 @@ def calibrated(
             batches = [Edge(signature).read(list(examples or ()))]
             rows = len(batches[0][0]) if batches[0] and batches[0][0].ndim else 1
             warnings.append(
-                f"int8 was calibrated with the examples, {rows} row{'s' * (rows != 1)}: calibration (--calibration) takes inputs of "
+                f"int8 was calibrated with the examples, {plural(rows, 'row')}: calibration (--calibration) takes inputs of "
                 "its own, some hundred as the model will see them"
             )
         else:

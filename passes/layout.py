@@ -29,6 +29,7 @@ from mlec.ops.linalg import pack_columns, pack_narrow
 from mlec.ops.windows import Geometry
 from mlec.passes.precision.convolutions import why_not_narrow
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, nominal, ulp
+from mlec.wording import plural
 
 MIN_BLOCK = 4
 PRODUCTS = {"matmul": pack_columns, "matmul_narrow": pack_narrow}
@@ -144,7 +145,7 @@ class _Layout:
         block = column_block(weights.shape[1], self.lanes(node.output))
         if block == 0:
             self.remarks.append(
-                Remark("missed", f"{weights.shape[1]} columns are fewer than half a vector", node.loc, "layout")
+                Remark("missed", f"{plural(weights.shape[1], 'column')}: less than half a vector", node.loc, "layout")
             )
             return False
         self.plain(node.inputs[0])

@@ -19,6 +19,7 @@ from mlec.ops.rows import most_columns, rows_of
 from mlec.passes.layout import padded_columns
 from mlec.passes.split_products import only_attention_reads
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, ulp
+from mlec.wording import plural
 
 CUT = 16
 """What it costs to copy an element of the result, in terms of multiplications: measured."""
@@ -80,7 +81,7 @@ def _reason_against(nodes: Sequence[Node], widths: Sequence[int], vector_bytes: 
         return "each of them is narrow enough for a kernel with what is around it, and together they are not"
     apart, one = sum(padded_columns(width, lanes) for width in widths), padded_columns(sum(widths), lanes)
     if (apart - one) * depth <= CUT * sum(widths):
-        return f"{apart - one} columns of padding less are not worth the cuts"
+        return f"{plural(apart - one, 'column')} of padding less: not worth the cuts"
     return ""
 
 

@@ -21,6 +21,7 @@ from mlec.ir.dim import divide_exact, static_dims
 from mlec.ir.printer import print_node, value_names
 from mlec.ir.types import Shape, TensorType
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, nominal, ulp
+from mlec.wording import plural
 
 RULE = "sink-transposes"
 MAX_SWEEPS = 8
@@ -67,8 +68,7 @@ def _change(saved: int) -> str:
     """In words, how many transposes are gone."""
     if not saved:
         return "as many transposes, of fewer bytes"
-    number = abs(saved)
-    return f"{number} transpose{'s' if number > 1 else ''} {'fewer' if saved > 0 else 'more, of fewer bytes in all'}"
+    return f"{plural(abs(saved), 'transpose')} {'fewer' if saved > 0 else 'more, of fewer bytes in all'}"
 
 
 # -- views -----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import click
 from mlec.capabilities import COMPILABLE_FILES, PRECISIONS, TARGETS
 from mlec.cli.output import json_option, print_json, print_pairs, size_text, time_text
 from mlec.cli.signing import read_signer
-from mlec.reporting.units import plural
+from mlec.wording import plural
 
 if TYPE_CHECKING:
     from mlec.artifact import SaveResult

@@ -12,7 +12,7 @@ import click
 from mlec.cli.compiling import PATH
 from mlec.cli.output import json_option, print_json, print_table, size_text, time_text
 from mlec.errors import MlecError
-from mlec.reporting.units import plural
+from mlec.wording import plural
 
 if TYPE_CHECKING:
     from mlec.demo import Outcome

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mlec.artifact.atomic import replace_file
 from mlec.cli.output import plain
 from mlec.errors import InputError, UsageError, WriteError
-from mlec.reporting.units import plural
+from mlec.wording import plural
 
 Array = NDArray[Any]
 
@@ -253,7 +253,7 @@ def writer_for(path: Path) -> Callable[[Path, Mapping[str, Array]], bytes]:
 def _npy(path: Path, outputs: Mapping[str, Array]) -> bytes:
     if len(outputs) != 1:
         raise UsageError(
-            f"{path}: the results are {len(outputs)} arrays ({', '.join(outputs)}), a .npy file holds one",
+            f"{path}: the results are {plural(len(outputs), 'array')} ({', '.join(outputs)}), a .npy file holds one",
             hint="write .npz, or choose one with --method",
         )
     buffer = io.BytesIO()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlec.cli.output import json_option, print_json, print_pairs, print_table, size_text, visible
-from mlec.reporting.units import plural
+from mlec.wording import plural
 
 if TYPE_CHECKING:
     from mlec.artifact import Artifact, ModelMetadata, TrustDecision
@@ -304,7 +304,7 @@ def _report(artifact: Artifact) -> OptimizationReport:
     from mlec.artifact import read_model
     from mlec.report import OptimizationReport
 
-    return OptimizationReport.from_dict(read_model(artifact).report)
+    return OptimizationReport.from_dict(read_model(artifact).read_report())
 
 
 @click.command("report")

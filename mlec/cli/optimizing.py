@@ -12,7 +12,7 @@ import numpy as np
 
 from mlec.cli.compiling import check_target
 from mlec.cli.output import json_option, print_json
-from mlec.reporting.units import plural
+from mlec.wording import plural
 
 if TYPE_CHECKING:
     from mlec.ir import Graph

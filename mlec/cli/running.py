@@ -22,7 +22,7 @@ from mlec.cli.compiling import (
 )
 from mlec.cli.inspecting import input_text, signature_text
 from mlec.cli.output import json_option, print_json, print_pairs, print_table, size_text, time_text
-from mlec.reporting.units import plural
+from mlec.wording import plural
 
 if TYPE_CHECKING:
     from mlec.frontends.base import Frontend, Oracle
@@ -182,7 +182,7 @@ def verify_command(
             "code": decision.reason,
             "code_id": f"sha256:{artifact.code_id}",
         }
-        report = OptimizationReport.from_dict(read_model(artifact).report)
+        report = OptimizationReport.from_dict(read_model(artifact).read_report())
         typed(report)  # whether it is one
     parity = report.parity
     if against is not None:

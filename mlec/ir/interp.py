@@ -11,6 +11,7 @@ from mlec.ir.dim import Dim, evaluate, symbols_of
 from mlec.ir.graph import Graph, Value, constant_array
 from mlec.ir.op import Array
 from mlec.ir.types import TensorType
+from mlec.wording import plural
 
 
 def run_graph(graph: Graph, inputs: Sequence[Array]) -> list[Array]:
@@ -59,7 +60,7 @@ def bind_symbols(
     """
     if len(types) != len(shapes):
         raise InputError(
-            f"expected {len(types)} input{'s' * (len(types) != 1)}, got {len(shapes)}",
+            f"expected {plural(len(types), 'input')}, got {len(shapes)}",
             code="E_INPUT_COUNT",
             hint="pass one array for each input of the graph, in order",
         )

@@ -14,6 +14,8 @@ from statistics import quantiles
 
 import psutil
 
+from mlec.wording import plural
+
 BUSY = 5.0
 """From this ratio of the 95th percentile to the least on, a machine was busy."""
 SPARE = 0.25
@@ -119,7 +121,7 @@ def disturbance(
     signs = []
     busy, usable = others
     if busy > max(usable - threads, 0) + SPARE:
-        signs.append(f"others kept {busy:.1f} of its {usable} processor{'s' * (usable != 1)} at work")
+        signs.append(f"others kept {busy:.1f} of its {plural(usable, 'processor')} at work")
     ratios = {name: found["p95"] / found["min"] for name, found in spreads.items() if found["min"] > 0}
     disturbed = {name: ratio for name, ratio in ratios.items() if ratio >= BUSY}
     if disturbed:

@@ -8,6 +8,7 @@ from mlec.reporting import units
 from mlec.reporting.graph_layout import Point, lay_out
 from mlec.reporting.markup import Html, element
 from mlec.reporting.schema import Picture, PictureNode, Roofline
+from mlec.wording import plural
 
 DRAWN_NODES = 3000
 DRAWN_EDGES = 12_000
@@ -54,7 +55,7 @@ def draw(picture: Picture, name: str, machine: Roofline | None, places: dict[str
             transform=f"translate({MARGIN:g} {MARGIN:g})",
         ),
         class_="graph", width=round(width), height=round(height), viewBox=f"0 0 {round(width)} {round(height)}", role="img",
-        aria_label=f"graph {name} the passes: {units.plural(len(nodes), 'node')}",
+        aria_label=f"graph {name} the passes: {plural(len(nodes), 'node')}",
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from mlec.reporting.summary import (
 )
 from mlec.reporting.tables import Cell, quantization_rows, table
 from mlec.reporting.timeline_svg import timeline
+from mlec.wording import plural
 
 SHOWN_GROUPS = 200
 SHOWN_PLACES = 12
@@ -120,7 +121,7 @@ def _warnings(data: ReportData) -> Html | None:
         return None
     return element(
         "section",
-        element("h2", units.plural(len(data.warnings), "warning")),
+        element("h2", plural(len(data.warnings), "warning")),
         element("ul", [element("li", warning) for warning in data.warnings]),
         class_="warnings",
         id="warnings",
@@ -163,7 +164,7 @@ def _passes(data: ReportData) -> Html | None:
         element("p", f"Nothing to do for {', '.join(idle)}.", class_="muted") if idle else None,
         note="What each pass saves of the time of a call, what it rewrote, what it left alone and why. "
         + (
-            f"Predicted by the cost model and measured, on the same {units.plural(data.profile.rows, 'row')}: the graphs before and after "
+            f"Predicted by the cost model and measured, on the same {plural(data.profile.rows, 'row')}: the graphs before and after "
             "each pass, compiled and timed in turn."
             if data.is_measured and data.profile.rows
             else f"Predicted by the cost model for {data.nominal}; --measure-passes measures it as well."
@@ -332,7 +333,7 @@ def _memory(data: ReportData) -> Html | None:
         return None
     known = [("weights", memory.weights_bytes), ("most at one time", max(s.live_bytes for s in memory.timeline.steps))]
     words = [element("span", f"{title} {units.size(value)}") for title, value in known if value is not None]
-    rows = units.plural(memory.timeline.rows, "row")
+    rows = plural(memory.timeline.rows, "row")
     return _section(
         "memory",
         "Memory while it runs",
@@ -362,7 +363,7 @@ def _tuning(data: ReportData) -> Html | None:
         "tuning",
         "Tuning",
         _rows(["kernel", "gain", "default schedule", "chosen schedule", "time of a call", "from"], rows, "findings"),
-        element("p", f"and {units.plural(rest, 'more kernel')}", class_="muted") if rest else None,
+        element("p", f"and {plural(rest, 'more kernel')}", class_="muted") if rest else None,
         note="For each distinct kernel, schedules were measured on this machine. Another one than the default is chosen only where it is "
         "clearly faster.",
     )
@@ -375,7 +376,7 @@ def _legend(found: Sequence[Run]) -> Html:
     if any(run.measured for run in found):
         keys.append(element("span", element("i", class_="key hollow"), "where it was predicted"))
     if still := sum(not run.flops for run in found):
-        keys.append(element("span", f"{units.plural(still, 'kernel')} without arithmetic not shown"))
+        keys.append(element("span", f"{plural(still, 'kernel')} without arithmetic not shown"))
     return element("figcaption", join(keys, " "), class_="muted")
 
 
@@ -386,9 +387,7 @@ def _kernel_table(ranked: Sequence[Run], machine: Roofline | None) -> Html:
     rest = ranked[SHOWN_KERNELS:]
     more = None
     if rest:
-        words = (
-            f"and {units.plural(len(rest), 'more kernel')}: {units.share(sum(run.share for run in rest))} of the time"
-        )
+        words = f"and {plural(len(rest), 'more kernel')}: {units.share(sum(run.share for run in rest))} of the time"
         more = element("p", words, class_="muted more")
     titles = ["kernel", "time", "predicted", "memory traffic", "arithmetic", "bound by"]
     return join([element("div", table(titles, rows, "kernels"), class_="tall", tabindex=0), more])
@@ -521,7 +520,7 @@ def _quantization(data: ReportData) -> Html | None:
         "quantization",
         "Quantisation",
         element("div", table(titles, rows, "findings quantization"), class_="scroll wide"),
-        note=f"{kept:,} of {units.plural(len(data.quantization), 'layer')} on 8 bits; of each, what was decided and why.",
+        note=f"{kept:,} of {plural(len(data.quantization), 'layer')} on 8 bits; of each, what was decided and why.",
     )
 
 

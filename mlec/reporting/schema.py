@@ -19,6 +19,7 @@ from mlec.pipeline import NOMINAL_EXTENT
 from mlec.processor import notable
 from mlec.report import OptimizationReport
 from mlec.reporting import units
+from mlec.wording import plural
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Measure = Annotated[float, msgspec.Meta(ge=0)]
@@ -149,7 +150,7 @@ class Tuned(msgspec.Struct, frozen=True):
     @property
     def origin(self) -> str:
         """Where the measurements come from."""
-        return f"{'remembered of' if self.remembered else 'measured in'} {units.plural(self.trials, 'trial')}"
+        return f"{'remembered of' if self.remembered else 'measured in'} {plural(self.trials, 'trial')}"
 
 
 class Unstable(msgspec.Struct, frozen=True):
@@ -396,7 +397,7 @@ class ReportData(msgspec.Struct, frozen=True):
         """The extents at which estimates stand: ``"64 rows"``, or of several symbolic dims ``"64 for each of batch, seq"``."""
         names = list(self.profile.extents)
         if len(names) < 2:
-            return units.plural(NOMINAL_EXTENT, "row")
+            return plural(NOMINAL_EXTENT, "row")
         return f"{NOMINAL_EXTENT} for each of {', '.join(names)}"
 
     @property

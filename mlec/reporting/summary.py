@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from mlec.reporting import units
 from mlec.reporting.schema import Loss, Measured, Remark, ReportData, Stats, Tuned, Unstable
+from mlec.wording import plural
 
 _VALUE_NAME = re.compile(r"%\w+")
 
@@ -137,7 +138,7 @@ def _parted(message: str) -> tuple[str, str]:
 def where_times_are_from(data: ReportData) -> str:
     """Of which run the times of the kernels are."""
     if data.profile.kernels:
-        return f"measured with {units.plural(data.profile.rows, 'row')}, beside the prediction of the cost model"
+        return f"measured with {plural(data.profile.rows, 'row')}, beside the prediction of the cost model"
     return f"predicted by the cost model for {data.nominal}"
 
 
@@ -146,7 +147,7 @@ def _speed(data: ReportData) -> Fact | None:
     if measured is None:
         return None
     ours = units.seconds(measured.compiled_ms / 1e3)
-    rows = units.plural(measured.rows, "row") + _threads(measured)
+    rows = plural(measured.rows, "row") + _threads(measured)
     if measured.speedup is None or measured.source_ms is None:
         return Fact("Speed", ours, f"measured, {rows}")
     faster = measured.speedup >= 1
@@ -164,7 +165,7 @@ def _threads(measured: Measured) -> str:
         return ""
     both = measured.source_ms is not None
     source = " each" if measured.source_threads else ", the source as many as it takes"
-    return f", {units.plural(measured.threads, 'thread')}{source if both else ''}"
+    return f", {plural(measured.threads, 'thread')}{source if both else ''}"
 
 
 def _parity(data: ReportData) -> Fact | None:
@@ -185,7 +186,7 @@ def _parity(data: ReportData) -> Fact | None:
     detail = f"{methods}: {units.share(worst.excess)} of the bound ({data.parity.tolerance})"
     if data.has_labels:
         different = sum(c.label_mismatches for c in data.parity.methods.values())
-        detail += f", {different:,} label{' differs' if different == 1 else 's differ'}"
+        detail += f", {plural(different, 'different label')}"
     return Fact("Parity", f"error {units.error(largest)}", detail, True)
 
 
@@ -195,12 +196,12 @@ def accuracy_fact(data: ReportData) -> Fact | None:
     if not found.layers:
         return None
     back = found.chosen - found.kept
-    detail = f"on {units.plural(found.rows, 'row')} of calibration data: {_loss(found, found.rows) or 'no difference'}"
+    detail = f"on {plural(found.rows, 'row')} of calibration data: {_loss(found, found.rows) or 'no difference'}"
     detail += f"; at most {found.max_accuracy_loss:.2%} of accuracy, or an error of {found.max_error:.0%}"
     if back:
         lost = _loss(found.unguarded, found.rows) or "results that are not finite"
-        detail += f"; {units.plural(back, 'layer')} went back to float32, which had cost {lost}"
-    return Fact("8 bits", f"{found.kept:,} of {units.plural(found.layers, 'layer')}", detail, not back)
+        detail += f"; {plural(back, 'layer')} went back to float32, which had cost {lost}"
+    return Fact("8 bits", f"{found.kept:,} of {plural(found.layers, 'layer')}", detail, not back)
 
 
 def _loss(loss: Loss, rows: int) -> str:
@@ -226,7 +227,7 @@ def stability_counts(found: Sequence[Unstable]) -> str:
     """``"1 error, 2 notes, 1 rewritten"``."""
     left = [one.severity for one in found if not one.applied]
     counts = [(left.count(severity), severity) for severity in ("error", "warning", "note")]
-    parts = [units.plural(count, word) for count, word in counts if count]
+    parts = [plural(count, word) for count, word in counts if count]
     return ", ".join([*parts, *([f"{len(found) - len(left)} rewritten"] if len(left) < len(found) else [])])
 
 
@@ -236,8 +237,8 @@ def _graph(data: ReportData) -> Fact | None:
     first, last = data.first, data.last
     applied = sum(len(p.applied) for p in data.passes)
     missed = sum(len(p.missed) for p in data.passes)
-    detail = f"{units.plural(applied, 'rewrite')} applied, {missed:,} missed, in {units.plural(len(data.passes), 'pass', 'es')}"
-    return Fact("Graph", f"{first.nodes:,} → {units.plural(last.nodes, 'node')}", detail)
+    detail = f"{plural(applied, 'rewrite')} applied, {missed:,} missed, in {plural(len(data.passes), 'pass', 'es')}"
+    return Fact("Graph", f"{first.nodes:,} → {plural(last.nodes, 'node')}", detail)
 
 
 def _passes_gain(data: ReportData) -> Fact | None:
@@ -269,7 +270,7 @@ def _predicted(data: ReportData) -> Fact | None:
     if profile.error is None or profile.predicted_seconds is None or profile.seconds is None:
         return Fact("Predicted time", units.seconds(max(s for _, s in predicted)), detail) if predicted else None
     both = f"predicted {units.seconds(profile.predicted_seconds)}, measured {units.seconds(profile.seconds)}"
-    beside = f"{both}, {units.plural(profile.rows, 'row')}"
+    beside = f"{both}, {plural(profile.rows, 'row')}"
     if data.timing.measured is not None and data.timing.measured.disturbance:
         beside += "; the machine was busy"
     return Fact("Cost model", f"{100 * profile.error:+.0f}%", f"{beside}; predicted {detail}" if detail else beside)
@@ -313,7 +314,7 @@ def _compile_time(data: ReportData) -> Fact | None:
     if data.timing.compile_seconds is None:
         return None
     spent = sum(p.seconds for p in data.passes)
-    kernels = units.plural(len(data.kernels), "kernel")
+    kernels = plural(len(data.kernels), "kernel")
     return Fact(
         "Code generation", units.seconds(data.timing.compile_seconds), f"{kernels}; passes took {units.seconds(spent)}"
     )

@@ -23,6 +23,7 @@ from mlec.reporting.summary import (
     where_times_are_from,
 )
 from mlec.reporting.tables import quantization_line
+from mlec.wording import plural
 
 WIDTH = 100
 SHOWN_REMARKS = 5
@@ -123,7 +124,7 @@ def _remarks(mark: str, remarks: Sequence[Remark]) -> list[str]:
         lines += [f"      {place}" for place in _some(group.places)]
     if len(groups) > SHOWN_REMARKS:
         lines.append(
-            f"  {mark} and {units.plural(len(groups) - SHOWN_REMARKS, 'more kind')}, {'missed' if mark == '-' else 'applied'}"
+            f"  {mark} and {plural(len(groups) - SHOWN_REMARKS, 'more kind')}, {'missed' if mark == '-' else 'applied'}"
         )
     return lines
 
@@ -131,7 +132,7 @@ def _remarks(mark: str, remarks: Sequence[Remark]) -> list[str]:
 def _some(places: Sequence[str]) -> list[str]:
     shown = [_shortened(_line(place), WIDTH - 6) for place in places[:SHOWN_PLACES]]
     rest = len(places) - len(shown)
-    return [*shown, f"and {units.plural(rest, 'more place')}"] if rest else shown
+    return [*shown, f"and {plural(rest, 'more place')}"] if rest else shown
 
 
 def _idle(data: ReportData) -> list[str]:
@@ -178,9 +179,7 @@ def _layers(data: ReportData) -> list[str]:
         for layer in found[:SHOWN_LAYERS]
     ]  # fmt: skip
     rest = found[SHOWN_LAYERS:]
-    more = [
-        f"  and {units.plural(len(rest), 'more layer')}, {units.share(sum(layer.share for layer in rest))} of the time"
-    ]
+    more = [f"  and {plural(len(rest), 'more layer')}, {units.share(sum(layer.share for layer in rest))} of the time"]
     return ["layers, in the order in which they run", *_table(rows, numbers=range(1, 6)), *(more if rest else [])]
 
 
@@ -191,7 +190,7 @@ def _timeline(data: ReportData) -> list[str]:
     if top is None or not top.live_bytes:
         return []
     return [
-        f"memory of intermediate values, {units.plural(timeline.rows, 'row')}",
+        f"memory of intermediate values, {plural(timeline.rows, 'row')}",
         *_wrapped(
             f"most at one time: {units.size(top.live_bytes)}, at call {timeline.steps.index(top) + 1:,} of {len(timeline.steps):,} "
             f"({_line(top.symbol)}); the arena that holds them has {units.size(timeline.arena_bytes)}",
@@ -225,7 +224,7 @@ def _kernels(data: ReportData) -> list[str]:
     rest = shown[SHOWN_KERNELS:]
     if rest:
         lines.append(
-            f"  and {units.plural(len(rest), 'more kernel')}, {units.share(sum(run.share for run in rest))} of the time"
+            f"  and {plural(len(rest), 'more kernel')}, {units.share(sum(run.share for run in rest))} of the time"
         )
     return lines
 
@@ -234,7 +233,7 @@ def _tuning(data: ReportData) -> list[str]:
     if not data.tuning:
         return []
     better = sum(not kernel.is_default for kernel in data.tuning)
-    lines = [f"tuning: {units.plural(len(data.tuning), 'distinct kernel')} measured, {better:,} with another schedule"]
+    lines = [f"tuning: {plural(len(data.tuning), 'distinct kernel')} measured, {better:,} with another schedule"]
     for kernel in sorted(data.tuning, key=lambda kernel: -kernel.gain)[:SHOWN_KERNELS]:
         lines += _cut(f"  {kernel.symbol}: {tuning_gain(kernel)}, {kernel.origin}")
         lines += _wrapped(f"default {_line(kernel.default)}", 6)
@@ -242,7 +241,7 @@ def _tuning(data: ReportData) -> list[str]:
             lines += _wrapped(f"chosen {_line(kernel.chosen)}", 6)
         lines += _wrapped(_line("; ".join(tuning_times(kernel))), 6)
     if len(data.tuning) > SHOWN_KERNELS:
-        lines.append(f"  and {units.plural(len(data.tuning) - SHOWN_KERNELS, 'more kernel')}")
+        lines.append(f"  and {plural(len(data.tuning) - SHOWN_KERNELS, 'more kernel')}")
     return lines
 
 
@@ -259,7 +258,7 @@ def _stability(data: ReportData) -> list[str]:
         for text in said:
             lines += _wrapped(_line(text), 6)
     if len(data.stability) > SHOWN_FINDINGS:
-        lines.append(f"  and {units.plural(len(data.stability) - SHOWN_FINDINGS, 'more finding')}")
+        lines.append(f"  and {plural(len(data.stability) - SHOWN_FINDINGS, 'more finding')}")
     return lines
 
 

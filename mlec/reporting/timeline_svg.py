@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mlec.reporting import units
 from mlec.reporting.markup import Html, element
 from mlec.reporting.schema import MemoryStep, Timeline
+from mlec.wording import plural
 
 WIDTH, HEIGHT = 860, 200
 LEFT, RIGHT, TOP, BOTTOM = 74, 12, 14, 34
@@ -28,7 +29,7 @@ def timeline(memory: Timeline) -> Html | None:
         element("g", [_column(i, step, width) for i, step in enumerate(steps)], class_="columns"),
         _arena(memory.arena_bytes, top),
         class_="timeline", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img",
-        aria_label=f"memory of intermediate values over {units.plural(len(steps), 'kernel call')}",
+        aria_label=f"memory of intermediate values over {plural(len(steps), 'kernel call')}",
     )  # fmt: skip
 
 

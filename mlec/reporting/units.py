@@ -42,11 +42,6 @@ def error(value: float) -> str:
     return "0" if value == 0 else f"{value:.2g}"
 
 
-def plural(number: int, noun: str, ending: str = "s") -> str:
-    """``(2, "node") -> "2 nodes"``."""
-    return f"{number:,} {noun}{'' if number == 1 else ending}"
-
-
 def _scaled(value: float, base: int, prefixes: tuple[str, ...], unit: str) -> str:
     if not math.isfinite(value):
         return f"{value} {unit}".strip()

@@ -22,6 +22,7 @@ from mlec.runtime.device import DeviceArray, DLDevice, borrow, device_of
 from mlec.runtime.dims import evaluate
 from mlec.runtime.nested import Nesting
 from mlec.signature import Coding, Signature, TableSpec, TensorSpec
+from mlec.wording import plural
 
 Array = NDArray[Any]
 
@@ -108,7 +109,7 @@ class Edge:
         if len(items) != expected:
             names = "the table" if self._table else ", ".join(self._names)
             raise InputError(
-                f"expected {expected} input{'s' if expected != 1 else ''} ({names}), got {len(items)}",
+                f"expected {plural(expected, 'input')} ({names}), got {len(items)}",
                 code="E_INPUT_COUNT",
                 hint="pass a list with one array for each input, e.g. run([x])",
             )

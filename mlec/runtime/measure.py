@@ -11,6 +11,7 @@ import numpy as np
 from mlec.errors import UsageError
 from mlec.runtime.dims import evaluate
 from mlec.runtime.program import KernelInfo
+from mlec.wording import plural
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class BenchmarkResult:
         return asdict(self) | {"unit": "ms"}
 
     def __str__(self) -> str:
-        threads = "" if self.num_threads is None else f", {self.num_threads} thread{'s' * (self.num_threads != 1)}"
-        head = f"{self.num_runs} runs of {self.rows} row{'s' * (self.rows != 1)}{threads}"
+        threads = "" if self.num_threads is None else f", {plural(self.num_threads, 'thread')}"
+        head = f"{plural(self.num_runs, 'run')} of {plural(self.rows, 'row')}{threads}"
         names = ("p50", "p95", "p99", "mean", "min")
         row = [f"{getattr(self, name):.4f}" for name in names] + [f"{self.throughput:,.0f}"]
         titles = [f"{name} ms" for name in names] + ["rows/s"]

@@ -22,6 +22,7 @@ from mlec.runtime.dims import evaluate
 from mlec.runtime.edge import Edge, numpy_dtype
 from mlec.runtime.frames import data_frame
 from mlec.signature import Labels, MethodSpec, Signature, TensorSpec
+from mlec.wording import plural
 
 if TYPE_CHECKING:
     from mlec.runtime.measure import BenchmarkResult, Profile
@@ -191,7 +192,7 @@ class CompiledModel:
         names = self._edge.arguments
         if len(inputs) > len(names):
             raise InputError(
-                f"expected {len(names)} input{'s' if len(names) != 1 else ''} ({', '.join(names)}), "
+                f"expected {plural(len(names), 'input')} ({', '.join(names)}), "
                 f"got {len(inputs)} by position and {', '.join(named)} by name",
                 code="E_INPUT_COUNT",
                 hint="pass each input once",
@@ -614,7 +615,7 @@ def _write(results: list[Array], out: Sequence[Array]) -> list[Array]:
     """Copy the results into the caller's arrays."""
     if len(results) != len(out):
         raise InputError(
-            f"out: expected {len(results)} array{'s' * (len(results) != 1)}, got {len(out)}", code="E_OUTPUT_COUNT",
+            f"out: expected {plural(len(results), 'array')}, got {len(out)}", code="E_OUTPUT_COUNT",
             hint="pass one array for each result of run",
         )  # fmt: skip
     for position, (result, target) in enumerate(zip(results, out, strict=True)):

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlec.errors import InputError
+from mlec.wording import plural
 
 Tree = dict[str, Any]
 """Entries by name; an entry without entries of its own is a tensor."""
@@ -147,5 +148,5 @@ def _described(value: object) -> str:
     if isinstance(value, Mapping):
         return f"a mapping with {', '.join(map(str, value)) or 'nothing'}"
     if isinstance(value, list | tuple):
-        return f"{len(value)} item{'s' if len(value) != 1 else ''}"
+        return plural(len(value), "item")
     return f"a {type(value).__name__}"

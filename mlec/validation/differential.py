@@ -17,6 +17,7 @@ from mlec.ir.op import Array
 from mlec.pipeline import Tolerance
 from mlec.runtime import CompiledModel
 from mlec.validation.answers import Answered, SourceAnswers, answer, unheard
+from mlec.wording import plural
 
 NETWORK = Tolerance(rtol=1e-4, atol=1e-6)
 HALF = Tolerance(rtol=8 * 2.0**-10, atol=1e-6)  # some units in the last place: each op of the source rounds to 16 bits
@@ -194,9 +195,9 @@ def _hint(bad: Sequence[Comparison], blame: Blame | None) -> str:
 def difference(found: Comparison) -> str:
     """What of a result differs, for the error."""
     if found.label_mismatches:
-        return f"{found.label_mismatches} labels differ on {found.rows} rows"
+        return f"{plural(found.label_mismatches, 'different label')} on {plural(found.rows, 'row')}"
     if found.max_abs_error:
-        return f"values differ on {found.rows} rows, max error {found.max_abs_error:.3g} (relative {found.max_rel_error:.3g})"
+        return f"values differ on {plural(found.rows, 'row')}, max error {found.max_abs_error:.3g} (relative {found.max_rel_error:.3g})"
     return "the shape, the element type, or where the values are NaN or infinite differ"
 
 

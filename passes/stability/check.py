@@ -21,6 +21,7 @@ from mlec.passes.stability.tree_inputs import tree_findings
 from mlec.passes.stability.wide import wider
 from mlec.passes.stability.witnesses import Effect, Search, Witness
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance
+from mlec.wording import plural
 
 STABILIZED = Tolerance(rtol=1e-4, atol=1e-6, specials=False)
 """How far stable spellings may move results."""
@@ -78,8 +79,7 @@ class CheckNumerics(Pass):
             rules, reasons = (
                 ", ".join(dict.fromkeys(words)) for words in ((h.rule for h in unjudged), unjudged.values())
             )
-            places = "1 place" if len(unjudged) == 1 else f"{len(unjudged)} places"
-            remarks += (Remark("missed", f"nothing is known of {places} ({rules}): {reasons}"),)
+            remarks += (Remark("missed", f"nothing is known of {plural(len(unjudged), 'place')} ({rules}): {reasons}"),)
         return PassResult(result, remarks, tuple(finding.to_dict() for finding in findings))
 
     def _search(

@@ -20,6 +20,7 @@ from mlec.ops.tree import DEFAULT_LEFT, ZERO_IS_MISSING, goes_left
 from mlec.passes.trees.arrays import Bools, Change, Ints, Trees, change_ensembles
 from mlec.passes.trees.columns import ColumnFunctions, floats_of, is_inexact, last_key
 from mlec.pipeline import Pass, PassContext, PassResult
+from mlec.wording import plural
 
 AUDIT = (256, 4096)
 """Floats to each side of a threshold that are tried where a function is not exactly rounded: so many, and if that is not enough ..."""
@@ -101,9 +102,13 @@ def _folded(
     left, right = np.where(swap, trees.right, trees.left), np.where(swap, trees.left, trees.right)
     folded = replace(trees, feature=feature, threshold=threshold, flags=flags, left=left, right=right)
     ops = _between(graph, matrix, used)
-    counts = f"{len(np.unique(np.stack([feature, threshold.view(np.int32 if dtype is DType.F32 else np.int64)]), axis=1)[0])}"
-    message = f"{', '.join(ops)} before the trees: in {counts} thresholds of {len(columns)} columns"
-    return folded, x, message + (f", {int(swap.sum())} splits with their sides exchanged" if swap.any() else "")
+    thresholds = len(
+        np.unique(np.stack([feature, threshold.view(np.int32 if dtype is DType.F32 else np.int64)]), axis=1)[0]
+    )
+    message = (
+        f"{', '.join(ops)} before the trees: in {plural(thresholds, 'threshold')} of {plural(len(columns), 'column')}"
+    )
+    return folded, x, message + (f", {plural(int(swap.sum()), 'split')} with sides exchanged" if swap.any() else "")
 
 
 def _between(graph: Graph, matrix: Value, sources: list[Value]) -> list[str]:

@@ -17,6 +17,7 @@ from mlec.passes.fusion.fuse import contracted_order
 from mlec.passes.vectorize.affine import Source, offset_of, weights_of
 from mlec.passes.vectorize.cells import READS, Cell, Turn, cells_at
 from mlec.pipeline import Remark
+from mlec.wording import plural
 
 RULE = "resolve-recurrences"
 
@@ -208,5 +209,5 @@ def _step(b: GraphBuilder, source: Source) -> Value:
 def _remark(graph: Graph, run: Run) -> Remark:
     before = sum(len(turn.cell.nodes) for turn in run)
     op = run[0].cell.op
-    text = f"{len(run)} steps of a recurrence became one {op}: {before} nodes to 1, sums may round otherwise"
+    text = f"{plural(len(run), 'step')} of a recurrence became one {op}: {before} nodes to 1, sums may round otherwise"
     return Remark("applied", text, graph.producer[run[0].cell.states[0]].loc, RULE)

@@ -195,7 +195,7 @@ def test_a_falling_function_exchanges_the_sides() -> None:
     x = b.input("x", tensor("f64", ("n", 1)))
     graph = b.finish([ensemble(b, b("div", x, -3.0), stump(0, 1.0, "float64"))])
     folded = run(FoldIntoThresholds(), graph)
-    assert "1 splits with their sides exchanged" in folded.remarks[0].message
+    assert "1 split with sides exchanged" in folded.remarks[0].message
     trees = trees_in(folded.graph)
     assert trees.threshold[0] == np.nextafter(-3.0, -4)  # -3 itself goes left, so what is below it goes right
     check_same(graph, folded.graph)

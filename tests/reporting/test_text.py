@@ -152,7 +152,7 @@ def test_labels_are_only_counted_where_there_are_some() -> None:
     parity = {"methods": {"run": {"method": "run", "rows": 3, "max_rel_error": 1e-6, "excess": 1e-4}}}
     for kind, counted in (("regressor", False), ("network", False), ("classifier", True)):
         report = OptimizationReport(model={"kind": kind}, parity=parity)
-        assert ("0 labels differ" in report.to_text()) == ("labels differ\n" in report.to_text()) == counted
+        assert ("0 different labels" in report.to_text()) == ("labels differ\n" in report.to_text()) == counted
         assert ("labels that differ" in report.to_html()) == counted
     assert "<0.1% of the bound" in report.to_text()
 

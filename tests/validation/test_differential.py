@@ -152,7 +152,7 @@ def test_the_error_says_what_of_which_result_differs() -> None:
     assert found["predict"].excess == 0
     assert difference(found["predict_proba"]) == "values differ on 6 rows, max error 1 (relative 1)"
     (labels,) = compare(Answers(1 - LABELS, None), {"predict": oracle["predict"]}, [X], ESTIMATOR)  # type: ignore[arg-type]
-    assert difference(labels) == "6 labels differ on 6 rows"
+    assert difference(labels) == "6 different labels on 6 rows"
 
 
 def test_a_difference_at_a_row_that_is_decided_is_still_one() -> None:

@@ -17,6 +17,7 @@ from mlec.backends.tvm.kernels.tree_ensemble.sliced import LISTED, SINGLE_VECTOR
 from mlec.backends.tvm.kernels.tree_ensemble.times import TreeTimes
 from mlec.backends.tvm.kernels.tree_ensemble.walk import LANES, pack_walk
 from mlec.backends.tvm.target import TargetInfo
+from mlec.wording import plural
 
 # Measured on a 3 GHz AVX-512 processor with the tree in the first-level cache.
 STEP_NS = 0.7  # one step of one walk, several in flight
@@ -127,16 +128,16 @@ class Plan:
     def explain(self) -> str:
         """What was picked and why, for the report: the choices with what each candidate is expected to take, then the facts."""
         e = self.ensemble
-        depth = e.layout.depth
+        depths = e.layout.depth
+        depth = f"depth {int(depths.max(initial=0))} (mean {float(depths.mean()) if e.trees else 0.0:.1f})"
         blocks = {"interleaved walks": self.walk_ns, "bit-sliced networks": self.sliced_ns}
         alone = {"walks": self.number_ns, "walks over ranks": self.ranked_ns}
         parts = [
-            f"{_chosen(blocks, self.sliced is not None)}, in blocks of {self.block} rows",
-            f"fewer than {self.block_rows} rows one by one: {_chosen(alone, self.ranked is not None)}",
-            f"threads from {self.parallel_rows} rows",
-            f"{e.trees} trees, {e.nodes} splits, {e.leaves} leaves, depth {int(depth.max(initial=0))} (mean "
-            f"{float(depth.mean()) if e.trees else 0.0:.1f})",
-            f"{e.columns.count} columns of {e.features} features, {e.outputs} outputs, {e.dtype} rows",
+            f"{_chosen(blocks, self.sliced is not None)}, in blocks of {plural(self.block, 'row')}",
+            f"fewer than {plural(self.block_rows, 'row')} one by one: {_chosen(alone, self.ranked is not None)}",
+            f"threads from {plural(self.parallel_rows, 'row')}",
+            f"{plural(e.trees, 'tree')}, {plural(e.nodes, 'split')}, {depth}",
+            f"{plural(e.columns.count, 'column')} of {plural(e.features, 'feature')}, {plural(e.outputs, 'output')}, {e.dtype} rows",
         ]
         if self.sliced is not None:
             complete = int((self.sliced.form != LISTED).sum())
