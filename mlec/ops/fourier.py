@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from mlec.ir.dim import Dim
-from mlec.ir.op import Array, Attrs, Case, Cost, CostRule, OpDef, moved_bytes, register
+from mlec.ir.op import Array, Attr, Attrs, Case, Cost, CostRule, OpDef, Reference, TypeRule, moved_bytes, register
 from mlec.ir.types import TensorType
 from mlec.ops.common import (
     N,
@@ -132,24 +133,24 @@ def _sample(op: str, rng: np.random.Generator) -> Case:
     return Case(tuple(floats(rng, *shape, dtype=dtype) for _ in range(parts)), attrs)
 
 
-_AXIS, _SCALE = int_attr("axis", -1), float_attr("scale", 1.0)
-register(
-    OpDef(
-        "fft", operands("re im?"), (_AXIS, bool_attr("inverse"), _SCALE), _fft_type, _fft,
-        lambda rng: _sample("fft", rng), _cost(False), tolerance=64.0,
-        doc="discrete Fourier transform times `scale`; inverse: with the other sign of the exponent, without a factor 1 / n",
-    )
+def _register(op: str, parts: str, settings: Sequence[Attr], types: TypeRule, function: Reference, doc: str) -> None:
+    attrs = (int_attr("axis", -1), *settings, float_attr("scale", 1.0))
+    register(
+        OpDef(
+            op, operands(parts), attrs, types, function, partial(_sample, op), _cost(of_real=op != "fft"), tolerance=64.0, doc=doc
+        )
+    )  # fmt: skip
+
+
+_register(
+    "fft", "re im?", [bool_attr("inverse")], _fft_type, _fft,
+    "discrete Fourier transform times `scale`; inverse: with the other sign of the exponent, without a factor 1 / n",
 )  # fmt: skip
-register(
-    OpDef(
-        "rfft", operands("x"), (_AXIS, _SCALE), _rfft_type, _rfft, lambda rng: _sample("rfft", rng), _cost(True), tolerance=64.0,
-        doc="the first half of the spectrum of real numbers, times `scale`: n // 2 + 1 of n",
-    )
+_register(
+    "rfft", "x", [], _rfft_type, _rfft,
+    "the first half of the spectrum of real numbers, times `scale`: n // 2 + 1 of n",
 )  # fmt: skip
-register(
-    OpDef(
-        "irfft", operands("re im"), (_AXIS, int_attr("n"), _SCALE), _irfft_type, _irfft,
-        lambda rng: _sample("irfft", rng), _cost(True), tolerance=64.0,
-        doc="the n real numbers whose spectrum's first half is given, times n * `scale`",
-    )
+_register(
+    "irfft", "re im", [int_attr("n")], _irfft_type, _irfft,
+    "the n real numbers whose spectrum's first half is given, times n * `scale`",
 )  # fmt: skip
