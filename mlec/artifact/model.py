@@ -6,14 +6,14 @@ surprise where it is used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
 from msgspec import field
 
-from mlec.artifact import limits
+from mlec.artifact import json_safe, limits
 from mlec.artifact.reader import Artifact
 from mlec.artifact.weights import DTYPES
 from mlec.errors import CorruptedFileError, UsageError
@@ -31,7 +31,7 @@ class ModelMetadata(msgspec.Struct, frozen=True):
         variants: the same for each further target.
         name: of the model.
         source: which frontend read it.
-        report: the report as `OptimizationReport.to_dict` gives it; `mlec.reporting.schema` looks into it.
+        report: what `read_report` reads.
         user: what the user added.
         targets: what the kernels were compiled for.
     """
@@ -41,7 +41,7 @@ class ModelMetadata(msgspec.Struct, frozen=True):
     variants: list[Program] = field(default_factory=list)
     name: str = ""
     source: str = ""
-    report: dict[str, Any] = field(default_factory=dict)
+    report: str | dict[str, Any] = field(default_factory=dict)
     user: dict[str, Any] = field(default_factory=dict)
     targets: list[dict[str, str | int | list[str]]] = field(default_factory=list)
 
@@ -55,6 +55,31 @@ class ModelMetadata(msgspec.Struct, frozen=True):
         """For each program what a processor must have to run its kernels."""
         given = [target.get("cpu_flags") for target in self.targets[: len(self.programs)]] or [None]
         return tuple(frozenset(flags) if isinstance(flags, list) else frozenset() for flags in given)
+
+    def read_report(self) -> dict[str, Any]:
+        """The report as `OptimizationReport.to_dict` gives it; `mlec.reporting.schema` looks into it.
+
+        It is most of the metadata and no part of running a model, so it is stored as text, and read when it is asked for. Earlier
+        versions stored the document itself.
+
+        Raises:
+            CorruptedFileError: ``E_REPORT``, or of the codes of JSON: it is none.
+        """
+        if isinstance(self.report, dict):
+            return self.report
+        found = json_safe.parse(self.report.encode(), what="the report", max_bytes=limits.SECTION_BYTES["metadata"])
+        if not isinstance(found, dict):
+            raise CorruptedFileError(
+                f"this is not a report: expected an object, got {type(found).__name__}", code="E_REPORT",
+                hint="compile the model again to get a new one",
+            )  # fmt: skip
+        return found
+
+
+def report_text(report: Mapping[str, Any]) -> str:
+    """A report as files store it."""
+    plain = msgspec.to_builtins(report)
+    return json_safe.dump(plain, what="the report", max_bytes=limits.SECTION_BYTES["metadata"]).decode()
 
 
 def read_model(artifact: Artifact) -> ModelMetadata:

@@ -76,7 +76,7 @@ def load(
     def report() -> OptimizationReport:
         from mlec.report import OptimizationReport
 
-        return OptimizationReport.from_dict(model.report)
+        return OptimizationReport.from_dict(model.read_report())
 
     def save(target: Path, **options: Any) -> SaveResult:
         from mlec.packaging.packing import save_again

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from mlec.artifact import RELOCATABLE, Artifact, KernelBlob, decide, is_built_here, read_model, record_built
+from mlec.artifact.model import report_text
 from mlec.backends.base import CompiledModule
 from mlec.errors import LoweringError, UsageError
 from mlec.ir import Graph, print_graph
@@ -52,7 +53,7 @@ def pack(
         **metadata,
         "signature": msgspec.to_builtins(graph.signature),
         "program": msgspec.to_builtins(programs[0]),
-        "report": msgspec.to_builtins(report.to_dict()),
+        "report": report_text(report.to_dict()),
         "user": _user_metadata(options.get("metadata")),
         "targets": [
             {

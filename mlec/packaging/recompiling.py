@@ -37,7 +37,7 @@ def compiled_here(
     target = _target_here(model.program)
     # Kernels that were tuned keep their schedules where this machine, or its like, is the one that measured them: what is known of
     # that can change from one time to the next.
-    tuned = bool(model.report.get("tuning"))
+    tuned = bool(model.read_report().get("tuning"))
     entry = None if tuned else code_cache.entry_for(artifact, target)
     if entry is not None and (found := code_cache.find(entry, artifact)):
         logger.warning("%s: %s; the graph is compiled on this machine instead, as it was before", path, reason)

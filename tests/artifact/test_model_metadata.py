@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,18 @@ def places(value: Any, at: Path_ = ()) -> Iterator[Path_]:
             yield from places(value[index], (*at, index))
 
 
-def changed(parts: Parts, at: Path_, value: Any) -> bytes:
-    document = copy.deepcopy(parts.metadata)
+def replaced(document: dict[str, Any], at: Path_, value: Any) -> dict[str, Any]:
+    document = copy.deepcopy(document)
     *path, last = at
     inner: Any = document
     for step in path:
         inner = inner[step]
     inner[last] = value
-    return join(Parts(document, parts.graph, parts.weights, parts.kernels))
+    return document
+
+
+def changed(parts: Parts, at: Path_, value: Any) -> bytes:
+    return join(Parts(replaced(parts.metadata, at, value), parts.graph, parts.weights, parts.kernels))
 
 
 def uses(path: Path) -> list[Callable[[], object]]:
@@ -115,11 +120,37 @@ def test_a_changed_value_is_a_clear_error_where_it_is_used(model: Parts, tmp_pat
     assert "E_DEFECT" not in codes
 
 
+def with_report(model: Parts, report: Any) -> bytes:
+    return changed(model, ("report",), report)
+
+
 def test_a_changed_report_is_a_clear_error_where_it_is_shown(model: Parts, tmp_path: Path) -> None:
     path = tmp_path / "m.mle"
-    for at, value, data in sweep(model, ("report",), (None, -1, 0, ["x", -1])):
-        path.write_bytes(data)
-        assert outcome(uses(path)[1], at, value) in ("", "E_REPORT", "E_METADATA")
+    document = {"report": json.loads(model.metadata["report"])}
+    for at in places(document["report"], ("report",)):
+        for value in (None, -1, 0, ["x", -1]):
+            path.write_bytes(with_report(model, json.dumps(replaced(document, at, value)["report"])))
+            assert outcome(uses(path)[1], at, value) in ("", "E_REPORT", "E_METADATA")
+
+
+def test_a_report_is_read_when_it_is_asked_for(model: Parts, tmp_path: Path) -> None:
+    """As text, or as the object that earlier versions stored; whatever it is, the model runs."""
+    path = tmp_path / "m.mle"
+    path.write_bytes(join(model))
+    expected = mlec.load(path).report.to_dict()
+    assert expected["passes"]
+    path.write_bytes(with_report(model, json.loads(model.metadata["report"])))
+    assert mlec.load(path).report.to_dict() == expected
+    for text, code in (
+        ("", "E_JSON_SYNTAX"),
+        ("[1]", "E_REPORT"),
+        ('{"passes": [], "passes": []}', "E_JSON_DUPLICATE"),
+        ('{"passes": 1e999}', "E_JSON_NONFINITE"),
+        ("[" * 65 + "]" * 65, "E_JSON_DEPTH"),
+    ):
+        path.write_bytes(with_report(model, text))
+        run, render = uses(path)
+        assert [outcome(run, (), text), outcome(render, (), text)] == ["", code]
 
 
 def test_commands_never_call_it_a_defect(model: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
