@@ -6,8 +6,10 @@ surprise where it is used.
 
 from __future__ import annotations
 
+import binascii
+import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -20,6 +22,9 @@ from mlec.errors import CorruptedFileError, UsageError
 from mlec.runtime.dims import evaluate
 from mlec.runtime.program import Program
 from mlec.signature import Coding, ColumnFeed, FrameSpec, Labels, MethodSpec, Signature, TableSpec
+
+_MOST_REPORT: Final = limits.SECTION_BYTES["metadata"]
+"""Bytes of a report as it is."""
 
 
 class ModelMetadata(msgspec.Struct, frozen=True):
@@ -59,27 +64,37 @@ class ModelMetadata(msgspec.Struct, frozen=True):
     def read_report(self) -> dict[str, Any]:
         """The report as `OptimizationReport.to_dict` gives it; `mlec.reporting.schema` looks into it.
 
-        It is most of the metadata and no part of running a model, so it is stored as text, and read when it is asked for. Earlier
-        versions stored the document itself.
+        It would be most of the metadata and is no part of running a model, so it is stored compressed, and read when it is asked for.
+        Earlier versions stored it as it is.
 
         Raises:
             CorruptedFileError: ``E_REPORT``, or of the codes of JSON: it is none.
         """
         if isinstance(self.report, dict):
             return self.report
-        found = json_safe.parse(self.report.encode(), what="the report", max_bytes=limits.SECTION_BYTES["metadata"])
+        try:
+            stream = zlib.decompressobj()
+            text = stream.decompress(binascii.a2b_base64(self.report, strict_mode=True), _MOST_REPORT)
+        except (ValueError, zlib.error) as error:
+            raise _no_report(str(error)) from None
+        if not stream.eof or stream.unused_data:
+            raise _no_report(f"expected one stream of at most {_MOST_REPORT} bytes")
+        found = json_safe.parse(text, what="the report", max_bytes=_MOST_REPORT)
         if not isinstance(found, dict):
-            raise CorruptedFileError(
-                f"this is not a report: expected an object, got {type(found).__name__}", code="E_REPORT",
-                hint="compile the model again to get a new one",
-            )  # fmt: skip
+            raise _no_report(f"expected an object, got {type(found).__name__}")
         return found
 
 
 def report_text(report: Mapping[str, Any]) -> str:
     """A report as files store it."""
-    plain = msgspec.to_builtins(report)
-    return json_safe.dump(plain, what="the report", max_bytes=limits.SECTION_BYTES["metadata"]).decode()
+    plain = json_safe.dump(msgspec.to_builtins(report), what="the report", max_bytes=_MOST_REPORT)
+    return binascii.b2a_base64(zlib.compress(plain), newline=False).decode()
+
+
+def _no_report(why: str) -> CorruptedFileError:
+    return CorruptedFileError(
+        f"this is not a report: {why}", code="E_REPORT", hint="compile the model again to get a new one"
+    )
 
 
 def read_model(artifact: Artifact) -> ModelMetadata:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,33 +126,48 @@ def with_report(model: Parts, report: Any) -> bytes:
     return changed(model, ("report",), report)
 
 
+def packed(text: str) -> str:
+    return base64.b64encode(zlib.compress(text.encode())).decode()
+
+
+def read(model: Parts) -> Any:
+    return json.loads(zlib.decompress(base64.b64decode(model.metadata["report"])))
+
+
 def test_a_changed_report_is_a_clear_error_where_it_is_shown(model: Parts, tmp_path: Path) -> None:
     path = tmp_path / "m.mle"
-    document = {"report": json.loads(model.metadata["report"])}
+    document = {"report": read(model)}
     for at in places(document["report"], ("report",)):
         for value in (None, -1, 0, ["x", -1]):
-            path.write_bytes(with_report(model, json.dumps(replaced(document, at, value)["report"])))
+            path.write_bytes(with_report(model, packed(json.dumps(replaced(document, at, value)["report"]))))
             assert outcome(uses(path)[1], at, value) in ("", "E_REPORT", "E_METADATA")
 
 
 def test_a_report_is_read_when_it_is_asked_for(model: Parts, tmp_path: Path) -> None:
-    """As text, or as the object that earlier versions stored; whatever it is, the model runs."""
+    """Compressed, or as the object that earlier versions stored; whatever it is, the model runs."""
     path = tmp_path / "m.mle"
     path.write_bytes(join(model))
     expected = mlec.load(path).report.to_dict()
     assert expected["passes"]
-    path.write_bytes(with_report(model, json.loads(model.metadata["report"])))
+    path.write_bytes(with_report(model, read(model)))
     assert mlec.load(path).report.to_dict() == expected
-    for text, code in (
-        ("", "E_JSON_SYNTAX"),
-        ("[1]", "E_REPORT"),
-        ('{"passes": [], "passes": []}', "E_JSON_DUPLICATE"),
-        ('{"passes": 1e999}', "E_JSON_NONFINITE"),
-        ("[" * 65 + "]" * 65, "E_JSON_DEPTH"),
+    sound = model.metadata["report"]
+    for report, code in (
+        (packed(""), "E_JSON_SYNTAX"),
+        (packed("[1]"), "E_REPORT"),
+        (packed('{"passes": [], "passes": []}'), "E_JSON_DUPLICATE"),
+        (packed('{"passes": 1e999}'), "E_JSON_NONFINITE"),
+        (packed("[" * 65 + "]" * 65), "E_JSON_DEPTH"),
+        (packed(" " * (16 << 20) + "{}"), "E_REPORT"),  # larger than metadata can be
+        ("", "E_REPORT"),
+        ("{}", "E_REPORT"),
+        (sound[:-8], "E_REPORT"),
+        (sound + "!", "E_REPORT"),
+        (base64.b64encode(base64.b64decode(sound) + b"x").decode(), "E_REPORT"),
     ):
-        path.write_bytes(with_report(model, text))
+        path.write_bytes(with_report(model, report))
         run, render = uses(path)
-        assert [outcome(run, (), text), outcome(render, (), text)] == ["", code]
+        assert [outcome(run, (), report), outcome(render, (), report)] == ["", code]
 
 
 def test_commands_never_call_it_a_defect(model: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
