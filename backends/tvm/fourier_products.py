@@ -312,20 +312,28 @@ class _Emit:
 def fft(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Sequence[Value]:
     re, *im = operands
     n, sign = _length(re, node), 1 if node.attrs["inverse"] else -1
-    return fourier(b, (re, im[0] if im else None), node.attrs["axis"], Dft(n, n, n, sign, node.attrs["scale"]))
+    dft = Dft(n, n, n, sign, node.attrs["scale"])
+    return _results(b, node, fourier(b, (re, im[0] if im else None), node.attrs["axis"], dft))
 
 
 @lowers("rfft", form="graph")
 def rfft(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Sequence[Value]:
     (x,) = operands
     n = _length(x, node)
-    return fourier(b, (x, None), node.attrs["axis"], Dft(n, n, n // 2 + 1, -1, node.attrs["scale"]))
+    return _results(b, node, fourier(b, (x, None), node.attrs["axis"], Dft(n, n, n // 2 + 1, -1, node.attrs["scale"])))
 
 
 @lowers("irfft", form="graph")
 def irfft(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
     re, im = operands
     return real_of_half(b, (re, im), node.attrs["axis"], node.attrs["n"], 1, node.attrs["scale"])
+
+
+def _results(b: GraphBuilder, node: Node, parts: tuple[Value, Value]) -> Sequence[Value]:
+    """As the node has them."""
+    if not node.attrs["pairs"]:
+        return parts
+    return [b("concat", *(b("reshape", part, shape=(*part.type.shape, 1)) for part in parts), axis=-1)]
 
 
 def _length(x: Value, node: Node) -> int:

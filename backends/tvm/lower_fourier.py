@@ -23,13 +23,13 @@ def lower_fourier(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) 
     axis, rank = node.attrs["axis"] % x.type.rank, x.type.rank
     n = static(node.attrs["n"] if node.name == "irfft" else x.shape[axis])
     inverse, scale = bool(node.attrs.get("inverse")), node.attrs["scale"]
-    transform = Fourier(node.name, n, len(operands), inverse, scale, x.dtype, target)
+    transform = Fourier(node.name, n, len(operands), inverse, scale, x.dtype, target, bool(node.attrs.get("pairs")))
     if transform.radices is None:
         return lower_decomposed(lowering, node, operands)
     columns = product(x.shape[axis + 1 :])
     if not isinstance(columns, int) or (columns != 1 and columns % transform.lanes):
         order = (*range(axis), *range(axis + 1, rank), axis)
-        back = (*range(axis), rank - 1, *range(axis, rank - 1))
+        back = (*range(axis), rank - 1, *range(axis, rank - 1), *([rank] if transform.pairs else []))
         turned = tuple(Tensor(_permuted(part.type, order), transposed=(part, order)) for part in operands)
         results = _transformed(lowering, node, turned, transform, rank - 1)
         return [Tensor(v.type, transposed=(y, back)) for v, y in zip(node.outputs, results, strict=True)]
@@ -40,7 +40,8 @@ def _transformed(
     lowering: Lowering, node: Node, operands: tuple[Tensor, ...], transform: Fourier, axis: int
 ) -> tuple[Tensor, ...]:
     shape = operands[0].shape
-    result = TensorType((*shape[:axis], transform.kept, *shape[axis + 1 :]), operands[0].type.dtype)
+    kept = (*shape[:axis], transform.kept, *shape[axis + 1 :])
+    result = TensorType((*kept, 2) if transform.pairs else kept, operands[0].type.dtype)
 
     def build(name: str, dims: Dims) -> object:
         return fourier(transform, dims.shape(shape), axis, name)

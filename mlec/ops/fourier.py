@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from mlec.ir.dim import Dim
+from mlec.ir.dim import Dim, static
 from mlec.ir.op import Array, Attr, Attrs, Case, Cost, CostRule, OpDef, Reference, TypeRule, moved_bytes, register
 from mlec.ir.types import TensorType
 from mlec.ops.common import (
@@ -60,13 +60,18 @@ def _resized(t: TensorType, axis: int, extent: Dim) -> TensorType:
     return TensorType((*t.shape[:axis], extent, *t.shape[axis + 1 :]), t.dtype)
 
 
+def _complex(part: TensorType, attrs: Attrs) -> Sequence[TensorType]:
+    """The results that hold complex numbers: one of `pairs`, or both parts."""
+    return [TensorType((*part.shape, 2), part.dtype)] if attrs["pairs"] else [part] * 2
+
+
 def _fft_type(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
-    return [_along(types, attrs)[0]] * 2
+    return _complex(_along(types, attrs)[0], attrs)
 
 
 def _rfft_type(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
     t, axis, extent = _along(types, attrs)
-    return [_resized(t, axis, extent // 2 + 1)] * 2
+    return _complex(_resized(t, axis, extent // 2 + 1), attrs)
 
 
 def _irfft_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
@@ -76,16 +81,18 @@ def _irfft_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return _resized(t, axis, n)
 
 
-def _fft(re: Array, im: Array | None = None, *, axis: int, inverse: bool, scale: float) -> tuple[Array, Array]:
+def _fft(
+    re: Array, im: Array | None = None, *, axis: int, inverse: bool, scale: float, pairs: bool
+) -> tuple[Array, Array] | Array:
     z = re.astype(np.complex128)
     if im is not None:
         z.imag = im
     found = np.fft.ifft(z, axis=axis, norm="forward") if inverse else np.fft.fft(z, axis=axis)
-    return _parts(found, scale, re)
+    return _parts(found, scale, pairs, re)
 
 
-def _rfft(x: Array, *, axis: int, scale: float) -> tuple[Array, Array]:
-    return _parts(np.fft.rfft(x.astype(np.float64), axis=axis), scale, x)
+def _rfft(x: Array, *, axis: int, scale: float, pairs: bool) -> tuple[Array, Array] | Array:
+    return _parts(np.fft.rfft(x.astype(np.float64), axis=axis), scale, pairs, x)
 
 
 def _irfft(re: Array, im: Array, *, axis: int, n: int, scale: float) -> Array:
@@ -94,26 +101,22 @@ def _irfft(re: Array, im: Array, *, axis: int, n: int, scale: float) -> Array:
     return np.asarray(np.fft.irfft(z, n, axis=axis, norm="forward") * scale, re.dtype)
 
 
-def _parts(z: Complexes, scale: float, like: Array) -> tuple[Array, Array]:
+def _parts(z: Complexes, scale: float, pairs: bool, like: Array) -> tuple[Array, Array] | Array:
     """Scaled apart: numpy would multiply by a complex number, whose imaginary part of zero makes NaN of infinity."""
-    return np.asarray(z.real * scale, like.dtype), np.asarray(z.imag * scale, like.dtype)
+    parts = np.asarray(z.real * scale, like.dtype), np.asarray(z.imag * scale, like.dtype)
+    return np.stack(parts, -1) if pairs else parts
 
 
 def _cost(of_real: bool) -> CostRule:
     """``5 n log2(n)`` operations for a complex line; half as many where one side is real."""
 
     def cost(inputs: Sequence[TensorType], results: Sequence[TensorType], attrs: Attrs) -> Cost:
-        whole = max((*inputs, *results), key=lambda t: _extent(t, attrs))
-        each = 5 * math.log2(_extent(whole, attrs)) / (2 if of_real else 1)
+        axis = normal_axis(attrs["axis"], inputs[0].rank)
+        whole = max(inputs[0], results[0], key=lambda t: static(t.shape[axis]))
+        each = 5 * math.log2(static(whole.shape[axis])) / (2 if of_real else 1)
         return Cost(whole.size * max(1, round(each)), moved_bytes(inputs, results))
 
     return cost
-
-
-def _extent(t: TensorType, attrs: Attrs) -> int:
-    extent = t.shape[attrs["axis"]]
-    assert isinstance(extent, int)
-    return extent
 
 
 LENGTHS = (1, 2, 5, 6, 16, 30, 34)
@@ -130,6 +133,8 @@ def _sample(op: str, rng: np.random.Generator) -> Case:
         attrs["inverse"] = bool(rng.integers(2))
     if op == "irfft":
         attrs["n"] = n
+    else:
+        attrs["pairs"] = bool(rng.integers(2))
     return Case(tuple(floats(rng, *shape, dtype=dtype) for _ in range(parts)), attrs)
 
 
@@ -142,13 +147,14 @@ def _register(op: str, parts: str, settings: Sequence[Attr], types: TypeRule, fu
     )  # fmt: skip
 
 
+_PAIRS = bool_attr("pairs")
 _register(
-    "fft", "re im?", [bool_attr("inverse")], _fft_type, _fft,
-    "discrete Fourier transform times `scale`; inverse: with the other sign of the exponent, without a factor 1 / n",
+    "fft", "re im?", [bool_attr("inverse"), _PAIRS], _fft_type, _fft,
+    "discrete Fourier transform times `scale`; inverse: other sign of the exponent, no factor 1 / n; pairs: one result [..., 2], not two",
 )  # fmt: skip
 _register(
-    "rfft", "x", [], _rfft_type, _rfft,
-    "the first half of the spectrum of real numbers, times `scale`: n // 2 + 1 of n",
+    "rfft", "x", [_PAIRS], _rfft_type, _rfft,
+    "the first half of the spectrum of real numbers, times `scale`: n // 2 + 1 of n; pairs: as fft",
 )  # fmt: skip
 _register(
     "irfft", "re im", [int_attr("n")], _irfft_type, _irfft,

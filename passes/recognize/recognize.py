@@ -1,4 +1,4 @@
-"""recognize: normalisations, activations and attention that are spelled out become the one op that they are."""
+"""recognize: normalisations, activations, attention and spectra that are spelled out become the one op that they are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mlec.ir import Graph, apply_rules
-from mlec.passes.recognize import activations, attention, norms, softmax
+from mlec.passes.recognize import activations, attention, norms, softmax, spectra
 from mlec.pipeline import Pass, PassContext, PassResult, Tolerance
 
 EXACT_SPECIALS = Tolerance(rtol=2e-5, atol=1e-6)
@@ -15,7 +15,7 @@ ANY_SPECIALS = Tolerance(rtol=2e-5, atol=1e-6, specials=False)
 
 @dataclass(frozen=True)
 class Recognize(Pass):
-    """Layer, root-mean-square, group and instance norms, softmax, GELU, SiLU, sigmoid, and attention with masks and shared heads.
+    """Layer, root-mean-square, group and instance norms, softmax, GELU, SiLU, sigmoid, masked attention, shared heads, spectra in pairs.
 
     Options:
         specials: NaN and infinities stay where the spelled-out formula has them. Without, masks that hide later positions become
@@ -32,7 +32,7 @@ class Recognize(Pass):
             object.__setattr__(self, "preserves", ANY_SPECIALS)
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        rules = [*norms.RULES, *softmax.RULES, *activations.RULES, *attention.RULES]
+        rules = [*norms.RULES, *softmax.RULES, *activations.RULES, *attention.RULES, *spectra.RULES]
         if not self.specials:
             rules += [*norms.LOOSE_RULES, *attention.LOOSE_RULES]
         return PassResult.of_edits(*apply_rules(graph, rules))

@@ -132,6 +132,30 @@ def test_near_misses_stay_and_say_why(name: str) -> None:
     assert any(reason in message for message in missed) if reason else True
 
 
+def test_spectra_in_pairs() -> None:
+    """Where torch looks at complex numbers as real ones, unless the parts are wanted as well."""
+
+    def also_size(x: torch.Tensor) -> torch.Tensor:
+        z = torch.fft.fft(x)
+        return torch.view_as_real(z) * z.abs()[..., None]
+
+    def conjugated(x: torch.Tensor) -> torch.Tensor:
+        z = torch.fft.fft(x)
+        return torch.stack((z.imag, z.real), -1)
+
+    functions = {
+        lambda x: torch.view_as_real(torch.fft.rfft(x)): True,
+        lambda x: torch.view_as_real(torch.fft.fft2(x)): True,
+        also_size: False,
+        conjugated: False,
+    }
+    for function, pairs in functions.items():
+        graph = cleaned(function, (X,))
+        assert ("pairs = true" in str(graph), "concat" in str(graph)) == (pairs, not pairs)
+        (got,) = run_graph(graph, [X.numpy()])
+        np.testing.assert_allclose(got, function(X).numpy(), rtol=1e-5, atol=1e-5)
+
+
 def test_only_loosely() -> None:
     """Attention that never reads what it hides is one thing where numbers are finite, another with NaN: asked for by name only."""
 

@@ -14,6 +14,9 @@ float32: 64 KB for 16 real lines of 1024. The first passes go over blocks that s
 the workspace in L2 once each. 256 real lines of 1024 (AVX-512, one thread): 6.6 million operations, which adders take at 90 in a
 nanosecond: predicted 73 us and 35 us of turning and moving, measured 145; torch (MKL) 127. At 64, 400 and 4096: 5, 41 and 870; torch 10,
 45 and 750. One line takes as long as there are lanes: at 1024 6 us; torch 14.
+
+Results in pairs of real and imaginary part are what the workspace holds, turned: 1024 real lines of 512 take 325 us, of 1024 756, where
+parts that are written apart and then put in turn take 480 and 920; torch 243 and 569.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import numpy.typing as npt
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
+from mlec.backends.tvm.kernels.interleave import in_turn
 from mlec.backends.tvm.kernels.tile import (
     bits,
     ceildiv,
@@ -89,6 +93,7 @@ class Fourier:
         scale: what the results are multiplied by.
         dtype: of all numbers.
         target: what the program is for.
+        pairs: whether real and imaginary parts of the result are in turn, not apart.
     """
 
     op: str
@@ -98,6 +103,7 @@ class Fourier:
     scale: float
     dtype: str
     target: TargetInfo
+    pairs: bool = False
 
     @property
     def lanes(self) -> int:
@@ -133,8 +139,8 @@ class Fourier:
 
     @property
     def results(self) -> int:
-        """Parts of the result."""
-        return 1 if self.op == "irfft" else 2
+        """Tensors that it makes."""
+        return 1 if self.op == "irfft" or self.pairs else 2
 
     @property
     def operations(self) -> int:
@@ -180,8 +186,8 @@ class Fourier:
 def fourier(transform: Fourier, shape: Sequence[Dim], axis: int, name: str = "fourier") -> tirx.PrimFunc:
     """The transform along one axis of operands of this shape; behind the axis there is one element, or a multiple of the lanes.
 
-    Parameters: the operand's parts, `Fourier.places`, `Fourier.factors`, the result's parts. A task is some blocks of lines: as many as
-    there are lanes, neighbours in memory.
+    Parameters: the operand's parts, `Fourier.places`, `Fourier.factors`, the result's parts or pairs. A task is some blocks of
+    lines: as many as there are lanes, neighbours in memory.
     """
     lanes, dtype = transform.lanes, transform.dtype
     before, behind = shape[:axis], shape[axis + 1 :]
@@ -194,7 +200,7 @@ def fourier(transform: Fourier, shape: Sequence[Dim], axis: int, name: str = "fo
         x_args = [parameter(f"x{i}", BufferSpec(shape, dtype)) for i in range(transform.parts)]
         places_arg = parameter("places", BufferSpec(transform.places.shape, "int32"))
         factors_arg = parameter("factors", BufferSpec(transform.factors.shape, dtype))
-        result = (*before, transform.kept, *behind)
+        result = (*before, transform.kept, *behind, *([2] if transform.pairs else []))
         y_args = [parameter(f"y{i}", BufferSpec(result, dtype)) for i in range(transform.results)]
         x, y = (
             tuple(flat_view(b, (product(s),), dtype) for b in args) for args, s in ((x_args, shape), (y_args, result))
@@ -240,7 +246,7 @@ class _Block:
 
     # -- the workspace ---------------------------------------------------------------------------------------------
 
-    def at(self, place: Expr, part: int) -> Expr:
+    def at(self, place: Expr, part: Expr | int) -> Expr:
         """Where the vector of a part of a number lies."""
         return (place * 2 + part) * self.f.lanes
 
@@ -350,15 +356,18 @@ class _Block:
         if f.op == "irfft" and not f.folded:  # the other half of the spectrum
             store(self.work, -value if part else value, [self.at(self.place(f.n - element), plane)])
 
-    def result(self, element: Expr, part: int) -> Expr:
+    def result(self, element: Expr, part: Expr | int) -> Expr:
         """An element of the result."""
         f = self.f
-        place, plane = element, part ^ int(f.swapped)
         if f.op == "irfft" and f.folded:
-            place, plane = element // 2, 1 - element % 2
-        value = load(self.work, [self.at(place, plane)], f.lanes)
+            element, part = element // 2, element % 2
+        value = load(self.work, [self.at(element, 1 - part if f.swapped else part)], f.lanes)
         factor = f.scale / 2 if f.op == "rfft" and f.folded else f.scale
         return share(value if factor == 1 else value * const(factor, f.dtype, f.lanes))
+
+    def in_line(self, number: Expr, part: int) -> Expr:
+        """A number of a line of the result in memory."""
+        return self.result(number // 2, number % 2) if self.f.pairs else self.result(number, part)
 
     def each_vector(self, count: int, part: int, x: Buffer | None, y: Buffer | None) -> None:
         """All elements of the lines from ``x`` to the workspace, or from there to ``y``."""
@@ -370,9 +379,14 @@ class _Block:
                 at = share((line * count + i) * self.columns + column)
                 if x is not None:
                     self.keep(i, part, share(load(x, [at], lanes)))
+                elif self.f.pairs:
+                    for half, numbers in enumerate(in_turn(self.result(i, 0), self.result(i, 1))):
+                        store(y, numbers, [at * 2 + half * lanes])
                 else:
                     store(y, self.result(i, part), [at])
             return
+        if self.f.pairs and y is not None:
+            count *= 2
         first = share(self.block * lanes)
         if count < lanes:
             self.each_element(count, part, first, x, y)
@@ -393,7 +407,7 @@ class _Block:
                     T.buffer_store(held, x[line * count + i], [lane])
                 self.keep(i, part, share(load(held, [0], lanes)))
                 return
-            store(held, self.result(i, part), [0])
+            store(held, self.in_line(i, part), [0])
             with T.serial(tirx.min(lanes, self.lines - first)) as lane:
                 T.buffer_store(y, held[lane], [(first + lane) * count + i])
 
@@ -406,7 +420,7 @@ class _Block:
             for i, value in enumerate(turn(rows)):
                 self.keep(start + i, part, value)
             return
-        rows = turn([self.result(start + i, part) for i in range(lanes)])
+        rows = turn([self.in_line(start + i, part) for i in range(lanes)])
         with T.If(first + lanes <= self.lines):
             with T.Then():
                 for i, row in enumerate(rows):

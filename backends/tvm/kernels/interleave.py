@@ -13,7 +13,7 @@ from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.elementwise import CHEAP, CHUNK, memory_type
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Dim, Expr
 from mlec.backends.tvm.kernels.tile import bits, ceildiv, flat_view, parallel_if_large, parameter, product
-from mlec.backends.tvm.kernels.vector import load, share, store
+from mlec.backends.tvm.kernels.vector import lanes_of, load, share, store
 from mlec.backends.tvm.target import TargetInfo
 
 
@@ -29,16 +29,13 @@ def interleave(shape: Sequence[Dim], dtype: str, target: TargetInfo, name: str =
         y_arg = parameter("y", BufferSpec((*shape[:-1], 2), dtype))
         x = [flat_view(b, (count,), held) for b in x_args]
         y = flat_view(y_arg, (count * 2,), held)
-        turns = [list(range(half * lanes // 2, (half + 1) * lanes // 2)) for half in range(2)]
 
         def chunk(number: Expr) -> None:
             first = share(number * CHUNK)
             own = share(tirx.min(CHUNK, count - first))
             with T.serial(own // lanes) as i:
                 at = share(first + i * lanes)
-                a, b = (share(load(part, [at], lanes)) for part in x)
-                for half, turn in enumerate(turns):
-                    mixed = tirx.Shuffle([a, b], [lane for k in turn for lane in (k, lanes + k)])
+                for half, mixed in enumerate(in_turn(*(share(load(part, [at], lanes)) for part in x))):
                     store(y, mixed, [at * 2 + half * lanes])
             with T.serial(own % lanes) as i:
                 at = share(first + own // lanes * lanes + i)
@@ -47,3 +44,10 @@ def interleave(shape: Sequence[Dim], dtype: str, target: TargetInfo, name: str =
 
         parallel_if_large(ceildiv(count, CHUNK), 2 * CHEAP * CHUNK // lanes, chunk)
     return kernel.func
+
+
+def in_turn(a: Expr, b: Expr) -> list[Expr]:
+    """The elements of two vectors in turn, as two others."""
+    lanes = lanes_of(a)
+    turns = [range(half * lanes // 2, (half + 1) * lanes // 2) for half in range(2)]
+    return [share(tirx.Shuffle([a, b], [lane for k in turn for lane in (k, lanes + k)])) for turn in turns]

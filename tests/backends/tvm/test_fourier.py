@@ -41,11 +41,12 @@ def error(f: Fourier, lines: int, behind: int = 1, symbolic: bool = False, threa
     worst = 0.0
     for rows in (lines, 1, 0) if symbolic else (lines,):
         x = [RNG.normal(size=(rows, f.given, behind)).astype(f.dtype) for _ in range(f.parts)]
-        out = [(rows, f.kept, behind)] * f.results
+        out = [(rows, f.kept, behind, *[2][: f.pairs])] * f.results
         call = (lambda *a, **k: same_by_threads(run, *a, **k)) if threads else run
         found = call(*x, *tables, out=out if f.results > 1 else out[0], dtype=f.dtype)
         if rows:
-            numbers = found[0] + 1j * found[1] if f.results > 1 else found
+            parts = np.moveaxis(found, -1, 0) if f.pairs else found
+            numbers = found if f.op == "irfft" else parts[0] + 1j * parts[1]
             expected = wanted(f, x)
             worst = max(worst, float(np.abs(numbers - expected).max() / np.abs(expected).max()))
     return worst
@@ -64,6 +65,15 @@ def test_lines_of_any_number_behind_and_before(op: str) -> None:
     assert error(f, 3, 2 * NARROW, symbolic=True) < 1e-15
     assert error(Fourier("fft", 12, 2, True, 1 / 12, "float64", HOST), 7) < 1e-15
     assert error(Fourier("fft", 9, 1, True, 1.0, "float64", HOST), 7) < 1e-15
+
+
+@pytest.mark.parametrize("op", ["fft", "rfft"])
+def test_real_and_imaginary_parts_in_turn(op: str) -> None:
+    for n in (1, 6, 26, 77):
+        f = Fourier(op, n, PARTS[op], False, 0.5, "float32", HOST, pairs=True)
+        assert error(f, NARROW + 3, symbolic=n == 6) < 3e-7, n
+        assert error(f, 2, 2 * NARROW) < 3e-7, n
+    assert error(Fourier("fft", 12, 2, True, 1.0, "float64", HOST, pairs=True), 7) < 1e-15
 
 
 def test_long_lines_on_several_threads() -> None:
@@ -111,13 +121,14 @@ def graph_of(op: str, shape: Sequence[int | str], axis: int, **attrs: object) ->
     return b.finish(b.multi(op, *x, axis=axis, **attrs))
 
 
+@pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize(("axis", "length"), [(0, 12), (1, 17)])  # of 17, as a product of matrices
-def test_any_axis_and_any_length(axis: int, length: int) -> None:
+def test_any_axis_and_any_length(axis: int, length: int, pairs: bool) -> None:
     sizes = [3, 5, 7]
     sizes[axis] = length
     shape: list[int | str] = list(sizes)
     shape[axis + 1] = "n"
-    graph = graph_of("fft", shape, axis, inverse=True, scale=0.25)
+    graph = graph_of("fft", shape, axis, inverse=True, scale=0.25, pairs=pairs)
     x = [RNG.normal(size=sizes).astype("float32") for _ in range(2)]
     for found, expected in zip(compiled(graph).run(x), run_graph(graph, x), strict=True):
         np.testing.assert_allclose(found, expected, atol=3e-6)
