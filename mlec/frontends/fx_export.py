@@ -571,9 +571,11 @@ def user_tensors(program: ExportedProgram) -> list[torch.Tensor]:
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
     """The program in ops that we lower, and in core ATen ops for the rest."""
+    lowered = HANDLERS.keys() | COMPLEX.keys()
+    if all(str(node.target) in lowered for node in program.graph.nodes if node.op == "call_function"):
+        return program  # torch would trace it once more, which takes as long as all else that is done here
     _keep_symbols(program)
     known: Any = default_decompositions()
-    lowered = HANDLERS.keys() | COMPLEX.keys()
     table = {op: how for op, how in known.items() if str(op) not in lowered}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

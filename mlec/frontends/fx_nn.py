@@ -22,8 +22,8 @@ def _spread(values: Sequence[int] | int, rank: int, default: Sequence[int] = ())
 
 @lowers("convolution.default")
 def _convolution(
-    c: Context, x: Value, weight: Value, bias: Value | None, stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
+    c: Context, x: Value, weight: Value, bias: Value | None, stride: Sequence[int] | int, padding: Sequence[int] | int,
+    dilation: Sequence[int] | int, transposed: bool, output_padding: Sequence[int] | int, groups: int,
 ) -> Value:  # fmt: skip
     rank = x.type.rank - 2
     pads = _spread(padding, rank) * 2
@@ -40,11 +40,20 @@ def _convolution(
     return c.b("add", result, c.reshape(bias, (*bias.type.shape, *[1] * rank)))
 
 
+@lowers(*(f"conv{rank}d.default" for rank in (1, 2, 3)))
+def _conv(
+    c: Context, x: Value, weight: Value, bias: Value | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1,
+) -> Value:  # fmt: skip
+    batched = _batched(c, x, weight.type.rank - 2)
+    return c.reshape(_convolution(c, batched, weight, bias, stride, padding, dilation, False, 0, groups), c.shape)
+
+
 # -- pooling ---------------------------------------------------------------------------------------------------------
 
 
 def _batched(c: Context, x: Value, rank: int) -> Value:
-    """With a batch axis; pooling takes inputs without one."""
+    """With a batch axis; pooling and convolutions take inputs without one."""
     return x if x.type.rank == rank + 2 else c.reshape(x, (1, *x.type.shape))
 
 

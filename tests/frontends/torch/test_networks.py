@@ -258,3 +258,20 @@ def test_recurrent_layers_with_states_and_without_biases(cell: type[nn.RNNBase])
     graph = lower(module, *inputs, input_shapes={"h": (2, "n", 5)})
     assert graph.signature.inputs[1].shape == (2, "n", 5)
     compare(graph, FRONTEND.oracle(module)["run"], inputs)
+
+
+def test_a_program_of_ops_that_are_lowered_is_not_traced_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 5)
+    )
+    x = torch.randn(2, 3, 8, 8)
+    program = torch.export.export(module.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("rows", min=1)},))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.export.ExportedProgram, "run_decompositions", None)
+        graph = lower(program)
+    run = FRONTEND.oracle(module)["run"]
+    for rows in (1, 3):
+        compare(graph, run, [torch.randn(rows, 3, 8, 8)], rtol=1e-5)
+    for line in (nn.Conv1d(3, 4, 3, stride=2), nn.Conv3d(2, 4, (1, 3, 2), dilation=(1, 2, 1), groups=2)):
+        lone = torch.randn(line.in_channels, 9) if isinstance(line, nn.Conv1d) else torch.randn(2, 4, 9, 5)
+        compare(lower(torch.export.export(line.eval(), (lone,))), FRONTEND.oracle(line)["run"], [lone], rtol=1e-5)
