@@ -59,7 +59,7 @@ FILE_BYTES = 1 << 16
 """That it may write to a file: torch looks for a folder where it could."""
 FILES = 256
 """That may be open at a time."""
-OPEN, LOWER, WEIGHTS, DECIDED, THREADS = "(open)", "(lower)", "(weights)", "(decided)", "(threads)"
+OPEN, LOWER, WEIGHTS, DECIDED, EXACT, THREADS = "(open)", "(lower)", "(weights)", "(decided)", "(exact)", "(threads)"
 """Questions about the model, beside the names of its methods."""
 
 _LENGTH = struct.Struct("<Q")
@@ -157,6 +157,15 @@ class SourceProcess(Mapping[str, Callable[[Any], Any]]):
 
     def __len__(self) -> int:
         return len(self._methods)
+
+    def exact(self, argument: Any) -> Any:
+        """As of `SourceMethods`: what the source answers in float64.
+
+        Raises:
+            UsageError: it has no such answer.
+            FrontendError: its process died, hung, or ran out of memory.
+        """
+        return self._ask(EXACT, argument)[1]
 
     def seconds(self, method: str, argument: Any) -> float:
         """That a call takes there, without the way there and back."""
@@ -415,8 +424,9 @@ class _Model:
             oracle = self._frontend.oracle(self._model)
             self._functions = dict(oracle)
             self._methods = list(oracle)
-            if isinstance(oracle, SourceMethods) and oracle.decided is not None:
-                self._functions[DECIDED] = oracle.decided
+            if isinstance(oracle, SourceMethods):
+                more = {DECIDED: oracle.decided, EXACT: oracle.exact}
+                self._functions |= {question: function for question, function in more.items() if function is not None}
         except Exception as error:
             self._problem = _described(error)
 

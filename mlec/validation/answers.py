@@ -121,7 +121,7 @@ def ask(graph: Graph, oracle: Oracle, examples: Sequence[Any] | None) -> SourceA
     if timed is None and probes.batches:
         timed = [_head(p, PROBE_ROWS, _is_batched(signature, i)) for i, p in enumerate(probes.batches[0].inputs)]
     refused = "" if probes.refused is None else probes.refused.message
-    exact = oracle.exact if isinstance(oracle, SourceMethods) else None
+    exact = oracle.exact if isinstance(oracle, SourceMethods | SourceProcess) else None
     return SourceAnswers([*batches, *probes.batches], refused, probes.shortened, timed, exact)
 
 

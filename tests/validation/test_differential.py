@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -274,20 +275,23 @@ class Logarithm(torch.nn.Module):
         return torch.log((x - x.mean(-1, keepdim=True)).abs() + 1e-9)
 
 
-def refused(model: torch.nn.Module, x: torch.Tensor) -> MlecError:
+def refused(model: torch.nn.Module | Path, x: torch.Tensor) -> MlecError:
     with pytest.raises(ToleranceError) as caught:
         mlec.compile(model, (x,))
     assert caught.value.code == "E_PARITY"
     return caught.value
 
 
-def test_a_source_that_is_off_itself_is_named_as_the_cause() -> None:
+def test_a_source_that_is_off_itself_is_named_as_the_cause(tmp_path: Path) -> None:
     x = torch.randn(32, 100, generator=torch.Generator().manual_seed(0)) * 0.01 + 100
     hint = str(refused(Logarithm(), x).hint)
     assert hint.startswith("the model magnifies the rounding of its own numbers")
     allowed = float(hint.partition("rtol=")[2].rstrip(")"))
     compiled = mlec.compile(Logarithm(), (x,), tolerance=mlec.Tolerance(rtol=allowed))  # what the hint says
     assert compiled.report.to_dict()["parity"]["methods"]["run"]["max_rel_error"] > 1e-4
+    program = tmp_path / "logarithm.pt2"  # asked in a process of its own
+    torch.export.save(torch.export.export(Logarithm(), (x,)), program)
+    assert str(refused(program, x).hint) == hint
     # One that names float32 cannot be asked in float64.
     assert "unless the model magnifies" in str(refused(Logarithm(torch.float32), x).hint)
 
