@@ -16,6 +16,7 @@ import torch
 from mlec.frontends import fx_nn, fx_ops, fx_shape  # noqa: F401  (they fill HANDLERS)
 from mlec.frontends.fx_context import HANDLERS, Context, Number, Operand, Results, dtype_of, lowers
 from mlec.ir import DType, Value
+from mlec.ir.dim import product
 
 PART_TYPES = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 """Element types of complex tensors, and those of their parts."""
@@ -277,6 +278,31 @@ def _product(c: Context, x: Any, y: Any, multiply: Callable[[Value, Value], Valu
 @complex_rule("mul.Tensor", "mul.Scalar")
 def _mul(c: Context, x: Any, y: Any) -> Complex:
     return _product(c, x, y, lambda a, b: c.b("mul", a, b))
+
+
+@complex_rule("prod.default", "prod.dim_int")
+def _prod(
+    c: Context, x: Complex | Value, dim: int | None = None, keepdim: bool = False, dtype: torch.dtype | None = None
+) -> Complex:
+    """One half of the axis by the other, again and again: no number is rounded more often than there are steps."""
+    z = Complex(*as_complex(c, x))
+    if dim is None:
+        z, dim = Complex(*(c.reshape(part, (product(part.type.shape),)) for part in z.parts)), 0
+    extent = c.static(z.re, dim, "the axis of a product")
+    if extent == 0:
+        return Complex(c.full(1, c.shape, c.dtype))
+    while extent > 1:
+        half = extent // 2
+        found = _mul(c, _cut(c, z, dim, 0, half), _cut(c, z, dim, half, 2 * half))
+        if extent % 2:
+            last = _cut(c, z, dim, extent - 1, extent)
+            found = Complex(*(c.b("concat", *pair, axis=dim) for pair in zip(found.parts, last.parts, strict=True)))
+        z, extent = found, half + extent % 2
+    return Complex(*(c.reshape(part, c.shape) for part in z.parts))
+
+
+def _cut(c: Context, z: Complex, axis: int, start: int, stop: int) -> Complex:
+    return Complex(*(c.take(part, axis, start, stop) for part in z.parts))
 
 
 @complex_rule("div.Tensor", "div.Scalar")

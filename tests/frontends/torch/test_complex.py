@@ -45,6 +45,8 @@ ONE: dict[str, Any] = {
     "size": lambda z: z.abs().pow(2).sum(1), "sqrt": torch.sqrt, "tanh": torch.tanh, "far_tanh": lambda z: torch.tanh(60 * z),
     "near_tanh": lambda z: torch.tanh(1e-3 * z), "sigmoid": torch.sigmoid, "var": lambda z: z.var(2),
     "std": lambda z: z.std((1, 2), correction=0),
+    "prod": lambda z: z.prod(1), "prod_of_odd": lambda z: z[:, :3].prod(1, keepdim=True), "prod_of_one": lambda z: z[:, :, :1].prod(-1),
+    "prod_of_none": lambda z: z[:, :0].prod(1), "prod_of_real": lambda z: z.abs().prod(2, dtype=torch.cfloat),
     "is_number": lambda z: z * MASK == 0, "is_not": lambda z: z != 1j, "roots_of_squares": lambda z: torch.sqrt(z * z),
     "roots_beside_the_cut": lambda z: torch.sqrt(torch.complex(-z.abs(), torch.where(MASK, -0.0, 0.0) * z.abs())),
 }  # fmt: skip
@@ -99,6 +101,10 @@ def test_products_of_what_is_not_finite() -> None:
     special = torch.tensor([[torch.inf, 1.0, torch.nan, -torch.inf, 0.0, 3e38, 1e-40]])
     check(lambda x: parts(torch.complex(x, x.roll(1, 1)) * 2.0), special)
     check(lambda x: torch.complex(x, x.roll(1, 1)).abs(), special)
+
+
+def test_product_of_all() -> None:
+    check(lambda x: parts(torch.complex(x, x.sin()).prod()), floats(3, 5), batches=False)
 
 
 class Spectral(nn.Module):
