@@ -13,7 +13,8 @@ import io
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,7 +28,7 @@ from mlec.artifact import metadata as documents
 from mlec.artifact.header import Header
 from mlec.artifact.kernels import KernelBlob
 from mlec.artifact.mapped import MappedFile, changed
-from mlec.artifact.sections import SectionHash
+from mlec.artifact.sections import BegunHash, SectionHash
 from mlec.errors import ArtifactError, CorruptedFileError, RuntimeUnavailableError, SecurityError, UsageError
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Artifact:
         signature: Signature | None,
         writable_by_others: bool,
         mapping: MappedFile | None,
+        unsettled: Callable[[], None] | None = None,
     ) -> None:
         self.path = path
         self.header = header
@@ -85,6 +87,7 @@ class Artifact:
         self.writable_by_others = writable_by_others
         self._tensors: weights.Tensors | None = tensors
         self._mapping = mapping
+        self._unsettled = unsettled
 
     @classmethod
     def open(
@@ -96,6 +99,7 @@ class Artifact:
         follow_symlinks: bool = True,
         keyring: Keyring | None = None,
         key: EncryptionKey | bytes | str | os.PathLike[str] | None = None,
+        wait: bool = True,
     ) -> Artifact:
         """Open and check a file.
 
@@ -104,12 +108,13 @@ class Artifact:
             copy_weights: hold the weights in private memory instead of mapping the file. Needed where the file may
                 be truncated while it is open, which kills a process that reads a mapped page. Files that other users
                 can write to, or own, are always copied.
-            verify: ``"full"`` makes all checks of the format now. ``"once"`` leaves out the checksums of single tensors that are stored
-                as they are: their bytes are covered by those of the section. ``"fast"`` checks each tensor when it is first asked for,
-                and everything else now.
+            verify: ``"full"`` makes all checks of the format now. ``"once"`` looks at no byte of the weights twice: where the digest of the
+                section is right, neither its CRC-32 nor the checksums of single tensors that are stored as they are. ``"fast"`` checks
+                each tensor when it is first asked for, and everything else now.
             follow_symlinks: False refuses a path whose last part is a symbolic link.
             keyring: the keys to verify a signature with; by default those of this user and this machine.
             key: of an encrypted file, or the file that holds it; by default that of the environment variable ``MLEC_KEY``.
+            wait: False, with ``"once"``, may return while other CPUs are still at work on the weights: `settle` waits for what they find.
 
         Raises:
             CorruptedFileError: the bytes break the format, with the code of the broken rule.
@@ -126,13 +131,33 @@ class Artifact:
 
             key = EncryptionKey.of(key)
         with _named(path):
-            return _decode(stored, verify, key)
+            artifact = _decode(stored, verify, key)
+        if wait:
+            artifact.settle()
+        return artifact
+
+    def settle(self) -> None:
+        """Find out about the weights, where `open` did not wait for that.
+
+        Raises:
+            CorruptedFileError: with the code of the broken rule.
+        """
+        if self._unsettled is not None:
+            with _named(self.path):
+                self._unsettled()
+            self._unsettled = None
 
     @property
     def tensors(self) -> weights.Tensors:
-        """The weights by name: read-only, 64-byte aligned arrays that keep the file's memory alive; `check_unchanged` comes first."""
+        """The weights by name, which are checked first: read-only, 64-byte aligned arrays that keep the file's memory alive."""
+        self.settle()
         self.check_unchanged()
         return self._open_tensors
+
+    def unchecked_tensors(self) -> Mapping[str, np.ndarray[Any, Any]]:
+        """The same, of which those that share the file's memory must not be read before `settle` or `check_tensors`."""
+        self.check_unchanged()
+        return self._open_tensors.unchecked()
 
     @property
     def _open_tensors(self) -> weights.Tensors:
@@ -223,6 +248,7 @@ class StoredFile(msgspec.Struct, frozen=True):
         sections: the stored bytes of metadata, graph, kernels and signature, private copies; empty for absent ones.
         weights: the stored bytes of the weights.
         hashes: of the sections whose bytes were looked at.
+        begun: the hash of the weights, where `settle` is to finish it.
         metadata, owned: the whole metadata, and what the format owns of it.
         digests: digest roots in hexadecimal, None for absent sections.
         signature: None for a file without one.
@@ -235,6 +261,7 @@ class StoredFile(msgspec.Struct, frozen=True):
     sections: Mapping[str, bytearray]
     weights: _Bytes
     hashes: Mapping[str, SectionHash]
+    begun: BegunHash | None
     metadata: dict[str, Any]
     owned: documents.Owned
     digests: Mapping[str, str | None]
@@ -258,7 +285,23 @@ class StoredFile(msgspec.Struct, frozen=True):
                 f"verify must be 'fast', 'once' or 'full', not {verify!r}", hint="'fast' leaves out the weights"
             )
         with _named(path):
-            return _read_stored(os.fsdecode(path), copy_weights, verify != "fast", follow_symlinks, keyring)
+            return _read_stored(os.fsdecode(path), copy_weights, verify, follow_symlinks, keyring)
+
+    def settle(self) -> None:
+        """Compare the digest of the weights, with ``verify="once"``.
+
+        Raises:
+            CorruptedFileError: with the code of the broken rule.
+        """
+        if self.begun is None:
+            return
+        found = self.begun.finish()
+        if found.root().hex() == self.digests["weights"]:
+            return
+        found.crc = zlib.crc32(self.weights.data)  # it tells an accident from what somebody did
+        hashes = {**self.hashes, "weights": found}
+        _check_crcs(self.header, hashes, self.sections["graph"], self.weights)
+        _check_digests(self.header, self.owned.digests, hashes)
 
 
 @contextlib.contextmanager
@@ -272,7 +315,7 @@ def _named(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _read_stored(
-    path: str, copy_weights: bool, with_weights: bool, follow_symlinks: bool, keyring: Keyring | None
+    path: str, copy_weights: bool, verify: Verify, follow_symlinks: bool, keyring: Keyring | None
 ) -> StoredFile:
     if sys.byteorder != "little":
         raise ArtifactError(
@@ -298,9 +341,12 @@ def _read_stored(
         foreign = info.st_uid not in (os.geteuid(), 0)  # its owner can always change it
         section, mapping = _load_weights(file, info, header, copy_weights or shared or foreign)
 
+    begun = None
+    if verify != "fast" and section.size:
+        begun = BegunHash("weights", section.data, checksum=verify == "full")
     hashes = {name: SectionHash.of(name, data) for name, data in stored.items() if data}
-    if with_weights and section.size:
-        hashes["weights"] = SectionHash.of("weights", section.data)
+    if verify == "full" and begun is not None:
+        hashes["weights"], begun = begun.finish(), None
     _check_crcs(header, hashes, stored["graph"], section)
     signature = None
     if stored["signature"]:
@@ -314,6 +360,7 @@ def _read_stored(
         sections=stored,
         weights=section,
         hashes=hashes,
+        begun=begun,
         metadata=metadata,
         owned=owned,
         digests=_check_digests(header, owned.digests, hashes),
@@ -327,13 +374,19 @@ def _decode(file: StoredFile, verify: Verify, key: EncryptionKey | None) -> Arti
     header, roots = file.header, {name: digest.root() for name, digest in file.hashes.items() if name != "weights"}
     opened, section, mapping = file.sections, file.weights, file.mapping
     if header.aead_alg:
+        file.settle()
         opened, section, mapping = *_decrypted(file, key), None
     plain = {name: _decoded(header, name, opened[name]) for name in ("graph", "kernels")}
     document = documents.parse_graph(plain["graph"])
     weights.check_index(document.tensors, section.size, compressed=header.codec("weights") != 0)
     tensors = weights.Tensors(document.tensors, section)
-    if verify != "fast":
-        tensors.check_all(section_is_right=verify == "once")
+    if verify == "full":
+        tensors.check_all()
+
+    def settle() -> None:
+        file.settle()
+        tensors.check_all(section_is_right=True)
+
     kernels: tuple[KernelBlob, ...] = ()
     if plain["kernels"]:
         # Code is bound to the graph itself, however that is stored.
@@ -352,6 +405,7 @@ def _decode(file: StoredFile, verify: Verify, key: EncryptionKey | None) -> Arti
         signature=file.signature,
         writable_by_others=file.writable_by_others,
         mapping=mapping,
+        unsettled=settle if verify == "once" else None,
     )
 
 

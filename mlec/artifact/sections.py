@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from mlec.artifact import limits
 from mlec.artifact.header import ALIGNMENT, SECTIONS, SIZE, Header, Section
 from mlec.errors import CorruptedFileError
-from mlec.runtime.threads import side_by_side
+from mlec.runtime.threads import SideBySide
 
 CHUNK: Final = 1 << 20
 """Bytes under one leaf of the digest tree."""
@@ -69,18 +69,32 @@ class SectionHash:
         return hashlib.sha256(head + b"".join(self._leaves)).digest()
 
     @classmethod
-    def of(cls, section: str, data: bytes | bytearray | memoryview) -> Self:
+    def of(cls, section: str, data: bytes | bytearray | memoryview) -> SectionHash:
         """The finished hash of a section that is in memory as a whole; one of several chunks is hashed on all usable CPUs."""
+        return BegunHash(section, data).finish()
+
+
+class BegunHash:
+    """The hash of a section that is in memory as a whole. Where it has several chunks, other CPUs are at work on it from now on.
+
+    Args:
+        section, data: its name and bytes.
+        checksum: False leaves the CRC-32 at 0.
+    """
+
+    def __init__(self, section: str, data: bytes | bytearray | memoryview, *, checksum: bool = True) -> None:
         view = memoryview(data)
-        made = cls(section, view.nbytes)
-        if view.nbytes <= CHUNK:
-            made.update(view)
-            return made
-        chunks = [view[start : start + CHUNK] for start in range(0, view.nbytes, CHUNK)]
-        leaves = [partial(_leaf, chunk) for chunk in chunks]
-        made.crc, *made._leaves = side_by_side([partial(zlib.crc32, view), *leaves])
-        made._done = view.nbytes
-        return made
+        self._hash = SectionHash(section, view.nbytes)
+        self._tasks: list[Callable[[], Any]] = [partial(zlib.crc32, view)] if checksum else [int]
+        self._tasks += [partial(_leaf, view[start : start + CHUNK]) for start in range(0, view.nbytes, CHUNK)]
+        self._under_way = SideBySide(self._tasks) if view.nbytes > CHUNK else None
+
+    def finish(self) -> SectionHash:
+        """The finished hash; this thread takes part."""
+        found = [task() for task in self._tasks] if self._under_way is None else self._under_way.results()
+        self._hash.crc, *self._hash._leaves = found
+        self._hash._done = self._hash._length
+        return self._hash
 
 
 def _leaf(chunk: memoryview) -> bytes:

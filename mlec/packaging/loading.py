@@ -59,7 +59,7 @@ def load(
         )
     path = Path(path)
     wanted = named_trust(trust)
-    artifact = Artifact.open(path, key=encryption_key, verify="fast" if _is_large(path) else "once")
+    artifact = Artifact.open(path, key=encryption_key, verify="fast" if _is_large(path) else "once", wait=False)
     if require_signature:
         check_signed(artifact)
     model = read_model(artifact)
@@ -88,7 +88,7 @@ def load(
         program = model.programs[chosen]
         objects = tuple(blob.data for blob in artifact.kernels if blob.target == chosen)
         check = partial(artifact.check_tensors, program.constants)
-        executable = executable_for(program, objects, artifact.tensors.unchecked(), num_threads, graph, check)
+        executable = executable_for(program, objects, artifact.unchecked_tensors(), num_threads, graph, check)
         logs.info("mlec", "%s: runs the kernels for %s", path, processor_name(program.target) or program.device)
     else:
         from mlec.packaging.recompiling import compiled_here
@@ -98,6 +98,7 @@ def load(
         if require_native:
             raise not_native(path, reason, instead)
         program, executable = compiled_here(artifact, model, path, num_threads, reason, instead)
+    artifact.settle()  # other CPUs hashed the weights meanwhile
     about = {k: v for k, v in artifact.metadata.items() if k not in ("signature", "program", "report")}
     device_type = DEVICES.get(program.device)
     kind: Callable[..., CompiledModel] = CompiledModel

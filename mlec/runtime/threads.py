@@ -56,39 +56,54 @@ def checked_num_threads(num_threads: object) -> int:
     return min(wanted, usable)
 
 
+class SideBySide:
+    """Tasks that other CPUs begin with at once; of use where they let go of Python's lock while they work."""
+
+    def __init__(self, tasks: Sequence[Callable[[], Any]]) -> None:
+        self._tasks = tasks
+        self._done: dict[int, Any] = {}
+        self._failed: dict[int, Exception] = {}
+        self._left = iter(range(len(tasks)))  # shared: whoever is free takes the next one
+        count = min(effective_cpu_count(), len(tasks)) - 1
+        self._helpers = [threading.Thread(target=self._work) for _ in range(count)]
+        # There may be threads enough in this process: the others do without those that do not start.
+        with contextlib.suppress(RuntimeError):
+            for helper in self._helpers:
+                helper.start()
+
+    def results(self) -> list[Any]:
+        """What the tasks return, in their order; this thread takes part.
+
+        Raises:
+            Exception: of the first task, in their order, that raises one.
+        """
+        try:
+            self._work()
+        finally:
+            for _ in self._left:  # there are none, unless this was interrupted
+                pass
+            for helper in self._helpers:
+                if helper.ident is not None:
+                    helper.join()
+        if self._failed:
+            raise self._failed[min(self._failed)]
+        return [self._done[number] for number in range(len(self._tasks))]
+
+    def _work(self) -> None:
+        for number in self._left:
+            try:
+                self._done[number] = self._tasks[number]()
+            except Exception as error:
+                self._failed[number] = error
+
+
 def side_by_side(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
-    """What tasks return, in their order, done on all usable CPUs; of use where they let go of Python's lock while they work.
+    """What tasks return, in their order, done on all usable CPUs.
 
     Raises:
         Exception: of the first task, in their order, that raises one.
     """
-    done: dict[int, Any] = {}
-    failed: dict[int, Exception] = {}
-    left = iter(range(len(tasks)))  # shared: whoever is free takes the next one
-
-    def work() -> None:
-        for number in left:
-            try:
-                done[number] = tasks[number]()
-            except Exception as error:
-                failed[number] = error
-
-    helpers = [threading.Thread(target=work) for _ in range(min(effective_cpu_count(), len(tasks)) - 1)]
-    # There may be threads enough in this process: the others do without those that do not start.
-    with contextlib.suppress(RuntimeError):
-        for helper in helpers:
-            helper.start()
-    try:
-        work()
-    finally:
-        for _ in left:  # there are none, unless this was interrupted
-            pass
-        for helper in helpers:
-            if helper.ident is not None:
-                helper.join()
-    if failed:
-        raise failed[min(failed)]
-    return [done[number] for number in range(len(tasks))]
+    return SideBySide(tasks).results()
 
 
 def cgroup_quota(proc: Path = Path("/proc/self")) -> float | None:
