@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mlec.backends.tvm.kernels.gemm import GemmSchedule, column_block, gemm, pack_gemm
+from mlec.backends.tvm.kernels.gemm import GemmSchedule, column_block, gemm, pack_gemm, unit_pairs
+from mlec.backends.tvm.kernels.int8 import STRIP
 from mlec.backends.tvm.kernels.matmul import MatmulSchedule, matmul
 from mlec.backends.tvm.lower_fused import Tail, lower_decomposed
 from mlec.backends.tvm.lowering import Lowering, Tensor, Version
@@ -73,9 +74,12 @@ def lower_matmul_narrow_packed(lowering: Lowering, node: Node, operands: tuple[T
 def _packed_product(
     lowering: Lowering, node: Node, a: Tensor, w: Tensor, n: int, tail: Tail, narrow: str | None = None
 ) -> Tensor:
-    block = static(w.shape[2])
-
+    block, rows = static(w.shape[2]), product(a.shape[:-1])
     operands = (a, w, *tail.operands(lowering))
+    how = f", {narrow} weights widened" if narrow else ""
+    if unit_pairs(a.dtype, narrow, static(a.shape[-1]), block, lowering.target):
+        few = isinstance(rows, int) and rows < STRIP
+        how += "" if few else f", of {STRIP} rows or more by AMX"
 
     def version(schedule: GemmSchedule) -> Version:
         def build(name: str, dims: Dims) -> object:
@@ -85,9 +89,7 @@ def _packed_product(
                 narrow,
             )  # fmt: skip
 
-        widened = f", {narrow} weights widened" if narrow else ""
-        return Version(build, operands, f"gemm, blocks of {block} columns{widened}{tail}")
+        return Version(build, operands, f"gemm, blocks of {block} columns{how}{tail}")
 
-    rows = product(a.shape[:-1])
     schedules = GemmSchedule.candidates(rows, n, static(a.shape[-1]), a.dtype, block, lowering.target, narrow)
     return lowering.scheduled(schedules, version, [tail.type], node=node)[0]

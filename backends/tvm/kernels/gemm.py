@@ -60,6 +60,12 @@ def column_block(n: int, dtype: str, target: TargetInfo) -> int:
     return lanes if n <= lanes else 2 * lanes
 
 
+def unit_pairs(dtype: str, narrow: str | None, k: int, block: int, target: TargetInfo) -> int:
+    """Pairs of successive k that one instruction of a matrix unit takes of such rows and weights; 0 where vectors multiply them."""
+    both = dtype == narrow == "bfloat16" and block % STRIP == 0
+    return pairs_of_step(k, target) if both else 0
+
+
 @dataclass(frozen=True)
 class GemmSchedule:
     """How `gemm` goes over rows and columns. The letters are those of BLIS; all are counted in elements.
@@ -379,8 +385,7 @@ class _Gemm:
     def tiled(self) -> TiledGemm | None:
         """The product by the processor's matrix unit, if that takes it."""
         m, n, k, block = self.extents.m, self.extents.n, self.extents.k, self.w.block
-        both = self.w.paired and self.a.dtype == "bfloat16" and block % STRIP == 0
-        pairs = pairs_of_step(k, self.target) if both else 0
+        pairs = unit_pairs(self.a.dtype, self.w.kind if self.w.narrow else None, k, block, self.target)
         if not pairs:
             return None
         rows = flat_view(self.a.buffer, (m, k), "uint16")

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from unittest.mock import patch
 
+import ml_dtypes
 import numpy as np
 import pytest
 
+from mlec.backends.base import CompiledModule
 from mlec.backends.tvm.backend import TVMBackend
 from mlec.backends.tvm.compat import tvm
+from mlec.backends.tvm.kernels.gemm_bf16 import has_tiles
 from mlec.backends.tvm.target import TargetInfo
-from mlec.ir import OPS, DType, Graph, Node, Trait, Value, run_graph
+from mlec.ir import OPS, DType, Graph, GraphBuilder, Node, TensorType, Trait, Value, run_graph, tensor
 from mlec.ir.op import SYMBOLIC_EXTENT, Array, Case
+from mlec.ops.linalg import pack_narrow
 from mlec.runtime.executable import Executable
 from mlec.target import Target
 from tests.backends.tvm.op_cases import check, families, graph_of
@@ -125,10 +129,13 @@ def check_elements(op: str, got: Array, wanted: Array, label: str) -> None:
         np.testing.assert_array_equal(np.signbit(ours[zeros]), np.signbit(theirs[zeros]), err_msg=f"{op} ({label})")
 
 
-def results_of(graph: Graph, calls: Sequence[Sequence[Array]]) -> list[list[Array]]:
-    """The results of each call by one thread; several threads, each number with calls of another salt, give the same bits."""
+def compiled(graph: Graph) -> CompiledModule:
     with quick(), shared_by_threads():
-        module = TVMBackend().compile(graph, Target())
+        return TVMBackend().compile(graph, Target())
+
+
+def results_of(module: CompiledModule, graph: Graph, calls: Sequence[Sequence[Array]]) -> list[list[Array]]:
+    """The results of each call by one thread; several threads, each number with calls of another salt, give the same bits."""
     executable = Executable(module.program, module.objects, module.constants, num_threads=1)
 
     def run(threads: int, some: Sequence[Sequence[Array]]) -> list[list[Array]]:
@@ -155,12 +162,10 @@ def producers(graph: Graph) -> list[Node]:
     return [graph.producer[output] for output in graph.outputs]
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "symbolic"])
-@pytest.mark.parametrize("names", families(), ids=lambda names: f"{names[0]}-{names[-1]}")
-def test_extreme_values(names: list[str], dynamic: bool) -> None:
-    graph, arrays, _ = graph_of(names, dynamic, 1)
+def check_calls(module: CompiledModule, graph: Graph, arrays: Sequence[Array], extents: Sequence[int]) -> None:
+    """Each kind of extreme values in the inputs, symbolic axes as long as each of the extents."""
     calls, labels = [], []
-    for extent in EXTENTS if dynamic else EXTENTS[:1]:
+    for extent in extents:
         rng = np.random.default_rng(extent)
         for salt in SALTS:
             given = [
@@ -168,7 +173,7 @@ def test_extreme_values(names: list[str], dynamic: bool) -> None:
             ]
             calls.append([lengthened(a, v.type.shape, extent) for a, v in zip(given, graph.inputs, strict=True)])
             labels.append(f"{salt}, {extent}")
-    for label, given, results in zip(labels, calls, results_of(graph, calls), strict=True):
+    for label, given, results in zip(labels, calls, results_of(module, graph, calls), strict=True):
         with np.errstate(all="ignore"):
             values = dict(zip([*graph.inputs, *graph.outputs], [*given, *run_graph(graph, given)], strict=True))
         for node, output, got in zip(producers(graph), graph.outputs, results, strict=True):
@@ -180,3 +185,86 @@ def test_extreme_values(names: list[str], dynamic: bool) -> None:
                 wanted = within_lines(case, got, wanted)
             check(node.name, got, wanted, case)
             check_elements(node.name, got, wanted, label)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "symbolic"])
+@pytest.mark.parametrize("names", families(), ids=lambda names: f"{names[0]}-{names[-1]}")
+def test_extreme_values(names: list[str], dynamic: bool) -> None:
+    graph, arrays, _ = graph_of(names, dynamic, 1)
+    check_calls(compiled(graph), graph, arrays, EXTENTS if dynamic else EXTENTS[:1])
+
+
+def normal(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def rows(b: GraphBuilder, *shape: int, dtype: str = "f32") -> Value:
+    return b.input("x", tensor(dtype, ("n", *shape)))
+
+
+def pointwise(b: GraphBuilder) -> Sequence[Value]:
+    return [b("conv", rows(b, 16, 9, 11), b.constant(normal(33, 16, 1, 1)))]
+
+
+def distances(b: GraphBuilder) -> Sequence[Value]:
+    x, points = rows(b, 7), b.constant(normal(37, 7))
+    metrics = ("sqeuclidean", "euclidean", "manhattan", "chebyshev", "minkowski")
+    return [b("pairwise_distance", x, points, metric=metric, p=3.0) for metric in metrics]
+
+
+def neighbours(b: GraphBuilder) -> Sequence[Value]:
+    return b.multi("nearest", rows(b, 7), b.constant(normal(37, 7)), metric="sqeuclidean", k=5)
+
+
+def recurrent(op: str, gates: int, states: int, biases: int) -> Callable[[GraphBuilder], Sequence[Value]]:
+    def results(b: GraphBuilder) -> Sequence[Value]:
+        x, units = rows(b, 5, 7), 21
+        begin = [b.input(f"h{i}", tensor("f32", ("n", units))) for i in range(states)]
+        weights = [b.constant(normal(gates * units, k, seed=k) / 4) for k in (7, units)]
+        return b.multi(op, x, *begin, *weights, *(b.constant(normal(gates * units)) for _ in range(biases)))
+
+    return results
+
+
+def bf16_product(b: GraphBuilder) -> Sequence[Value]:
+    weights = pack_narrow(normal(64, 40).astype(ml_dtypes.bfloat16), 32)
+    return [b("matmul_narrow_packed", rows(b, 64, dtype="bf16"), b.constant(weights), n=40)]
+
+
+def depthwise_bytes(b: GraphBuilder) -> Sequence[Value]:
+    weights = (normal(3, 3, 1, 37) * 50).astype(np.int8)
+    return [b("conv_int8", rows(b, 9, 8, 37, dtype="u8"), b.constant(weights), zero_point=7, pads=(1,) * 4, groups=37)]
+
+
+def in_turn(b: GraphBuilder) -> Sequence[Value]:
+    return [b("concat", rows(b, 3, 1), b.input("y", tensor("f32", ("n", 3, 1))), axis=-1)]
+
+
+TEMPLATES: dict[str, tuple[Callable[[GraphBuilder], Sequence[Value]], str]] = {
+    "pointwise": (pointwise, "product of weights and image"),
+    "distances": (distances, "distances"),
+    "neighbours": (neighbours, "smallest kept"),
+    "lstm": (recurrent("lstm", 4, 2, 1), "tiles of sequences"),
+    "gru": (recurrent("gru", 3, 1, 2), "tiles of sequences"),
+    "rnn": (recurrent("rnn", 1, 1, 1), "tiles of sequences"),
+    "product of bf16": (bf16_product, "by AMX" if has_tiles(TargetInfo.host()) else "widened"),
+    "depthwise on bytes": (depthwise_bytes, "depthwise convolution of bytes"),
+    "in turn": (in_turn, "in turn"),
+}
+"""What no sample of an op comes to, and a part of what its report says. Winograd's sums have bounds of their own: `test_winograd`."""
+
+
+def sample_of(kind: TensorType, rng: np.random.Generator) -> Array:
+    shape = [extent if isinstance(extent, int) else SYMBOLIC_EXTENT for extent in kind.shape]
+    drawn = rng.normal(size=shape) if kind.dtype.is_float else rng.integers(0, 256, shape)
+    return drawn.astype(kind.dtype.numpy)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_extreme_values_of_templates_for_larger_operands(name: str) -> None:
+    make, strategy = TEMPLATES[name]
+    b = GraphBuilder("template")
+    graph = b.finish(make(b))
+    module, rng = compiled(graph), np.random.default_rng(1)
+    assert all(strategy in note.strategy for note in module.notes), [note.strategy for note in module.notes]
+    check_calls(module, graph, [sample_of(v.type, rng) for v in graph.inputs], EXTENTS)
