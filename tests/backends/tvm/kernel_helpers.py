@@ -1,11 +1,14 @@
 """Compiling and calling kernel templates on numpy arrays."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from mlec.backends.tvm.compat import IRModule, tvm
 from mlec.backends.tvm.pipeline import compile_for_cpu
 from mlec.backends.tvm.target import TargetInfo
 from mlec.ops.windows import Geometry
+from mlec.runtime.library import use_threads
 
 HOST = TargetInfo.host()
 
@@ -24,18 +27,29 @@ def compile_kernel(func, target=HOST):
     return run
 
 
+def by_threads(call):
+    """What ``call(threads)`` returns for one to four threads, by that number.
+
+    On an OS thread of its own, whose pool is made for four: a pool stays as large as its first use made it.
+    """
+
+    def every():
+        results = {}
+        for threads in (4, 3, 2, 1):
+            use_threads(threads)
+            assert threads == 1 or tvm.get_global_func("runtime.NumThreads")() == threads
+            results[threads] = call(threads)
+        return results
+
+    with ThreadPoolExecutor(1) as fresh:
+        return fresh.submit(every).result()
+
+
 def same_by_threads(run, *inputs, out, dtype="float32"):
     """What a compiled program returns, which is the same bits by one thread and by two to four."""
-    configure = tvm.get_global_func("runtime.config_threadpool")
-    try:
-        results = []
-        for threads in (1, 2, 3, 4):
-            configure(1, threads)
-            results.append(run(*inputs, out=out, dtype=dtype))
-    finally:
-        configure(1, 0)
-    one, *others = results
-    for threads, other in enumerate(others, 2):
+    results = by_threads(lambda threads: run(*inputs, out=out, dtype=dtype))
+    one = results.pop(1)
+    for threads, other in results.items():
         assert other.tobytes() == one.tobytes(), f"{threads} threads"
     return one
 

@@ -17,6 +17,7 @@ from mlec.passes.fusion import FuseOperators
 from mlec.pipeline import PassPipeline
 from mlec.runtime.executable import Executable
 from mlec.target import Target
+from tests.backends.tvm.kernel_helpers import by_threads
 
 Body = Callable[[GraphBuilder, Value, str], list[Value]]
 ROWS = (0, 1, 2, 5, 16, 33, 1000)
@@ -80,16 +81,14 @@ CASES: dict[str, tuple[Body, int]] = {
 }
 
 
-def compiled(
-    case: str, dtype: str, target: Target, threads: int = 1, rows: int | str = "n"
-) -> tuple[Graph, Executable, int]:
+def compiled(case: str, dtype: str, target: Target, rows: int | str = "n") -> tuple[Graph, Executable, int]:
     body, features = CASES[case]
     b = GraphBuilder()
     x = b.input("x", tensor(dtype, (rows, features)))
     graph = b.finish(body(b, x, dtype))
     fused, _ = PassPipeline([FuseOperators()]).run(graph)
     module = TVMBackend().compile(fused, target)
-    executable = Executable(module.program, module.objects, module.constants, num_threads=threads)
+    executable = Executable(module.program, module.objects, module.constants, num_threads=1)
     return graph, executable, len(module.program.kernels)
 
 
@@ -102,6 +101,9 @@ def test_one_kernel_that_computes_the_graph(case: str, dtype: str) -> None:
         x = normal(n, CASES[case][1], seed=n).astype({"f32": np.float32, "f64": np.float64}[dtype])
         x[n // 3 :: 7, ::4] = np.nan
         x[n // 2 :: 11, 1] = -np.inf
+        x[n // 5 :: 13, 2] = np.inf
+        x[n // 4 :: 17, :3] = -0.0
+        x[n // 6 :: 19] *= np.finfo(x.dtype).tiny
         with np.errstate(all="ignore"):
             want = run_graph(graph, [x])
         for ours, theirs in zip(executable.run([x]), want, strict=True):
@@ -160,11 +162,17 @@ def test_what_has_as_many_rows_by_chance_is_none_of_them() -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_a_row_has_the_same_bits_in_every_batch_and_for_any_number_of_threads(case: str) -> None:
     _, one, _ = compiled(case, "f64", Target())
-    _, two, _ = compiled(case, "f64", Target(), threads=2)
     x = normal(20_000, CASES[case][1])
-    whole = one.run([x])
-    for ours, theirs in zip(two.run([x]), whole, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+
+    def run(threads: int) -> list[Array]:
+        one.num_threads = threads
+        return one.run([x])
+
+    results = by_threads(run)
+    whole = results.pop(1)
+    for several in results.values():
+        for ours, theirs in zip(several, whole, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
     for rows in (1, 2, 7, 12, 17, 27):  # one by one, in blocks of one vector, and of two
         for ours, theirs in zip(one.run([x[:rows]]), whole, strict=True):
             np.testing.assert_array_equal(ours, theirs[:rows])

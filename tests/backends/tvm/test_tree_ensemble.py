@@ -12,6 +12,7 @@ from mlec.backends.tvm.compat import IRModule, tirx, tvm
 from mlec.backends.tvm.kernels.tree_ensemble import Plan, TreeEnsemble, TreeSchedule, build, prepare
 from mlec.backends.tvm.target import TargetInfo
 from mlec.errors import LoweringError
+from tests.backends.tvm.kernel_helpers import by_threads
 
 INFO = TargetInfo.host()
 PLAIN_STORAGE = {"tirx.disable_storage_rewrite": True}  # as the backend compiles
@@ -291,18 +292,12 @@ def test_the_number_of_threads_changes_no_bit(strategy: str) -> None:
     e = random_ensemble(26, trees=40, depth=5, outputs=3)
     x = sample_rows(e, 999)
     expected = reference(e, x)
-    use_threads = tvm.get_global_func("runtime.config_threadpool")
-    before = int(tvm.get_global_func("runtime.NumThreads")())
-    try:
-        for cores in (1, 3):
-            info = replace(INFO, cores=cores)
-            kernel = Kernel(e, prepare(e, info, strategy), info)
-            assert kernel.plan.parallel_rows < len(x)
-            for threads in (1, 2, 3, 4):
-                use_threads(1, threads)
-                np.testing.assert_array_equal(kernel(x), expected, err_msg=f"{threads} threads, {cores} cores")
-    finally:
-        use_threads(1, before)
+    for cores in (1, 3):
+        info = replace(INFO, cores=cores)
+        kernel = Kernel(e, prepare(e, info, strategy), info)
+        assert kernel.plan.parallel_rows < len(x)
+        for threads, got in by_threads(lambda threads, kernel=kernel: kernel(x)).items():
+            np.testing.assert_array_equal(got, expected, err_msg=f"{threads} threads, {cores} cores")
 
 
 def test_a_thousand_trees() -> None:

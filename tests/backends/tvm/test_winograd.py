@@ -18,7 +18,7 @@ from mlec.backends.tvm.kernels.winograd import (
 )
 from mlec.backends.tvm.target import TargetInfo
 from mlec.ops.conv import blocked_weights
-from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
+from tests.backends.tvm.kernel_helpers import HOST, compile_kernel, same_by_threads
 
 CASES = [
     # c, h, w, k, pads
@@ -40,7 +40,7 @@ def reference(x, w, pads):
 
 
 def compiled(outputs, c, h, width, k, pads, target, weights, epilogue=None):
-    """The kernel for squares of so many outputs a side, as a function of plain images."""
+    """The kernel for squares of so many outputs a side, as a function of plain images, of which any number of threads makes the same."""
     b = target.lanes(32)
     w_shape = (k // b, c // b, 3, b, 3, b)
     extent = h + pads[0] + pads[2] - 2, width + pads[1] + pads[3] - 2
@@ -54,7 +54,7 @@ def compiled(outputs, c, h, width, k, pads, target, weights, epilogue=None):
     def call(x, *extra):
         n, p, q = len(x), h + pads[0] + pads[2] - 2, width + pads[1] + pads[3] - 2
         blocks = np.ascontiguousarray(x.reshape(n, c // b, b, h, width).transpose(0, 1, 3, 4, 2))
-        y = run(blocks, sums, *extra, out=(n, k // b, p, q, b))
+        y = same_by_threads(run, blocks, sums, *extra, out=(n, k // b, p, q, b))
         return y.transpose(0, 1, 4, 2, 3).reshape(n, k, p, q)
 
     return call
