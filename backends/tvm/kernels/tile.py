@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from mlec.backends.tvm.compat import T, tirx
+from mlec.backends.tvm.compat import T, reach, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Epilogue, Expr
 from mlec.backends.tvm.kernels.vector import Cell, broadcast, cast_to, const, reduce_lanes, share, store
 from mlec.backends.tvm.target import TargetInfo
@@ -125,6 +125,7 @@ def parameter(name: str, spec: BufferSpec) -> Buffer:
     Raises:
         ValueError: the program has begun: its parameters come before any view, cell, loop or branch.
     """
+    reach(product(spec.shape))
     try:
         return T.arg(name, T.buffer(spec.shape, spec.dtype, align=PARAMETER_ALIGNMENT))
     except ValueError as error:
