@@ -119,11 +119,15 @@ def host_flags() -> frozenset[str]:
     Raises:
         UsageError: `DISABLE` names something that is no instruction set.
     """
-    machine = _OTHER_NAMES.get(platform.machine(), platform.machine())
-    present = {machine, *_BASE.get(machine, ()), *_listed_flags()}
-    disabled = {name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
-    if not disabled:
-        return frozenset(present)
+    return _less(platform.machine(), tuple(_listed_flags()), os.environ.get(DISABLE, ""))
+
+
+@cache
+def _less(machine: str, listed: tuple[str, ...], disabling: str) -> frozenset[str]:
+    """`host_flags`, of what the system says and `DISABLE` holds."""
+    machine = _OTHER_NAMES.get(machine, machine)
+    present = {machine, *_BASE.get(machine, ()), *listed}
+    disabled = {name.strip() for name in disabling.split(",") if name.strip()}
     known = present | {flag for table in FLAGS.values() for flag in table.values()}
     if unknown := sorted(disabled - known):
         raise UsageError(

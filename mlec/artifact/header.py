@@ -64,6 +64,12 @@ class Flag(enum.IntFlag):
     SIGNED = 8
 
 
+_WITNESSES: Final = {
+    Flag.KERNELS: "the kernels section",
+    Flag.COMPRESSED: "the codecs field",
+    Flag.ENCRYPTED: "the aead_alg field",
+    Flag.SIGNED: "the sig_alg field and the signature section",
+}
 REQUIRED_FLAGS: Final = 0xFFFF
 """Bits of the flags field that a reader must know to read the file."""
 _KNOWN: Final = 0x000F
@@ -113,15 +119,10 @@ class Header(msgspec.Struct, frozen=True):
         return self.codecs >> 2 * SECTIONS.index(section) & 3
 
     @property
-    def expected_flags(self) -> Flag:
-        """The known flags that the other fields ask for."""
-        present = {
-            Flag.KERNELS: self.sections["kernels"].size,
-            Flag.COMPRESSED: self.codecs,
-            Flag.ENCRYPTED: self.aead_alg,
-            Flag.SIGNED: self.sig_alg,
-        }
-        return Flag(sum(flag for flag, there in present.items() if there))
+    def expected_flags(self) -> int:
+        """The known flags that the other fields ask for, see `Flag`."""
+        present = self.sections["kernels"].size, self.codecs, self.aead_alg, self.sig_alg  # in the order of the bits
+        return sum(1 << bit for bit, there in enumerate(present) if there)
 
     def pack(self) -> bytes:
         """The 128 bytes, with their CRC-32 at the end."""
@@ -230,27 +231,20 @@ def _check_known(header: Header) -> None:
 
 def _check_consistent(header: Header) -> None:
     """Each flag says the same as the fields and the section that belong to it."""
-    witnesses = {
-        Flag.KERNELS: "the kernels section",
-        Flag.COMPRESSED: "the codecs field",
-        Flag.ENCRYPTED: "the aead_alg field",
-        Flag.SIGNED: "the sig_alg field and the signature section",
-    }
     wrong = (header.flags & _KNOWN) ^ header.expected_flags
     if bool(header.sections["signature"].size) != bool(header.sig_alg):
         wrong |= Flag.SIGNED
-    if header.codec("kernels") and not header.sections["kernels"].size:
+    if any(header.codec(name) and not header.sections[name].size for name in ("weights", "kernels")):
         wrong |= Flag.COMPRESSED
-    if header.codec("weights") and not header.sections["weights"].size:
-        wrong |= Flag.COMPRESSED
-    for flag, witness in witnesses.items():
-        if flag & wrong:
-            raise CorruptedFileError(
-                f"the header contradicts itself: flag {flag.name} is {'set' if header.flags & flag else 'clear'}, "
-                f"{witness} says otherwise",
-                code="E_FLAG_MISMATCH",
-                hint="fetch or compile the file again",
-            )
+    if not wrong:
+        return
+    flag = next(flag for flag in Flag if flag & wrong)
+    raise CorruptedFileError(
+        f"the header contradicts itself: flag {flag.name} is {'set' if header.flags & flag else 'clear'}, "
+        f"{_WITNESSES[flag]} says otherwise",
+        code="E_FLAG_MISMATCH",
+        hint="fetch or compile the file again",
+    )
 
 
 def check_file_size(header: Header, actual: int) -> None:

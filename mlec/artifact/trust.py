@@ -173,11 +173,11 @@ def record_built(code_id: str) -> bool:
 def is_built_here(code_id: str) -> bool:
     """Whether the ledger proves that this user built the code with this identity."""
     _check_code_id(code_id)
-    state = state_directory()
-    if state is None:
+    state = _state()
+    if not os.path.isabs(state):
         return False
-    key = _read_private(state / "key")
-    proof = _read_private(state / "built" / code_id)
+    key = _read_private(f"{state}/key")
+    proof = _read_private(f"{state}/built/{code_id}")
     if key is None or proof is None or len(key) != _KEY_BYTES:
         return False
     return hmac.compare_digest(proof, _proof(key, code_id))
@@ -195,9 +195,15 @@ def _check_code_id(code_id: str) -> None:
 
 def state_directory() -> Path | None:
     """Where this user's mlec keeps what it learns: ``$XDG_STATE_HOME/mlec``; None where there is no home."""
+    state = _state()
+    return Path(state) if os.path.isabs(state) else None
+
+
+def _state() -> str:
+    """`state_directory`, which is no absolute path where there is none; loading a model makes no `Path` for it, which takes longer."""
     configured = os.environ.get("XDG_STATE_HOME", "")
-    base = Path(configured) if os.path.isabs(configured) else Path(os.path.expanduser("~")) / ".local" / "state"
-    return base / "mlec" if base.is_absolute() else None
+    base = configured if os.path.isabs(configured) else f"{os.path.expanduser('~')}/.local/state"
+    return f"{base}/mlec"
 
 
 def _proof(key: bytes, code_id: str) -> bytes:
@@ -227,7 +233,7 @@ def _write_private(path: Path, data: bytes, *, replace: bool) -> None:
             os.unlink(temporary)
 
 
-def _read_private(path: Path) -> bytes | None:
+def _read_private(path: str | Path) -> bytes | None:
     """Content of a small file, if it is this user's and nobody else can read or write it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)

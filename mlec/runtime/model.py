@@ -566,10 +566,12 @@ def _labelled(codes: Array, labels: Array) -> Array:
 def _label_table(labels: Labels, codes: np.dtype[Any]) -> Array | None:
     """The labels as an array of the source's dtype; None where they are the codes, in the dtype of the codes."""
     dtype = np.dtype(labels.dtype)
+    if dtype == codes and dtype.kind == "i" and labels.values == tuple(range(len(labels.values))):
+        return None
     values = [float("nan") if value is None and dtype.kind == "f" else value for value in labels.values]
     table = np.empty(len(values), dtype)
     table[:] = values
-    return None if dtype == codes and dtype.kind == "i" and (table == np.arange(len(table))).all() else table
+    return table
 
 
 def _provided(provider: Callable[[], Any] | None, what: str) -> Any:

@@ -88,7 +88,7 @@ def _symbols(data: bytes) -> Iterator[tuple[str, bool, bool]]:
     if entry != _SECTION.size:
         raise ValueError(f"its section headers have {entry} bytes, expected {_SECTION.size}")
     table = [_SECTION.unpack_from(data, sections + i * entry) for i in range(count)]
-    for _, section_kind, flags, _, offset, size, link, *_ in table:
+    for _, section_kind, flags, _, offset, size, link, locals_, *_ in table:
         if flags & _WRITABLE_CODE == _WRITABLE_CODE:
             raise ValueError("a section of it is writable and executable")
         if section_kind != _SYMBOL_TABLE:
@@ -97,7 +97,10 @@ def _symbols(data: bytes) -> Iterator[tuple[str, bool, bool]]:
         if offset + size > len(data) or texts + length > len(data) or size % _SYMBOL.size:
             raise ValueError("its symbols lie outside of it")
         strings = data[texts : texts + length]
-        for name, info, _, section, _, _ in _SYMBOL.iter_unpack(data[offset : offset + size]):
+        first = locals_ * _SYMBOL.size  # behind the symbols that no other file sees
+        if first > size:
+            raise ValueError("its symbols lie outside of it")
+        for name, info, _, section, _, _ in _SYMBOL.iter_unpack(data[offset + first : offset + size]):
             if info >> 4 != _LOCAL:
                 end = strings.index(b"\0", name)
                 yield strings[name:end].decode(), section != _UNDEFINED, info >> 4 == _WEAK

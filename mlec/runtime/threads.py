@@ -7,6 +7,7 @@ import functools
 import operator
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,14 @@ def effective_cpu_count() -> int:
     A quota of 2.5 CPUs counts as 2: a third thread would be throttled together with the other two.
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cgroup_quota()
+    quota = _quota_in(int(time.monotonic()))
     return count if quota is None else max(1, min(count, int(quota)))
+
+
+@functools.lru_cache(maxsize=1)
+def _quota_in(second: int) -> float | None:
+    """`cgroup_quota`, which reads files of the kernel, at most once in a second."""
+    return cgroup_quota()
 
 
 def default_num_threads() -> int:

@@ -60,8 +60,16 @@ def test_nothing_to_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("quota", "expected"), [(None, 8), (2.9, 2), (0.5, 1), (100.0, 8)])
 def test_effective_count(monkeypatch: pytest.MonkeyPatch, quota: float | None, expected: int) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    now = 1e9  # at which nobody asked
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(threads, "cgroup_quota", lambda: quota)
+    threads._quota_in.cache_clear()
     assert threads.effective_cpu_count() == expected
+    monkeypatch.setattr(threads, "cgroup_quota", lambda: 3.0)
+    assert threads.effective_cpu_count() == expected
+    now += 1
+    assert threads.effective_cpu_count() == 3, "a quota that changes is seen a second later"
+    threads._quota_in.cache_clear()
 
 
 @pytest.mark.parametrize(
