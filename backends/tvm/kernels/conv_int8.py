@@ -1,5 +1,11 @@
 """2-d convolutions of narrow numbers, whose windows are some runs of bytes: of bytes over images with their channels last, and what
 `mlec.backends.tvm.kernels.conv_bf16` shares with them.
+
+64 x 56 x 56 by 3 x 3 to 64 channels is 116 million products on 0.2 MB of image and 37 KB of weights, which give 0.8 MB of sums:
+instructions count. 28 positions by 32 channels take 9 steps of AMX, four instructions of 14 cycles each: 224 such tiles are 113000
+cycles, 32 us at 3.48 GHz, if operands are in L1; the image is in L2, from which the 1792 bytes of a step take 64 to 128 cycles
+(`kernels.int8.Tiles.sums`): 37 to 74 us. Measured 77 by one thread, 3000 Gop/s; 128 x 28 x 28 to 128 73. Vectors of VNNI do 128 products
+in a cycle: predicted 259 us, measured 302, and 305.
 """
 
 from __future__ import annotations

@@ -7,6 +7,10 @@ bytes), which costs less than one pass over them from memory would.
 
 What is left beside whole blocks goes in blocks of one vector. Of one or two rows, as a request has them, most lanes would be empty: their
 block has two, and in its products the lanes are columns of one row.
+
+A scaler and a logistic regression on 30 features of float64 read 240 bytes of a row, write 32, and take 104 operations. A block of 16
+rows is 180 cycles of shuffles, 60 of differences and FMAs (two vectors for each column), 70 for two vectors of sigmoids and some 40 for
+the results. 1024 rows, from L2: predicted 6.4 us at 3.48 GHz if nothing overlaps, measured 6.5 by one thread; 64 rows 0.49.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 Column, rank and child of a split then fit in four bytes (eight, where ranks are two bytes or there are many columns or leaves): a step
 loads one word and one rank, and a tree of 256 leaves is 2 KiB, so that four times as many trees stay in the caches.
+
+A row alone, by 100 trees of depth 6 on 28 features: 600 steps and 56 levels of ranks, predicted 374 ns at 3 GHz, measured 534 at 3.48
+(walks over numbers: predicted 630); by 500 trees of depth 8, whose words leave the first-level cache, 2513 and 2630 (5755).
 """
 
 from __future__ import annotations

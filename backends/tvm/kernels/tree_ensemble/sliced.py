@@ -9,6 +9,11 @@ with the depth, which pays up to some 256 leaves. Two forms:
   and everything stays in registers: per split one comparison, one selection and three loads.
 * listed: any shape. The values lie in a table in the first-level cache, and a list says where: three further loads and a store
   for each split. For unbalanced trees, where filling up would multiply the splits.
+
+A row is read once, 4 bytes a feature, and becomes a byte a column: 128 rows of 28 columns are 3.5 KB, in L1, and a split of a complete
+tree is 8 bytes, which all rows of a block share. So neither counts but where trees lie in memory (see `SECTIONS`). 100 trees of depth 6
+on 28 features, 5345 splits: 53 ns a row for the networks, 28 for ranks (two levels a column), 5 for sums, predicted 87 ns at 3 GHz,
+measured 84 by one thread of 3.48; 500 trees of depth 8, 72877 splits, 1169 and 930.
 """
 
 from __future__ import annotations
