@@ -313,7 +313,9 @@ class DropWideningCast(Rule):
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         start, middle, end = m["x"].type.dtype, m.nodes["inner"].output.type.dtype, m.node.output.type.dtype
-        return None if start is end and _holds(middle, start) else Miss("the cast in between loses bits")
+        if start is not end:
+            return Miss()
+        return None if _holds(middle, start) else Miss("the cast in between loses bits")
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         return m["x"]
