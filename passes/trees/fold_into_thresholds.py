@@ -77,8 +77,10 @@ def _folded(
     if (trees.flags & ZERO_IS_MISSING).any():
         raise _NotFoldedError("zeros count as missing, wherever they come from")
     used = [sources[i] for i in np.unique(source)]
-    if any(value.type.dtype not in (DType.F32, DType.F64) for value in used):
-        raise _NotFoldedError(f"the input is {used[0].type.dtype}, thresholds are float32 or float64")
+    for i, value in zip(np.unique(source), used, strict=True):
+        if value.type.dtype not in (DType.F32, DType.F64):
+            column = columns[source == i][0]
+            raise _NotFoldedError(f"column {column} is computed from {value.type.dtype}, thresholds are f32 or f64")
     dtype = DType.F64 if any(value.type.dtype is DType.F64 for value in used) else DType.F32
     if dtype.bits > matrix.type.dtype.bits and (len(used) > 1 or used[0] not in graph.inputs):
         # Measured: where a kernel has to make the rows anyway, wider ones cost the trees more than the arithmetic in it.

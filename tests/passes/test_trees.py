@@ -172,12 +172,16 @@ def test_ops_that_are_not_monotone_or_not_of_one_column_are_missed() -> None:
         lambda b, x, rng: b("mul", x, b("add", x, b("matmul", x, b.constant(weights))))
     )
     assert "computed anyway" in remark(
-        lambda b, x, rng: (
-            b("cast", b("mul", b("matmul", b("cast", x, dtype="f64"), b.constant(weights * 1.0)), 2.0), dtype="f32")
-            if False
-            else b("cast", b("matmul", b("cast", x, dtype="f64"), b.constant(weights.astype(np.float64))), dtype="f32")
+        lambda b, x, rng: b(
+            "cast", b("matmul", b("cast", x, dtype="f64"), b.constant(weights.astype(np.float64))), dtype="f32"
         )
     )
+
+    def with_truths(b: GraphBuilder, x: Value, rng: np.random.Generator) -> Value:
+        numbers = b("slice", x, axis=1, start=0, stop=2, step=1)
+        return b("concat", numbers, b("cast", b.input("k", tensor("bool", ("n", 1))), dtype="f32"), axis=1)
+
+    assert remark(with_truths) == "column 2 is computed from bool, thresholds are f32 or f64"
 
 
 def test_rows_that_others_read_stay() -> None:
