@@ -96,11 +96,14 @@ class CheckNumerics(Pass):
         rare = all(
             hazard.kind == "cancellation" for hazard in hazards
         )  # wherever something is added, and hardly ever real
-        seconds = self.effort * min(1.0, 0.05 + 0.0005 * len(graph.nodes))
-        costs = _seconds(part)
+        usual = min(1.0, 0.05 + 0.0005 * len(graph.nodes))
+        seconds, costs = self.effort * usual, _seconds(part)
         count = min(MAX_RARE_PROBES if rare else MAX_PROBES, int(seconds / sum(costs.values())))
         if count < MIN_PROBES:
-            return {}, dict.fromkeys(hazards, "not executed: the model is too large for that without more effort")
+            needed = math.ceil(MIN_PROBES * sum(costs.values()) / usual)
+            return {}, dict.fromkeys(
+                hazards, f"not executed: the model is too large; stability{{effort={needed}}} executes it"
+            )
         search = Search(part, stable_part if stable is not graph else part, wider(part), seconds, costs)
         intervals = {value: r.interval for value, r in ranges.items()}
         try:
@@ -111,7 +114,8 @@ class CheckNumerics(Pass):
             return {}, dict.fromkeys(hazards, "not executed: an op cannot be computed in a wider precision")
         lost = [hazard for hazard in hazards if hazard in search.unjudged and hazard not in witnesses]
         return witnesses, dict.fromkeys(
-            lost, "not followed to the outputs: there are too many such places for that without more effort"
+            lost,
+            "not followed to the outputs: there are too many such places; stability{effort=10} follows more of them",
         )
 
 

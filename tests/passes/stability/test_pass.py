@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -95,6 +96,14 @@ def test_more_effort_executes_more() -> None:
     graph = softmax_by_hand()
     assert CheckNumerics(effort=1e-6).run(graph, PassContext()).findings[0]["severity"] == "note"
     assert CheckNumerics(effort=2.0).run(graph, PassContext()).findings[0]["severity"] == "error"
+
+
+def test_the_effort_that_a_note_names_executes_the_model() -> None:
+    graph = deep(8, 512)
+    (note,) = CheckNumerics().run(graph, PassContext()).findings
+    (effort,) = re.findall(r"stability\{effort=(\d+)\}", note["message"])
+    assert 1 < int(effort) < 1000
+    assert CheckNumerics(effort=int(effort)).run(graph, PassContext()).findings != (note,)
 
 
 # -- compile -------------------------------------------------------------------------------------------------------------
