@@ -216,7 +216,8 @@ class PassPipeline:
                 flat.append(item)
             else:
                 raise UsageError(
-                    f"a pipeline takes passes, got {item!r}", hint="create the pass: FuseOperators(), not FuseOperators"
+                    f"a pipeline takes passes, got {item!r}",
+                    hint="create the pass: FuseOperators(), not FuseOperators; names go in one text, such as 'canonicalize,fuse'",
                 )
         object.__setattr__(self, "passes", tuple(flat))
         object.__setattr__(self, "verify", verify)

@@ -121,7 +121,7 @@ class _Layout:
         for value, count in self.transposed.items():
             moved[self.region(value)] += count
         return {
-            node: f"transposes of {moved[place]} bytes cost more than the time of {saved[place]} FLOPs that blocks save"
+            node: f"transposes of {moved[place]:,} bytes cost more than the time of {saved[place]:,} FLOPs that blocks save"
             for node in self.saved
             if saved[place := self.region(node.output)] < FLOPS_PER_BYTE * moved[place]
         }

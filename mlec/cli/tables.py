@@ -39,7 +39,7 @@ def passes_command(as_json: bool) -> None:
         [(p["name"], p["preserves"], _options_text(p["options"]), p["summary"]) for p in passes],
     )
     click.echo()
-    print_table(("pipeline", "passes"), pipelines.items())
+    print_table(("pipeline", "passes"), [(name, text.replace(",", ", ")) for name, text in pipelines.items()])
 
 
 def _options_text(options: dict[str, Any]) -> str:

@@ -133,6 +133,15 @@ def test_tables(mlec: Run, command: str, key: str, known: str) -> None:
     assert known in text.out
 
 
+def test_pipelines_are_wrapped_between_passes(mlec: Run) -> None:
+    pipelines = mlec("passes", "--json").document()["pipelines"]
+    lines = mlec("passes", env={"COLUMNS": "70"}).out.splitlines()
+    words = [word.strip(",") for line in lines for word in line.split()]
+    assert all(words.count(name) > 1 for name in pipelines["O3"].split(",")), (
+        "in the table of passes and, whole, in a pipeline"
+    )
+
+
 def test_the_classes_of_a_frontend(mlec: Run) -> None:
     from mlec.frontends.sklearn import SklearnFrontend
 
