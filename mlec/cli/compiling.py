@@ -276,11 +276,19 @@ def _summary(
         ("variants", ", ".join(report.model.get("variants", ()))),
         ("graph", _graph_line(report)),
         ("took", _stages_line(report.timing)),
+        ("tuning", _tuning_line(report)),
         ("8 bits", _accuracy_line(report)),
         ("parity", "\n".join(parity_lines(report.parity)) or f"not compared with the source: {why_not}"),
         ("speed", _speed_line(report.timing)),
         ("warning", "\n".join(report.warnings)),
     ]
+
+
+def _tuning_line(report: OptimizationReport) -> str:
+    from mlec.reporting.schema import typed
+    from mlec.reporting.summary import tuning_counts
+
+    return tuning_counts(typed(report).tuning) if report.tuning else ""
 
 
 def _accuracy_line(report: OptimizationReport) -> str:

@@ -321,6 +321,12 @@ def _compile_time(data: ReportData) -> Fact | None:
 
 
 def tuning_gain(kernel: Tuned) -> str:
+def tuning_counts(kernels: Sequence[Tuned]) -> str:
+    """``"3 distinct kernels measured, 1 with another schedule"``."""
+    better = sum(not kernel.is_default for kernel in kernels)
+    return f"{plural(len(kernels), 'distinct kernel')} measured, {better:,} with another schedule"
+
+
     """What another schedule was worth, in few words."""
     return "default kept" if kernel.is_default else f"{units.times(kernel.gain)} as fast"
 

@@ -18,6 +18,7 @@ from mlec.reporting.summary import (
     saving,
     stability_counts,
     stats_lines,
+    tuning_counts,
     tuning_gain,
     tuning_times,
     where_times_are_from,
@@ -232,8 +233,7 @@ def _kernels(data: ReportData) -> list[str]:
 def _tuning(data: ReportData) -> list[str]:
     if not data.tuning:
         return []
-    better = sum(not kernel.is_default for kernel in data.tuning)
-    lines = [f"tuning: {plural(len(data.tuning), 'distinct kernel')} measured, {better:,} with another schedule"]
+    lines = [f"tuning: {tuning_counts(data.tuning)}"]
     for kernel in sorted(data.tuning, key=lambda kernel: -kernel.gain)[:SHOWN_KERNELS]:
         lines += _cut(f"  {kernel.symbol}: {tuning_gain(kernel)}, {kernel.origin}")
         lines += _wrapped(f"default {_line(kernel.default)}", 6)

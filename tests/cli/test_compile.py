@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import pickle
 import pty
@@ -186,15 +187,22 @@ def test_lower_precisions_are_for_networks(mlec: Run, iris: Iris, tmp_path: Path
 
 
 def test_tuning_is_in_the_report_and_remembered(mlec: Run, iris: Iris, tmp_path: Path) -> None:
-    words = ("compile", iris.pickle, "--trust-pickle", "-o", tmp_path / "m.mle", "--tune", "1", "--json")
-    first, second = (
-        mlec(*words, env={"XDG_STATE_HOME": str(tmp_path / "state")}).document()["report"]["tuning"] for _ in range(2)
-    )
+    report = tmp_path / "r.json"
+    words = ("compile", iris.pickle, "--trust-pickle", "-o", tmp_path / "m.mle", "--tune", "1", "--report", report)
+    runs = []
+    for _ in range(2):
+        done = mlec(*words, env={"XDG_STATE_HOME": str(tmp_path / "state")})
+        assert done.code == 0, done.err
+        runs.append(json.loads(report.read_text())["tuning"])
+    first, second = runs
     assert first
+    changed = sum(entry["chosen"] != entry["default"] for entry in second)
+    assert f"{len(second)} distinct kernel" in done.out
+    assert f"measured, {changed} with another schedule" in done.out
     assert [entry["remembered"] for entry in (*first, *second)] == [False] * len(first) + [True] * len(first)
     done = mlec("compile", iris.pickle, "--trust-pickle", "-o", tmp_path / "n.mle", "--tune", "2", "--target", "cuda")
     assert "leave tune at 0" in done.error("E_TARGET")
-    assert listing(tmp_path) == ["m.mle", "state"]
+    assert listing(tmp_path) == ["m.mle", "r.json", "state"]
 
 
 @pytest.mark.parametrize(
