@@ -39,6 +39,7 @@ from mlec.backends.tvm.kernels.tile import (
     buffer_dtype,
     ceildiv,
     if_,
+    multiply_adds,
     parallel_if_large,
     parameter,
     tile_rows,
@@ -196,7 +197,7 @@ def pairwise(
             for i, values in enumerate(_distances(x, y, d, tiling, metric, rows, row, b)):
                 out.put((row + i,), (row + i,), b * block, m, values)
 
-        work = 2 * mr * m * d
+        work = multiply_adds(2 * mr * m * d, dtype, target)
         parallel_if_large(n // mr, work, lambda t: _each(blocks, lambda b: tile(mr, t * mr, b)))
         for rest in range(1, mr):
             if not isinstance(n, int):
@@ -269,7 +270,7 @@ def nearest(
             with T.serial(rows) as i:
                 select_row(i)
 
-        parallel_if_large(ceildiv(n, mr), 2 * mr * m * d, task)
+        parallel_if_large(ceildiv(n, mr), multiply_adds(2 * mr * m * d, dtype, target), task)
     return kernel.func
 
 

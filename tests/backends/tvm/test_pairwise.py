@@ -117,6 +117,14 @@ def test_rows_do_not_depend_on_their_batch() -> None:
     np.testing.assert_array_equal(whole[1000:1013], call(np.ascontiguousarray(x[1000:1013])))
 
 
+def test_distances_of_wider_numbers_are_worth_threads_sooner() -> None:
+    target = TargetInfo.for_cpu("skylake-avx512", "x86_64-unknown-linux-gnu")
+    for dtype, shared in (("float32", False), ("float64", True)):
+        distances = pairwise(64, 256, 40, dtype, Metric("euclidean"), target)
+        closest = nearest(64, 256, 40, 3, dtype, Metric("euclidean"), target)
+        assert ["T.parallel" in func.script() for func in (distances, closest)] == [shared, shared]
+
+
 @pytest.mark.parametrize(
     "arguments", [("cosine",), ("minkowski", 0.5), ("minkowski", float("nan")), ("manhattan", 2.0, True)]
 )
