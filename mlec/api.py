@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,7 +39,7 @@ from mlec.processor import best_of, described, needed_cpu_flags, what_is_missing
 from mlec.progress import progress_bar
 from mlec.ranges import ranges_of
 from mlec.report import OptimizationReport, graph_picture, graph_stats
-from mlec.runtime import CompiledModel
+from mlec.runtime import CompiledModel, Executable
 from mlec.runtime.device import DEVICES
 from mlec.runtime.nested import Nesting
 from mlec.runtime.threads import checked_num_threads
@@ -644,11 +644,14 @@ def _timing(compiled: CompiledModel, inputs: list[Any], oracle: Oracle) -> dict[
 
     actions = {"compiled": ours} | ({"source": source} if all(n in oracle for n in names) else {})
     threads = getattr(compiled.executable, "num_threads", None)
-    found = race(actions, threads, oracle)
+    hold = partial(setattr, compiled.executable, "num_threads") if isinstance(compiled.executable, Executable) else None
+    found = race(actions, threads, oracle, hold=hold)
     result: dict[str, Any] = {
         "rows": int(shape[0]) if shape else 1,
         "compiled_ms": found.spreads["compiled"]["min"],
-        "threads": threads,
+        "threads": found.threads,
+        "all_threads_ms": found.least * 1e3,
+        "processor_time": found.processor_time,
     }
     if "source" in actions:
         result |= {"source_ms": found.spreads["source"]["min"], "source_threads": found.source_threads}

@@ -334,6 +334,8 @@ def _speed_line(timing: dict[str, Any]) -> str:
     line += threads_text(measured.get("threads"), measured.get("source_threads"), "source_ms" in measured)
     if found := measured.get("spread"):
         line += " (minima)\n" + "; ".join(f"{name} {_spread_text(times)}" for name, times in found.items())
+    if measured.get("processor_time"):
+        line += "\nthe machine was busy: with one thread, in time on a processor"
     return line + (f"\n{measured['disturbance']}" if measured.get("disturbance") else "")
 
 

@@ -81,7 +81,7 @@ class _Answer(msgspec.Struct):
     """What precedes the elements of the arrays in an answer.
 
     Attributes:
-        seconds: that the question took there.
+        seconds: that the question took there, without those in which it waited for a processor.
         arrays: dtype and shape of each.
         objects: by its position, the elements of each array of Python objects.
         frame: the arrays are the columns of a DataFrame.
@@ -434,7 +434,7 @@ class _Model:
         """What precedes the arrays, and the arrays."""
         if self._problem is not None:
             return _Answer(error=self._problem), []
-        begin = time.perf_counter()
+        worked, begin = time.process_time(), time.perf_counter()
         try:
             if method == OPEN:
                 return _Answer(methods=self._methods, decided=DECIDED in self._functions), []
@@ -449,7 +449,7 @@ class _Model:
             if method == WEIGHTS:
                 return _of_arrays(self._frontend.weights(self._model))
             found = self._functions[method](argument)
-            return _of_result(found, time.perf_counter() - begin)
+            return _of_result(found, min(time.perf_counter() - begin, time.process_time() - worked))
         except Exception as error:
             return _Answer(error=_described(error, method)), []
 

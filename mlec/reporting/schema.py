@@ -233,6 +233,8 @@ class Measured(msgspec.Struct, frozen=True):
     source_threads: Count | None = None
     spread: dict[str, dict[str, Measure]] = field(default_factory=dict)
     disturbance: str = ""
+    all_threads_ms: Measure | None = None
+    processor_time: bool = False
 
 
 class Baseline(msgspec.Struct, frozen=True):

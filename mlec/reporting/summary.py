@@ -165,7 +165,8 @@ def _threads(measured: Measured) -> str:
         return ""
     both = measured.source_ms is not None
     source = " each" if measured.source_threads else ", the source as many as it takes"
-    return f", {plural(measured.threads, 'thread')}{source if both else ''}"
+    busy = ", in time on a processor, as the machine was busy" if measured.processor_time else ""
+    return f", {plural(measured.threads, 'thread')}{source if both else ''}{busy}"
 
 
 def _parity(data: ReportData) -> Fact | None:
@@ -271,7 +272,8 @@ def _predicted(data: ReportData) -> Fact | None:
         return Fact("Predicted time", units.seconds(max(s for _, s in predicted)), detail) if predicted else None
     both = f"predicted {units.seconds(profile.predicted_seconds)}, measured {units.seconds(profile.seconds)}"
     beside = f"{both}, {plural(profile.rows, 'row')}"
-    if data.timing.measured is not None and data.timing.measured.disturbance:
+    measured = data.timing.measured
+    if measured is not None and (measured.disturbance or measured.processor_time):
         beside += "; the machine was busy"
     return Fact("Cost model", f"{100 * profile.error:+.0f}%", f"{beside}; predicted {detail}" if detail else beside)
 
@@ -320,13 +322,13 @@ def _compile_time(data: ReportData) -> Fact | None:
     )
 
 
-def tuning_gain(kernel: Tuned) -> str:
 def tuning_counts(kernels: Sequence[Tuned]) -> str:
     """``"3 distinct kernels measured, 1 with another schedule"``."""
     better = sum(not kernel.is_default for kernel in kernels)
     return f"{plural(len(kernels), 'distinct kernel')} measured, {better:,} with another schedule"
 
 
+def tuning_gain(kernel: Tuned) -> str:
     """What another schedule was worth, in few words."""
     return "default kept" if kernel.is_default else f"{units.times(kernel.gain)} as fast"
 
