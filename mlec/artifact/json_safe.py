@@ -7,6 +7,7 @@ and None; nothing from the text ever names an attribute, a module or a path.
 
 from __future__ import annotations
 
+import json
 import re
 from math import isfinite
 from typing import Any, Final, NoReturn
@@ -91,8 +92,6 @@ def parse(data: bytes | bytearray, *, what: str, max_bytes: int) -> Any:
     value = _parse_plain(data)
     if value is not _UNDECIDED:
         return value
-    import json  # few texts need it
-
     try:
         value = json.loads(
             text, object_pairs_hook=unique, parse_int=integer, parse_float=number, parse_constant=constant
@@ -188,8 +187,6 @@ def dump(value: object, *, what: str, max_bytes: int, sort_keys: bool = True) ->
         UsageError: ``E_USAGE_JSON``: the value holds something that JSON or the limits of the format cannot; the
             message names the place.
     """
-    import json  # what runs a model writes none
-
     plain = _plain(value, what, 0)
     text = json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=sort_keys)
     data = text.encode("utf-8")

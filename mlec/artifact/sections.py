@@ -46,7 +46,8 @@ class SectionHash:
         self._length = length
         self._done = 0
         self._leaves: list[bytes] = []
-        self._leaf = hashlib.sha256()
+        self._leaf: Any = None  # under way
+        self._root: bytes | None = None
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes of the section."""
@@ -65,8 +66,10 @@ class SectionHash:
     def root(self) -> bytes:
         """The 32-byte root. All ``length`` bytes must have been given."""
         assert self._done == self._length, (self._done, self._length)
-        head = struct.pack("<BBQI", 0x5A, SECTION_ID[self._section], self._length, len(self._leaves))
-        return hashlib.sha256(head + b"".join(self._leaves)).digest()
+        if self._root is None:
+            head = struct.pack("<BBQI", 0x5A, SECTION_ID[self._section], self._length, len(self._leaves))
+            self._root = hashlib.sha256(head + b"".join(self._leaves)).digest()
+        return self._root
 
     @classmethod
     def of(cls, section: str, data: bytes | bytearray | memoryview) -> SectionHash:

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
-
 from mlec.runtime.executable import Executable
 from mlec.runtime.model import CompiledModel
-from mlec.runtime.program import Buffer, Call, CallSequence, KernelInfo, Program
+from mlec.runtime.program import Array, Buffer, Call, CallSequence, KernelInfo, Program
 
 if TYPE_CHECKING:
     from mlec.runtime.measure import BenchmarkResult, Profile
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 def open_program(
     program: Program,
     objects: Sequence[bytes],
-    tensors: Mapping[str, NDArray[Any]],
+    tensors: Mapping[str, Array],
     num_threads: int | None = None,
     check: Callable[[], None] | None = None,
 ) -> "Executable | VirtualMachine":

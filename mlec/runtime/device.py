@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from mlec.errors import InputError, RuntimeUnavailableError
 from mlec.runtime.library import find_library, load_ffi
 
-Array = NDArray[Any]
+Array = np.ndarray[Any, np.dtype[Any]]
 
 _CPU, _CUDA = 1, 2  # device types of DLPack
 _NAMES = {_CPU: "cpu", _CUDA: "cuda"}

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy import count_nonzero, isinf, vdot
-from numpy.typing import NDArray
 
 from mlec.errors import InputError
 from mlec.runtime.device import DeviceArray, DLDevice, borrow, device_of
@@ -24,7 +23,8 @@ from mlec.runtime.nested import Nesting
 from mlec.signature import Coding, Signature, TableSpec, TensorSpec
 from mlec.wording import plural
 
-Array = NDArray[Any]
+Array = np.ndarray[Any, np.dtype[Any]]
+_Codes = np.ndarray[Any, np.dtype[np.int64]]
 
 _DTYPES = {
     "f64": "float64",
@@ -548,7 +548,7 @@ class _Coder(dict[Any, int]):
             self[None] = coding.none
         self._unknown = coding.unknown
         self._known = coding.categories
-        self._last: tuple[Any, NDArray[np.int64]] = None, np.empty(0, np.int64)  # categories of pandas, and their codes
+        self._last: tuple[Any, _Codes] = None, np.empty(0, np.int64)  # categories of pandas, and their codes
 
     def __missing__(self, value: object) -> int:
         """The code of a value that is not listed.
@@ -566,7 +566,7 @@ class _Coder(dict[Any, int]):
             return self._unknown
         return self._nan if isinstance(value, float | np.floating) else self._missing
 
-    def encode(self, values: Sequence[Any], column: str) -> NDArray[np.int64]:
+    def encode(self, values: Sequence[Any], column: str) -> _Codes:
         """The code of each value.
 
         Raises:
@@ -583,7 +583,7 @@ class _Coder(dict[Any, int]):
                 hint="pass text, numbers or None in this column",
             ) from error
 
-    def encode_categorical(self, array: Any, column: str) -> NDArray[np.int64] | None:
+    def encode_categorical(self, array: Any, column: str) -> _Codes | None:
         """The code of each value of a categorical array of pandas; None if a category has none, be it in a row or not, or if values
         are missing that have none.
         """
@@ -652,7 +652,7 @@ class _Matrix:
         part = self._array if positions is None else self._array[:, list(positions)]
         return _numbers(part, "X") if part.dtype.kind == "O" else part
 
-    def codes(self, position: int, coder: _Coder, name: str) -> NDArray[np.int64]:
+    def codes(self, position: int, coder: _Coder, name: str) -> _Codes:
         """The code of each value of one column."""
         return coder.encode(self._array[:, position].tolist(), name)
 
@@ -724,7 +724,7 @@ class _Frame:
             return np.array(parts).T if parts else np.empty((self.shape[0], 0))
         return np.stack(parts, axis=1) if parts else np.empty((self.shape[0], 0))
 
-    def codes(self, position: int, coder: _Coder, name: str) -> NDArray[np.int64]:
+    def codes(self, position: int, coder: _Coder, name: str) -> _Codes:
         """The code of each value of one column."""
         column = self._column(position)
         array = getattr(column, "array", column)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy import empty
-from numpy.typing import NDArray
 
 from mlec.errors import MlecError, RuntimeUnavailableError, UsageError
 from mlec.runtime.edge import numpy_dtype
@@ -24,7 +23,7 @@ from mlec.runtime.plan import ARENA_ALIGNMENT, Layout, Plan, Shapes
 from mlec.runtime.program import Program
 from mlec.runtime.threads import checked_num_threads, effective_cpu_count
 
-Array = NDArray[Any]
+Array = np.ndarray[Any, np.dtype[Any]]
 
 DRIVER = "mlec_drive"
 """The function in the object files that runs a range of calls; what it takes and gives, `mlec.backends.tvm.driver` says."""

@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mlec.errors import CorruptedFileError, InputError, MlecError, UsageError
 from mlec.runtime.device import DLDevice
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from mlec.runtime.measure import BenchmarkResult, Profile
     from mlec.runtime.plan import Plan
 
-Array = NDArray[Any]
+Array = np.ndarray[Any, np.dtype[Any]]
 
 _MOST_SHAPES = 1024  # that are remembered as checked
 

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
-from numpy.typing import NDArray
+import numpy as np
 
 from mlec.errors import UsageError
 from mlec.runtime.dims import symbols_of
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 Dim = int | str
 """An extent: a number, or the text of an expression in symbols."""
@@ -224,7 +226,7 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"{len(self.constants)} constants"
             )
 
-    def constants_in(self, tensors: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+    def constants_in(self, tensors: Mapping[str, Array]) -> tuple[Array, ...]:
         """The tensors that follow the inputs, in their order.
 
         Raises:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from numpy.typing import NDArray
+import numpy as np
 
 from mlec.errors import MlecError, RuntimeUnavailableError, UsageError
 from mlec.runtime.device import DEVICES, DeviceArray, DeviceMemory, lend, open_device
@@ -18,7 +18,7 @@ from mlec.runtime.objects import device_fault
 from mlec.runtime.program import Program
 from mlec.runtime.threads import checked_num_threads
 
-Array = NDArray[Any]
+Array = np.ndarray[Any, np.dtype[Any]]
 
 _COMPUTE_VERSION = 4  # the attribute of a device that says what code it runs, as "9.0"
 _PAGE = 4096  # the memory pool hands out whole pages
