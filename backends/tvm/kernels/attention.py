@@ -361,7 +361,9 @@ class _Attention:
                 store(scores, value, [i, j * lanes])
                 total.set(total.value + value)
         for i, total in zip(rows, sums, strict=True):
-            T.buffer_store(factors, const(1, acc) / reduce_lanes(total.value, lambda a, b: a + b), [i])
+            # The largest score's exponential is 1: the sum is less where there is no key, and 0 / 1 is what such a row weighs.
+            total_or_one = larger(share(reduce_lanes(total.value, lambda a, b: a + b)), const(1, acc))
+            T.buffer_store(factors, const(1, acc) / total_or_one, [i])
 
     def weigh(
         self,
