@@ -72,7 +72,6 @@ def convert(ctx: Context, estimator: Any, columns: Columns, step: str = "") -> L
         UnsupportedModelError: when there is no exact lowering.
     """
     with ctx.inside(step, estimator):
-        _check_fitted(ctx, estimator)
         frontend = frontend_of(estimator)
         if frontend is not None:
             return convert_foreign(ctx, frontend, estimator, columns)
@@ -82,6 +81,7 @@ def convert(ctx: Context, estimator: Any, columns: Columns, step: str = "") -> L
                 f"no exact lowering for {type(estimator).__module__}.{type(estimator).__qualname__}",
                 _alternatives(type(estimator).__name__),
             )
+        _check_fitted(ctx, estimator)  # of a class that is known: estimators without a state look as if they were not
         return converter(ctx, estimator, columns)
 
 

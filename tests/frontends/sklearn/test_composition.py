@@ -37,7 +37,7 @@ from sklearn import (
     svm,
     tree,
 )
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.pipeline import make_pipeline, make_union
 
@@ -462,11 +462,22 @@ class Foreign(BaseEstimator):
         return np.zeros(len(X))
 
 
+class Stateless(TransformerMixin, BaseEstimator):
+    """It learns nothing, so that scikit-learn takes it for one that was not fitted."""
+
+    def fit(self, X: Any, y: Any = None) -> Any:
+        return self
+
+    def transform(self, X: Any) -> Any:
+        return X
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
         (Doubled(), "Doubled"),
         (Foreign(), "Foreign"),
+        (make_pipeline(Stateless(), linear_model.Ridge()), "no exact lowering for"),
         (manifold.Isomap(), "Isomap"),
         (neighbors.KNeighborsClassifier(weights=np.exp), "weights"),
         (neighbors.KNeighborsClassifier(metric="cosine"), "cosine"),
