@@ -224,7 +224,7 @@ class CompiledModel:
             return call if method.bare is None or self._edge.quick is None else self._short(method.bare, call)
         has = f"it has {', '.join(methods)}" if methods else "it has no estimator methods; use run(inputs)"
         raise NoSuchMethodError(
-            f"the source of this {self.signature.kind} has no {name}; {has}",
+            f"this compiled {self.signature.kind} has no {name}; {has}",
             hint="call one of these, or compile a model that has it"
             if methods
             else "a network is called by model.run([x])",

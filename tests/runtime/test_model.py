@@ -145,7 +145,7 @@ def test_methods_the_source_lacks() -> None:
     assert hasattr(model, "predict_proba")
     assert not hasattr(model, "transform")
     assert {"predict", "run", "benchmark"} <= set(dir(model))
-    with pytest.raises(AttributeError, match="the source of this classifier has no transform; it has predict, "):
+    with pytest.raises(AttributeError, match="this compiled classifier has no transform; it has predict, "):
         model.transform  # noqa: B018
     with pytest.raises(UsageError) as caught:
         model.transform  # noqa: B018
