@@ -112,6 +112,8 @@ def _is_small(data: bytes | bytearray) -> bool:
     lines = 2 * opened + data.count(b",") + 1  # no fewer than values
     if lines > limits.JSON_VALUES or lines * opened > _MOST_INDENTATION:
         return False
+    if opened <= limits.JSON_DEPTH:
+        return True
     try:
         # One space for each level at the begin of a line; others are in strings, which is for `measure` to tell.
         return _DEEP not in msgspec.json.format(data, indent=1)

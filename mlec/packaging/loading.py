@@ -57,7 +57,7 @@ def load(
         raise UsageError(
             f"load takes the path of a .mle file, got {type(path).__name__}", hint='mlec.load("model.mle")'
         )
-    path = Path(path)
+    path = os.fspath(path)
     wanted = named_trust(trust)
     artifact = Artifact.open(path, key=encryption_key, verify="fast" if _is_large(path) else "once", wait=False)
     if require_signature:
@@ -97,7 +97,7 @@ def load(
         instead = WAYS_OUT if foreign else "compile the model again for this processor"
         if require_native:
             raise not_native(path, reason, instead)
-        program, executable = compiled_here(artifact, model, path, num_threads, reason, instead)
+        program, executable = compiled_here(artifact, model, Path(path), num_threads, reason, instead)
     artifact.settle()  # other CPUs hashed the weights meanwhile
     about = {k: v for k, v in artifact.metadata.items() if k not in ("signature", "program", "report")}
     device_type = DEVICES.get(program.device)
@@ -105,19 +105,19 @@ def load(
     if metrics:
         from mlec.runtime.metrics import WatchedModel
 
-        kind = partial(WatchedModel, name=path.stem)
+        kind = partial(WatchedModel, name=Path(path).stem)
     return kind(model.signature, executable, about, graph=graph, report=report, saver=save, device=device_type)
 
 
-def _is_large(path: Path) -> bool:
+def _is_large(path: str) -> bool:
     """Whether the weights can be large, so that they are checked when the first call reads them."""
     try:
-        return path.stat().st_size > CHECKED_AT_ONCE
+        return os.stat(path).st_size > CHECKED_AT_ONCE
     except (OSError, ValueError):
         return False  # opening it says why
 
 
-def _check_device(device: str, program: Program, path: Path) -> None:
+def _check_device(device: str, program: Program, path: str) -> None:
     """Refuses a device that is not the one that a file's kernels are for."""
     kind, _, index = str(device).partition(":")
     if kind == "cuda" and index.isdigit():

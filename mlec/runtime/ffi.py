@@ -104,6 +104,7 @@ class Interface:
         self.version: tuple[int, ...] = tuple(version)
         """Major, minor, patch."""
         self._get_global = _core(folders)._get_global_func
+        self._functions: dict[str, ctypes.c_void_p] = {}  # that were called: few, and kept as long as the process lasts
 
     def call(self, name: str, *arguments: Object | int | str | bytes | None) -> Any:
         """What a global function returns: an `Object`, a number, or None.
@@ -111,21 +112,24 @@ class Interface:
         Raises:
             RuntimeError: it failed, or there is no function of that name.
         """
+        function = self._functions.get(name)
+        if function is None:
+            function = self._functions[name] = self._function(name)
+        kept: list[object] = []
+        values = (_Value * len(arguments))(*(_value(argument, kept) for argument in arguments))
+        result = _Value()
+        self._check(self._call(function, values, len(arguments), ctypes.byref(result)))
+        if result.kind >= _OBJECTS:
+            return Object(result.kind, result.bits, self._release)
+        return None if result.kind == _NONE else result.bits
+
+    def _function(self, name: str) -> ctypes.c_void_p:
         text = name.encode()
         function = ctypes.c_void_p()
         self._check(self._global(ctypes.byref(_Bytes(text, len(text))), ctypes.byref(function)))
         if not function.value:
             raise RuntimeError(f"tvm-ffi has no function {name}")
-        kept: list[object] = []
-        values = (_Value * len(arguments))(*(_value(argument, kept) for argument in arguments))
-        result = _Value()
-        try:
-            self._check(self._call(function, values, len(arguments), ctypes.byref(result)))
-        finally:
-            self._release(function)
-        if result.kind >= _OBJECTS:
-            return Object(result.kind, result.bits, self._release)
-        return None if result.kind == _NONE else result.bits
+        return function
 
     def callable(self, function: Object) -> Callable[..., Any]:
         """A function object as one that Python can call."""
