@@ -487,7 +487,11 @@ def _build(
     backend = registry.backend_of(target.kind)
     optimized, records = pipeline.run(graph, context)
     refuse_unsupported(optimized, backend, target.kind)
-    return _Variant(target, optimized, records, backend.compile(optimized, target, options_for(optimized)))
+    options = options_for(optimized)
+    module = None
+    if isinstance(context.trials, HostTrials) and options.tuning is None:
+        module = context.trials.module(optimized, target)
+    return _Variant(target, optimized, records, module or backend.compile(optimized, target, options))
 
 
 def _best_first(variants: list[_Variant]) -> list[_Variant]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlec import registry
-from mlec.backends.base import CompileOptions
+from mlec.backends.base import CompiledModule, CompileOptions
 from mlec.ir import Graph
 from mlec.ir.op import Array
 from mlec.packaging.recompiling import executable_of
@@ -29,11 +29,16 @@ class HostTrials(Trials):
 
     target: Target
     num_threads: int | None = None
+    _last: dict[str, CompiledModule] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def compiled(self, graph: Graph) -> Callable[[Sequence[Array]], Sequence[Array]]:
         """Something that runs the graph."""
         executable = self._executable(graph)
         return lambda inputs: executable.run(list(inputs))
+
+    def module(self, graph: Graph, target: Target) -> CompiledModule | None:
+        """What was made of the last graph that ran on the side, where that came to be this one, of the model itself."""
+        return self._last.get(graph.digest) if self._last and target == Target() else None
 
     def times(self, graph: Graph, inputs: Sequence[Array]) -> Sequence[tuple[str, str, float]]:
         """Op, location and seconds of each kernel; nothing for a model that is for something else than this processor."""
@@ -47,4 +52,7 @@ class HostTrials(Trials):
         target = Target()
         backend = registry.backend_of(target.kind)
         ready, _ = PassPipeline.parse(INTO_KERNELS, verify="off").run(graph, PassContext(backend.facts(target)))
-        return executable_of(backend.compile(ready, target, CompileOptions()), ready, self.num_threads)
+        module = backend.compile(ready, target, CompileOptions())
+        self._last.clear()
+        self._last[ready.digest] = module
+        return executable_of(module, ready, self.num_threads)
