@@ -112,9 +112,17 @@ def sigmoid(x: Expr) -> Expr:
 def sigmoid_divisor(x: Expr) -> Expr:
     """``1 + e ** -x``; infinite where the sigmoid, of which it is the reciprocal, would be subnormal."""
     f = _FORMATS[dtype_of(x)]
-    # As bits of numbers, 2**-bias is zero and 2**(bias + 1) infinite: enough where one is added.
-    n, p = _exp_parts(f, _at_most(_at_least(share(-x), -f.bias * math.log(2)), (f.bias + 1) * math.log(2)))
-    return share((p + 1) * _power_of_two(f, n) + 1)
+    x, most = share(x), (f.bias + 0.4999) * math.log(2)
+    # As the bits of a number, 2**-bias is zero: enough where one is added.
+    n, p = _exp_parts(f, _at_most(_at_least(share(-x), -f.bias * math.log(2)), most))
+    scale = share(_power_of_two(f, n))
+    return share(select(x < -most, math.inf, _plus_one(scale, p * scale)))
+
+
+def _plus_one(large: Expr, small: Expr) -> Expr:
+    """``large + small + 1``, rounded once in all but ``small``, for a power of two and a number that is less."""
+    most = share(large + 1)
+    return most + (small + (1 - share(most - large)))
 
 
 def erf(x: Expr) -> Expr:
