@@ -219,9 +219,13 @@ def _kernels(data: ReportData) -> list[str]:
     measured = bool(data.profile.kernels)
     columns = [row if measured else [row[0], *row[2:]] for row in [titles, *rows]]
     lines = [f"kernels, {where_times_are_from(data)}", *_table(columns, numbers=range(2 + measured))]
+    table = "\n".join(lines)
+    by_strategy: dict[str, list[str]] = {}
     for kernel in (run.kernel for run in shown[:SHOWN_KERNELS]):
-        if "; " in kernel.strategy:  # the choice, then the reasons for it
-            lines += _wrapped(f"{_line(kernel.symbol)}: {_line(kernel.strategy)}", 2)
+        by_strategy.setdefault(_line(kernel.strategy), []).append(_line(kernel.symbol))
+    for strategy, symbols in by_strategy.items():
+        if strategy not in table:  # it is cut there, or is the choice without the reasons for it
+            lines += _wrapped(f"{', '.join(symbols)}: {strategy}", 2)
     rest = shown[SHOWN_KERNELS:]
     if rest:
         lines.append(

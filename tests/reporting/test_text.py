@@ -73,6 +73,17 @@ def test_the_reasons_for_a_strategy_stand_in_full_below_the_table(report: Optimi
     assert reasons in " ".join(line.strip() for line in lines)
 
 
+def test_a_strategy_that_is_cut_in_the_table_stands_in_full_once(report: OptimizationReport) -> None:
+    strategy = "sums of " + " and ".join(f"part {i}" for i in range(20))
+    for kernel in report.kernels:
+        kernel["strategy"] = strategy
+    text = report.to_text().split("kernels, predicted")[1].split("\n\n")[0]
+    below = " ".join(line.strip() for line in text.splitlines())
+    assert below.count(strategy) == 1
+    named = below[: below.index(f": {strategy}")]
+    assert all(kernel["symbol"] in named.rpartition("head")[2] for kernel in report.kernels)
+
+
 @pytest.mark.parametrize("name", ["mlp", "a_name_that_is_much_longer_than_any_column_has_a_right_to_be_" * 4])
 def test_no_line_is_wider_than_a_terminal(name: str) -> None:
     report = report_of(perceptron(file=f"{name}.py", name="long", blocks=3), warnings=[f"the input {name} is odd"])
