@@ -131,6 +131,7 @@ class Context:
         results: type of each result as torch states it, of complex ones that of their parts; None for a result that is no tensor.
         is_complex: whether the first result is complex.
         constants: arrays of the values that are weights.
+        indexed: of calls so far: positions that may count from the end, and the extent of the axis they are on.
     """
 
     def __init__(self, builder: GraphBuilder, dims: Dims) -> None:
@@ -140,6 +141,7 @@ class Context:
         self.results: tuple[TensorType | None, ...] = ()
         self.is_complex = False
         self.constants: dict[Value, Array] = {}
+        self.indexed: list[tuple[Value, Dim]] = []
 
     # -- the call's results --------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from mlec.frontends.fx_examples import example_problem
 from mlec.frontends.fx_export import Exported, dotted, export_model
 from mlec.frontends.fx_places import place_of
 from mlec.ir import UNKNOWN, Graph, GraphBuilder, Location, Proof, TensorType, Value, proves_equal, verify
+from mlec.ir.dim import Dim
 from mlec.ir.op import Array
 from mlec.signature import Signature, TensorSpec
 
@@ -183,7 +184,7 @@ class _Lowering:
         ranges = self.exported.ranges()
         symbols = {s for v in graph.inputs for s in v.type.symbols}
         signature = Signature(
-            inputs=tuple(_spec(v.hint, v.type, _position_limits(graph, v)) for v in graph.inputs),
+            inputs=tuple(_spec(v.hint, v.type, _position_limits(graph, v, self.context.indexed)) for v in graph.inputs),
             outputs=tuple(_spec(name, v.type) for name, v in zip(kept, results, strict=True)),
             symbols={name: ranges.get(name, (0, None)) for name in sorted(symbols)},
         )
@@ -397,8 +398,11 @@ def _spec(name: str, kind: TensorType, limits: tuple[int, int] | None = None) ->
     return TensorSpec(name=name, dtype=kind.dtype.value, shape=shape, limits=limits)
 
 
-def _position_limits(graph: Graph, value: Value) -> tuple[int, int] | None:
-    """The positions that an input may hold where it picks entries by itself, as of an embedding: torch refuses others too."""
+def _position_limits(graph: Graph, value: Value, indexed: Sequence[tuple[Value, Dim]]) -> tuple[int, int] | None:
+    """The positions that an input may hold where it picks entries by itself, as of an embedding: torch refuses others too.
+
+    ``indexed``: positions that may count from the end, and the extent of the axis they are on.
+    """
     same, extents = {value}, []
     for node in graph.nodes:
         if node.name in ("cast", "reshape") and node.inputs[0] in same and node.output.type.dtype.is_int:
@@ -408,4 +412,7 @@ def _position_limits(graph: Graph, value: Value) -> tuple[int, int] | None:
         elif node.name == "one_hot" and node.inputs[0] in same:
             extents.append(node.attrs["depth"])
     static = [extent for extent in extents if isinstance(extent, int)]
-    return (0, min(static) - 1) if static else None
+    from_end = [extent for index, extent in indexed if index in same and isinstance(extent, int)]
+    if not static and not from_end:
+        return None
+    return 0 if static else -min(from_end), min(static + from_end) - 1

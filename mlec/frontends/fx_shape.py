@@ -426,7 +426,7 @@ def _index_put(c: Context, x: Value, indices: Sequence[Value | None], source: Va
     if more or index.type.rank != 1:
         raise c.unsupported("only one index, along one axis, can be written to")
     shape = (*x.type.shape[:at], *index.type.shape, *x.type.shape[at + 1 :])
-    index = _from_front(c, c.cast(index, DType.I64), x.type.shape[at])
+    index = _from_front(c, index, x.type.shape[at])
     spread = c.broadcast(c.reshape(index, (*index.type.shape, *[1] * (x.type.rank - at - 1))), shape)
     source = c.broadcast(source, shape)
     c.target = "aten.scatter_add.default" if accumulate else "aten.scatter.src"
@@ -453,7 +453,7 @@ def _index(c: Context, x: Value, indices: Sequence[Value | None]) -> Value:
     flat: Value | None = None
     merged: Dim = 1
     for index, extent in zip(picks, extents, strict=True):
-        position = _from_front(c, c.cast(index, DType.I64), extent)
+        position = _from_front(c, index, extent)
         flat = position if flat is None else c.b("add", c.b("mul", flat, c.number(extent, DType.I64)), position)
         merged = merged * extent
     assert flat is not None
@@ -463,9 +463,10 @@ def _index(c: Context, x: Value, indices: Sequence[Value | None]) -> Value:
 
 def _from_front(c: Context, index: Value, extent: Dim) -> Value:
     """Negative indices count from the end."""
-    known = c.constants.get(index)
+    known, index = c.constants.get(index), c.cast(index, DType.I64)
     if known is not None and (known.size == 0 or known.min() >= 0):
         return index
+    c.indexed.append((index, extent))
     return c.b("where", c.b("lt", index, 0), c.b("add", index, c.number(extent, DType.I64)), index)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,27 @@ def test_an_index_beyond_the_places_is_refused_as_by_torch() -> None:
     compiled = mlec.compile(Function(CASES["value"], 2), tuple(batch(2)))
     with pytest.raises(mlec.InputError, match="picks entries 0 to 5, got 6"):
         compiled.run([np.zeros((1, 6)), np.array([[0, 1, 2, 6]])])
+
+
+@pytest.mark.parametrize("read", [lambda i: TABLE[i], lambda i: TABLE.t()[torch.tensor([2]), i.int()]])
+def test_an_index_that_may_count_from_the_end_is_within_the_axis(
+    read: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    mlec.compile(Function(read, 1), (torch.tensor([0, 1]),), validate=False).save(tmp_path / "model.mle")
+    model = mlec.load(tmp_path / "model.mle")
+    ends = torch.tensor([-6, 5])
+    np.testing.assert_array_equal(model.run([ends])[0], read(ends))
+    for beyond in (-7, 6):
+        with pytest.raises(mlec.InputError, match=f"picks entries -6 to 5, got {beyond}"):
+            model.run([np.array([0, beyond])])
+
+
+def test_an_index_that_may_count_from_the_end_only_in_one_place() -> None:
+    model = mlec.compile(
+        Function(lambda i: TABLE[i] + F.embedding(i, TABLE[:4]), 1), (torch.tensor([0, 1]),), validate=False
+    )
+    with pytest.raises(mlec.InputError, match="picks entries 0 to 3, got -1"):
+        model.run([np.array([-1])])
 
 
 BAGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
