@@ -41,6 +41,11 @@ from mlec.backends.tvm.kernels.vector import Cell, broadcast, cast_to, lanes_of,
 from mlec.backends.tvm.target import TargetInfo
 from mlec.ops.windows import Geometry
 
+MAXIMUM, ADDITION, MOVED = 60, 20, 14
+"""What an element of a window takes, for a vector of windows, and an element that is moved by itself into a padded copy: in the unit of
+`SERIAL_WORK`. Measured over 40 channels of 28 x 28, windows of 3 x 3 with stride 2: 218 ns a channel for the largest, 202 by this; of the
+mean 155, 166 by this."""
+
 
 @dataclass(frozen=True)
 class PoolSchedule:
@@ -119,8 +124,12 @@ def pool(
         y = Result.parameter("y", (n, c, *out, *tail), dtype, epilogue)
         x = flat_view(x, (product((n, c)), *windows.extent, *tail), dtype)
         y = y.viewed((product((n, c)), *windows.out, *tail))
-        pooling = _Pool(x, y, (n, c), windows, op == "max_pool", count_include_pad, acc, lanes, schedule)
-        work = product(windows.out) * math.prod(kernel) // (1 if tail else lanes) * 8
+        largest = op == "max_pool"
+        pooling = _Pool(x, y, (n, c), windows, largest, count_include_pad, acc, lanes, schedule)
+        *rows, columns = windows.out
+        vectors = product(windows.out) if tail else product(rows) * ceildiv(columns, lanes)
+        copied = 0 if tail else product(windows.extent) * (MOVED if windows.stride[2] > 1 else 1)
+        work = vectors * math.prod(kernel) * (MAXIMUM if largest else ADDITION) + copied
         task = pooling.plane if not tail else pooling.plane_of_blocks if schedule.columns else pooling.plane_of_windows
         parallel_if_large(product((n, c)), work, task, c if isinstance(c, int) else 1)
     return program.func

@@ -5,7 +5,7 @@ waits 4 cycles for the one before it (a maximum 2 or 3, and asks for NaN); four 
 side by side, take in a vector a cycle, 64 bytes, which is more than L2 gives. Four vectors of columns are 256 bytes of each row: the
 pages that are open at a time are a quarter of those for one vector.
 
-A row that is worth threads by itself (1 Mi elements of float32) is cut into `Pieces`, whatever else there is. Of 5 million elements, 20 MB
+A row that is worth threads by itself (420000 of float32) is cut into `Pieces`, whatever else there is. Of 5 million elements, 20 MB
 from L3, that is 153 pieces and as many numbers to join. Predicted from 27 GB/s that one thread reads: 370 us by two threads; measured
 370 (742 by one; torch 370), the largest 405 (torch 440), and where it is 460 (torch 6300). 625000 x 8 summed over the rows: 680 us by
 one thread, 356 by two (torch 674).
@@ -201,8 +201,8 @@ class _Reduce:
 
     @property
     def work(self) -> Dim:
-        """Of a row, in the unit of `SERIAL_WORK`: an element counts as two multiply-adds, being read for just one step."""
-        return product([*self.outer, self.inner]) * bits(self.acc) // 16
+        """Of a row, in the unit of `SERIAL_WORK`: 4 bytes count as five multiply-adds, as measured where L2 holds them."""
+        return product([*self.outer, self.inner]) * bits(self.acc) * 5 // 32
 
     @property
     def is_long(self) -> Expr:
@@ -306,6 +306,8 @@ class _Reduce:
         store(self.y.buffer, cast_to(buffer_dtype(self.y.buffer), finished), [row, column])
 
 
+COMPARED = 14
+"""What an element of a line takes, in the unit of `SERIAL_WORK`, where the place of an extremum is looked for in vectors."""
 COLUMNS = 4
 """Vectors of neighbouring columns whose first extremum is found together: the wider, the fewer pages are visited for it."""
 
@@ -337,7 +339,7 @@ def arg_reduce(
         program = _ArgReduce(op, x, y, (outer, length, inner), dtype, target)
         if isinstance(inner, int) and inner == 1:
             shorter: Expr = length < 2 * program.lanes
-            otherwise([(shorter, program.columns), (worth_threads(4 * length), program.pieces)], program.lines)
+            otherwise([(shorter, program.columns), (worth_threads(COMPARED * length), program.pieces)], program.lines)
         else:
             otherwise([(program.is_tall, program.pieces_of_columns)], program.columns)
     return kernel.func
@@ -462,7 +464,7 @@ class _ArgReduce:
         """A task for each line."""
         outer, length, _ = self.extents
         x, y = flat_view(self.x, (outer, length), self.dtype), flat_view(self.y, (outer, 1), "int64")
-        parallel_if_large(outer, 4 * length, lambda i: store(y, self.first(x, i, 0, length), [i, 0]))
+        parallel_if_large(outer, COMPARED * length, lambda i: store(y, self.first(x, i, 0, length), [i, 0]))
 
     def pieces(self) -> None:
         """A task for each piece of each line; the first extremum of a line is one of those of its pieces."""

@@ -120,9 +120,15 @@ def test_rows_do_not_depend_on_their_batch() -> None:
 def test_distances_of_wider_numbers_are_worth_threads_sooner() -> None:
     target = TargetInfo.for_cpu("skylake-avx512", "x86_64-unknown-linux-gnu")
     for dtype, shared in (("float32", False), ("float64", True)):
-        distances = pairwise(64, 256, 40, dtype, Metric("euclidean"), target)
-        closest = nearest(64, 256, 40, 3, dtype, Metric("euclidean"), target)
-        assert ["T.parallel" in func.script() for func in (distances, closest)] == [shared, shared]
+        func = pairwise(64, 256, 40, dtype, Metric("euclidean"), target)
+        assert ("T.parallel" in func.script()) is shared
+
+
+def test_neighbours_are_worth_threads_by_what_is_kept_of_them() -> None:
+    target = TargetInfo.for_cpu("skylake-avx512", "x86_64-unknown-linux-gnu")
+    for k, shared in ((1, False), (10, True)):
+        func = nearest(40, 256, 40, k, "float32", Metric("euclidean"), target)
+        assert ("T.parallel" in func.script()) is shared
 
 
 @pytest.mark.parametrize(

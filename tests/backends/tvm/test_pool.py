@@ -8,6 +8,7 @@ from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.decompose import decompose
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
 from mlec.backends.tvm.kernels.pool import pool
+from mlec.backends.tvm.target import TargetInfo
 from mlec.ir import GraphBuilder, run_graph, tensor
 from mlec.ir.interp import trace_graph
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel, geometry
@@ -94,3 +95,11 @@ def test_of_bytes_windows_of_padding_alone_are_zero_where_they_are_decomposed():
         if node.name == "cast":
             assert np.isfinite(known[node.inputs[0]]).all()
     np.testing.assert_array_equal(known[decomposed.outputs[0]], run_graph(graph, [numbers])[0])
+
+
+def test_windows_are_worth_threads_by_the_instructions_that_they_take():
+    """A largest element that keeps NaN takes more than a sum."""
+    window, target = geometry((1, 1), (1, 1, 1, 1)), TargetInfo.for_cpu("skylake-avx512", "x86_64-unknown-linux-gnu")
+    for op, shared in (("max_pool", True), ("avg_pool", False)):
+        func = pool(op, (1, 120, 28, 28), (3, 3), window, (28, 28), True, "float32", target)
+        assert ("T.parallel" in func.script()) is shared

@@ -111,7 +111,7 @@ def test_first_extremum_wins_and_the_first_nan_before_all(op, shape, axis, dtype
 @pytest.fixture
 def eager_threads(monkeypatch):
     """Rows of 64 Ki elements are worth threads, so that those of tests can be cut into pieces."""
-    monkeypatch.setattr(tile, "SERIAL_WORK", 1 << 17)
+    monkeypatch.setattr(tile, "SERIAL_WORK", 5 << 16)
 
 
 LONG = [
