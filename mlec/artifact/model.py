@@ -6,7 +6,6 @@ surprise where it is used.
 
 from __future__ import annotations
 
-import binascii
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -72,6 +71,8 @@ class ModelMetadata(msgspec.Struct, frozen=True):
         """
         if isinstance(self.report, dict):
             return self.report
+        import binascii  # what runs a model reads no report
+
         try:
             stream = zlib.decompressobj()
             text = stream.decompress(binascii.a2b_base64(self.report, strict_mode=True), _MOST_REPORT)
@@ -87,6 +88,8 @@ class ModelMetadata(msgspec.Struct, frozen=True):
 
 def report_text(report: Mapping[str, Any]) -> str:
     """A report as files store it."""
+    import binascii
+
     plain = json_safe.dump(msgspec.to_builtins(report), what="the report", max_bytes=_MOST_REPORT)
     return binascii.b2a_base64(zlib.compress(plain), newline=False).decode()
 
