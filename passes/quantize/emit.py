@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from mlec.ir import Graph, GraphBuilder, Location, Node, Trait, Value
+from mlec.ir import Graph, GraphBuilder, Location, Node, Trait, Value, apply_rules
 from mlec.ir.dim import static, static_dims
 from mlec.ir.dtype import DType
 from mlec.ops.pool import pool_geometry
 from mlec.ops.resize import nearest_positions
+from mlec.passes.quantize import steps
 from mlec.passes.quantize.images import (
     RANKS,
     array_as_image,
@@ -37,7 +38,8 @@ RULE = "quantize-int8"
 
 def emit(graph: Graph, plans: Sequence[Plan], stored: Mapping[Value, Affine] | None = None) -> Graph:
     """The graph with these layers on 8 bits; ``stored``: what else kernels may hand over in 8 bits, see `stored_values`."""
-    return _Writer(graph, {plan.layer.node: plan for plan in plans}, stored or {}).run()
+    written = _Writer(graph, {plan.layer.node: plan for plan in plans}, stored or {}).run()
+    return apply_rules(written, steps.RULES)[0]
 
 
 def result_of(b: GraphBuilder, plan: Plan, x: Value, weights: Value | None = None) -> Value:
