@@ -124,9 +124,11 @@ class _Work:
         array, readers = self.graph.constant_value(node.output), self.graph.users.get(node.output, ())
         if array is None or array.dtype != DType.F32.numpy or array.ndim < 2:
             return False
-        if array.size < self.options.min_weights and not any(map(self.convolved, readers)):
-            return False
         if not readers or not all(r.op.has(Trait.CONTRACTION) or r.name in READERS for r in readers):
+            return False
+        if array.size < self.options.min_weights and not any(map(self.convolved, readers)):
+            few = f"fewer than {self.options.min_weights:,} elements"
+            self.said("missed", readers[0], f"the weights of {readers[0].name} stay in f32: {few}")
             return False
         if reason := self.form.why_not_weights(array):
             self.said("missed", readers[0], f"the weights of {readers[0].name} stay in f32: {reason}")

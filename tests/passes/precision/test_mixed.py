@@ -70,6 +70,15 @@ def test_other_weights_are_rounded_and_stay_float32(rows):
         np.testing.assert_array_equal(array, array.astype(ml_dtypes.bfloat16).astype(np.float32))
 
 
+def test_small_weights_stay_and_the_report_says_so():
+    graph = perceptron()
+    result = MixedPrecision(min_weights=1 << 30).run(graph, PassContext())
+    assert result.graph is graph
+    assert {r.message for r in result.remarks if "weights" in r.message} == {
+        "the weights of matmul stay in f32: fewer than 1,073,741,824 elements"
+    }
+
+
 def test_gpus_widen_no_weights_as_they_read_them():
     facts = TVMBackend().facts(Target.parse("cuda"))
     graph = perceptron()
