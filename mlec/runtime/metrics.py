@@ -12,7 +12,7 @@ from typing import Any, Final
 from mlec.errors import MlecError, RuntimeUnavailableError, UsageError
 from mlec.runtime.model import Array, CompiledModel
 
-BOUNDS: Final = tuple(step * 10.0**power for power in range(-6, 2) for step in (1, 2, 5))
+BOUNDS: Final = tuple(float(f"{step}e{power}") for power in range(-6, 2) for step in (1, 2, 5))
 """Upper bounds of the buckets of latency in seconds, 1 us to 50 s."""
 
 FORMATS: Final = ("dict", "prometheus")

@@ -58,6 +58,7 @@ def test_latencies_lie_in_their_buckets() -> None:
     metrics.count(1000.0, np.zeros(()))
     found = metrics()["latency_seconds"]
     assert (found["buckets"][2e-6], found["buckets"][BOUNDS[-1]], found["buckets"][float("inf")]) == (50, 100, 101)
+    assert [repr(bound) for bound in list(found["buckets"])[:3]] == ["1e-06", "2e-06", "5e-06"], "as labels show them"
     assert 1e-6 < found["p50"] <= 5e-3
     assert 0.2 < found["p99"] <= 0.5
     assert found["sum"] == pytest.approx(50 * 1.5e-6 + 45 * 3e-3 + 5 * 0.4 + 1000)
