@@ -301,7 +301,11 @@ def read_secret(path: str | os.PathLike[str]) -> bytes:
 
 
 def _no_key(path: object, why: str) -> UsageError:
-    return UsageError(f"{path} cannot be used as a key: {why}", code="E_KEY_FILE", hint="`mlec keygen` makes keys")
+    return UsageError(
+        f"{path} cannot be used as a key: {why}",
+        code="E_KEY_FILE",
+        hint="`mlec keygen` makes keys to sign with, `mlec keygen --encryption` one to encrypt with",
+    )
 
 
 def _library() -> tuple[Any, Any]:
