@@ -115,7 +115,7 @@ def lower_lines(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) ->
                 direct.first_elements(extent, count, x.dtype, descending, read, values, positions, write, vector)
 
         specs = [lowering.spec(x, dims)], [lowering.spec(v.type, dims) for v in node.outputs]
-        each = {"cumsum": 2.0, "topk": 4.0}.get(node.name, 8.0)  # multiply-adds that take as long
+        each = {"cumsum": 2.0, "topk": 4.0}.get(node.name, 5.0)  # multiply-adds that take as long
         steps = extent if isinstance(extent, int) else 16
         passes = (steps - 1).bit_length() if merges and steps else 1
         return direct.direct(name, *specs, before * after, each * steps * passes, line, lowering.spread)

@@ -48,8 +48,8 @@ from mlec.backends.tvm.kernels.vector import broadcast, const_like, load, maximu
 from mlec.backends.tvm.target import TargetInfo
 from mlec.errors import LoweringError
 
-INSERTION = 2000
-"""What the insertion of a neighbour takes, in the unit of `SERIAL_WORK`: 20 ns, measured 9 for 5 of 100 and 40 for 5 of 2000."""
+INSERTION = 1400
+"""What the insertion of a neighbour takes, in the unit of `SERIAL_WORK`: 14 ns, measured 9 for 5 of 100 and 40 for 5 of 2000."""
 
 
 @dataclass(frozen=True)
