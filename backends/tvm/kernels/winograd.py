@@ -40,7 +40,6 @@ from mlec.backends.tvm.kernels.schedule import alternating, around, variations
 from mlec.backends.tvm.kernels.tile import (
     RegisterTile,
     ceildiv,
-    chunks,
     flat_view,
     if_,
     parallel_if_large,
@@ -319,18 +318,25 @@ class _Winograd:
         return -(-self.extent[0] // self.rows)
 
     @property
-    def most_shares(self) -> int:
-        """Tasks that some rows of squares of a lone image are split into by output channels, so that each core has one."""
-        groups = self.w_shape[0] // self.schedule.blocks
-        return chunks(groups, min(groups, ceildiv(self.target.cores, self.tasks)))[1]
+    def groups(self) -> int:
+        """Of blocks of output channels."""
+        return self.w_shape[0] // self.schedule.blocks
 
     @cached_property
     def shares(self) -> Dim:
-        """The same for the images that there are: not split where there are enough, since each task sums the inputs anew."""
-        n, most = self.x_shape[0], self.most_shares
-        if most == 1 or isinstance(n, int):
-            return most if isinstance(n, int) and n * self.tasks < self.target.cores else 1
-        return share(tirx.Select(n * self.tasks < self.target.cores, const(most, dtype_of(n)), const(1, dtype_of(n))))
+        """Tasks that some rows of squares are split into by output channels: where cores would be idle, as each sums the inputs anew."""
+        n, cores = self.x_shape[0], self.target.cores
+        if isinstance(n, int):
+            return min(self.groups, -(-cores // (max(n, 1) * self.tasks)))
+        if self.most_shares == 1:
+            return 1
+        images = tirx.max(n, const(1, dtype_of(n)))
+        return share(tirx.min(const(self.groups, dtype_of(n)), ceildiv(const(cores, dtype_of(n)), images * self.tasks)))
+
+    @property
+    def most_shares(self) -> int:
+        """The same for a lone image."""
+        return min(self.groups, -(-self.target.cores // self.tasks))
 
     @property
     def work(self) -> int:
@@ -347,11 +353,11 @@ class _Winograd:
 
     def task(self, index: Expr) -> None:
         """Some rows of squares of one image, and some output channels."""
-        (n, cb, _, _, b), (kb, *_, k) = self.x_shape, self.w_shape
+        (n, cb, _, _, b), k = self.x_shape, self.w_shape[-1]
         blocks, squares = self.schedule.blocks, self.squares
         image, part, channels = unflatten(index, (n, self.tasks, self.shares))
         first = share(part * self.rows)
-        groups = ceildiv(kb // blocks, self.shares)
+        groups = ceildiv(self.groups, self.shares)
         padded = T.alloc_buffer((cb, self.rows + 2, (self.columns + 2) * b), "float32")
         # One square more than there are, lest the positions lie a power of two apart and share their places in L1.
         sums = T.alloc_buffer((self.positions, cb, (squares + 1) * b), "float32")
@@ -359,7 +365,7 @@ class _Winograd:
         work = _Squares(image, first, padded, sums, products)
         self.pad(work)
         self.sum_inputs(work)
-        with T.serial(tirx.min(groups, kb // blocks - channels * groups)) as i:
+        with T.serial(tirx.min(groups, self.groups - channels * groups)) as i:
             group = share(channels * groups + i)
             self.multiply(work, group)
             with T.serial(blocks) as g:

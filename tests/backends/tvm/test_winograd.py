@@ -141,7 +141,7 @@ def test_weights_that_do_not_stay_in_the_cache(outputs):
 
 
 @pytest.mark.parametrize("outputs", [2, 4])
-@pytest.mark.parametrize("cores", [2, 3, 8])
+@pytest.mark.parametrize("cores", [2, 3, 16])
 def test_tasks_shared_by_output_channels_compute_the_same(cores, outputs):
     case = 16, 9, 7, 80, (1, 1, 1, 1)
     w = normal((80, 16, 3, 3), 1)
