@@ -6,6 +6,7 @@ surprise where it is used.
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -17,7 +18,7 @@ from msgspec import field
 from mlec.artifact import json_safe, limits
 from mlec.artifact.reader import Artifact
 from mlec.artifact.weights import DTYPES
-from mlec.errors import CorruptedFileError, UsageError
+from mlec.errors import CorruptedFileError, MlecError, UsageError
 from mlec.runtime.dims import evaluate
 from mlec.runtime.program import Program
 from mlec.signature import Coding, ColumnFeed, FrameSpec, Labels, MethodSpec, Signature, TableSpec
@@ -69,21 +70,32 @@ class ModelMetadata(msgspec.Struct, frozen=True):
         Raises:
             CorruptedFileError: ``E_REPORT``, or of the codes of JSON: it is none.
         """
-        if isinstance(self.report, dict):
-            return self.report
-        import binascii  # what runs a model reads no report
+        return self.report if isinstance(self.report, dict) else _unpacked(self.report)
 
-        try:
-            stream = zlib.decompressobj()
-            text = stream.decompress(binascii.a2b_base64(self.report, strict_mode=True), _MOST_REPORT)
-        except (ValueError, zlib.error) as error:
-            raise _no_report(str(error)) from None
-        if not stream.eof or stream.unused_data:
-            raise _no_report(f"expected one stream of at most {_MOST_REPORT} bytes")
-        found = json_safe.parse(text, what="the report", max_bytes=_MOST_REPORT)
-        if not isinstance(found, dict):
-            raise _no_report(f"expected an object, got {type(found).__name__}")
-        return found
+
+def with_report_unpacked(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata of a file with the report, where it is one, as an object: to be shown."""
+    report = metadata.get("report")
+    if isinstance(report, str):
+        with contextlib.suppress(MlecError):
+            return {**metadata, "report": _unpacked(report)}
+    return dict(metadata)
+
+
+def _unpacked(report: str) -> dict[str, Any]:
+    import binascii  # what runs a model reads no report
+
+    try:
+        stream = zlib.decompressobj()
+        text = stream.decompress(binascii.a2b_base64(report, strict_mode=True), _MOST_REPORT)
+    except (ValueError, zlib.error) as error:
+        raise _no_report(str(error)) from None
+    if not stream.eof or stream.unused_data:
+        raise _no_report(f"expected one stream of at most {_MOST_REPORT} bytes")
+    found = json_safe.parse(text, what="the report", max_bytes=_MOST_REPORT)
+    if not isinstance(found, dict):
+        raise _no_report(f"expected an object, got {type(found).__name__}")
+    return found
 
 
 def report_text(report: Mapping[str, Any]) -> str:

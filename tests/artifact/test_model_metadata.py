@@ -170,6 +170,16 @@ def test_a_report_is_read_when_it_is_asked_for(model: Parts, tmp_path: Path) -> 
         assert [outcome(run, (), report), outcome(render, (), report)] == ["", code]
 
 
+def test_inspect_shows_the_report_where_it_is_one(
+    model: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.mle"
+    for report, shown in ((model.metadata["report"], read(model)), (packed("[1]"), packed("[1]"))):
+        path.write_bytes(with_report(model, report))
+        assert main(["inspect", "--json", str(path)]) == 0
+        assert json.loads(capsys.readouterr().out)["metadata"]["report"] == shown
+
+
 def test_commands_never_call_it_a_defect(model: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "m.mle"
     keys = ("signature", "program", "name", "report", "targets", "user")
