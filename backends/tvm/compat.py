@@ -6,7 +6,8 @@ loop to the program, a Python ``for`` unrolls.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from tvm.tirx.script.builder import ir
 from tvm_ffi import structural_equal
 
 __all__ = [
+    "SCRATCH",
     "IRModule",
     "KernelBuilder",
     "T",
@@ -48,12 +50,19 @@ __all__ = [
 MOST_NARROW = (1 << 31) - 1
 """Elements of a tensor up to which indices of 32 bits reach each of them."""
 
+STACK_BYTES = 1024
+"""Of a buffer inside a kernel up to which TVM puts it on the stack; larger ones come from a pool of memory that each thread has."""
+
+SCRATCH = "mlec.scratch"
+"""The attribute of a program that says how many bytes of that pool it takes at most."""
+
 _WIDE: ContextVar[bool] = ContextVar("_WIDE", default=False)
+_SCRATCH: ContextVar[int] = ContextVar("_SCRATCH", default=0)
 
 
 class _Builder:
-    """TVM's builder, but that the loops of a kernel on tensors too large for indices of 32 bits count in 64: TVM gives an extent that is
-    an ``int`` 32, and an index made of such overflows.
+    """TVM's builder, but for two things. The loops of a kernel on tensors too large for indices of 32 bits count in 64: TVM gives an extent
+    that is an ``int`` 32, and an index made of such overflows. And buffers inside a kernel are added up.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -67,6 +76,13 @@ class _Builder:
 
     def grid(self, *extents: Any) -> Any:
         return ir.grid(*map(_counted, extents))
+
+    def alloc_buffer(self, shape: Sequence[Any], dtype: str, **options: Any) -> Any:
+        if all(isinstance(extent, int) for extent in shape):
+            element = tvm.DataType(dtype)
+            nbytes = math.prod(shape) * element.bits * element.lanes // 8
+            _SCRATCH.set(_SCRATCH.get() + (nbytes if nbytes > STACK_BYTES else 0))
+        return ir.alloc_buffer(shape, dtype, **options)
 
 
 def _counted(extent: Any) -> Any:
@@ -97,13 +113,14 @@ def prim_func(name: str, noalias: bool = True) -> Iterator[KernelBuilder]:
     Parameter buffers do not overlap unless ``noalias`` is off: LLVM may put loads and stores of different ones in any order.
     """
     kernel = KernelBuilder()
-    narrow = _WIDE.set(False)
+    narrow, none = _WIDE.set(False), _SCRATCH.set(0)
     try:
         with IRBuilder() as builder:
             with T.prim_func(s_tir=True):
                 T.func_name(name)
                 T.func_attr({"global_symbol": name, "tirx.noalias": noalias})
                 yield kernel
-            kernel.func = builder.get()
+            kernel.func = builder.get().with_attr(SCRATCH, _SCRATCH.get())
     finally:
         _WIDE.reset(narrow)
+        _SCRATCH.reset(none)

@@ -18,7 +18,7 @@ from numpy import empty
 
 from mlec.errors import MlecError, RuntimeUnavailableError, UsageError
 from mlec.runtime.edge import numpy_dtype
-from mlec.runtime.library import calling_thread, link, use_threads
+from mlec.runtime.library import calling_thread, link, require_room, use_threads
 from mlec.runtime.plan import ARENA_ALIGNMENT, Layout, Plan, Shapes
 from mlec.runtime.program import Program
 from mlec.runtime.threads import checked_num_threads, effective_cpu_count
@@ -42,6 +42,9 @@ _FAILED_CALL = 5  # the word of the header that tells which call failed
 _GENERATION = 256  # calls after which buffers for shapes that did not come again are given up
 _SHAPES = 16  # sets of shapes in one generation
 _PLANS = 64  # plans that are kept: less than a frame each
+
+_ROOM = 1 << 20
+"""Bytes that are to be there for each thread, besides what its kernels take."""
 
 _POINTER = object.__basicsize__
 """Bytes from the start of an array object to the pointer to its elements: the first field behind the head of every object, which the
@@ -260,9 +263,16 @@ class Executable:
             self._check()  # by several threads that are the first: each must know before it goes on
             self._check = None
         self._most_idle = effective_cpu_count()
+        try:
+            empty(
+                (self.program.scratch + _ROOM) * self.num_threads, np.uint8
+            )  # a kernel that gets none ends the process
+        except MemoryError as error:
+            raise _no_memory(error) from error
         layout, plan_of, alignment = self._layout, self._plan_of, self.program.alignment
         # Nothing here refers to the executable, so that it is freed as soon as its user drops it.
-        return _Context(drive, lambda shapes: _Frame(layout, plan_of(shapes), constants, alignment))
+        room = (self.program.scratch + _ROOM) * self.num_threads
+        return _Context(drive, lambda shapes: _Frame(layout, plan_of(shapes), constants, alignment), room)
 
     def _failure(self, frame: _Frame, error: Exception) -> MlecError:
         kernel = self.program.kernels[frame.failed_call]
@@ -284,22 +294,28 @@ class _Context:
         calls: made since the last `age`.
     """
 
-    def __init__(self, drive: Callable[..., int | None], build: Callable[[Shapes], _Frame]) -> None:
+    def __init__(self, drive: Callable[..., int | None], build: Callable[[Shapes], _Frame], room: int) -> None:
         self.drive = drive
         self.frames: dict[Shapes, _Frame] = {}
         self.calls = 0
         self._build = build
+        self._room = room
         self._older: dict[Shapes, _Frame] = {}
         self._allocate(0)
 
     def frame(self, shapes: Shapes) -> _Frame:
-        """The frame for inputs of these shapes, which is not in ``frames``."""
+        """The frame for inputs of these shapes, which is not in ``frames``.
+
+        Raises:
+            MemoryError: there is not enough for it, the outputs and the kernels: of these, one that gets none would end the process.
+        """
         frame = self._older.pop(shapes, None) or self._build(shapes)
         if len(self.frames) >= _SHAPES:
             self.age()
-        self.frames[shapes] = frame
         if frame.arena_nbytes > self.arena.nbytes:
             self._allocate(frame.arena_nbytes)
+        require_room(frame.output_nbytes + self._room)
+        self.frames[shapes] = frame
         return frame
 
     def age(self) -> None:
@@ -328,14 +344,14 @@ class _Frame:
         whole: what `DRIVER` takes to make all calls, before the arrays.
         outputs: shape and element type of each output.
         copies: see `Layout`.
-        made, arena_nbytes: see `Plan`.
+        made, arena_nbytes, output_nbytes: see `Plan`.
     """
 
     def __init__(self, layout: Layout, plan: Plan, constants: Sequence[Array], alignment: int) -> None:
         sequence = layout.sequence
         self.outputs = plan.outputs
         self.copies = layout.copies
-        self.arena_nbytes = plan.arena_nbytes
+        self.arena_nbytes, self.output_nbytes = plan.arena_nbytes, plan.output_nbytes
         self.made = plan.made
         self._constants = constants
         calls = [sequence.calls[number] for number in plan.made]

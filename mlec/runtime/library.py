@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import mmap
 import os
 import sys
 import threading
@@ -24,9 +25,8 @@ from mlec.runtime.ffi import Hidden, Interface, Object
 from mlec.runtime.objects import check_objects
 from mlec.runtime.threads import default_num_threads
 
-_SLAB_BYTES = (
-    0  # of the memory that linked code lies in, in pieces of the default size: all of it is near enough to be called
-)
+_SLAB_BYTES = 0  # of the pieces of memory that linked code lies in: the default, near enough to each other to be called
+_THREAD_BYTES = 16 << 20  # of a new thread: its stack, what libraries keep in it, its own heap
 _ALL_CPUS = -3  # affinity mode of the thread pool: threads share the cores listed
 
 
@@ -195,6 +195,9 @@ def use_threads(count: int) -> None:
 
     The thread pool belongs to the calling thread: it is made at the first call with more than one thread, and keeps the
     size it was made with. In a forked child, which has no threads but the one that forked, that one goes on alone.
+
+    Raises:
+        MemoryError: there is not enough for the threads.
     """
     if calling_thread.threads == count or calling_thread.orphaned:
         return
@@ -202,10 +205,23 @@ def use_threads(count: int) -> None:
         _set_max_concurrency(1)
     else:
         size = max(count, default_num_threads())
+        require_room(size * _THREAD_BYTES)
         ffi = load_library().ffi
         ffi.call("runtime.config_threadpool", _ALL_CPUS, count, ffi.call("ffi.Array", *map(str, range(size))))
         calling_thread.has_pool = True
     calling_thread.threads = count
+
+
+def require_room(nbytes: int) -> None:
+    """For what native code will take, which ends the process where it gets none.
+
+    Raises:
+        MemoryError: this process may not take so much more memory.
+    """
+    try:
+        mmap.mmap(-1, nbytes).close()
+    except OSError as error:
+        raise MemoryError(f"{nbytes} bytes more are needed") from error
 
 
 def _set_max_concurrency(count: int) -> None:

@@ -190,6 +190,10 @@ class CallSequence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("the shape of a constant depends on the inputs")
 
 
+MOST_SCRATCH = 1 << 40
+"""Bytes that no kernel takes for itself."""
+
+
 class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A compiled graph without its machine code and weights.
 
@@ -203,6 +207,8 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         alignment: bytes that the address of each input must be a multiple of; other inputs are copied first.
         sequence: the calls of a program for the CPU; None for programs of the virtual machine, which have them as bytecode in an
             object file.
+        scratch: bytes that a kernel takes at most, in each thread, besides its operands and results; those of its own that depend on a
+            symbolic dim are not counted.
     """
 
     backend: str
@@ -213,10 +219,13 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target: dict[str, str | int | list[str]] = {}
     alignment: int = 64
     sequence: CallSequence | None = None
+    scratch: int = 0
 
     def __post_init__(self) -> None:
         if self.alignment < 1 or self.alignment & (self.alignment - 1):
             raise ValueError(f"an alignment of {self.alignment} bytes")
+        if not 0 <= self.scratch <= MOST_SCRATCH:
+            raise ValueError(f"kernels that take {self.scratch} bytes")
         sequence = self.sequence
         if sequence is None:
             return
