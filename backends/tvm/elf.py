@@ -13,7 +13,7 @@ from typing import Final
 _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION: Final = struct.Struct("<IIQQQQIIQQ")
 _NO_BITS: Final = 8
-_DEBUG: Final = (b".debug_", b".rela.debug_", b".eh_frame", b".rela.eh_frame")
+_DROPPED: Final = (b".debug_", b".rela.debug_", b".eh_frame", b".rela.eh_frame")
 
 
 def without_debug_sections(data: bytes) -> bytes:
@@ -29,7 +29,7 @@ def without_debug_sections(data: bytes) -> bytes:
     for section in table:
         name, kind, _, _, offset, size, _, _, alignment, _ = section
         begin = texts + name
-        if data[begin : data.index(b"\0", begin)].startswith(_DEBUG):
+        if data[begin : data.index(b"\0", begin)].startswith(_DROPPED):
             size = section[5] = 0
         made += bytes(-len(made) % max(alignment, 1))
         section[4] = len(made)

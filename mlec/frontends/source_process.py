@@ -81,7 +81,7 @@ class _Answer(msgspec.Struct):
     """What precedes the elements of the arrays in an answer.
 
     Attributes:
-        seconds: that the question took there, without those in which it waited for a processor.
+        seconds: that the question took there; where the library has one thread, without those in which it waited for a processor.
         arrays: dtype and shape of each.
         objects: by its position, the elements of each array of Python objects.
         frame: the arrays are the columns of a DataFrame.
@@ -412,7 +412,7 @@ class _Model:
 
     def __init__(self, frontend: str, kind: str, file: IO[bytes]) -> None:
         self._problem: dict[str, Any] | None = None
-        self._limits = contextlib.ExitStack()
+        self._limits, self._has_one_thread = contextlib.ExitStack(), False
         try:
             self._frontend: FileFrontend = registry.load("frontends", frontend)()
             if kind == "Booster":  # only the estimators around it need scikit-learn, which is most of the import's time
@@ -434,13 +434,16 @@ class _Model:
         """What precedes the arrays, and the arrays."""
         if self._problem is not None:
             return _Answer(error=self._problem), []
-        worked, begin = time.process_time(), time.perf_counter()
+        # Not of the process: that clock stands still between ticks where the time of a process is limited.
+        worked, begin = time.thread_time(), time.perf_counter()
         try:
             if method == OPEN:
                 return _Answer(methods=self._methods, decided=DECIDED in self._functions), []
             if method == THREADS:
                 self._limits.close()  # a new limit replaces the last one
-                return _Answer(limited=self._limits.enter_context(limited_threads(argument))), []
+                limited = self._limits.enter_context(limited_threads(argument))
+                self._has_one_thread = limited and argument == 1
+                return _Answer(limited=limited), []
             if method == LOWER:
                 graph = self._frontend.lower(self._model, argument)
                 answer, arrays = _of_arrays(graph.constants)
@@ -449,7 +452,8 @@ class _Model:
             if method == WEIGHTS:
                 return _of_arrays(self._frontend.weights(self._model))
             found = self._functions[method](argument)
-            return _of_result(found, min(time.perf_counter() - begin, time.process_time() - worked))
+            seconds = time.perf_counter() - begin
+            return _of_result(found, min(seconds, time.thread_time() - worked) if self._has_one_thread else seconds)
         except Exception as error:
             return _Answer(error=_described(error, method)), []
 

@@ -89,12 +89,12 @@ def _race(actions: Actions, threads: int | None, oracle: Oracle | None, seconds:
 
 
 def _on_processor(action: Callable[[], object]) -> Callable[[], float]:
-    """The action, as one that tells how long it took; without the time that this process waited for a processor."""
+    """The action, of this thread alone, as one that tells how long it took; without the time that it waited for a processor."""
 
     def timed() -> float:
-        worked, begin = time.process_time(), time.perf_counter()
+        worked, begin = time.thread_time(), time.perf_counter()
         took = action()
         seconds = time.perf_counter() - begin
-        return took if isinstance(took, float) else min(seconds, time.process_time() - worked)
+        return took if isinstance(took, float) else min(seconds, time.thread_time() - worked)
 
     return timed

@@ -39,18 +39,18 @@ def test_kernels_are_shared_out_by_their_order(count: int, parts: int) -> None:
 
 
 @pytest.mark.parametrize("target", ["cpu", "cpu:aarch64"])
-def test_objects_hold_nothing_for_debuggers_and_all_else(target: str, tmp_path: Path) -> None:
+def test_objects_hold_nothing_for_debuggers_or_exceptions_and_all_else(target: str, tmp_path: Path) -> None:
     info = cpu_info(Target.parse(target))
     product = gemm((tirx.Var("n", "int64"),), 8, 24, "float32", 8, info, name="product")
     module = compile_for_cpu(IRModule({"product": product}), info.tvm_target())
     module.write_to_file(str(tmp_path / "whole.o"))
     whole, ours = sections((tmp_path / "whole.o").read_bytes()), sections(to_object(module))
-    of_debuggers = {name for name in whole if ".debug_" in name}
-    assert {".debug_info", ".rela.debug_info"} <= of_debuggers
-    assert all(not ours[name] for name in of_debuggers)
+    dropped = {name for name in whole if ".debug_" in name or ".eh_frame" in name}
+    assert {".debug_info", ".rela.debug_info", ".eh_frame"} <= dropped
+    assert all(not ours[name] for name in dropped)
     assert {".text", ".symtab", ".strtab"} <= whole.keys()
     assert list(ours) == list(whole)
-    assert all(ours[name] == found for name, found in whole.items() if name not in of_debuggers)
+    assert all(ours[name] == found for name, found in whole.items() if name not in dropped)
 
 
 def sections(data: bytes) -> dict[str, bytes]:
