@@ -1,8 +1,8 @@
-"""Object files without what only a debugger reads.
+"""Object files without what only debuggers and exceptions need.
 
 LLVM describes every kernel to debuggers, by name and argument types alone: there are no source lines. That is a quarter to a third
-of an object file, which the runtime would read, hash and skip. How to unwind the stack, for exceptions, which pass through no kernel, takes
-a tenth of the time of linking it.
+of an object file, which the runtime would read, hash and skip. How to unwind the stack takes a tenth of the time of linking it; an
+exception below a kernel ends the process with that or without, so what could raise one is asked for before (`library.require_room`).
 """
 
 from __future__ import annotations

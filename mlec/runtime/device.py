@@ -18,8 +18,7 @@ import numpy as np
 
 from mlec.errors import InputError, RuntimeUnavailableError
 from mlec.runtime.library import find_library, load_ffi
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from mlec.runtime.program import Array
 
 _CPU, _CUDA = 1, 2  # device types of DLPack
 _NAMES = {_CPU: "cpu", _CUDA: "cuda"}

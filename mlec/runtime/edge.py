@@ -20,10 +20,10 @@ from mlec.errors import InputError
 from mlec.runtime.device import DeviceArray, DLDevice, borrow, device_of
 from mlec.runtime.dims import evaluate
 from mlec.runtime.nested import Nesting
+from mlec.runtime.program import Array
 from mlec.signature import Coding, Signature, TableSpec, TensorSpec
 from mlec.wording import plural
 
-Array = np.ndarray[Any, np.dtype[Any]]
 _Codes = np.ndarray[Any, np.dtype[np.int64]]
 
 _DTYPES = {

@@ -20,10 +20,8 @@ from mlec.errors import MlecError, RuntimeUnavailableError, UsageError
 from mlec.runtime.edge import numpy_dtype
 from mlec.runtime.library import calling_thread, link, require_room, use_threads
 from mlec.runtime.plan import ARENA_ALIGNMENT, Layout, Plan, Shapes
-from mlec.runtime.program import Program
+from mlec.runtime.program import Array, Program
 from mlec.runtime.threads import checked_num_threads, effective_cpu_count
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 DRIVER = "mlec_drive"
 """The function in the object files that runs a range of calls; what it takes and gives, `mlec.backends.tvm.driver` says."""
@@ -263,12 +261,6 @@ class Executable:
             self._check()  # by several threads that are the first: each must know before it goes on
             self._check = None
         self._most_idle = effective_cpu_count()
-        try:
-            empty(
-                (self.program.scratch + _ROOM) * self.num_threads, np.uint8
-            )  # a kernel that gets none ends the process
-        except MemoryError as error:
-            raise _no_memory(error) from error
         layout, plan_of, alignment = self._layout, self._plan_of, self.program.alignment
         # Nothing here refers to the executable, so that it is freed as soon as its user drops it.
         room = (self.program.scratch + _ROOM) * self.num_threads

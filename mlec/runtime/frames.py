@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from mlec.runtime.program import Array
 from mlec.signature import FrameSpec
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def data_frame(spec: FrameSpec, array: Any, table: Any) -> Any:

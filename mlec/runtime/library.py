@@ -114,7 +114,7 @@ def _load_library() -> Library:
         ffi.call(
             "ffi.ModuleGlobalsAdd", ffi.call("ffi.ModuleLoadFromFile", str(linker))
         )  # it stays until the process ends
-        # One without the runtime library of ORC, which takes 2 ms to link: the objects are plain C, and no exception passes through them.
+        # One without the runtime library of ORC, which takes 2 ms to link: it unwinds, and runs what C++ begins with; objects need neither.
         session = ffi.call("tvm_ffi_orcjit.ExecutionSession", None, _SLAB_BYTES).stay()
     except RuntimeError as error:
         raise _missing("apache-tvm-ffi-orcjit", error) from error

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from mlec.errors import MlecError, RuntimeUnavailableError, UsageError
-from mlec.runtime.model import Array, CompiledModel
+from mlec.runtime.model import CompiledModel
+from mlec.runtime.program import Array
 
 BOUNDS: Final = tuple(float(f"{step}e{power}") for power in range(-6, 2) for step in (1, 2, 5))
 """Upper bounds of the buckets of latency in seconds, 1 us to 50 s."""

@@ -20,6 +20,7 @@ from mlec.runtime.device import DLDevice
 from mlec.runtime.dims import evaluate
 from mlec.runtime.edge import Edge, numpy_dtype
 from mlec.runtime.frames import data_frame
+from mlec.runtime.program import Array
 from mlec.signature import Labels, MethodSpec, Signature, TensorSpec
 from mlec.wording import plural
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from mlec.runtime.measure import BenchmarkResult, Profile
     from mlec.runtime.plan import Plan
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _MOST_SHAPES = 1024  # that are remembered as checked
 

@@ -9,16 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from mlec.errors import MlecError, RuntimeUnavailableError, UsageError
 from mlec.runtime.device import DEVICES, DeviceArray, DeviceMemory, lend, open_device
 from mlec.runtime.library import link, load_ffi, use_threads
 from mlec.runtime.objects import device_fault
-from mlec.runtime.program import Program
+from mlec.runtime.program import Array, Program
 from mlec.runtime.threads import checked_num_threads
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _COMPUTE_VERSION = 4  # the attribute of a device that says what code it runs, as "9.0"
 _PAGE = 4096  # the memory pool hands out whole pages

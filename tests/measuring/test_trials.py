@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -28,9 +30,9 @@ def test_a_network_on_8_bits_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -
     backend = type(registry.backend_of("cpu"))
     compile_graph, made = backend.compile, []
 
-    def counted(self: object, graph: Graph, target: Target, options: CompileOptions) -> CompiledModule:
+    def counted(self: Any, graph: Graph, target: Target, options: CompileOptions) -> CompiledModule:
         made.append(graph.digest)
-        return compile_graph(self, graph, target, options)  # type: ignore[arg-type]
+        return compile_graph(self, graph, target, options)
 
     monkeypatch.setattr(backend, "compile", counted)
     x = np.random.default_rng(1).normal(size=(256, 64)).astype(np.float32)

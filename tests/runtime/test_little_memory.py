@@ -51,7 +51,6 @@ def test_what_kernels_take_is_told(model: Path) -> None:
         assert 200_000 < artifact.metadata["program"]["scratch"] < 4 << 20
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_calls_with_little_memory(model: Path, threads: int) -> None:
     codes = []

@@ -325,18 +325,21 @@ class _Winograd:
     @cached_property
     def shares(self) -> Dim:
         """Tasks that some rows of squares are split into by output channels: where cores would be idle, as each sums the inputs anew."""
-        n, cores = self.x_shape[0], self.target.cores
+        n = self.x_shape[0]
         if isinstance(n, int):
-            return min(self.groups, -(-cores // (max(n, 1) * self.tasks)))
+            return self._shares_of(max(n, 1))
         if self.most_shares == 1:
             return 1
-        images = tirx.max(n, const(1, dtype_of(n)))
-        return share(tirx.min(const(self.groups, dtype_of(n)), ceildiv(const(cores, dtype_of(n)), images * self.tasks)))
+        images, cores = tirx.max(n, const(1, dtype_of(n))), const(self.target.cores, dtype_of(n))
+        return share(tirx.min(const(self.groups, dtype_of(n)), ceildiv(cores, images * self.tasks)))
 
     @property
     def most_shares(self) -> int:
         """The same for a lone image."""
-        return min(self.groups, -(-self.target.cores // self.tasks))
+        return self._shares_of(1)
+
+    def _shares_of(self, images: int) -> int:
+        return min(self.groups, -(-self.target.cores // (images * self.tasks)))
 
     @property
     def work(self) -> int:
