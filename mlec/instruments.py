@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlec.errors import ToleranceError, WriteError
+from mlec.errors import MlecError, ToleranceError, WriteError
 from mlec.ir import Graph, verify
 from mlec.reduction import reduce_graph
 from mlec.tolerance import check_equal
@@ -35,16 +36,57 @@ class Instrument:
     def after(self, step: Pass, record: PassRecord, context: PassContext) -> None:
         """Called after a pass ran."""
 
+    def failed(self, step: Pass, graph: Graph, error: MlecError) -> None:
+        """Called when a pass, or an instrument after it, ended with an error.
+
+        Args:
+            graph: what the pass was given.
+            error: about to be raised; notes may be added.
+        """
+
+
+class TimePasses(Instrument):
+    """Adds up what each pass takes; its text is a table, the longest first.
+
+    Attributes:
+        seconds: by the name of the pass.
+        runs: how often it ran.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self.runs: Counter[str] = Counter()
+
+    def after(self, step: Pass, record: PassRecord, context: PassContext) -> None:
+        self.seconds[step.name] += record.seconds  # type: ignore[assignment]  # a Counter counts any numbers
+        self.runs[step.name] += 1
+
+    def __str__(self) -> str:
+        rows = [(f"{1e3 * taken:.2f} ms", f"{self.runs[name]}x", name) for name, taken in self.seconds.most_common()]
+        return "\n".join(f"{taken:>12} {runs:>4} {name}" for taken, runs, name in rows)
+
 
 @dataclass(frozen=True)
 class DumpGraphs(Instrument):
-    """Writes every graph that a pass changed to a folder, as ``01-canonicalize.mlet``, with the arrays of constants left out."""
+    """Writes every graph that a pass changed to a folder, as ``01-canonicalize.mlet``, with the arrays of constants left out.
+
+    When a pass fails, the graph that it was given is ``failed.mlet``, and the small one that it does wrong, if there is one,
+    ``reduced.mlet``.
+    """
 
     folder: str | os.PathLike[str]
 
     def after(self, step: Pass, record: PassRecord, context: PassContext) -> None:
         if record.changed:
             self.write(f"{record.position:02d}-{step.name}.mlet", record.after)
+
+    def failed(self, step: Pass, graph: Graph, error: MlecError) -> None:
+        if isinstance(error, WriteError):
+            return
+        written = [self.write("failed.mlet", graph)]
+        if isinstance(error, ToleranceError) and error.reduced is not None:
+            written.append(self.write("reduced.mlet", error.reduced))
+        error.notes = (*error.notes, f"in {' and '.join(map(str, written))}")
 
     def write(self, name: str, graph: Graph) -> Path:
         """Write one graph to a file of this name in the folder.

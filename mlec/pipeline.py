@@ -7,13 +7,14 @@ prints back. It declares what it preserves, and says what it did (applied remark
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from mlec import registry
 from mlec.errors import MlecError, ParseError, PassError, UsageError, WriteError
@@ -187,7 +188,7 @@ class PassPipeline:
     """Passes in order.
 
     Args:
-        passes: passes, or pipelines that are spliced in.
+        passes: passes, or pipelines that are spliced in. Their instruments then look on while the whole runs; so does "numeric".
         verify: after each pass, check nothing ("off"), that the graph is valid ("structure"), or also that the reference
             interpreter gives the same results within the pass's tolerance ("numeric").
         instruments: look on while it runs.
@@ -209,9 +210,12 @@ class PassPipeline:
                 hint="structure checks the rules of the IR after each pass, numeric the results too",
             )
         flat: list[Pass] = []
+        watching = list(instruments)
         for item in passes:
             if isinstance(item, PassPipeline):
                 flat += item.passes
+                watching += [instrument for instrument in item.instruments if instrument not in watching]
+                verify = "numeric" if item.verify == "numeric" else verify
             elif isinstance(item, Pass):
                 flat.append(item)
             else:
@@ -221,11 +225,11 @@ class PassPipeline:
                 )
         object.__setattr__(self, "passes", tuple(flat))
         object.__setattr__(self, "verify", verify)
-        object.__setattr__(self, "instruments", tuple(instruments))
+        object.__setattr__(self, "instruments", tuple(watching))
 
     # -- editing -------------------------------------------------------------------------------------------------
 
-    def insert(self, step: Pass, *, before: str | None = None, after: str | None = None) -> PassPipeline:
+    def insert(self, step: Pass | PassPipeline, *, before: str | None = None, after: str | None = None) -> PassPipeline:
         """A pipeline with one more pass: before the first, or after the last, pass of a name; at the end without either."""
         if before is not None and after is not None:
             raise UsageError("insert takes before= or after=, not both", hint="name one pass to insert at")
@@ -236,7 +240,7 @@ class PassPipeline:
             at = self._positions(after)[-1] + 1
         return self._of([*self.passes[:at], step, *self.passes[at:]])
 
-    def replace(self, name: str, step: Pass) -> PassPipeline:
+    def replace(self, name: str, step: Pass | PassPipeline) -> PassPipeline:
         """A pipeline in which every pass of that name is another one."""
         self._positions(name)
         return self._of([step if p.name == name else p for p in self.passes])
@@ -255,7 +259,7 @@ class PassPipeline:
         """The same passes with more instruments."""
         return PassPipeline(self.passes, self.verify, (*self.instruments, *instruments))
 
-    def _of(self, passes: Sequence[Pass]) -> PassPipeline:
+    def _of(self, passes: Sequence[Pass | PassPipeline]) -> PassPipeline:
         return PassPipeline(passes, self.verify, self.instruments)
 
     def _positions(self, name: str) -> list[int]:
@@ -312,7 +316,7 @@ class PassPipeline:
             if not all(instrument.should_run(step, graph) for instrument in instruments):
                 continue
             place = f"pass {position} of {len(self.passes)}, {step}"
-            with _errors_of(place):
+            with _told(instruments, step, graph), _errors_of(place):
                 for instrument in instruments:
                     instrument.before(step, graph)
                 start = time.perf_counter()
@@ -334,6 +338,17 @@ class PassPipeline:
             records.append(record)
             graph = result.graph
         return graph, records
+
+
+@contextmanager
+def _told(instruments: Sequence[Instrument], step: Pass, graph: Graph) -> Iterator[None]:
+    """Instruments are told of an error inside."""
+    try:
+        yield
+    except MlecError as error:
+        for instrument in instruments:
+            instrument.failed(step, graph, error)
+        raise
 
 
 @contextmanager
@@ -400,16 +415,22 @@ def register_pass(*, preserves: Tolerance = EXACT, before: str = "layout") -> Ca
 def _option_text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, str) and not re.fullmatch(r"[\w./+-]+", value):
+        return json.dumps(value)
     return str(value)
 
 
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|.', re.S)
+
+
 def _split(text: str) -> list[str]:
+    """The parts between commas that are neither in braces nor in quotes."""
     parts, depth, start = [], 0, 0
-    for i, char in enumerate(text):
-        depth += {"{": 1, "}": -1}.get(char, 0)
-        if char == "," and depth == 0:
-            parts.append(text[start:i])
-            start = i + 1
+    for token in _QUOTED.finditer(text):
+        depth += {"{": 1, "}": -1}.get(token.group(), 0)
+        if token.group() == "," and depth == 0:
+            parts.append(text[start : token.start()])
+            start = token.end()
     parts.append(text[start:])
     if depth:
         raise ParseError(
@@ -446,16 +467,22 @@ def _parse_part(part: str) -> Sequence[Pass]:
     return [kind(**given)]
 
 
+def _string(text: str) -> str:
+    return str(json.loads(text)) if text.startswith('"') else text
+
+
 _READERS: dict[type, Callable[[str], Any]] = {
     bool: {"true": True, "false": False}.__getitem__,
     int: int,
     float: float,
-    str: str,
+    str: _string,
 }
 
 
 def _option_value(name: str, key: str, text: str, kind: type) -> Any:
     try:
+        if get_origin(kind) is Literal:
+            return {str(choice): choice for choice in get_args(kind)}[text]
         return _READERS[kind](text)
     except (KeyError, ValueError):
         raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,27 @@ class Installed:
         done = self.run("-c", code)
         assert done.returncode == 1, done.stdout
         return done.stderr
+
+
+def test_a_package_that_pip_installs(tmp_path: Path) -> None:
+    """As anybody would install it; the other tests have the same modules under entry points of their choice."""
+    source, site = tmp_path / "source", tmp_path / "site"
+    shutil.copytree(PLUGIN, source, ignore=shutil.ignore_patterns("__pycache__"))
+    install = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation")
+    done = subprocess.run(
+        [sys.executable, *install, "--target", str(site), str(source)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+    shown = f"""{USE}
+import mlec_plugin
+from mlec import registry
+print("counting" in registry.names("backends"), mlec_plugin.__file__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", shown], env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert done.stdout.splitlines() == ["['sub']", f"True {site / 'mlec_plugin.py'}"], done.stderr
 
 
 # -- passes ----------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ _CONSTANT = re.compile(r"=\s*constant\s*\{\s*value\s*=\s*@([\w.]+)\s*\}\s*:\s*(\
 @click.option(
     "--dump",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write the graph after each pass that changes it to this folder; and a small one that a pass does wrong, if --verify finds that.",
+    help="Write the graph after each pass that changes it to this folder; and what a pass does wrong, if --verify finds that.",
 )
 @json_option
 def opt_command(
@@ -86,8 +86,8 @@ def opt_command(
     try:
         after, records = pipeline.watched(*([DumpGraphs(dump)] if dump else [])).run(before, context)
     except ToleranceError as error:
-        if dump is not None and error.reduced is not None:
-            path = DumpGraphs(dump).write("reduced.mlet", error.reduced)
+        if dump is None and error.reduced is not None:
+            path = DumpGraphs(Path()).write(f"{graph.stem}.reduced.mlet", error.reduced)
             error.notes = (*error.notes, f"in {path}")
         raise
     shown = ("applied", "missed") if remarks == "all" else (remarks,)

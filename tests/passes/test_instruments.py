@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import pytest
 import mlec
 from mlec import registry
 from mlec.errors import ParseError, PassError, ToleranceError, UsageError, WriteError
-from mlec.instruments import DumpGraphs, Instrument
+from mlec.instruments import DumpGraphs, Instrument, TimePasses
 from mlec.ir import Graph, GraphBuilder, Match, P, Rule, Value, parse_graph, tensor, verify
 from mlec.passes.dce import EliminateDeadCode
 from mlec.passes.pipelines import named_pipeline
@@ -146,6 +146,35 @@ def test_dumped_graphs(tmp_path: Path) -> None:
         named_pipeline("O2").watched(DumpGraphs(tmp_path / "file")).run(long_graph())
 
 
+def test_a_failing_pass_leaves_what_it_was_given(tmp_path: Path) -> None:
+    pipeline = PassPipeline([EliminateDeadCode(), WrongTanhs()], verify="numeric", instruments=[DumpGraphs(tmp_path)])
+    with pytest.raises(ToleranceError) as caught:
+        pipeline.run(long_graph())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["failed.mlet", "reduced.mlet"]
+    assert (tmp_path / "failed.mlet").read_text() == f"{long_graph()}\n"
+    again = parse_graph((tmp_path / "reduced.mlet").read_text())
+    assert [node.name for node in again.nodes] == ["tanh"]
+    assert caught.value.notes[-1] == f"in {tmp_path / 'failed.mlet'} and {tmp_path / 'reduced.mlet'}"
+
+
+def test_times() -> None:
+    times = TimePasses()
+    _, records = PassPipeline.parse("canonicalize,dce,canonicalize").watched(times).run(long_graph())
+    assert times.runs == {"canonicalize": 2, "dce": 1}
+    assert sum(times.seconds.values()) == pytest.approx(sum(record.seconds for record in records))
+    slowest = max(times.seconds, key=times.seconds.__getitem__)
+    assert str(times).splitlines()[0].split()[1:] == ["ms", f"{times.runs[slowest]}x", slowest]
+
+
+def test_instruments_and_numeric_checks_of_nested_pipelines_stay() -> None:
+    journal = Journal()
+    nested = PassPipeline([WrongTanhs()], verify="numeric", instruments=[journal])
+    with pytest.raises(ToleranceError, match="pass 2 of 2"):
+        PassPipeline([EliminateDeadCode(), nested], verify="off").run(long_graph())
+    assert journal.lines == ["before dce", "after dce: False", "before wrong-tanhs"]
+    assert PassPipeline([PassPipeline([EliminateDeadCode()])], verify="off").verify == "off"
+
+
 @pytest.fixture
 def no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_added", {})
@@ -185,6 +214,7 @@ def test_a_pass_of_the_users_own_by_a_decorator() -> None:
             """Calls the graph something."""
 
             to: str = "other"
+            how: Literal["once", "twice"] = "once"
             name: ClassVar[str] = "renames"
 
             def run(self, graph: Graph, context: PassContext) -> PassResult:
@@ -198,6 +228,12 @@ def test_a_pass_of_the_users_own_by_a_decorator() -> None:
     declare()  # as a notebook does when a cell runs again
     graph, _ = PassPipeline.parse("renames{to = mine}").run(long_graph())
     assert graph.name == "mine"
+    kind = registry.load("passes", "renames")
+    for to in ("a, b", "}", "", 'say "no"', "a = b", "true", "\\", " x ", "*.txt", "a/b-c.d"):
+        assert list(PassPipeline.parse(f"dce,{kind(to)},dce")) == [EliminateDeadCode(), kind(to), EliminateDeadCode()]
+    assert str(PassPipeline.parse("renames{how = twice}")) == "renames{how = twice}"
+    with pytest.raises(UsageError, match="option how takes"):
+        PassPipeline.parse("renames{how = thrice}")
     assert "renames" in registry.names("passes")
     with pytest.raises(ParseError):
         PassPipeline.parse("renames{to = mine")
