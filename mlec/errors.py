@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mlec.wording import visible
+
 
 class MlecError(Exception):
     """Base of every error raised by mlec.
@@ -45,14 +47,14 @@ class MlecError(Exception):
         return self.render()
 
     def render(self) -> str:
-        """The whole message as text: the fact, the place, the notes, the hint."""
+        """The whole message as text to be shown: the fact, the place, the notes, the hint."""
         lines = [self.message]
         if self.loc is not None and str(self.loc):
             lines.append(f"  at {self.loc}")
         lines += [f"  {line}" for note in self.notes for line in note.splitlines()]
         if self.hint:
             lines.append(f"hint: {self.hint}")
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
     def to_dict(self) -> dict[str, object]:
         """The error as a JSON-ready mapping (what ``--json`` prints)."""

@@ -33,3 +33,9 @@ def test_the_hint_of_a_class_holds_where_none_is_given() -> None:
     assert errors.TypeRuleError("x").hint == errors.TypeRuleError.hint
     assert errors.TypeRuleError("x", hint="y").hint == "y"
     assert errors.MlecError("x").hint is None
+
+
+def test_nothing_of_a_message_commands_a_terminal() -> None:
+    """Much of it comes from files: names, places, lines of a graph."""
+    error = errors.MlecError("a\x1b]0;b\x07", loc="c\x9bd", notes=("e\u202ef\ng\th",), hint="i\rj")
+    assert str(error) == "a\\x1b]0;b\\x07\n  at c\\x9bd\n  e\\u202ef\n  g\\th\nhint: i\\rj"

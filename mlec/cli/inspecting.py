@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlec.cli.output import json_option, print_json, print_pairs, print_table, size_text, visible
-from mlec.wording import plural
+from mlec.cli.output import json_option, print_json, print_pairs, print_table, size_text
+from mlec.wording import plural, visible
 
 if TYPE_CHECKING:
     from mlec.artifact import Artifact, ModelMetadata, TrustDecision

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from mlec.errors import MlecError
+from mlec.wording import visible
 
 WIDTH = 120
 """Columns of a table where the output is no terminal."""
@@ -46,11 +47,6 @@ def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
         lines = visible(str(fact)).splitlines()
         for i, line in enumerate(lines):
             click.echo(f"{name if not i else '':<10} {line}".rstrip())
-
-
-def visible(text: str) -> str:
-    """The text without characters that command a terminal: names in a file can come from anybody."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_json(document: Any) -> None:
