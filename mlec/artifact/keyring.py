@@ -132,8 +132,9 @@ class Keyring:
         keys: list[TrustedKey] = []
         revoked: set[str] = set()
         for home in filter(None, (user_directory(), SYSTEM)):
-            if home.exists():
-                _check_private(home, home.stat())
+            if (info := _state(home)) is None:
+                continue
+            _check_private(home, info)
             keys += _keys(home)
             revoked.update(_revoked(home))
         return cls(tuple(keys), frozenset(revoked))
@@ -204,14 +205,13 @@ def revoke(key_id: str) -> Path:
 
 def _keys(home: Path) -> Iterator[TrustedKey]:
     folder = home / "trusted_keys.d"
-    try:
-        info = folder.stat()
-        names = sorted(name for name in os.listdir(folder) if name.endswith(".pub"))
-    except FileNotFoundError:
+    if (info := _state(folder)) is None:
         return
-    except OSError as error:
-        raise _unsafe(folder, f"it cannot be read: {error.strerror}") from None
     _check_private(folder, info)
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".pub"))
+    except OSError as error:
+        raise _unreadable(folder, error) from None
     for name in names:
         path = folder / name
         for number, line in _entries(path):
@@ -237,7 +237,7 @@ def _entries(path: Path) -> Iterator[tuple[int, str]]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise _unsafe(path, f"it cannot be read: {error.strerror}") from None
+        raise _unreadable(path, error) from None
     _check_private(path, info)
     try:
         lines = data.decode().splitlines()
@@ -250,6 +250,24 @@ def _entries(path: Path) -> Iterator[tuple[int, str]]:
 
 def _is_entry(line: str) -> bool:
     return bool(line.strip()) and not line.lstrip().startswith("#")
+
+
+def _state(directory: Path) -> os.stat_result | None:
+    """What the system says of a directory; None if there is none."""
+    try:
+        return directory.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _unreadable(directory, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> SecurityError:
+    return _unsafe(
+        path,
+        f"it cannot be read: {error.strerror}",
+        "let this user read it, or set XDG_CONFIG_HOME to where this user's keyring is: no signature counts before that",
+    )
 
 
 def _check_private(path: Path, info: os.stat_result) -> None:
@@ -272,7 +290,11 @@ def _time(text: str | None, whole_day: timedelta) -> datetime | None:
     if text is None:
         return None
     time = datetime.fromisoformat(text)
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)) + (whole_day if len(text) <= 10 else timedelta())
+    time = time if time.tzinfo else time.replace(tzinfo=UTC)
+    try:
+        return time + (whole_day if len(text) <= 10 else timedelta())
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)  # no day follows the last one that there is
 
 
 def _replace(path: Path, text: str) -> None:

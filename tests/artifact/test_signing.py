@@ -153,6 +153,12 @@ def test_validity_is_exact(signed: bytes, load: Load) -> None:
         assert (signature.fault(datetime.fromisoformat(day).replace(tzinfo=UTC)) == "") is valid
 
 
+def test_the_last_day_that_there_is_has_no_next_one(signed: bytes, load: Load) -> None:
+    key = TrustedKey.parse(f"{KEY.line()} not-before=0001-01-01T00:00:00+14:00 not-after=9999-12-31")
+    assert decide(load(signed, keyring=Keyring((key,)))).native
+    assert TrustedKey.parse(key.line()) == key
+
+
 def test_a_revoked_key_counts_nowhere(signed: bytes, load: Load) -> None:
     for keys in ((KEY,), ()):
         decision = decide(load(signed, keyring=Keyring(keys, frozenset([KEY.key_id]))))
@@ -449,6 +455,18 @@ def test_a_keyring_file(home: Path, signed: bytes, load: Load, tmp_path: Path) -
     assert not decide(load(signed)).native
     keyrings.remove(Keyring.load().keys[0])
     assert not path.exists()
+
+
+def test_where_no_keyring_can_be_and_where_none_can_be_read(
+    tmp_path: Path, signed: bytes, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/dev/null")
+    assert Keyring.load() == Keyring()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / ("x" * 300)))
+    with pytest.raises(SecurityError, match="cannot be read: File name too long") as caught:
+        load(signed)
+    assert caught.value.code == "E_KEYRING"
+    assert "XDG_CONFIG_HOME" in str(caught.value.hint)
 
 
 def test_removing_keeps_the_other_lines(home: Path) -> None:
