@@ -330,7 +330,7 @@ def _read_stored(
         sections.check_layout(header)
         for start, end in sections.paddings(header):
             sections.check_zero(_read(file, start, end - start), start)
-        real_path = os.path.realpath(path)
+        real_path = _real_path(file, path)
         shared = _writable_by_others(real_path, info)
 
         stored = {
@@ -490,6 +490,14 @@ def _shrunk() -> CorruptedFileError:
     return changed("the file became shorter while it was read")
 
 
+def _real_path(file: io.FileIO, path: str) -> str:
+    """Where the open file lies; links in its path may lead elsewhere by now."""
+    try:
+        return os.readlink(f"/proc/self/fd/{file.fileno()}")
+    except OSError:  # /proc is not there
+        return os.path.realpath(path)
+
+
 def _writable_by_others(real_path: str, info: os.stat_result) -> bool:
     """Whether another user could change the file's bytes or put another file in its place."""
     if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -514,6 +522,7 @@ def _load_weights(
             raise _shrunk() from None
         except OSError:
             pass  # A file system without maps: the weights are copied.
+    compression.check_memory(where.size, what="the weights")
     section = weights.aligned_empty(where.size)
     _read_into(file, where.offset, section.data)
     return weights.read_only(section), None

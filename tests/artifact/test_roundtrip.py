@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from mlec.artifact import DTYPES, Artifact, KernelBlob, limits, metadata, weights, write
+from mlec.artifact import DTYPES, Artifact, KernelBlob, compression, limits, metadata, weights, write
 from mlec.artifact.sections import CHUNK, SectionHash
 from mlec.artifact.weights import numpy_dtype
-from mlec.errors import CorruptedFileError, UsageError
+from mlec.errors import ArtifactError, CorruptedFileError, UsageError
 from tests.artifact.surgery import join, split
 
 GOLDEN = Path(__file__).parents[1] / "artifacts" / "v1_0.mle"
@@ -179,6 +179,19 @@ def test_weights_are_mapped_or_copied(tmp_path: Path, sample: bytes) -> None:
         with Artifact.open(path, copy_weights=copy) as artifact:
             assert (str(path) in Path("/proc/self/maps").read_text()) is mapped
             assert artifact.writable_by_others is (mode == 0o666)
+
+
+def test_weights_are_not_copied_where_there_is_no_memory_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file may be long and take no room on its disk; filling memory with it could end the process."""
+    path = tmp_path / "m.mle"
+    write(path, metadata={}, graph="", tensors={"w": np.zeros(5 << 20, np.int32)})
+    monkeypatch.setattr(compression, "_available", lambda: 19 << 20)
+    Artifact.open(path).close()
+    with pytest.raises(ArtifactError) as caught:
+        Artifact.open(path, copy_weights=True)
+    assert caught.value.code == "E_NO_MEMORY"
 
 
 def test_weights_of_another_users_file_are_copied(
