@@ -76,6 +76,10 @@ class SymDim:
         return _normal([*self.terms, *_terms(other)])
 
     def __mul__(self, other: Dim) -> Dim:
+        if not isinstance(other, int) and len(self.terms) * len(other.terms) > MAX_PRODUCT:
+            raise TypeRuleError(
+                f"a product of sums of {len(self.terms)} and {len(other.terms)} terms is no extent", code="E_SHAPE"
+            )
         return _normal([(tuple(sorted(m + k)), c * d) for m, c in self.terms for k, d in _terms(other)])
 
     __radd__ = __add__
@@ -126,6 +130,12 @@ class SymDim:
 
 
 Dim = int | SymDim
+
+MAX_PRODUCT = 1 << 12
+"""Terms of a product of two sums, before equal ones are joined: the products that a text can ask for grow beyond any memory."""
+
+MAX_NUMBER = 1 << 64
+"""No number in the text of a dim is as large."""
 
 Ranges = Mapping[str, tuple[int, int | None]]
 """Of symbols, the smallest and the largest value (None: unbounded)."""
@@ -309,6 +319,7 @@ def parse_dim(text: str | int) -> Dim:
 
     Raises:
         ValueError: for text that is not a dim.
+        TypeRuleError: for products of sums that are too long.
     """
     if isinstance(text, int):
         return text
@@ -318,11 +329,16 @@ def parse_dim(text: str | int) -> Dim:
     while position < len(stripped):
         match = _TOKEN.match(stripped, position)
         if match is None:
-            raise ValueError(f"{text!r} is not a dim: unexpected {stripped[position]!r}")
+            raise ValueError(f"{text[:80]!r} is not a dim: unexpected {stripped[position]!r}")
         tokens.append(match.group().strip())
         position = match.end()
     if len(tokens) > 1000:
         raise ValueError("a dim of more than 1000 tokens")
+
+    def within(value: Dim) -> Dim:
+        if any(abs(coefficient) >= MAX_NUMBER for _, coefficient in _terms(value)):
+            raise ValueError("a dim with a number of more than 64 bits")
+        return value
 
     def expression(at: int, depth: int) -> tuple[Dim, int]:
         sign = 1
@@ -342,31 +358,31 @@ def parse_dim(text: str | int) -> Dim:
             operator = tokens[at]
             right, at = atom(at + 1, depth)
             if operator == "*":
-                value = value * right
+                value = within(value * right)
             elif isinstance(right, int) and right > 0:
                 value = value // right
             else:
-                raise ValueError(f"{text!r} is not a dim: // takes a positive int on its right")
+                raise ValueError(f"{text[:80]!r} is not a dim: // takes a positive int on its right")
         return value, at
 
     def atom(at: int, depth: int) -> tuple[Dim, int]:
         if depth > 40:
             raise ValueError("a dim nested deeper than 40")
         if at >= len(tokens):
-            raise ValueError(f"{text!r} is not a dim: it ends early")
+            raise ValueError(f"{text[:80]!r} is not a dim: it ends early")
         token = tokens[at]
         if token.isdigit():
-            return int(token), at + 1
+            return within(int(token) if len(token) <= 20 else MAX_NUMBER), at + 1
         if token == "(":
             value, at = expression(at + 1, depth + 1)
             if at >= len(tokens) or tokens[at] != ")":
-                raise ValueError(f"{text!r} is not a dim: a ')' is missing")
+                raise ValueError(f"{text[:80]!r} is not a dim: a ')' is missing")
             return value, at + 1
         if token[0].isalpha() or token[0] == "_":
             return SymDim.named(token), at + 1
-        raise ValueError(f"{text!r} is not a dim: unexpected {token!r}")
+        raise ValueError(f"{text[:80]!r} is not a dim: unexpected {token!r}")
 
     value, end = expression(0, 0)
     if end != len(tokens):
-        raise ValueError(f"{text!r} is not a dim: unexpected {tokens[end]!r}")
+        raise ValueError(f"{text[:80]!r} is not a dim: unexpected {tokens[end]!r}")
     return value

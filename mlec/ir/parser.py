@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from mlec.errors import IRError, ParseError, TypeRuleError
-from mlec.ir.dim import Dim, parse_dim
+from mlec.ir.dim import Dim, parse_dim, static_dims
 from mlec.ir.dim_trace import origins
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Graph, Node, Value
@@ -33,6 +33,8 @@ MAX_NODES = 1_000_000
 MAX_DEPTH = 8
 MAX_RANK = 32
 MAX_EXTENT = 2**48
+MAX_SPREAD = 2**27
+"""Elements of all constants that are one number: a line of text can ask for as many as it likes."""
 
 _T = TypeVar("_T")
 _TOKEN = re.compile(
@@ -73,6 +75,7 @@ class _Parser:
         self.token = ""
         self.start = 0
         self.nodes_seen = 0
+        self.spread = 0
         self.producer: dict[Value, Node] = {}
         self.advance()
 
@@ -256,6 +259,9 @@ class _Parser:
         if len(types) != 1 or not types[0].is_static:
             raise self.error("a constant has one result of a static type", code="E_TYPE")
         if not isinstance(value, ConstantRef):
+            self.spread += math.prod(static_dims(types[0].shape))
+            if self.spread > MAX_SPREAD:
+                raise self.error(f"constants of one number with more than {MAX_SPREAD} elements in all")
             return
         if value.name not in self.constants:
             raise self.error(f"there is no constant {value}", code="E_CONSTANT")
@@ -292,8 +298,8 @@ class _Parser:
             self.advance()
         try:
             return parse_dim(self.text[start : self.start].strip())
-        except ValueError as error:
-            raise self.error(str(error)) from None
+        except (ValueError, TypeRuleError) as error:
+            raise self.error(error.message if isinstance(error, TypeRuleError) else str(error)) from None
 
     def attr(self, op: OpDef, depth: int) -> tuple[str, AttrValue]:
         key = self.take("name", "an attribute name")
@@ -307,7 +313,9 @@ class _Parser:
         if self.kind == "string":
             return self.string()
         if self.accept("["):
-            return tuple(self.listed(lambda: self.element(kind), "]"))
+            if depth > MAX_DEPTH:
+                raise self.error(f"lists nested deeper than {MAX_DEPTH}")
+            return tuple(self.listed(lambda: self.element(depth + 1, kind), "]"))
         if self.accept("@"):
             return ConstantRef(self.take("name", "the name of a constant"))
         if self.token == "graph":
@@ -323,8 +331,8 @@ class _Parser:
             return DType(word)
         raise self.error(f"{word!r} is not an attribute value")
 
-    def element(self, kind: AttrKind | None) -> AttrValue:
-        return self.dim_expression() if kind is AttrKind.DIMS else self.literal(0, kind)
+    def element(self, depth: int, kind: AttrKind | None) -> AttrValue:
+        return self.dim_expression() if kind is AttrKind.DIMS else self.literal(depth, kind)
 
     def number(self) -> int | float:
         text = self.take("number", "a number")

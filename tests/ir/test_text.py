@@ -79,9 +79,43 @@ def test_the_number_of_nodes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
         parse_graph(GOOD, CONSTANTS)
 
 
-def test_nesting_is_bounded() -> None:
+@pytest.mark.parametrize("value", ["{}", "[{}]", "[[1], [{}]]"])
+def test_nesting_is_bounded(value: str) -> None:
     text = "graph @a() -> () { return }"
     for _ in range(MAX_DEPTH + 5):
-        text = f"graph @a() -> () {{ %v = fused {{body = {text}}} : f32[1] return }}"
+        text = f"graph @a() -> () {{ %v = fused {{body = {value.format(text)}}} : f32[1] return }}"
     with pytest.raises(ParseError, match="nested deeper"):
         parse_graph(text)
+
+
+def test_lists_are_not_nested_without_an_end() -> None:
+    with pytest.raises(ParseError, match="lists nested deeper"):
+        parse_graph("graph @a() -> () { %v = fused {body = " + "[" * 5000)
+
+
+def test_one_number_fills_no_memory() -> None:
+    """Twice what is allowed together, though each of them is within it."""
+    spread = f"constant {{value = 1.0}} : f32[{parser.MAX_SPREAD // 2 + 1}]"
+    parse_graph(f"graph @a() -> () {{ %v = {spread} return }}")
+    with pytest.raises(ParseError, match=r"line 2, .*more than 134217728 elements"):
+        parse_graph(f"graph @a() -> () {{ %v = {spread}\n%w = {spread} return }}")
+
+
+@pytest.mark.parametrize(
+    ("extent", "why"),
+    [
+        ("*".join(["(a+b+c+d+e+f+g+h+i+j+k+l+m+o+p+q+r+s+t)"] * 6), "is no extent"),
+        ("n*" + "*".join(["99999999999"] * 50), "more than 64 bits"),
+        ("n*" + "9" * 5000, "more than 64 bits"),
+    ],
+)
+def test_extents_do_not_grow_beyond_any_memory(extent: str, why: str) -> None:
+    with pytest.raises(ParseError, match=rf"line 1, .*{why}"):
+        parse_graph(f"graph @a(%x: f32[{extent}]) -> () {{ return }}")
+
+
+def test_a_size_that_grows_beyond_any_memory_is_a_parse_error() -> None:
+    """Each extent alone is within bounds; their product, which the rule of the op asks for, is not."""
+    shape = ", ".join(["(a+b+c+d+e+f+g+h+i+j)*(k+l+m)"] * 6)
+    with pytest.raises(ParseError, match="is no extent"):
+        parse_graph(f"graph @a(%x: f32[{shape}]) -> () {{ %y = reshape(%x) {{shape = [n]}} : f32[n] return }}")
