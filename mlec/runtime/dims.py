@@ -21,6 +21,9 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
 }
 
 _LONGEST = 1 << 14  # characters of an expression
+_KEPT = (
+    1 << 8
+)  # characters of one that is parsed once: the tree of a long one takes megabytes, and a file can hold thousands
 
 
 def evaluate(dim: int | str, binding: Mapping[str, int]) -> int | None:
@@ -57,8 +60,11 @@ def symbols_of(dim: str) -> set[str]:
     return names
 
 
-@lru_cache(maxsize=1024)
 def _parse(text: str) -> ast.expr:
+    return _parsed_once(text) if len(text) <= _KEPT else _parsed(text)
+
+
+def _parsed(text: str) -> ast.expr:
     if len(text) > _LONGEST:
         raise UsageError(
             f"{text[:40]!r}... is longer than {_LONGEST} characters",
@@ -72,6 +78,9 @@ def _parse(text: str) -> ast.expr:
             hint="a dim is a number, a name, or an expression of them with + - * // %",
         ) from error
     return tree
+
+
+_parsed_once = lru_cache(maxsize=1024)(_parsed)
 
 
 def _value(node: ast.expr, binding: Mapping[str, int]) -> int:

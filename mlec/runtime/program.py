@@ -142,8 +142,16 @@ class CallSequence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         wholes = set(above.values())
         written = set(range(given))
 
+        held: set[int] = set()  # parts of what was written, found once: a file may nest them as deep as it likes
+
         def holds(root: int) -> bool:
-            return root in written or (root in above and holds(above[root]))
+            parts = []
+            while not (root in written or root in held) and root in above:
+                parts.append(root)
+                root = above[root]
+            if found := root in written or root in held:
+                held.update(parts)
+            return found
 
         for position, call in enumerate(self.calls):
             for number in (*call.reads, *call.writes):

@@ -3,6 +3,7 @@
 import pytest
 
 from mlec.errors import UsageError
+from mlec.runtime import dims
 from mlec.runtime.dims import evaluate
 
 
@@ -20,3 +21,11 @@ def test_value(text: str, value: int | None) -> None:
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         evaluate(text, {"n": 7})
+
+
+def test_long_expressions_are_not_kept() -> None:
+    """The tree of one takes megabytes, and a file can hold thousands of them."""
+    kept = dims._parsed_once.cache_info().currsize
+    for number in range(3):
+        assert dims.symbols_of("n" + "+n" * 200 + f"+{number}") == {"n"}
+    assert dims._parsed_once.cache_info().currsize == kept

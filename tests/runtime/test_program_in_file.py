@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 import mlec
 from mlec.artifact import Artifact, write
+from mlec.runtime.program import Buffer, Call, CallSequence
 
 X = np.random.default_rng(0).normal(size=(60, 5))
 SOURCE = LogisticRegression().fit(X, X[:, 0] + X[:, 1] > 0)
@@ -51,3 +52,17 @@ def test_a_sequence_that_makes_no_sense_is_refused(saved: Artifact, tmp_path: Pa
     with pytest.raises(mlec.MlecError, match="there is no buffer 99") as caught:
         mlec.load(rewritten(saved, tmp_path / "bad.mle", metadata))
     assert caught.value.code == "E_METADATA"
+
+
+def test_parts_of_parts_without_an_end_are_found_in_linear_time() -> None:
+    depth = 20_000
+    whole = Buffer("f32", (4,))
+    parts = tuple(Buffer("f32", (4,), view=number, offset=0) for number in range(1, depth))
+    reads = tuple(range(2, depth))
+
+    def sequence(*calls: Call) -> CallSequence:
+        return CallSequence(1, 0, (whole, whole, *parts), calls, (1,))
+
+    assert sequence(Call("k", (0,), (1,)), Call("k", reads[::-1], ())).outputs == (1,)
+    with pytest.raises(ValueError, match="call 0 reads buffer 19999 before anything is written"):
+        sequence(Call("k", reads[::-1], ()), Call("k", (0,), (1,)))
