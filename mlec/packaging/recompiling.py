@@ -46,7 +46,13 @@ def compiled_here(
     backend = _compiler_here(target, path, reason, instead)
     logger.warning("%s: %s; the graph is compiled on this machine instead", path, reason)
     graph = graph_of(artifact, model.signature)
-    module = backend.compile(graph, target, CompileOptions(tuning=Tuning(trials=0) if tuned else None))
+    try:
+        module = backend.compile(graph, target, CompileOptions(tuning=Tuning(trials=0) if tuned else None))
+    except MemoryError as error:
+        raise MlecError(
+            f"there is not enough memory to compile the graph of {path}: {error}", code="E_NO_MEMORY",
+            hint="end other programs, or load it on a machine with more memory",
+        ) from error  # fmt: skip
     artifact.check_unchanged()  # compiling took a while, and the constants of the module lie in the file
     executable = executable_of(module, graph, num_threads)
     if entry is not None and module.objects:
@@ -99,7 +105,7 @@ def graph_of(artifact: Artifact, signature: Signature) -> Graph:
         CorruptedFileError: ``E_METADATA``: its signature is another one than the metadata says.
     """
     try:
-        graph = unpacked(parse_graph(artifact.graph, artifact.tensors))
+        graph = unpacked(parse_graph(artifact.graph, artifact.tensors), artifact.tensors)
     except MlecError as error:
         error.loc = f"{artifact.path}, {error.loc}" if error.loc else artifact.path
         raise

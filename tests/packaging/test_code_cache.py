@@ -177,3 +177,13 @@ def test_policies(foreign: Path, tmp_path: Path) -> None:
     keyring.remove(keyring.Keyring.load().keys[0])
     keyring.add(TrustedKey(signer.public, "acme"))
     mlec.load(foreign, require_signature=True, require_native=True)
+
+
+def test_a_graph_that_there_is_no_memory_to_compile(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise MemoryError("Unable to allocate 30 GiB")
+
+    monkeypatch.setattr(tvm_backend.TVMBackend, "compile", fail)
+    with pytest.raises(mlec.MlecError, match=r"memory to compile the graph of .*: Unable to allocate") as caught:
+        mlec.load(foreign)
+    assert caught.value.code == "E_NO_MEMORY"
