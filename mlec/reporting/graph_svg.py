@@ -113,7 +113,7 @@ def _node(
         "g",
         element("title", _described(node, share)),
         element("rect", **box),
-        element("rect", **box, class_="heat", fill_opacity=round(min(1.0, share) ** 0.5 * 0.55, 3)) if share else None,
+        element("rect", **box, class_="heat", fill_opacity=round(min(1.0, share) ** 0.5 * 0.42, 3)) if share else None,
         texts,
         element("text", _cut(node.type), x=round(x), y=round(first + len(lines) * LINE), class_="type"),
         class_=f"node {kind}",

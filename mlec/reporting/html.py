@@ -28,7 +28,7 @@ from mlec.reporting.summary import (
     tuning_times,
     where_times_are_from,
 )
-from mlec.reporting.tables import Cell, quantization_rows, table
+from mlec.reporting.tables import Cell, on_8_bits, quantization_rows, table
 from mlec.reporting.timeline_svg import timeline
 from mlec.wording import plural
 
@@ -487,7 +487,7 @@ def _stability(data: ReportData) -> Html | None:
             else element("span", found.severity, class_=_CHIPS[found.severity]),
             join([element("b", found.rule), element("div", found.location, class_="muted")]),
             found.message,
-            join([found.input, element("div", found.shows, class_="muted"), _numbers(found)]),
+            join([found.input, element("div", found.shows, class_="muted") if found.shows else None, _numbers(found)]),
             found.errors,
             found.remedy,
         ]
@@ -498,7 +498,7 @@ def _stability(data: ReportData) -> Html | None:
         "stability",
         "Numerical stability",
         _rows(titles, rows, "findings"),
-        note="Each input was run in the precision of the model and in a wider one. The JSON form of the report has all numbers of it.",
+        note="Each input was run in the precision of the model and in a wider one. The JSON form of the report has all numbers.",
     )
 
 
@@ -515,7 +515,7 @@ def _quantization(data: ReportData) -> Html | None:
     if not data.quantization:
         return None
     titles, rows = quantization_rows(data.quantization)
-    kept = sum(str(entry.get("decision", "")).startswith("int8") for entry in data.quantization)
+    kept = sum(on_8_bits(entry) for entry in data.quantization)
     return _section(
         "quantization",
         "Quantisation",

@@ -5,6 +5,7 @@
     const svg = view.querySelector("svg");
     return { view, svg, width: svg.width.baseVal.value, height: svg.height.baseVal.value, scale: 1 };
   });
+  const READABLE = 0.9; // The smallest scale that a picture starts with.
   const words = (node) => node.querySelector("title").textContent;
   all(".tools, .buttons").forEach((element) => (element.hidden = false));
 
@@ -12,7 +13,7 @@
   function zoom(v, scale, x = v.view.clientWidth / 2, y = v.view.clientHeight / 2) {
     const box = v.svg.getBoundingClientRect(), frame = v.view.getBoundingClientRect();
     const at = [(x + frame.left - box.left) / v.scale, (y + frame.top - box.top) / v.scale];
-    v.scale = Math.min(4, Math.max(0.02, scale));
+    v.scale = Math.min(4, Math.max(0.004, scale));
     v.svg.setAttribute("width", v.width * v.scale);
     v.svg.setAttribute("height", v.height * v.scale);
     const moved = v.svg.getBoundingClientRect();
@@ -22,6 +23,7 @@
   const fit = (v) => zoom(v, Math.min(1, (v.view.clientWidth - 16) / v.width), 0, 0);
 
   function reveal(v, node) {
+    if (v.scale < READABLE / 2) zoom(v, READABLE, 0, 0);
     const box = node.getBoundingClientRect(), frame = v.view.getBoundingClientRect();
     v.view.scrollLeft += box.left + box.width / 2 - frame.left - frame.width / 2;
     v.view.scrollTop += box.top + box.height / 2 - frame.top - frame.height / 2;
@@ -29,7 +31,7 @@
 
   for (const v of views) {
     const { view } = v;
-    if (v.width > view.clientWidth) zoom(v, Math.max(0.55, (view.clientWidth - 16) / v.width), 0, 0);
+    if (v.width > view.clientWidth) zoom(v, Math.max(READABLE, (view.clientWidth - 16) / v.width), 0, 0);
     view.scrollLeft = (view.scrollWidth - view.clientWidth) / 2;
     all("[data-zoom]", view.parentElement).forEach((button) =>
       button.addEventListener("click", () => {
@@ -113,12 +115,13 @@
   // Search: matching nodes are marked in both graphs, Enter goes from one to the next.
   const field = document.querySelector("[data-find]"), found = document.querySelector("[data-found]");
   let hits = [], current = -1;
-  function go(step) {
+  function go(step, show = false) {
     if (!hits.length) return;
     current = (current + step + hits.length) % hits.length;
     all(".node.now").forEach((node) => node.classList.remove("now"));
     const [v, node] = hits[current];
     node.classList.add("now");
+    if (show) v.view.parentElement.scrollIntoView({ block: "nearest" });
     reveal(v, node);
     found.textContent = `${current + 1} of ${hits.length}: Enter for the next`;
   }
@@ -141,7 +144,7 @@
     go(1);
   });
   field?.addEventListener("keydown", (event) => {
-    if (event.key === "Enter") go(event.shiftKey ? -1 : 1);
+    if (event.key === "Enter") go(event.shiftKey ? -1 : 1, true);
     if (event.key === "Escape") { field.value = ""; field.dispatchEvent(new Event("input")); }
   });
 })();

@@ -14,6 +14,9 @@ from mlec.reporting.schema import Roofline
 WIDTH, HEIGHT = 680, 360
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 18, 46
 NAMED = 4
+NAME_CHARACTERS = 24
+MARGIN, STEP = 6, 24
+"""How far words keep from the ends of a line, and how far they go on to the next place that might be free."""
 CHARACTER = 7.2
 NUMBERS = {8: "bytes", 16: "bfloat16"}
 """The numbers of narrow peaks; others are floats."""
@@ -71,30 +74,49 @@ def roofline(found: Sequence[Run], machine: Roofline | None) -> Html | None:
         WIDTH - RIGHT,
     )
     y = _axis([*(peak / 1e9 for peak, _ in peaks), *rates], HEIGHT - BOTTOM, TOP)
-    dots = [_Dot(run, x.at(run.flops / run.bytes), y.at(run.flops / run.seconds / 1e9)) for run in shown]
+    dots = [_Dot.of(run, x, y) for run in shown]
+    taken = [box for dot in dots for box in dot.boxes]
     return element(
         "svg",
         _grid(x, y),
-        _caches(x, y, machine),
-        _roof(x, y, machine.bandwidth, peaks),
-        element("g", [_ring(dot, y, limit_of(dot.run, machine)) for dot in reversed(dots)]),
+        _caches(x, y, machine, taken),
+        _roof(x, y, machine.bandwidth, peaks, taken),
+        element("g", [_ring(dot, limit_of(dot.run, machine)) for dot in reversed(dots)]),
         element("g", [_point(dot, limit_of(dot.run, machine)) for dot in reversed(dots)]),
-        element("g", _names(dots), class_="names"),
+        element("g", _names(dots, taken), class_="names"),
         class_="roofline", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label="roofline of the kernels",
     )  # fmt: skip
 
 
+_Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+
 @dataclass(frozen=True)
 class _Dot:
-    """A kernel and where its point is."""
+    """A kernel, where its point is, and how high the ring of what was predicted; None: there is no ring."""
 
     run: Run
     x: float
     y: float
+    ring: float | None
+
+    @staticmethod
+    def of(run: Run, x: _Axis, y: _Axis) -> _Dot:
+        ring = y.at(run.flops / run.predicted / 1e9) if run.measured and run.predicted else None
+        return _Dot(run, x.at(run.flops / run.bytes), y.at(run.flops / run.seconds / 1e9), ring)
 
     @property
     def radius(self) -> float:
         return 3.5 + 9 * math.sqrt(self.run.share)
+
+    @property
+    def boxes(self) -> list[_Box]:
+        """What no words should cover: the point, the ring and the line between them."""
+        radius = self.radius
+        heights = [self.y] if self.ring is None else [self.y, self.ring]
+        round_ones = [(self.x - radius, at - radius, self.x + radius, at + radius) for at in heights]
+        return [*round_ones, (self.x - 1, min(heights), self.x + 1, max(heights))]
 
 
 def _axis(values: Sequence[float], start: float, end: float) -> _Axis:
@@ -126,7 +148,7 @@ def _grid(x: _Axis, y: _Axis) -> Html:
     return element("g", lines, texts, class_="grid")
 
 
-def _roof(x: _Axis, y: _Axis, bandwidth: float, peaks: Sequence[tuple[float, int]]) -> Html:
+def _roof(x: _Axis, y: _Axis, bandwidth: float, peaks: Sequence[tuple[float, int]], taken: list[_Box]) -> Html:
     """The limit of the memory, and that of the arithmetic for each width of floats: ``(operations a second, bits)``, highest first."""
     slope = bandwidth / 1e9
     # The memory line enters the plot at its left or at its bottom edge.
@@ -134,27 +156,47 @@ def _roof(x: _Axis, y: _Axis, bandwidth: float, peaks: Sequence[tuple[float, int
     start = (x.at(first), y.at(first * slope))
     corners = [(x.at(peak / bandwidth), y.at(peak / 1e9)) for peak, _ in peaks]
     corner, end = corners[0], WIDTH - RIGHT
-    angle = math.degrees(math.atan2(corner[1] - start[1], corner[0] - start[0]))
-    middle = (0.7 * start[0] + 0.3 * corner[0], 0.7 * start[1] + 0.3 * corner[1] - 8)
+    words = [f"{NUMBERS.get(bits, f'float{bits}')}, {units.count(peak, 'FLOP')}/s" for peak, bits in peaks]
     return element(
         "g",
         element("path", d=f"M{start[0]:.1f} {start[1]:.1f}L{corner[0]:.1f} {corner[1]:.1f}"),
         [element("path", d=f"M{left:.1f} {height:.1f}H{end}") for left, height in corners],
-        element(
-            "text", f"memory, {units.count(bandwidth, 'B')}/s", x=middle[0], y=middle[1], text_anchor="middle",
-            transform=f"rotate({angle:.2f} {middle[0]:.1f} {middle[1] + 8:.1f})",
-        ),
         [
-            element(
-                "text", f"{NUMBERS.get(bits, f'float{bits}')}, {units.count(peak, 'FLOP')}/s", x=end, y=height - 8, text_anchor="end"
-            )
-            for (peak, bits), (_, height) in zip(peaks, corners, strict=True)
+            _along((end, height), (left, height), said, taken)
+            for said, (left, height) in zip(words, corners, strict=True)
         ],
+        _along(start, corner, f"memory, {units.count(bandwidth, 'B')}/s", taken),
         class_="roof",
-    )  # fmt: skip
+    )
 
 
-def _caches(x: _Axis, y: _Axis, machine: Roofline) -> Html | None:
+def _along(start: tuple[float, float], end: tuple[float, float], words: str, taken: list[_Box]) -> Html:
+    """Words above a line, in its direction, as near to the start as nothing else is; they are added to what is taken."""
+    length = math.dist(start, end)
+    across, down = ((b - a) / length for a, b in zip(start, end, strict=True))
+    upright = (across, down) if across > 0 else (-across, -down)  # words go from left to right
+    half = len(words) * CHARACTER / 2
+
+    def middle(far: float) -> tuple[float, float]:
+        return start[0] + far * across, start[1] + far * down
+
+    def boxes(far: float) -> list[_Box]:
+        """Of the characters, the one in the middle so far along the line."""
+        x, y = middle(far)
+        steps = [CHARACTER * i - half for i in range(len(words) + 1)]
+        places = [(x + step * upright[0] + 12 * upright[1], y + step * upright[1] - 12 * upright[0]) for step in steps]
+        return [(px - 5, py - 5, px + 5, py + 5) for px, py in places]
+
+    tried = [MARGIN + half + STEP * i for i in range(int(max(0.0, length - 2 * (MARGIN + half)) / STEP) + 1)]
+    far = next((far for far in tried if not any(_overlap(a, b) for a in boxes(far) for b in taken)), tried[0])
+    taken += boxes(far)
+    x, y = middle(far)
+    angle = math.atan2(upright[1], upright[0])
+    turned = f"rotate({math.degrees(angle):.2f} {x:.1f} {y:.1f})"
+    return element("text", words, x=round(x, 1), y=round(y - 8, 1), text_anchor="middle", transform=turned)
+
+
+def _caches(x: _Axis, y: _Axis, machine: Roofline, taken: list[_Box]) -> Html | None:
     """The limit of data that is in the caches of all threads: the memory's line, further up."""
     rate = max((rate for _, rate in machine.copies), default=0.0) * machine.threads
     if rate <= machine.bandwidth:
@@ -163,22 +205,17 @@ def _caches(x: _Axis, y: _Axis, machine: Roofline) -> Html | None:
     first, last = max(x.low, y.low * 1e9 / rate), min(x.high, top / rate)
     if first >= last:
         return None
-    path = f"M{x.at(first):.1f} {y.at(first * rate / 1e9):.1f}L{x.at(last):.1f} {y.at(last * rate / 1e9):.1f}"
-    at, height = x.at(math.sqrt(first * last)), y.at(rate / 1e9 * math.sqrt(first * last))
-    angle = math.degrees(math.atan2(y.at(last * rate / 1e9) - y.at(first * rate / 1e9), x.at(last) - x.at(first)))
-    turned = f"rotate({angle:.2f} {at:.1f} {height:.1f})"
-    words = element(
-        "text", f"caches, {units.count(rate, 'B')}/s", x=at, y=height - 7, text_anchor="middle", transform=turned
-    )
+    start, end = ((x.at(value), y.at(value * rate / 1e9)) for value in (first, last))
+    path = f"M{start[0]:.1f} {start[1]:.1f}L{end[0]:.1f} {end[1]:.1f}"
+    words = _along(start, end, f"caches, {units.count(rate, 'B')}/s", taken)
     return element("g", element("path", d=path), words, class_="caches")
 
 
-def _ring(dot: _Dot, y: _Axis, limit: str) -> Html | None:
+def _ring(dot: _Dot, limit: str) -> Html | None:
     """Where the prediction is, beside the measurement."""
-    run = dot.run
-    if not run.measured or not run.predicted:
+    if dot.ring is None:
         return None
-    at, px = round(y.at(run.flops / run.predicted / 1e9), 1), round(dot.x, 1)
+    at, px = round(dot.ring, 1), round(dot.x, 1)
     ring = element("circle", cx=px, cy=at, r=round(dot.radius, 1), class_=f"ring {limit}")
     return element("g", element("line", x1=px, x2=px, y1=at, y2=round(dot.y, 1), class_=f"ring {limit}"), ring)
 
@@ -198,10 +235,9 @@ def _point(dot: _Dot, limit: str) -> Html:
     )
 
 
-def _names(dots: Sequence[_Dot]) -> list[Html]:
-    """Names of the slowest kernels, below and beside their points, where they cover no other."""
+def _names(dots: Sequence[_Dot], taken: list[_Box]) -> list[Html]:
+    """Names of the slowest kernels, beside their points, where they cover nothing."""
     texts = []
-    taken = [(d.x - d.radius, d.y - d.radius, d.x + d.radius, d.y + d.radius) for d in dots]
     named: set[tuple[int, int]] = set()
     for dot in dots:
         kernel, px, py, radius = dot.run.kernel, dot.x, dot.y, dot.radius
@@ -209,13 +245,12 @@ def _names(dots: Sequence[_Dot]) -> list[Html]:
         if spot in named:  # equal kernels lie on one point
             continue
         named.add(spot)
-        words = kernel.symbol if len(kernel.symbol) <= 30 else f"{kernel.symbol[:29]}…"
+        words = kernel.symbol
+        if len(words) > NAME_CHARACTERS:  # the end tells it from others
+            words = f"{words[: NAME_CHARACTERS // 2]}…{words[1 - NAME_CHARACTERS // 2 :]}"
         width = len(words) * CHARACTER
         sides = [
-            (px + radius + 3, 9),
-            (px + radius + 3, 26),
-            (px - radius - 3 - width, 9),
-            (px - radius - 3 - width, 26),
+            (start, below) for below in (9, 26, -6 - 2 * radius) for start in (px + radius + 3, px - radius - 3 - width)
         ]
         free = [
             (start, below)
@@ -231,9 +266,6 @@ def _names(dots: Sequence[_Dot]) -> list[Html]:
         if len(texts) == NAMED:
             break
     return texts
-
-
-_Box = tuple[float, float, float, float]
 
 
 def _name_box(x: float, baseline: float, width: float) -> _Box:

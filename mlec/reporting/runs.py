@@ -112,4 +112,4 @@ def _name(location: str, depth: int) -> str:
     first = location.partition(" + ")[0]
     scope = _SCOPE.search(first)
     name = scope.group(1) if scope else first
-    return ".".join(name.split(".")[:depth]) if scope or "/" not in name else name or "other"
+    return (".".join(name.split(".")[:depth]) if scope or "/" not in name else name) or "other"

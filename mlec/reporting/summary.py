@@ -50,9 +50,11 @@ def facts(data: ReportData) -> list[Fact]:
 
 
 def headline(data: ReportData) -> str:
-    """``"torch network for cpu znver4"``."""
+    """``"torch network in int8 for cpu znver4"``."""
     source = " ".join(str(data.model[key]) for key in ("source", "kind") if data.model.get(key))
-    return " for ".join(part for part in (source, data.target) if part)
+    precision = str(data.model.get("precision") or "fp32")
+    source += "" if precision == "fp32" else f" in {precision}"
+    return " for ".join(part for part in (source.strip(), data.target) if part)
 
 
 def change(before: float, after: float, show: str) -> str:

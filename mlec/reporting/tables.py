@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mlec.reporting import units
-from mlec.reporting.markup import Child, Html, element
+from mlec.reporting.markup import Child, Html, element, join
 
 
 class Cell(NamedTuple):
@@ -22,7 +22,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[Cell]], kind: str, sort
         element(
             "tr",
             [
-                element("td", cell.content, data_label=title or None, data_sort=cell.key)
+                element("td", _whole(cell.content), data_label=title or None, data_sort=cell.key)
                 for title, cell in zip(titles, row, strict=True)
             ],
         )
@@ -36,6 +36,11 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[Cell]], kind: str, sort
         class_=f"rows {kind}",
         data_sortable=sortable and len(rows) > 1,
     )
+
+
+def _whole(content: Child) -> Html | None:
+    """All of a cell as one element, beside which its title can stand; nothing where there is nothing."""
+    return element("div", content) if join([content]) else None
 
 
 QUANTIZATION = {
@@ -55,6 +60,11 @@ def quantization_rows(entries: Sequence[Mapping[str, Any]]) -> tuple[list[str], 
     return titles, [[_cell(key, entry) for key in keys] for entry in entries]
 
 
+def on_8_bits(entry: Mapping[str, Any]) -> bool:
+    """Whether a layer, or its weights alone, are in 8 bits."""
+    return entry.get("decision") in ("int8", "weights")
+
+
 def quantization_line(entry: Mapping[str, Any]) -> str:
     """What the row of a layer says, in one line."""
     said = {key: _words(key, value) for key, value in entry.items() if value is not None and value != ""}
@@ -72,11 +82,11 @@ def _cell(key: str, entry: Mapping[str, Any]) -> Cell:
     if value is None:
         return Cell(None)
     if key == "layer":
-        place = str(entry.get("location") or "")
+        place = str(entry.get("location") or "").removesuffix(f"({value})").rstrip()
         place = "" if place == str(value) else place
         return Cell([element("b", str(value)), element("div", place, class_="muted") if place else None])
     if key == "decision":
-        return Cell(element("span", str(value), class_="chip good" if str(value).startswith("int8") else "chip"))
+        return Cell(element("span", str(value), class_="chip good" if on_8_bits(entry) else "chip"))
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return Cell(_words(key, value))
     return Cell(_words(key, value), value)
@@ -87,6 +97,8 @@ def _words(key: str, value: Any) -> str:
         return " × ".join(map(str, value)) if key == "weights" and isinstance(value, list) else _text(value)
     if key == "output_error":
         return f"{value:.2%}"
+    if key == "predicted_gain":
+        return units.times(value)
     if key == "sqnr_db":
         return f"{value:.1f} dB"
     if key.endswith("_us"):

@@ -23,7 +23,7 @@ from mlec.reporting.summary import (
     tuning_times,
     where_times_are_from,
 )
-from mlec.reporting.tables import quantization_line
+from mlec.reporting.tables import on_8_bits, quantization_line
 from mlec.wording import plural
 
 WIDTH = 100
@@ -269,7 +269,7 @@ def _stability(data: ReportData) -> list[str]:
 def _quantization(data: ReportData) -> list[str]:
     lines = ["layers that could work on 8 bits"] if data.quantization else []
     for entry in data.quantization:
-        mark = "+" if str(entry.get("decision", "")).startswith("int8") else "-"
+        mark = "+" if on_8_bits(entry) else "-"
         lines += _wrapped(f"{mark} {_line(quantization_line(entry))}", 2)
     return lines
 

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_type_hints
 
 import msgspec
+import numpy as np
 
+import mlec
+from mlec.ir import GraphBuilder, tensor
 from mlec.measuring.machine import Machine
 from mlec.report import OptimizationReport
 from mlec.reporting import schema
+from mlec.validation.differential import Comparison
 
-DOCS = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+PAGES = Path(__file__).parents[2] / "docs"
+DOCS = (PAGES / "report.md").read_text(encoding="utf-8")
+QUANTIZATION = (
+    (PAGES / "quantization.md").read_text(encoding="utf-8").partition("## The table")[2].partition("\n## ")[0]
+)
 DICTIONARY = DOCS.partition("## The dictionary")[2].partition("\n## ")[0]
 SECTIONS = {
     key: text
@@ -47,8 +59,7 @@ def test_every_key_is_documented_in_its_section() -> None:
 
 def test_every_documented_key_is_in_the_schema() -> None:
     for key in SECTIONS.keys() - FREE:
-        rows = re.findall(r"^\| (`.+?) \|", SECTIONS[key], re.M)
-        named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+        named = named_in(SECTIONS[key])
         assert named <= fields_of(key), f"{key}: {named - fields_of(key)}"
 
 
@@ -56,12 +67,47 @@ def test_the_machine_is_the_one_that_is_measured() -> None:
     assert set(schema.Roofline.__struct_fields__) == set(Machine.__struct_fields__)
 
 
-def test_a_report_uses_no_key_that_the_schema_does_not_have(report: OptimizationReport) -> None:
-    for key in SECTIONS.keys() - FREE - {"parity", "graphs"}:
-        assert keys_in(getattr(report, key)) <= fields_of(key) | {"1", "64"}, key
+def test_a_comparison_is_the_one_that_is_made() -> None:
+    assert {field.name for field in fields(Comparison)} == set(schema.Comparison.__struct_fields__)
 
 
-def keys_in(value: Any) -> set[str]:
-    if isinstance(value, dict):
-        return {str(name) for name in value} | {inner for part in value.values() for inner in keys_in(part)}
-    return {inner for part in value for inner in keys_in(part)} if isinstance(value, (list, tuple)) else set()
+def test_every_key_that_a_compilation_writes_is_in_the_schema() -> None:
+    """Of a network with all that there is to say: 8 bits, schedules that were measured, passes that were, formulas that overflow."""
+    rng = np.random.default_rng(0)
+    b = GraphBuilder("network")
+    x = b.input("x", tensor("f32", ("n", 16)))
+    v, w = (b.constant(rng.normal(size=shape).astype(np.float32)) for shape in ((16, 32), (32, 4)))
+    e = b("exp", b("matmul", b("relu", b("matmul", x, v)), w))
+    graph = b.finish([b("div", e, b("sum", e, axes=(1,), keepdims=True))])
+    data = rng.normal(size=(32, 16)).astype(np.float32)
+    passes = "canonicalize,stability,quantize-int8{measure = false},fuse"
+    model = mlec.compile(graph, data, precision="int8", calibration=data, passes=passes, tune=1, measure_passes=True)
+    written = json.loads(model.report.to_json())
+    assert all(written[key] for key in SECTIONS.keys() - {"parity", "warnings"}), "nothing would be checked of it"
+    assert unknown_in(written, schema.ReportData) == []
+    assert written["model"].keys() <= named_in(SECTIONS["model"])
+    assert {key for layer in written["quantization"] for key in layer} <= named_in(QUANTIZATION)
+
+
+def named_in(table: str) -> set[str]:
+    """The keys in the first column."""
+    return {name for row in re.findall(r"^\| (`.+?) \|", table, re.M) for name in re.findall(r"`(\w+)`", row)}
+
+
+def unknown_in(value: Any, hint: Any, path: str = "report") -> list[str]:
+    """The places in some data that a type does not have."""
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        if not isinstance(value, dict):
+            return []
+        known = get_type_hints(hint)
+        inner = [
+            place
+            for key in value.keys() & known.keys()
+            for place in unknown_in(value[key], known[key], f"{path}.{key}")
+        ]
+        return [f"{path}.{key}" for key in sorted(value.keys() - known.keys())] + inner
+    if isinstance(hint, UnionType):
+        parts: Iterable[Any] = [value]
+    else:
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [place for part in parts for argument in get_args(hint) for place in unknown_in(part, argument, path)]
