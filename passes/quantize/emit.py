@@ -32,6 +32,7 @@ from mlec.passes.quantize.images import (
 from mlec.passes.quantize.layers import Layer
 from mlec.passes.quantize.numbers import Affine
 from mlec.passes.quantize.plans import Plan
+from mlec.passes.quantize.tables import rows_of
 
 RULE = "quantize-int8"
 
@@ -48,10 +49,12 @@ def result_of(b: GraphBuilder, plan: Plan, x: Value, weights: Value | None = Non
     Args:
         b: writes it.
         plan: of the layer.
-        x: the inputs: u8, or f32 where only the weights are quantised.
+        x: the inputs: u8, or as they are where only the weights are quantised.
         weights: in another order than the plan has them.
     """
-    w = b.constant(plan.weights, plan.layer.node.inputs[1].hint) if weights is None else weights
+    w = b.constant(plan.weights, plan.layer.constant.hint) if weights is None else weights
+    if plan.layer.is_table:
+        return rows_of(b, w, b.constant(plan.scales, "scale"), x)
     node = plan.layer.node
     if plan.kind == "weights":
         sums = b("matmul_narrow", x, w)
@@ -233,7 +236,7 @@ class _Writer:
         moved = plan.weights.reshape(channels, rows, columns, -1).transpose(1, 2, 0, 3)
         weights = np.ascontiguousarray(moved.reshape(plan.weights.shape))
         flat = self.b("reshape", eight, shape=node.output.type.shape)
-        return result_of(self.b, plan, flat, self.b.constant(weights, plan.layer.node.inputs[1].hint))
+        return result_of(self.b, plan, flat, self.b.constant(weights, plan.layer.constant.hint))
 
     def pool(self, node: Node) -> bool:
         """Pools and nearest neighbours of 8 bits, where these are there."""

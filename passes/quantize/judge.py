@@ -48,6 +48,14 @@ def signal_to_noise(
     return {plan: _decibels(*found) if finite[plan.layer.input] else math.nan for plan, found in powers.items()}
 
 
+def of_table(plan: Plan) -> float:
+    """The same of a table of which rows are looked up, by all of them."""
+    table = plan.layer.weights
+    if not np.isfinite(table).all():
+        return math.nan
+    return _decibels(_power(table), _power(table - plan.weights * plan.scales))
+
+
 def _rows(layer: Layer, x: Array, rng: np.random.Generator) -> Array:
     """Some of the rows that a layer multiplies with its weights: ``[rows, terms]``, of a convolution ``[rows, taps, channels]``."""
     if not layer.is_conv:

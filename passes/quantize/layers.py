@@ -1,4 +1,4 @@
-"""Which nodes of a graph can work on 8 bits: products and convolutions with weights that are known."""
+"""Which nodes of a graph can work on 8 bits: products and convolutions with known weights, and tables of which rows are looked up."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mlec.ir.dtype import DType
 from mlec.ir.op import Array
 from mlec.ops.quant import MAX_TERMS
 from mlec.passes.quantize.images import RANKS, window_attrs
+from mlec.passes.quantize.tables import LEAST_BYTES, table_of
 from mlec.pipeline import Remark
 
 PRODUCTS = ("matmul", "conv")
@@ -21,11 +22,11 @@ PRODUCTS = ("matmul", "conv")
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A product or a convolution, and the bias behind it.
+    """A product or a convolution, and the bias behind it; or a table, as that of an embedding, of which rows are looked up.
 
     Attributes:
-        node: of the product.
-        weights: float32, the output channels last: ``[k, n]``, or ``[kh, kw, c / groups, out]``.
+        node: of the product, or the `gather` of rows.
+        weights: float32, the output channels last: ``[k, n]``, or ``[kh, kw, c / groups, out]``; of a table ``[rows, n]``.
         added: the node that adds the bias, if nothing else reads the product.
         bias: (n,), zeros without one.
     """
@@ -40,8 +41,18 @@ class Layer:
         return self.node.name == "conv"
 
     @property
+    def is_table(self) -> bool:
+        return self.node.name == "gather"
+
+    @property
     def input(self) -> Value:
-        return self.node.inputs[0]
+        """What is multiplied; of a table the numbers of its rows."""
+        return self.node.inputs[1 if self.is_table else 0]
+
+    @property
+    def constant(self) -> Value:
+        """The weights as they are in the graph."""
+        return self.node.inputs[0 if self.is_table else 1]
 
     @property
     def output(self) -> Value:
@@ -70,11 +81,17 @@ def channel_axis(value: Value) -> int:
     return 1 - value.type.rank
 
 
-def find_layers(graph: Graph) -> tuple[list[Layer], list[Remark]]:
-    """The layers in order, and remarks on products that are none."""
+def find_layers(graph: Graph, tables: bool = True) -> tuple[list[Layer], list[Remark]]:
+    """The layers in order, with or without tables, and remarks on what is none."""
     layers: list[Layer] = []
     missed: list[Remark] = []
     for node in graph.nodes:
+        table = table_of(graph, node) if tables else None
+        if table is not None and table.nbytes >= LEAST_BYTES:
+            layers.append(Layer(node, table, None, np.zeros(table.shape[1], np.float32)))
+        elif table is not None:
+            reason = f"its table of {table.nbytes:,} bytes is small"
+            missed.append(Remark("missed", f"gather stays in float32: {reason}", node.loc, "quantize-int8"))
         if node.name not in PRODUCTS or node.output.type.dtype is not DType.F32:
             continue
         reason = "".join(_reasons(graph, node))

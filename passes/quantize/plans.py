@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from mlec.ir import Value
 from mlec.ir.op import Array
 from mlec.passes.quantize.layers import Layer
 from mlec.passes.quantize.numbers import Affine, quantized_weights
@@ -24,7 +26,7 @@ class Plan:
         input: the numbers that inputs become.
         divisor: (k,), what each input channel is divided by before it is quantised, and its weights multiplied with; None: nothing.
         weights: i8, laid out as the layer's.
-        scales: (n,) of float32: a sum times this is the result, but for the bias.
+        scales: (n,) of float32: a sum times this is the result, but for the bias; of a table (rows, 1).
         bias: (n,) of float32, corrected.
     """
 
@@ -56,6 +58,19 @@ def plan_of(layer: Layer, kind: Kind, affine: Affine, mean: Array | None = None,
         bias = (bias + _of_mean(layer, error, inputs)).astype(np.float32)
     factor = affine.scale if kind == "int8" else 1.0
     return Plan(layer, kind, affine, divisor, weights, (scales * np.float64(factor)).astype(np.float32), bias)
+
+
+def plans_of_tables(layers: Iterable[Layer]) -> dict[Layer, Plan]:
+    """Those of layers that look up rows; what several of them read is one table again."""
+    plans: dict[Layer, Plan] = {}
+    rounded: dict[Value, Plan] = {}
+    for layer in layers:
+        if layer.constant not in rounded:
+            weights, scales = quantized_weights(layer.weights.T)
+            weights, scales = np.ascontiguousarray(weights.T), scales[:, None]
+            rounded[layer.constant] = Plan(layer, "weights", Affine(1.0, 0), None, weights, scales, layer.bias)
+        plans[layer] = replace(rounded[layer.constant], layer=layer)
+    return plans
 
 
 def _of_mean(layer: Layer, weights: Array, mean: Array) -> Array:

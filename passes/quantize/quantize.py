@@ -14,11 +14,11 @@ from mlec.ir.op import Array
 from mlec.passes.quantize.balance import divisor_of
 from mlec.passes.quantize.emit import source_of, stored_values
 from mlec.passes.quantize.guard import Budget, Verdict, guarded
-from mlec.passes.quantize.judge import signal_to_noise
+from mlec.passes.quantize.judge import of_table, signal_to_noise
 from mlec.passes.quantize.layers import Layer, channel_axis, find_layers
 from mlec.passes.quantize.numbers import Affine
 from mlec.passes.quantize.observers import METHODS, Histogram, check_method
-from mlec.passes.quantize.plans import Plan, plan_of
+from mlec.passes.quantize.plans import Plan, plan_of, plans_of_tables
 from mlec.passes.quantize.race import Times, predicted, race
 from mlec.passes.quantize.statistics import Batch, Parts, Place, Watched, histograms, made_inputs, watch
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance
@@ -32,7 +32,7 @@ RUINS = "the outputs of the network lose too much with it"
 
 @dataclass(frozen=True)
 class QuantizeInt8(Pass):
-    """Brings products and convolutions with known weights to 8 bits, where that keeps their results and is faster.
+    """Brings products and convolutions with known weights to 8 bits, where that keeps their results and is faster; so tables of embeddings.
 
     Options:
         calibration: inputs as the model will see them: batches of one array for each input of the graph, or the array of a single input.
@@ -42,6 +42,7 @@ class QuantizeInt8(Pass):
         min_sqnr: decibels by which the results of a layer must exceed their error on the calibration data; else it stays in float32.
         balance: how much of the outliers of activations goes into weights (SmoothQuant), 0 to 1; 0 moves none.
         correct_bias: takes the mean error of rounded weights off the biases.
+        tables: whether tables of which rows are looked up become 8 bits, too.
         measure: a layer that is not faster on 8 bits stays in float32. Those are timed for which that can't be predicted.
         max_accuracy_loss: the part of the rows of scores of classes by which accuracy may be expected to fall, on the calibration data:
             layers go back to float32 until it holds.
@@ -55,6 +56,7 @@ class QuantizeInt8(Pass):
     min_sqnr: float = 20.0
     balance: float = 0.5
     correct_bias: bool = True
+    tables: bool = True
     measure: bool = True
     max_accuracy_loss: float = 0.005
     max_error: float = 0.1
@@ -65,7 +67,7 @@ class QuantizeInt8(Pass):
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         check_method(self.method, self.percentile)
-        layers, remarks = find_layers(graph)
+        layers, remarks = find_layers(graph, self.tables)
         if not layers:
             return PassResult(graph, tuple(remarks))
         batches = _batches(graph, self.calibration)
@@ -76,7 +78,7 @@ class QuantizeInt8(Pass):
         plans, judged, stored, parts = self.judged(graph, layers, batches, context)
         best = [self.best(plans[layer], judged) for layer in layers]
         rows = max((len(array) for batch in batches for array in batch if array.ndim), default=1)
-        racing = [plan for plan in best if self.measure and self.keeps(judged[plan])]
+        racing = [plan for plan in best if self.measure and self.keeps(judged[plan]) and not plan.layer.is_table]
         gains = {plan: gain for plan in racing if (gain := predicted(plan, rows, context.target)) is not None}
         times = race([plan for plan in racing if plan not in gains], rows, context)
         decided = {plan: self.decide(judged[plan], times.get(plan), gains.get(plan)) for plan in best}
@@ -105,19 +107,21 @@ class QuantizeInt8(Pass):
         """The ways to compute each layer, the decibels of each, what else is handed over in 8 bits, and the calibration data.
 
         The preferred ones come first: on 8 bits, also balanced where its input channels are uneven; a product with its weights in 8 bits
-        only.
+        only; so tables, of which rows are a quarter of the bytes to read, so that they are not timed.
         """
-        sources = {layer: source_of(graph, layer.input) for layer in layers}
-        places: list[Place] = [(layer.input, layer.channel_axis) for layer in layers]
+        products = [layer for layer in layers if not layer.is_table]
+        tables = plans_of_tables(layer for layer in layers if layer.is_table)
+        sources = {layer: source_of(graph, layer.input) for layer in products}
+        places: list[Place] = [(layer.input, layer.channel_axis) for layer in products]
         places += [(source, -1) for layer, source in sources.items() if source is not layer.input]
         handed = stored_values(graph, layers)
         places += [(value, channel_axis(value)) for value in handed]
         seen, parts = watch(graph, list(dict.fromkeys(places)), batches, context)
-        divisors = self.divisors(layers, seen)
+        divisors = self.divisors(products, seen)
         plain, balanced = histograms(seen, divisors, parts)
         ranges: dict[Value, Affine] = {source: self.affine(plain[source]) for source in sources.values()}
         plans: dict[Layer, list[Plan]] = {}
-        for layer in layers:
+        for layer in products:
             mean = seen[layer.input, layer.channel_axis].mean if self.correct_bias else None
             plans[layer] = [plan_of(layer, "int8", ranges[sources[layer]], mean)]
             if not layer.is_conv and layer.input in divisors:
@@ -127,7 +131,8 @@ class QuantizeInt8(Pass):
                 plans[layer].append(plan_of(layer, "weights", ranges[sources[layer]], mean))
         finite = {value: found.finite for (value, _), found in seen.items()}
         stored = {value: self.affine(plain[value]) for value in handed if finite[value]}
-        return plans, signal_to_noise(plans, finite, parts), stored, parts
+        judged = signal_to_noise(plans, finite, parts) | {plan: of_table(plan) for plan in tables.values()}
+        return plans | {layer: [plan] for layer, plan in tables.items()}, judged, stored, parts
 
     def divisors(self, layers: Sequence[Layer], seen: Mapping[Place, Watched]) -> dict[Value, Array]:
         readers: dict[Value, list[Layer]] = {}
@@ -179,16 +184,16 @@ class QuantizeInt8(Pass):
         kept: bool,
         reason: str,
     ) -> dict[str, Any]:
-        layer = plan.layer
+        layer, rounded = plan.layer, plan.kind == "int8"
         leaves = layer.node.loc.leaves
         return {
             "layer": layer.name,
             "location": str(leaves[0]) if leaves else "",
             "op": layer.node.name,
             "weights": list(layer.weights.shape),
-            "method": self.method + (" balanced" if plan.divisor is not None else ""),
-            "scale": plan.input.scale,
-            "zero_point": plan.input.zero_point,
+            "method": self.method + (" balanced" if plan.divisor is not None else "") if rounded else None,
+            "scale": plan.input.scale if rounded else None,
+            "zero_point": plan.input.zero_point if rounded else None,
             "sqnr_db": round(sqnr, 2) if math.isfinite(sqnr) else None,
             "float32_us": round(times[0] * 1e6, 3) if times is not None else None,
             "int8_us": round(times[1] * 1e6, 3) if times is not None else None,
