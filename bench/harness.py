@@ -138,7 +138,7 @@ def _time_batch(case: Case, batch: int, inputs: list[Any], prepared: dict[str, P
         if turn >= FEWEST_ROUNDS and time.perf_counter() > end:
             break
         for lane in lanes:
-            _settle()
+            settle()
             _repeat(lane.predict, inputs, WARM_SECONDS)
             lane.seconds += _repeat(lane.predict, inputs, ROUND_SECONDS)
     reference = outputs.get("source") or next(iter(outputs.values()), [])
@@ -167,7 +167,7 @@ def _repeat(predict: Predict, inputs: list[Any], seconds: float) -> list[float]:
     return times
 
 
-def _settle() -> None:
+def settle() -> None:
     """Waits until the threads of whoever had the last turn sleep: pools spin for up to tens of milliseconds after a call, on the cores
     that the next one needs.
     """

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 import mlec
+from bench.harness import settle
 from bench.peak import byte_products
 from mlec.backends.tvm.backend import TVMBackend
 from mlec.backends.tvm.kernels.int8 import has_amx
@@ -245,6 +246,7 @@ def compare(layer: Layer, threads: int) -> dict[str, float]:
     best = dict.fromkeys(calls, float("inf"))
     for _ in range(ROUNDS):
         for name, call in calls.items():
+            settle()
             repeats = max(3, min(200, int(2e-3 / best[name])))
             for _ in range(repeats):
                 start = time.perf_counter()
