@@ -59,8 +59,8 @@ def _symbols(plan: Plan) -> frozenset[str]:
 def race(plans: Sequence[Plan], rows: int, context: PassContext) -> dict[Plan, Times]:
     """Times each plan beside its layer in float32; nothing where that cannot be measured here. Layers that are alike run once.
 
-    Only the kernel of the product counts, with the bias behind it, and on 8 bits also with the way back to them: what is converted before a
-    layer is shared by all that read it, and mostly done where it is made.
+    Only the kernel of the product counts, whatever it became, with the bias behind it, and on 8 bits also with the way back to them: what
+    is converted or transposed before a layer is shared by all that read it, and mostly done where it is made.
     """
     if context.trials is None or not plans:
         return {}
@@ -79,7 +79,7 @@ def race(plans: Sequence[Plan], rows: int, context: PassContext) -> dict[Plan, T
     rows = max(1, min(rows, ROWS, int(MOST_WORK // max(work, 1))))
     taken: dict[str, float] = {}
     for op, location, seconds in context.trials.times(graph, _inputs(graph, rows)):
-        if op.startswith(("matmul", "conv", "depthwise")):
+        if op != "transpose":
             taken[location] = taken.get(location, 0.0) + seconds
     return {
         plan: (taken[f"float {i}"], taken[f"int {i}"])
