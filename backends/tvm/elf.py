@@ -8,36 +8,67 @@ exception below a kernel ends the process with that or without, so what could ra
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
 
 _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
-_SECTION: Final = struct.Struct("<IIQQQQIIQQ")
-_NO_BITS: Final = 8
+_TABLE, _COUNT, _NAMES = (
+    6,
+    12,
+    13,
+)  # in the header: where the table of sections begins, their number, the section with their names
+_SECTION: Final = np.dtype([
+    ("name", "<u4"), ("kind", "<u4"), ("flags", "<u8"), ("address", "<u8"), ("offset", "<u8"), ("size", "<u8"),
+    ("link", "<u4"), ("info", "<u4"), ("alignment", "<u8"), ("entry", "<u8"),
+])  # fmt: skip
+_SYMBOL: Final = np.dtype([
+    ("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<u8"), ("size", "<u8"),
+])  # fmt: skip
+_RELOCATION: Final = np.dtype([("offset", "<u8"), ("kind", "<u4"), ("symbol", "<u4"), ("addend", "<i8")])
+_SYMBOLS, _RELOCATIONS, _NO_BITS = 2, 4, 8  # kinds of sections
+_MARKS: Final = 0xFF00  # what a symbol has for a section from here on is none
 _DROPPED: Final = (b".debug_", b".rela.debug_", b".eh_frame", b".rela.eh_frame")
 
 
 def without_debug_sections(data: bytes) -> bytes:
-    """An object file (ELF, 64 bits, little endian, relocatable) whose sections for debuggers and exceptions are empty.
+    """An object file (ELF, 64 bits, little endian, relocatable) without its sections for debuggers and exceptions.
 
-    They stay in the table of sections, as symbols and other sections are told by numbers.
+    What is left has new numbers: sections and symbols are told by their place in tables.
     """
     header = list(_HEADER.unpack_from(data))
-    start, entry, count, names = header[6], header[11], header[12], header[13]
-    table = [list(_SECTION.unpack_from(data, start + i * entry)) for i in range(count)]
-    texts = table[names][4]
-    made = bytearray(data[: _HEADER.size])
-    for section in table:
-        name, kind, _, _, offset, size, _, _, alignment, _ = section
-        begin = texts + name
-        if data[begin : data.index(b"\0", begin)].startswith(_DROPPED):
-            size = section[5] = 0
-        made += bytes(-len(made) % max(alignment, 1))
-        section[4] = len(made)
-        if kind != _NO_BITS:
-            made += data[offset : offset + size]
+    table = np.frombuffer(data, _SECTION, header[_COUNT], header[_TABLE]).copy()
+    content = [data[s["offset"] : s["offset"] + s["size"]] if s["kind"] != _NO_BITS else b"" for s in table]
+    names = content[header[_NAMES]]
+    kept = np.array([not names.startswith(_DROPPED, s["name"]) for s in table])
+    section_number = np.cumsum(kept) - 1
+
+    symbol_number: Array = np.zeros(0, np.int64)
+    for i in np.flatnonzero(table["kind"] == _SYMBOLS):
+        symbols = np.frombuffer(content[i], _SYMBOL).copy()
+        placed = symbols["section"] < _MARKS
+        stays = ~placed | kept[np.where(placed, symbols["section"], 0)]
+        symbols["section"][placed] = section_number[symbols["section"][placed]]
+        content[i], symbol_number = symbols[stays].tobytes(), np.cumsum(stays) - 1
+        table["info"][i] = stays[: table["info"][i]].sum()  # the first that other files see
+    for i in np.flatnonzero((table["kind"] == _RELOCATIONS) & kept):
+        relocations = np.frombuffer(content[i], _RELOCATION).copy()
+        relocations["symbol"] = symbol_number[relocations["symbol"]]
+        content[i] = relocations.tobytes()
+        table["info"][i] = section_number[table["info"][i]]
+    table["link"] = section_number[table["link"]]
+
+    made = bytearray(_HEADER.size)
+    for i in np.flatnonzero(kept):
+        made += bytes(-len(made) % max(int(table["alignment"][i]), 1))
+        table["offset"][i] = len(made)
+        if table["kind"][i] != _NO_BITS:
+            table["size"][i] = len(content[i])
+        made += content[i]
     made += bytes(-len(made) % 8)
-    header[6] = len(made)
-    for section in table:
-        made += _SECTION.pack(*section)
+    header[_TABLE], header[_COUNT], header[_NAMES] = len(made), int(kept.sum()), int(section_number[header[_NAMES]])
     _HEADER.pack_into(made, 0, *header)
-    return bytes(made)
+    return bytes(made) + table[kept].tobytes()

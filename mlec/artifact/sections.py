@@ -177,7 +177,7 @@ def paddings(header: Header) -> Iterator[tuple[int, int]]:
 
 def check_zero(padding: bytes | bytearray | memoryview, position: int, *, code: str = "E_PADDING") -> None:
     """Padding holds zero bytes only. ``position`` is where in the file it starts."""
-    if any(padding):
+    if padding != bytes(len(padding)):
         raise CorruptedFileError(
             f"the {len(padding)} bytes of padding at byte {position} must be zero, they are not", code=code
         )

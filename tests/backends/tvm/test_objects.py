@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -44,19 +45,60 @@ def test_objects_hold_nothing_for_debuggers_or_exceptions_and_all_else(target: s
     product = gemm((tirx.Var("n", "int64"),), 8, 24, "float32", 8, info, name="product")
     module = compile_for_cpu(IRModule({"product": product}), info.tvm_target())
     module.write_to_file(str(tmp_path / "whole.o"))
-    whole, ours = sections((tmp_path / "whole.o").read_bytes()), sections(to_object(module))
-    dropped = {name for name in whole if ".debug_" in name or ".eh_frame" in name}
+    whole, ours = ElfFile((tmp_path / "whole.o").read_bytes()), ElfFile(to_object(module))
+    dropped = {name for name in whole.sections if ".debug_" in name or ".eh_frame" in name}
     assert {".debug_info", ".rela.debug_info", ".eh_frame"} <= dropped
-    assert all(not ours[name] for name in dropped)
-    assert {".text", ".symtab", ".strtab"} <= whole.keys()
-    assert list(ours) == list(whole)
-    assert all(ours[name] == found for name, found in whole.items() if name not in dropped)
+    assert list(ours.sections) == [name for name in whole.sections if name not in dropped]
+    assert {".text", ".rela.text", ".symtab", ".strtab"} <= ours.sections.keys()
+    rewritten = {".symtab", *(name for name in ours.sections if name.startswith(".rela"))}
+    assert all(ours.sections[name] == whole.sections[name] for name in ours.sections.keys() - rewritten)
+    assert ours.symbols == [symbol for symbol in whole.symbols if symbol.section not in dropped]
+    assert [s.is_global for s in ours.symbols] == sorted(s.is_global for s in ours.symbols)
+    assert ours.first_global == sum(not s.is_global for s in ours.symbols)
+    assert ours.relocations
+    assert ours.relocations == {k: v for k, v in whole.relocations.items() if k not in dropped}
 
 
-def sections(data: bytes) -> dict[str, bytes]:
-    """What each section of an object file holds, by name."""
-    (start,), (count, names) = struct.unpack_from("<Q", data, 40), struct.unpack_from("<HH", data, 60)
-    table = [struct.unpack_from("<IIQQQQIIQQ", data, start + 64 * i) for i in range(count)]
-    texts = data[table[names][4] :]
-    assert all(section[4] % max(section[8], 1) == 0 for section in table)
-    return {texts[s[0] : texts.index(b"\0", s[0])].decode(): data[s[4] : s[4] + s[5] * (s[1] != 8)] for s in table}
+class Symbol(NamedTuple):
+    name: str
+    section: str | int
+    is_global: bool
+    rest: tuple[int, int, int]
+
+
+class ElfFile:
+    """What an object file says, with names in place of numbers.
+
+    Attributes:
+        sections: what each one holds, by name.
+        symbols: in order.
+        first_global: number of the first one that other files see.
+        relocations: place, kind, symbol and addend of each, by the section that lists them; and the section that they change.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        (start,), (count, number) = struct.unpack_from("<Q", data, 40), struct.unpack_from("<HH", data, 60)
+        table = [struct.unpack_from("<IIQQQQIIQQ", data, start + 64 * i) for i in range(count)]
+        assert all(section[4] % max(section[8], 1) == 0 for section in table)
+
+        def text(strings: int, at: int) -> str:
+            begin = table[strings][4] + at
+            return data[begin : data.index(b"\0", begin)].decode()
+
+        names = [text(number, section[0]) for section in table]
+        held = [data[s[4] : s[4] + s[5] * (s[1] != 8)] for s in table]
+        self.sections = dict(zip(names, held, strict=True))
+        (symbols,) = (i for i, section in enumerate(table) if section[1] == 2)
+        self.first_global = table[symbols][7]
+        self.symbols = [
+            Symbol(text(table[symbols][6], at), names[place] if place < count else place, info >> 4 > 0, (info, *rest))
+            for at, info, _, place, *rest in struct.iter_unpack("<IBBHQQ", held[symbols])
+        ]
+        self.relocations = {
+            name: (
+                names[section[7]],
+                [(at, kind, self.symbols[to], addend) for at, kind, to, addend in struct.iter_unpack("<QIIq", content)],
+            )
+            for name, section, content in zip(names, table, held, strict=True)
+            if section[1] == 4
+        }
