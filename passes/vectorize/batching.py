@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlec.ir import DType, Node, OpDef, Trait, Value
-from mlec.ir.dim import product
+from mlec.ir.dim import product, static
 from mlec.passes.vectorize.lanes import Batch, Lanes, inserted
 
 Rule = Callable[[Batch, Node, Sequence[Lanes]], Sequence[Lanes]]
@@ -31,14 +31,14 @@ class Batching:
 
     rule: Rule
     varying: int | None = None
-    together: bool = True
+    together: Callable[[Node], bool] = lambda node: True
 
     def refuses(self, node: Node, varying: Sequence[int]) -> str:
         """Why nodes that differ in these operands cannot become one; nothing if they can."""
         late = [node.op.operands[i].name for i in varying if self.varying is not None and i >= self.varying]
         if late:
             return f"each {node.name} has its own {late[0]}"
-        return "" if self.together or len(varying) < 2 else f"all operands of the {node.name} differ"
+        return "" if len(varying) < 2 or self.together(node) else f"all operands of the {node.name} differ"
 
 
 def _shifted(axis: int, rank: int, lane_axis: int) -> int:
@@ -173,13 +173,26 @@ def _one_hot(batch: Batch, node: Node, operands: Sequence[Lanes]) -> Sequence[La
 
 
 def _gather(batch: Batch, node: Node, operands: Sequence[Lanes]) -> Sequence[Lanes]:
+    """Where lanes pick from tables of their own by places of their own, the tables are parts of one."""
     x, indices = operands
     axis = node.attrs["axis"] % x.type.rank
     if x.axis is None:
         return [Lanes(batch("gather", x.value, indices.value, axis=axis), axis + indices.lane_axis)]
-    place = _shifted(axis, x.type.rank, x.axis)
-    lane_axis = x.axis if x.axis <= axis else x.axis + indices.type.rank - 1
-    return [Lanes(batch("gather", x.value, indices.value, axis=place), lane_axis)]
+    if indices.axis is None:
+        place = _shifted(axis, x.type.rank, x.axis)
+        lane_axis = x.axis if x.axis <= axis else x.axis + indices.type.rank - 1
+        return [Lanes(batch("gather", x.value, indices.value, axis=place), lane_axis)]
+    extent = static(x.type.shape[axis])
+    starts = np.arange(batch.count).reshape(-1, *[1] * (indices.type.rank - indices.axis)) * extent
+    places = batch("cast", indices.value, dtype=DType.I64) if indices.type.dtype is not DType.I64 else indices.value
+    for op, bound in (("maximum", np.int64(0)), ("minimum", np.int64(extent - 1)), ("add", starts)):
+        places = batch(op, places, batch.constant(np.asarray(bound)))
+    return [Lanes(batch("gather", batch.folded(x, axis), places, axis=axis), axis + indices.axis)]
+
+
+def _is_from_fixed(node: Node) -> bool:
+    """Whether it is known how many elements a gather picks from."""
+    return isinstance(node.inputs[0].type.shape[node.attrs["axis"]], int)
 
 
 ELEMENTWISE = Batching(_elementwise)
@@ -200,7 +213,7 @@ BATCHING: dict[str, Batching] = {
     "broadcast_to": Batching(_broadcast_to),
     "pad": Batching(_pad),
     "one_hot": Batching(_one_hot),
-    "gather": Batching(_gather, together=False),
+    "gather": Batching(_gather, together=_is_from_fixed),
 }  # fmt: skip
 UNBATCHED = {
     "constant": "constants that differ are stacked by themselves",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mlec.ir import Graph, Node, Trait, Value
@@ -23,7 +23,7 @@ class Root:
         node: the node that gives the result.
         nodes: all nodes that the result replaces.
         parts: what is joined, in order.
-        groups: of these, ranges of alike ones: indices of ``parts``.
+        groups: of these, alike ones: indices of ``parts``.
     """
 
     node: Node
@@ -41,40 +41,27 @@ def find_roots(graph: Graph, least: int) -> Iterator[Root]:
     """Concatenations, and chains of one associative op, of at least so many alike values; in the order of the graph."""
     for node in graph.nodes:
         if node.name == "concat":
-            groups = [run for run in _runs(graph, node.inputs) if len(run) >= least]
-            if groups:
-                yield Root(node, (node,), node.inputs, tuple(map(tuple, groups)))
+            nodes, parts = [node], list(node.inputs)
         elif node.name in REDUCTIONS and not _continues(graph, node):
             nodes, parts = _chain(graph, node)
-            if len(parts) >= least:
-                alike: dict[object, list[int]] = {}
-                for i, value in enumerate(parts):
-                    alike.setdefault(_kind(graph, value), []).append(i)
-                groups = [found for found in alike.values() if len(found) >= least]
-                if groups:
-                    yield Root(node, tuple(nodes), tuple(parts), tuple(map(tuple, groups)))
+        else:
+            continue
+        alike: dict[object, list[int]] = {}
+        for i, value in enumerate(parts):
+            alike.setdefault(_kind(graph, value), []).append(i)
+        groups = tuple(tuple(found) for found in alike.values() if len(found) >= least)
+        if groups:
+            yield Root(node, tuple(nodes), tuple(parts), groups)
 
 
 def _kind(graph: Graph, value: Value) -> object:
-    """Equal for values that could be the same step of different lanes."""
+    """Equal for values that could be the same step of different lanes. What is seen in another shape is what it was."""
     node = graph.producer.get(value)
     if node is None or node.is_constant:
         return (None, value.type)
     attrs = {k: v for k, v in node.attrs.items() if node.name != "slice" or k not in ("start", "stop")}
-    return (node.name, value.type, repr(attrs))
-
-
-def _runs(graph: Graph, values: Sequence[Value]) -> Iterator[list[int]]:
-    run: list[int] = []
-    kind: object = None
-    for i, value in enumerate(values):
-        own = _kind(graph, value)
-        if run and own != kind:
-            yield run
-            run = []
-        run.append(i)
-        kind = own
-    yield run
+    own = (node.name, value.type, repr(attrs))
+    return (own, _kind(graph, node.inputs[0])) if node.name == "reshape" else own
 
 
 def _continues(graph: Graph, node: Node) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mlec.ir import Graph, GraphBuilder, Location, Node, OpDef, Trait, Value, lookup
 from mlec.ir.printer import print_node, value_names
 from mlec.passes.vectorize.emit import RULE, Emission
+from mlec.passes.vectorize.moves import Piece, join
 from mlec.passes.vectorize.plan import Cut, Joined, Pack, Search, Shared, Step, Tree, Values, operands_of
 from mlec.passes.vectorize.roots import Root, find_equal, find_roots
 from mlec.pipeline import Remark
@@ -187,22 +189,23 @@ def _read_by(pack: Pack) -> tuple[Value, ...]:
 
 def _joint(emission: Emission, joint: _Joint) -> Value:
     """The result of a root, of which some parts are made together."""
-    node, pieces = joint.root.node, dict(enumerate(joint.root.parts))
-    for group, tree in joint.trees:
-        batch, lanes = emission.batch(tree.lanes), emission.lanes(tree.lanes)
-        for i in group[1:]:
-            del pieces[i]
-        if joint.root.reduction:
+    b, node, parts = emission.b, joint.root.node, joint.root.parts
+    if joint.root.reduction:
+        terms = dict(enumerate(parts))
+        for group, tree in joint.trees:
+            for i in group[1:]:
+                del terms[i]
+            batch, lanes = emission.batch(tree.lanes), emission.lanes(tree.lanes)
             axis = lanes.axis or 0
-            pieces[group[0]] = batch(joint.root.reduction, batch.at(lanes, axis), axes=(axis,))
-        else:
-            pieces[group[0]] = batch.folded(lanes, node.attrs["axis"] % node.output.type.rank)
-    first, *rest = pieces.values()
-    if not joint.root.reduction:
-        return emission.b("concat", first, *rest, **node.attrs) if rest else first
-    for piece in rest:
-        first = emission.b(node.name, first, piece)
-    return first
+            terms[group[0]] = batch(joint.root.reduction, batch.at(lanes, axis), axes=(axis,))
+        return functools.reduce(lambda total, term: b(node.name, total, term), terms.values())
+    axis = node.attrs["axis"] % node.output.type.rank
+    pieces = [Piece(part, 0, part.type.shape[axis]) for part in parts]
+    for group, tree in joint.trees:
+        folded, extent = emission.batch(tree.lanes).folded(emission.lanes(tree.lanes), axis), pieces[group[0]].stop
+        for lane, i in enumerate(group):
+            pieces[i] = Piece(folded, lane * extent, (lane + 1) * extent)
+    return join(b, pieces, axis)
 
 
 def _sums(op: OpDef) -> bool:
