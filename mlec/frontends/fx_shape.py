@@ -11,6 +11,7 @@ import torch
 
 from mlec.frontends.fx_context import Context, Number, lowers, to_numpy
 from mlec.ir import Dim, DType, Value
+from mlec.ir.op import Array
 
 # -- views -----------------------------------------------------------------------------------------------------------
 
@@ -426,11 +427,29 @@ def _index_put(c: Context, x: Value, indices: Sequence[Value | None], source: Va
     if more or index.type.rank != 1:
         raise c.unsupported("only one index, along one axis, can be written to")
     shape = (*x.type.shape[:at], *index.type.shape, *x.type.shape[at + 1 :])
-    index = _from_front(c, index, x.type.shape[at])
+    known, extent = c.constants.get(index), x.type.shape[at]
+    if known is not None and isinstance(extent, int) and not accumulate:
+        return _written(c, x, c.broadcast(source, shape), at, np.where(known < 0, known + extent, known), extent)
+    index = _from_front(c, index, extent)
     spread = c.broadcast(c.reshape(index, (*index.type.shape, *[1] * (x.type.rank - at - 1))), shape)
     source = c.broadcast(source, shape)
     c.target = "aten.scatter_add.default" if accumulate else "aten.scatter.src"
     return _scatter(c, x, at, spread, source)
+
+
+def _written(c: Context, x: Value, source: Value, axis: int, places: Array, extent: int) -> Value:
+    """``x`` with entries of ``source`` at known places; of several at the same one, with the last."""
+    if not places.size:
+        return x
+    first, stop = int(places[0]), int(places[0]) + places.size
+    if np.array_equal(places, np.arange(first, stop)):
+        return _replaced(c, x, source, axis, first, stop)
+    entry = np.full(extent, -1)
+    entry[places] = np.arange(places.size)
+    moved = c.b("gather", source, c.b.constant(np.maximum(entry, 0)), axis=axis)
+    if entry.min() >= 0:
+        return moved
+    return c.b("where", c.b.constant((entry >= 0).reshape(extent, *[1] * (x.type.rank - axis - 1))), moved, x)
 
 
 @lowers("index.Tensor", "_unsafe_index.Tensor")

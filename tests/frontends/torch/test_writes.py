@@ -39,6 +39,11 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mask": lambda x, i: assigned(x, x > 0, 0.5),
     "row_mask": lambda x, i: assigned(x, x[:, 0] > 0, 0.5),
     "columns": lambda x, i: assigned(x, (slice(None), torch.tensor([1, -1])), 7.0),
+    "known_columns": lambda x, i: assigned(x, (slice(None), torch.tensor([4, -6, 2])), x[:, :3].exp()),
+    "known_run": lambda x, i: assigned(x, (slice(None), torch.tensor([2, 3])), x[:, :1].exp()),
+    "known_permutation": lambda x, i: assigned(x, (slice(None), torch.tensor([3, 1, 5, 0, 2, 4])), x.exp()),
+    "known_rows_of_rows": lambda x, i: assigned(x.reshape(-1, 3, 2), (slice(None), torch.tensor([2, 0, 2])), x.reshape(-1, 3, 2) * 3),
+    "copied": lambda x, i: x.index_copy(1, torch.tensor([5, 0]), x[:, 1:3] * 2),
     "every_second": lambda x, i: assigned(x, (slice(None), slice(None, None, 2)), 7.0),
     "steps_to_an_end": lambda x, i: assigned(x, (slice(None), slice(-5, 4, 2)), x[:, 4:]),
     "bag_mean": lambda x, i: F.embedding_bag(i, TABLE),
@@ -60,6 +65,13 @@ def test_writes(name: str) -> None:
     run = FRONTEND.oracle(Function(CASES[name], 2))["run"]
     for n in (1, 2, 5, 33):  # with 33 rows, some write twice to one place: the last entry wins
         compare(graph, run, batch(n))
+
+
+@pytest.mark.parametrize(
+    "name", ["columns", "known_columns", "known_run", "known_permutation", "known_rows_of_rows", "copied"]
+)
+def test_places_that_are_known_are_not_compared(name: str) -> None:
+    assert not {node.name for node in lower(CASES[name], *batch(2)).nodes} & {"one_hot", "take_along_axis", "max"}
 
 
 def test_an_index_beyond_the_places_is_refused_as_by_torch() -> None:
