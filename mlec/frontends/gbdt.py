@@ -23,7 +23,7 @@ Array = NDArray[Any]
 
 MISSING_CODE = -1
 MAX_FEATURES = 1 << 22
-MAX_OUTPUTS = 1 << 20
+MAX_OUTPUTS = 1 << 16
 MOST_THREADS = 8
 """That the library answers with where the environment names no number."""
 

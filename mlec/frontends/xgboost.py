@@ -503,6 +503,9 @@ def _trees(
         raise damaged("'trees': the ids are not 0, 1, 2 ...")
     used = _n_used(model, len(listed), tree_info, rounds)
     trees = [_tree(by_id[i], i, n_features, n_outputs) for i in range(used)]
+    alone = {int(output) for tree, output in zip(trees, tree_info, strict=False) if tree.values.ndim == 1}
+    if alone and len(alone) < n_outputs:
+        raise damaged(f"'tree_info': {len(alone)} of {n_outputs} outputs have trees; each iteration adds to every one")
     code_columns, number_columns = np.zeros(n_features, bool), np.zeros(n_features, bool)
     for tree in trees:
         numeric = tree.left >= 0

@@ -140,6 +140,8 @@ def categorical(key: str, value: Any) -> Callable[[Any], None]:
         params(num_feature=str(2**60)),
         params(num_feature="2"),
         params(num_class=str(2**40)),
+        params(num_class="9"),  # trees for one output
+        params(num_target=str(2**16 + 1)),
         params(num_target="x"),
         params(base_score="[a]"),
         params(base_score="[1,2,3]"),
