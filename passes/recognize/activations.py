@@ -57,7 +57,7 @@ def _half_times(factor: P) -> AnyOf:
         P("mul", halved, factor),
         P("mul", whole, half),
         P("div", whole, Const(2)),
-        P("mul", "x", P("mul", factor, half)),
+        P("mul", "x", AnyOf(P("mul", factor, half), P("div", factor, Const(2)))),
     )
 
 

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 
 import numpy as np
 
 from mlec.ir import Const, Graph, GraphBuilder, Match, Miss, Node, P, Rule, Value
+from mlec.ir.op import Array
 from mlec.ir.types import Shape
 
 
 @dataclass(frozen=True)
 class _Scores:
-    """How scores come about: ``product * scale``, masked.
+    """How scores come about: ``product * scale * factors``, masked.
 
     Attributes:
         product: of the queries and the transposed keys.
-        mask: keeps where it is true, or is added; None without.
-        inverted: the mask hides where it is true.
+        factors: one number for each matrix, as those of heads.
+        hidden: masks that hide, each with whether it does so where it is true.
         fill: of hidden scores.
+        added: masks that are added, each with a factor of its own.
     """
 
     product: Node
     scale: float = 1.0
-    mask: Value | None = None
-    inverted: bool = False
+    factors: tuple[Array, ...] = ()
+    hidden: tuple[tuple[Value, bool], ...] = ()
     fill: float = -math.inf
+    added: tuple[tuple[Value, float], ...] = ()
+
+    def scaled(self, factor: float) -> _Scores:
+        """The same after a multiplication."""
+        added = tuple((mask, own * factor) for mask, own in self.added)
+        return replace(self, scale=self.scale * factor, fill=self.fill * factor, added=added)
 
 
 def _read(value: Value, graph: Graph) -> _Scores | str | None:
@@ -51,16 +60,27 @@ def _read(value: Value, graph: Graph) -> _Scores | str | None:
 
 def _scaled(node: Node, graph: Graph) -> _Scores | str | None:
     for x, factor in (node.inputs, node.inputs[::-1])[: 1 if node.name == "div" else 2]:
-        number = _number(factor, graph)
-        if number is None or x.type != node.output.type:
+        number, numbers = _number(factor, graph), _of_matrices(factor, graph)
+        if x.type != node.output.type or (not number and numbers is None):
             continue
         found = _read(x, graph)
-        if isinstance(found, _Scores) and found.mask is not None:
-            return "it is scaled after the mask"
-        if isinstance(found, _Scores):
-            return replace(found, scale=found.scale * (1 / number if node.name == "div" else number))
-        return found
+        if not isinstance(found, _Scores):
+            return found
+        if number:
+            return found.scaled(1 / number if node.name == "div" else number)
+        if found.hidden or found.added:
+            return "the scale of each head comes after the mask"
+        assert numbers is not None
+        return replace(found, factors=(*found.factors, 1 / numbers if node.name == "div" else numbers))
     return None
+
+
+def _of_matrices(value: Value, graph: Graph) -> Array | None:
+    """A constant of one number for each matrix, none of them zero."""
+    array = graph.constant_value(value)
+    if array is None or array.ndim < 2 or array.shape[-2:] != (1, 1) or array.dtype.kind != "f":
+        return None
+    return array if np.all(np.isfinite(array) & (array != 0)) else None
 
 
 def _shifted(node: Node, graph: Graph) -> _Scores | str | None:
@@ -69,7 +89,7 @@ def _shifted(node: Node, graph: Graph) -> _Scores | str | None:
             continue
         found = _read(x, graph)
         if isinstance(found, _Scores):
-            return "it has two masks" if found.mask is not None else replace(found, mask=mask)
+            return TWO_MASKS if found.hidden else replace(found, added=(*found.added, (mask, 1.0)))
         if found is not None:
             return found
     return None
@@ -83,12 +103,15 @@ def _hidden(node: Node, graph: Graph) -> _Scores | str | None:
             continue
         found = _read(x, graph)
         if isinstance(found, _Scores):
-            if found.mask is not None:
-                return "it has two masks"
-            return replace(found, mask=mask, inverted=inverted, fill=fill)
+            if found.added or (found.hidden and fill != found.fill):
+                return TWO_MASKS
+            return replace(found, hidden=(*found.hidden, (mask, inverted)), fill=fill)
         if found is not None:
             return found
     return None
+
+
+TWO_MASKS = "it has two masks, which hide in different ways"
 
 
 def _number(value: Value, graph: Graph) -> float | None:
@@ -124,27 +147,64 @@ class Attention(Rule):
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         scores = _read(m["scores"], graph)
         assert isinstance(scores, _Scores)
-        (q, of_q), (turned, of_k) = (_factor(x, graph) for x in scores.product.inputs)
+        (q, of_q), (turned, of_k) = (_factor(b, x, graph) for x in scores.product.inputs)
+        for numbers in scores.factors:
+            q = b("mul", q, b.constant(numbers))
         scale = scores.scale * of_q * of_k
-        masks = [] if scores.mask is None else [b("logical_not", scores.mask) if scores.inverted else scores.mask]
-        return b("attention", q, _turned(b, turned, graph), m["v"], *masks, scale=scale, fill=scores.fill)
+        return b("attention", q, _turned(b, turned, graph), m["v"], *_masks(b, scores), scale=scale, fill=scores.fill)
 
 
-def _factor(value: Value, graph: Graph) -> tuple[Value, float]:
+def _masks(b: GraphBuilder, scores: _Scores) -> list[Value]:
+    """All masks as one, if there are any."""
+    if scores.hidden:
+        return [reduce(partial(b, "logical_and"), [b("logical_not", v) if hides else v for v, hides in scores.hidden])]
+    added = [mask if factor == 1 else b("mul", mask, factor) for mask, factor in scores.added]
+    return [reduce(partial(b, "add"), added)] if added else []
+
+
+class TurnedWeights(Rule):
+    """matmul(v, transpose(weights of attention)) -> transpose(matmul(weights, transpose(v)))"""
+
+    pattern = P("matmul", "v", P("transpose", P("softmax", "scores", bind="softmax"), bind="turned"))
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        turned, rank = m.nodes["turned"], m["v"].type.rank
+        swaps = tuple(turned.attrs["perm"]) == _swapped(turned.output.type.rank) and turned.output.type.rank == rank
+        known = isinstance(_read(m["scores"], graph), _Scores) and graph.constant_value(m["v"]) is None
+        lone = max(graph.use_count(m.nodes[name].output) for name in ("softmax", "turned")) == 1
+        along = m.nodes["softmax"].attrs["axis"] % rank == rank - 1
+        return None if swaps and known and lone and along and rank > 2 else Miss()
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        perm = _swapped(m["v"].type.rank)
+        result = b("matmul", m.nodes["softmax"].output, b("transpose", m["v"], perm=perm))
+        return b("transpose", result, perm=perm)
+
+
+def _swapped(rank: int) -> tuple[int, ...]:
+    """The order of axes with the last two exchanged."""
+    return (*range(rank - 2), rank - 1, rank - 2)
+
+
+def _factor(b: GraphBuilder, value: Value, graph: Graph) -> tuple[Value, float]:
     """The value that a product with a number scales, and the number; the value itself, and 1, where there is none."""
     node = graph.producer.get(value)
-    if node is not None and node.name in ("mul", "div") and graph.use_count(value) == 1:
+    if node is None or graph.use_count(value) > 1:
+        return value, 1.0
+    if node.name == "transpose":
+        inner, number = _factor(b, node.inputs[0], graph)
+        return (value, 1.0) if number == 1 else (b("transpose", inner, perm=node.attrs["perm"]), number)
+    if node.name in ("mul", "div"):
         for x, factor in (node.inputs, node.inputs[::-1])[: 1 if node.name == "div" else 2]:
-            number = _number(factor, graph)
-            if number and x.type == value.type:
-                return x, 1 / number if node.name == "div" else number
+            found = _number(factor, graph)
+            if found and x.type == value.type:
+                return x, 1 / found if node.name == "div" else found
     return value, 1.0
 
 
 def _turned(b: GraphBuilder, value: Value, graph: Graph) -> Value:
     """The transpose of the last two axes; where that is undone, what was transposed."""
-    rank = value.type.rank
-    perm = (*range(rank - 2), rank - 1, rank - 2)
+    perm = _swapped(value.type.rank)
     node = graph.producer.get(value)
     if node is not None and node.name == "transpose" and tuple(node.attrs["perm"]) == perm:
         return node.inputs[0]
@@ -257,5 +317,5 @@ class CausalMask(Rule):
         return b("attention", m["q"], m["k"], m["v"], **{**m.node.attrs, "causal": True})
 
 
-RULES: tuple[Rule, ...] = (Attention(), SharedHeads(), MergedHeads())
+RULES: tuple[Rule, ...] = (Attention(), TurnedWeights(), SharedHeads(), MergedHeads())
 LOOSE_RULES: tuple[Rule, ...] = (CausalMask(),)

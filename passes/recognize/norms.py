@@ -16,10 +16,11 @@ CENTRED = P("sub", "x", P("mean", "x", bind="mean"))
 
 
 def _divided(top: P | AnyOf | str, square: str) -> AnyOf:
-    """``top / sqrt(mean(square²) + eps)`` and its other spellings; without eps as well."""
+    """``top / sqrt(mean(square²) + eps)`` and its other spellings; without eps as well. A factor may come with the divisor."""
     mean = P("mean", P("mul", square, square), bind="squares")
     inside = AnyOf(P("add", mean, Const(bind="eps")), mean)
-    return AnyOf(P("div", top, P("sqrt", inside)), P("mul", top, P("rsqrt", inside)))
+    inverse = P("rsqrt", inside)
+    return AnyOf(P("div", top, P("sqrt", inside)), P("mul", top, inverse), P("mul", square, P("mul", inverse, "w")))
 
 
 def _scaled(value: str) -> AnyOf:

@@ -5,7 +5,7 @@ Without that, a softmax by hand overflows where ours does not: that is for `mlec
 
 from __future__ import annotations
 
-from mlec.ir import Graph, GraphBuilder, Match, Miss, P, Rule, Value
+from mlec.ir import AnyOf, Const, Graph, GraphBuilder, Match, Miss, P, Rule, Value
 from mlec.ir.pattern import match
 
 SHIFTED = P("sub", "x", P("max", "x", bind="max"))
@@ -28,7 +28,8 @@ def _axis(m: Match, shifted: Match | None) -> int | None:
 class Softmax(Rule):
     """e / sum(e) with e = exp(x - max(x)) -> softmax(x)"""
 
-    pattern = P("div", "e", P("sum", "e", bind="sum"))
+    _sum = P("sum", "e", bind="sum")
+    pattern = AnyOf(P("div", "e", _sum), P("mul", "e", P("div", Const(1), _sum)))
 
     def shifted(self, m: Match, graph: Graph) -> Match | None:
         node = graph.producer.get(m["e"])

@@ -86,6 +86,33 @@ CASES: dict[str, tuple[Function, tuple[torch.Tensor, ...], list[str]]] = {
         lambda q: torch.einsum("nhij,nhjd->nhid", torch.softmax(torch.einsum("nhid,nhjd->nhij", q, q) / 3, -1), q),
         (HEADS,), ["attention"],
     ),
+    "scaled keys as well": (lambda q, k: torch.softmax((q * 0.5) @ (k * 0.6).mT, -1) @ k, (HEADS, HEADS + 1), ["attention"]),
+    "a scale for each head": (
+        lambda q: torch.softmax(q @ q.mT * torch.arange(1.0, 5.0)[:, None, None], -1) @ q, (HEADS,), ["mul", "attention"]),
+    "scaled after a mask that hides": (
+        lambda q: torch.softmax((q @ q.mT).masked_fill(LATER, -math.inf) / math.sqrt(8), -1) @ q, (HEADS,), ["attention"]),
+    "scaled after an added mask": (lambda q, m: torch.softmax((q @ q.mT + m) / 3, -1) @ q, (HEADS, tensor(5, 5)), ["mul", "attention"]),
+    "two masks that hide": (
+        lambda q, m: torch.softmax((q @ q.mT / 3).masked_fill(LATER, -1e9).masked_fill(m == 0, -1e9), -1) @ q,
+        (HEADS, torch.tensor([1.0, 1, 1, 1, 0])), ["ne", "logical_and", "attention"],
+    ),
+    "two added masks": (
+        lambda q, m: torch.softmax(q @ q.mT + m[None] + m.mT, -1) @ q, (HEADS, tensor(5, 5)), ["reshape", "transpose", "add", "attention"]),
+    "heads in the batch": (
+        lambda q, m: torch.bmm(
+            torch.softmax(((q.flatten(0, 1) @ q.flatten(0, 1).mT).view(-1, 4, 5, 5) + m).view(-1, 5, 5), -1), q.flatten(0, 1)
+        ).view(-1, 4, 5, 8),
+        (HEADS, tensor(5, 5)), ["attention"],
+    ),
+    "positions last": (
+        lambda x: x @ torch.softmax(x.mT @ x, -1).mT, (X,), ["transpose"] * 3 + ["attention", "transpose"]),
+    "a factor of the inverse deviation": (
+        lambda x: centred(x, (-1,)) * (torch.rsqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-5) * 3) + 1, (X,), ["layer_norm"]),
+    "one over the root": (lambda x: x * (1 / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)), (X,), ["rms_norm"]),
+    "softmax by an inverse": (
+        lambda x: (e := torch.exp(x - x.amax(1, keepdim=True))) * (1 / e.sum(1, keepdim=True)), (X,), ["softmax"]),
+    "half of the sum of one and erf": (lambda x: x * ((1 + torch.erf(x / math.sqrt(2))) / 2), (X,), ["eq", "gelu", "where"]),
+    "mean of means": (lambda x: x.mean(3).mean(2), (IMAGE,), ["mean"]),
     "shared heads": (lambda q, k: weighed(q, shared(k, 2), shared(k, 2)), (HEADS, FEW), ["reshape", "reshape", "attention", "reshape"]),
 }  # fmt: skip
 
@@ -113,8 +140,15 @@ NEAR_MISSES: dict[str, tuple[Function, tuple[torch.Tensor, ...], str]] = {
     "nothing subtracted": (lambda x: torch.exp(x) / torch.exp(x).sum(-1, keepdim=True), (X,), ""),
     "softmax over queries": (lambda q: torch.softmax(q @ q.mT, -2) @ q, (HEADS,), ""),
     "constant keys": (lambda q: torch.softmax(q @ HEADS[0].mT, -1) @ HEADS[0], (HEADS,), "keys or values are constant"),
-    "scaled after the mask": (lambda q, m: torch.softmax((q @ q.mT + m) / 3, -1) @ q, (HEADS, tensor(5, 5)), "scaled after the mask"),
-    "two masks": (lambda q, m: torch.softmax(q @ q.mT + m[None] + m.mT, -1) @ q, (HEADS, tensor(5, 5)), "two masks"),
+    "a mask that hides and one that is added": (
+        lambda q, m: torch.softmax((q @ q.mT).masked_fill(LATER, -math.inf) + m, -1) @ q, (HEADS, tensor(5, 5)), "two masks"),
+    "two fills": (
+        lambda q, m: torch.softmax((q @ q.mT).masked_fill(LATER, -1e9).masked_fill(m == 0, -1e4), -1) @ q,
+        (HEADS, tensor(5, 5)), "two masks",
+    ),
+    "a scale for each head after the mask": (
+        lambda q, m: torch.softmax((q @ q.mT + m) * torch.arange(1.0, 5.0)[:, None, None], -1) @ q, (HEADS, tensor(5, 5)), "of each head"),
+    "no scale at all": (lambda q: torch.softmax(q @ q.mT * 0, -1) @ q, (HEADS,), ""),
 }  # fmt: skip
 
 
