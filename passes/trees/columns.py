@@ -1,6 +1,6 @@
 """Preprocessing as functions of one number: what a column of a matrix is, as a function of a column of what it is made from.
 
-`ColumnFunctions` follows a matrix back through ops that treat each column by itself (elementwise ops with constants, slices and
+`ColumnFunctions` follows a matrix back through ops that treat each column by itself (elementwise ops with constants; slices, picks and
 concatenations of columns) to its sources. The functions are evaluated by the references of the ops, so with their exact arithmetic.
 
 They are analysed on *pieces*, intervals of floats. An interval is cut where an operand changes its sign or becomes NaN, or where
@@ -114,9 +114,11 @@ class ColumnFunctions:
         node = self.graph.producer.get(value)
         if node is None or value.type.rank != 2:
             return None
-        if node.name in ("concat", "slice"):
-            static = [isinstance(v.type.shape[1], int) for v in node.inputs if v.type.rank == 2]
-            return node if node.attrs["axis"] in (1, -1) and all(static) else None
+        if node.name in ("concat", "slice", "gather"):
+            matrices = node.inputs[:1] if node.name == "gather" else node.inputs
+            static = all(v.type.rank == 2 and isinstance(v.type.shape[1], int) for v in matrices)
+            known = node.name != "gather" or self.graph.constant_value(node.inputs[1]) is not None
+            return node if node.attrs["axis"] in (1, -1) and static and known else None
         if not node.op.has(Trait.ELEMENTWISE):
             return None
         for operand in node.inputs:
@@ -130,9 +132,14 @@ class ColumnFunctions:
         return node
 
     def _moved(self, node: Node, columns: Ints) -> list[tuple[Value, Ints | slice, Ints]]:
-        """Where the columns of a slice or concatenation are: operands, which of ``columns`` they have, at which of their own."""
+        """Where the columns of a slice, gather or concatenation are: operands, which of ``columns`` they have, at which of their own."""
         if node.name == "slice":
             return [(node.inputs[0], slice(None), int(node.attrs["start"]) + int(node.attrs["step"]) * columns)]
+        if node.name == "gather":
+            (x, _), places, width = node.inputs, self.graph.constant_value(node.inputs[1]), node.inputs[0].type.shape[1]
+            assert places is not None
+            assert isinstance(width, int)
+            return [(x, slice(None), np.clip(places, 0, width - 1).astype(np.int64)[columns])]
         parts: list[tuple[Value, Ints | slice, Ints]] = []
         start = 0
         for operand in node.inputs:

@@ -122,6 +122,7 @@ STEPS: dict[str, Step] = {
     "square": lambda b, x, rng: b("mul", x, x),
     "absolute": lambda b, x, rng: b("abs", x),
     "constant scale": lambda b, x, rng: b("mul", x, 0.0),
+    "pick": lambda b, x, rng: b("gather", x, b.constant(rng.integers(0, 3, 3)), axis=-1),
     "rotate": lambda b, x, rng: b("concat", *(b("slice", x, axis=1, start=i, stop=i + 1) for i in (2, 0, 1)), axis=1),
 }  # fmt: skip
 
