@@ -211,6 +211,7 @@ class Lowering:
         self._tell = made
         self._steps: list[CallStep | ViewStep] = []
         self._constants: dict[str, Tensor] = {}
+        self._arrays = dict(graph.constants)  # what is known by a name
         self._kernels: list[KernelInfo] = []
         self._notes: list[KernelNote] = []
         self._remark = ""
@@ -454,7 +455,7 @@ class Lowering:
     def _parameter(self, array: Array, name: str) -> Tensor:
         """The constant parameter that holds the array, under that name or a similar one."""
         free, count = name, 1
-        while free in self._constants and self._constants[free].array is not array:
+        while self._arrays.setdefault(free, array) is not array:
             count += 1
             free = f"{name}.{count}"
         return self._constants.setdefault(

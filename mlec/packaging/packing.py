@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from mlec.artifact import RELOCATABLE, Artifact, KernelBlob, decide, is_built_here, read_model, record_built
 from mlec.artifact.model import report_text
 from mlec.backends.base import CompiledModule
-from mlec.errors import LoweringError, UsageError
+from mlec.errors import UsageError
 from mlec.ir import Graph, print_graph
 from mlec.ir.op import Array
 from mlec.packaging.single_copies import with_single_copies
@@ -24,6 +23,11 @@ from mlec.runtime.library import runtime_abi
 
 if TYPE_CHECKING:
     from mlec.artifact import SaveResult
+
+_HEAD: Final = 256
+"""Bytes of a tensor that are looked at first."""
+_PIECE: Final = 1 << 20
+"""Bytes that are compared at a time."""
 
 
 def pack(
@@ -46,7 +50,7 @@ def pack(
     from mlec.artifact import Storage, write  # what runs a model writes none
 
     storage = Storage.of(options)
-    tensors, programs = _stored(graph, modules)
+    tensors, programs = stored(graph, modules)
     read = {name for program in programs for name in program.constants}
     slim, tensors = with_single_copies(graph, tensors, read)
     document = {
@@ -72,37 +76,48 @@ def pack(
     return saved
 
 
-def _stored(graph: Graph, modules: Sequence[CompiledModule]) -> tuple[dict[str, Array], list[Program]]:
-    """Every tensor once, however many programs read it, and the programs with the names that it has there."""
+def stored(graph: Graph, modules: Sequence[CompiledModule]) -> tuple[dict[str, Array], list[Program]]:
+    """Every tensor once, whoever reads it, and the programs with the names that their constants have there."""
     tensors: dict[str, Array] = dict(graph.constants)
-    for name, array in modules[0].constants.items():
-        if tensors.setdefault(name, array) is not array:
-            raise LoweringError(
-                f"the backend gives another tensor under the name of the constant {name!r}",
-                hint="let the backend name what it changed anew",
-            )
-    programs = [modules[0].program]
-    names = {_content(array): name for name, array in tensors.items()} if len(modules) > 1 else {}
-    for module in modules[1:]:
-        constants = []
-        for name in module.program.constants:
-            array = module.constants[name]
-            content = _content(array)
-            if content not in names:
-                free, number = name, 0
-                while free in tensors:
-                    number += 1
-                    free = f"{name}~{number}"
-                tensors[free], names[content] = array, free
-            constants.append(names[content])
-        programs.append(msgspec.structs.replace(module.program, constants=tuple(constants)))
+    alike: dict[Hashable, list[str]] = {}
+    for name, array in tensors.items():
+        alike.setdefault(_first_look(array), []).append(name)
+
+    def name_of(array: Array, wanted: str) -> str:
+        names = alike.setdefault(_first_look(array), [])
+        for name in names:
+            if _are_equal(tensors[name], array):
+                return name
+        free, number = wanted, 0
+        while free in tensors:
+            number += 1
+            free = f"{wanted}_{number}"
+        tensors[free] = array
+        names.append(free)
+        return free
+
+    programs = []
+    for module in modules:
+        constants = tuple(name_of(module.constants[name], name) for name in module.program.constants)
+        programs.append(msgspec.structs.replace(module.program, constants=constants))
     return tensors, programs
 
 
-def _content(array: Array) -> tuple[str, tuple[int, ...], bytes]:
-    """Equal for equal tensors, bit for bit."""
-    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return array.dtype.name, array.shape, hashlib.sha256(data.data).digest()
+def _first_look(array: Array) -> Hashable:
+    """Equal for equal tensors, and seldom for others. Little of them is read: there can be gigabytes of weights."""
+    return array.dtype.name, array.shape, _bytes_of(array)[:_HEAD].tobytes()
+
+
+def _are_equal(a: Array, b: Array) -> bool:
+    """Bit for bit, of tensors of one form."""
+    if a is b:
+        return True
+    a, b = _bytes_of(a), _bytes_of(b)
+    return all(np.array_equal(a[i : i + _PIECE], b[i : i + _PIECE]) for i in range(0, len(a), _PIECE))
+
+
+def _bytes_of(array: Array) -> Array:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _user_metadata(given: Any) -> dict[str, Any]:

@@ -1,15 +1,21 @@
-"""Weights of 8 bits are in a file once, in the order that its kernels read them in: the graph takes its own from these."""
+"""What kernels read in an order of their own is in a file once, in that order, and the graph takes its own from there.
+
+* Weights of 8 bits: the graph unpacks them.
+* Leaves of trees: they have no order but that which children and roots give them, so the graph's refer to the kernels' table.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 import mlec.ops  # noqa: F401  (fills the op table)
-from mlec.ir import ConstantRef, DType, Graph, GraphBuilder, Node
+from mlec.ir import ConstantRef, DType, Graph, GraphBuilder, Node, Value
 from mlec.ir.op import Array
 from mlec.ops.quant import unpack
+from mlec.passes.trees.arrays import Ints, Trees
 
 PACKED = ".quads"
 """In the name that the backend gives to packed weights, between that of the weights and the number of segments."""
@@ -18,67 +24,129 @@ PACKED = ".quads"
 def with_single_copies(
     graph: Graph, tensors: Mapping[str, Array], read: Collection[str]
 ) -> tuple[Graph, dict[str, Array]]:
-    """The graph on packed weights, and the tensors without what can be unpacked from others.
+    """The graph on what kernels read, and the tensors that either of them needs.
 
     Args:
         graph: of the model.
-        tensors: what the file would hold, by name.
+        tensors: its constants and those of the kernels, by name.
         read: names of those that kernels read.
     """
-    b = GraphBuilder(graph.name)
-    b.adopt_interface(graph)
-    left = dict(tensors)
+    b = _builder(graph, tensors)
+    packed = {name: tensors[name] for name in read}
     for node in graph.nodes:
-        found = _twin(node, graph, tensors) if _name_of(node) not in read else None
-        if found is None:
-            b.keep(node)
-            continue
-        name, groups = found
-        b.adopt_constants({name: tensors[name]})
-        left.pop(_name_of(node), None)
         with b.at(node.loc):
-            packed = b.constant(tensors[name])
-            plain = b("unpack_int8", packed, shape=node.output.type.shape, groups=groups, hint=node.output.hint)
-        b.replace(node.output, plain)
-    if len(left) == len(tensors):
-        return graph, left
-    return b.finish(graph.outputs, signature=graph.given_signature), left
+            new = _on_packed_weights(b, graph, node, packed) or _on_packed_leaves(b, graph, node, packed)
+        if new is None:
+            b.keep(node)
+        else:
+            b.replace(node.output, new)
+    slim = b.finish(graph.outputs, signature=graph.given_signature)
+    every = {**tensors, **slim.constants}
+    return slim, {name: array for name, array in every.items() if name in slim.constants or name in packed}
 
 
-def unpacked(graph: Graph) -> Graph:
-    """The graph as it was: its weights are constants."""
-    if not any(node.name == "unpack_int8" for node in graph.nodes):
+def unpacked(graph: Graph, tensors: Mapping[str, Array]) -> Graph:
+    """The graph as it was: its weights are constants, its leaves those of its trees.
+
+    Args:
+        graph: of a file.
+        tensors: in the file.
+    """
+    if not any(node.name in ("unpack_int8", "tree_ensemble") for node in graph.nodes):
         return graph
-    b = GraphBuilder(graph.name)
-    b.adopt_interface(graph)
+    b = _builder(graph, tensors)
     for node in graph.nodes:
-        packed = graph.constant_value(node.inputs[0]) if node.name == "unpack_int8" else None
-        if packed is None:
-            b.keep(node)
-            continue
         with b.at(node.loc):
-            b.replace(node.output, b.constant(unpack(packed, **node.attrs), node.output.hint))
+            new = _plain_weights(b, graph, node) or _own_leaves(b, graph, node)
+        if new is None:
+            b.keep(node)
+        else:
+            b.replace(node.output, new)
     return b.finish(graph.outputs, signature=graph.given_signature)
 
 
-def _name_of(node: Node) -> str:
+def _builder(graph: Graph, tensors: Mapping[str, Array]) -> GraphBuilder:
+    """Of a copy of the graph in which new constants have names that no tensor has."""
+    b = GraphBuilder(graph.name)
+    b.adopt_constants({**tensors, **graph.constants})
+    b.adopt_interface(graph)
+    return b
+
+
+# -- weights of 8 bits ---------------------------------------------------------------------------------------------------
+
+
+def _on_packed_weights(b: GraphBuilder, graph: Graph, node: Node, packed: Mapping[str, Array]) -> Value | None:
+    """A constant as what unpacks it, if kernels read the same weights packed, and not as they are."""
     value = node.attrs.get("value")
-    return value.name if isinstance(value, ConstantRef) else ""
-
-
-def _twin(node: Node, graph: Graph, tensors: Mapping[str, Array]) -> tuple[str, int] | None:
-    """The packed form of a constant, and its groups, if there is one that holds the same weights."""
-    name = _name_of(node)
-    if not name or node.output.type.dtype is not DType.I8 or node.output.type.rank < 2:
+    name = value.name if isinstance(value, ConstantRef) else ""
+    if not name or name in packed or node.output.type.dtype is not DType.I8 or node.output.type.rank < 2:
         return None
     plain = graph.constants[name]
-    for other, packed in tensors.items():
-        if not other.startswith(f"{name}{PACKED}") or packed.ndim != 4:
+    for other, array in packed.items():
+        if not other.startswith(f"{name}{PACKED}") or array.ndim != 4:
             continue
         for groups in range(1, plain.shape[-1] + 1):
             blocks = groups * -(-plain.shape[-1] // groups // 16)
-            if plain.shape[-1] % groups or packed.shape[0] != blocks:
+            if plain.shape[-1] % groups or array.shape[0] != blocks:
                 continue
-            if np.array_equal(unpack(packed, plain.shape, groups), plain):
-                return other, groups
+            if np.array_equal(unpack(array, plain.shape, groups), plain):
+                return b("unpack_int8", b.constant(array), shape=plain.shape, groups=groups, hint=node.output.hint)
     return None
+
+
+def _plain_weights(b: GraphBuilder, graph: Graph, node: Node) -> Value | None:
+    packed = graph.constant_value(node.inputs[0]) if node.name == "unpack_int8" else None
+    return None if packed is None else b.constant(unpack(packed, **node.attrs), node.output.hint)
+
+
+# -- leaves of trees -----------------------------------------------------------------------------------------------------
+
+
+def _on_packed_leaves(b: GraphBuilder, graph: Graph, node: Node, packed: Mapping[str, Array]) -> Value | None:
+    """Trees on a table that kernels read, if it has all their leaves, and no kernel reads these as they are."""
+    trees = Trees.of(node, graph) if node.name == "tree_ensemble" else None
+    if trees is None or any(array is trees.values for array in packed.values()):
+        return None
+    for table in sorted(_tables(trees, packed.values()), key=len):
+        rows = _rows_in(table, trees.values)
+        if rows is not None:
+            left, right, roots = (_with_leaves(codes, rows) for codes in (trees.left, trees.right, trees.roots))
+            changed = replace(trees, left=left, right=right, roots=roots, values=table)
+            return changed.emit(b, graph, node, node.inputs[0])
+    return None
+
+
+def _with_leaves(codes: Ints, rows: Ints) -> Ints:
+    """Children or roots whose leaves are these rows."""
+    moved = codes.copy()
+    moved[codes < 0] = ~rows[~codes[codes < 0]]
+    return moved
+
+
+def _tables(trees: Trees, arrays: Iterable[Array]) -> list[Array]:
+    """Arrays that rows of values can be of."""
+    form = trees.values.dtype, trees.values.shape[1:]
+    return [array for array in arrays if (array.dtype, array.shape[1:]) == form and array.size]
+
+
+def _rows_in(table: Array, values: Array) -> Ints | None:
+    """i64[L]: where each row of ``values`` is in the table, bit for bit; None if one is not."""
+    rows, wanted = _as_bytes(table), _as_bytes(values)
+    known, first = np.unique(rows, return_index=True)
+    found = first[np.minimum(np.searchsorted(known, wanted), len(known) - 1)]
+    return found if np.array_equal(rows[found], wanted) else None
+
+
+def _as_bytes(rows: Array) -> Array:
+    """[rows, V] as [rows] of so many bytes each: equal where all bits are."""
+    return np.ascontiguousarray(rows).view(f"V{rows.itemsize * rows.shape[1]}").reshape(-1)
+
+
+def _own_leaves(b: GraphBuilder, graph: Graph, node: Node) -> Value | None:
+    """Trees on the leaves that they use; None if these are all there are."""
+    trees = Trees.of(node, graph) if node.name == "tree_ensemble" else None
+    if trees is None:
+        return None
+    own = trees.rebuilt(trees.left, trees.right, trees.roots)
+    return own.emit(b, graph, node, node.inputs[0]) if len(own.values) < len(trees.values) else None

@@ -1,13 +1,22 @@
-"""Weights of 8 bits that kernels read in another order are stored in that one alone."""
+"""Weights of 8 bits and leaves of trees that kernels read in another order are stored in that one alone."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from mlec.backends.base import CompiledModule
 from mlec.backends.tvm.backend import TVMBackend
-from mlec.ir import DType, GraphBuilder, parse_graph, print_graph, run_graph, tensor
+from mlec.backends.tvm.kernels.tree_ensemble import TreeEnsemble, prepare
+from mlec.backends.tvm.target import TargetInfo
+from mlec.ir import DType, Graph, GraphBuilder, parse_graph, print_graph, run_graph, tensor
+from mlec.ops.tree import OPERANDS, sample_ensemble
+from mlec.packaging.packing import stored
 from mlec.packaging.single_copies import unpacked, with_single_copies
+from mlec.runtime import Program
 from mlec.target import Target
+
+HOST = TargetInfo.host()
 
 
 def test_products_and_convolutions() -> None:
@@ -32,7 +41,7 @@ def test_products_and_convolutions() -> None:
     images = rng.integers(0, 256, (3, 6, 6, 8)).astype(np.uint8)
     wanted = run_graph(graph, [images])[0]
     np.testing.assert_array_equal(run_graph(again, [images])[0], wanted)
-    back = unpacked(again)
+    back = unpacked(again, left)
     assert not any(node.name == "unpack_int8" for node in back.nodes)
     assert sorted(a.shape for a in back.constants.values()) == sorted(a.shape for a in graph.constants.values())
     np.testing.assert_array_equal(run_graph(back, [images])[0], wanted)
@@ -45,6 +54,84 @@ def test_other_weights_stay() -> None:
     graph = b.finish([b("matmul_int8", x, b.constant(w, "w"))])
     other = np.zeros((1, 1, 12, 64), np.int8)
     same, left = with_single_copies(graph, {"w": w, "w.quads1": other}, {"w.quads1"})
-    assert same is graph
+    assert print_graph(same) == print_graph(graph)
     assert left.keys() == {"w", "w.quads1"}
-    assert unpacked(graph) is graph
+    assert unpacked(graph, left) is graph
+
+
+def _forest(seed: int, width: int) -> tuple[np.ndarray, ...]:
+    """Operands of trees of several depths with leaves of ``width`` values: -0.0 and two kinds of NaN among them."""
+    rng = np.random.default_rng(seed)
+    *structure, values, _ = sample_ensemble(rng, "float32", trees=30, features=4)
+    wide = rng.normal(size=(len(values), width)).astype(np.float32)
+    wide[:4, 0] = np.array([0, 1 << 31, 0x7FC00000, 0x7FC00001], np.uint32).view(np.float32)
+    structure[-1] = np.zeros(30, np.int32)
+    return (*structure, wide, np.zeros(width, np.float32))
+
+
+def _same(a: Graph, b: Graph) -> bool:
+    """Whether two graphs of one input give the same bits."""
+    x = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    return all(p.tobytes() == q.tobytes() for p, q in zip(run_graph(a, [x]), run_graph(b, [x]), strict=True))
+
+
+def _module(graph: Graph, strategy: str) -> CompiledModule:
+    """What trees are packed to, without the kernels."""
+    (node,) = (node for node in graph.nodes if node.name == "tree_ensemble")
+    arrays = dict(zip(OPERANDS.split()[1:], map(graph.constant_value, node.inputs[1:]), strict=True))
+    plan = prepare(TreeEnsemble(features=4, compare="lt", **arrays), HOST, strategy)
+    constants = {f"trees.{name}": array for name, array in plan.packed.items()}
+    return CompiledModule(Program("tvm", "cpu", constants=tuple(constants)), (), constants, graph.signature)
+
+
+@pytest.mark.parametrize("strategy", ["walk", "sliced"])
+@pytest.mark.parametrize("width", [1, 3])
+def test_leaves_of_trees(width: int, strategy: str) -> None:
+    """The graph of a file refers to the kernels' table; compiled again, and again, it gives the very same tables and file."""
+    b = GraphBuilder("forest")
+    x = b.input("x", tensor(DType.F32, ("n", 4)))
+    operands = [b.constant(a, name) for a, name in zip(_forest(0, width), OPERANDS.split()[1:], strict=True)]
+    graph = b.finish([b("tree_ensemble", x, *operands, compare="lt")])
+    files = []
+    for _ in range(3):
+        tensors, (program,) = stored(graph, [_module(graph, strategy)])
+        slim, left = with_single_copies(graph, tensors, program.constants)
+        (node,) = (node for node in slim.nodes if node.name == "tree_ensemble")
+        table = slim.constant_value(node.inputs[10])
+        assert any(table is left[name] or np.shares_memory(table, left[name]) for name in program.constants)
+        assert sum(a.ndim == 2 and a.shape[1] == width and a.dtype == np.float32 for a in left.values()) <= 1 + (
+            width == 1
+        )
+        again = parse_graph(print_graph(slim), left)
+        assert _same(again, graph)
+        files.append((print_graph(slim), {name: (a.shape, a.tobytes()) for name, a in left.items()}))
+        graph = unpacked(again, left)
+        assert _same(graph, again)
+    assert files[1] == files[2]
+    assert files[0][1].keys() == files[1][1].keys()
+
+
+def test_constants_that_others_use_stay() -> None:
+    """Two ensembles with one structure, whose leaves another op reads, too; a table that lacks a row, if only by a bit, is none."""
+    *structure, values, base = _forest(1, 2)
+    values[4:8, 1] = 0.0
+    b = GraphBuilder("twins")
+    x = b.input("x", tensor(DType.F32, ("n", 4)))
+    shared = [b.constant(a, name) for a, name in zip(structure, OPERANDS.split()[1:], strict=False)]
+    leaves, zeros = b.constant(values, "values"), b.constant(base, "base")
+    outputs = [b("tree_ensemble", x, *shared, leaves, zeros, compare=compare) for compare in ("lt", "le")]
+    graph = b.finish([*outputs, b("matmul", b("relu", outputs[0]), b("transpose", leaves, perm=(1, 0)))])
+
+    rows = np.concatenate([values[::-1], values[:5]])
+    slim, left = with_single_copies(graph, {**graph.constants, "k.table": rows}, {"k.table"})
+    assert {"values", "k.table", "left", "right_0"} - left.keys() == {"left"}, (
+        "the old children are gone, the leaves are not"
+    )
+    assert _same(slim, graph)
+    assert _same(unpacked(slim, left), graph)
+
+    rows[rows.view(np.uint32) == 0] = -0.0
+    same, left = with_single_copies(graph, {**graph.constants, "k.table": rows}, {"k.table"})
+    assert print_graph(same) == print_graph(graph)
+    same, left = with_single_copies(graph, {**graph.constants, "k.table": rows}, {"k.table", "values"})
+    assert print_graph(same) == print_graph(graph)

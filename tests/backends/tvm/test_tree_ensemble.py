@@ -387,6 +387,41 @@ def test_many_outputs() -> None:
     check(random_ensemble(21, trees=5, outputs=40, width=19, values="float64"), (1, 65))
 
 
+@pytest.mark.parametrize("width", [1, 3])
+def test_leaves_are_packed_once(width: int) -> None:
+    e = random_ensemble(23, trees=9, width=width, outputs=width, values="float64")
+    for strategy in ("walk", "sliced"):
+        for ranked in (True, False):
+            packed = prepare(e, INFO, strategy, ranked).packed
+            tables = {name for name, a in packed.items() if str(a.dtype) == "float64" and a.size >= e.values.size}
+            assert tables == ({"leaves", "ranked_values"} if ranked and width == 1 else {"leaves"})
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_few_distinct_leaves(width: int) -> None:
+    """They are packed once each, by their bits; what no tree uses is not packed."""
+    e = random_ensemble(24, trees=9, width=width, outputs=width)
+    kinds = np.array([[0.25], [0.0], [-0.0], [3.0]], np.float32).repeat(width, axis=1)
+    used = np.random.default_rng(0).integers(0, 3, e.leaves)
+    e = replace(e, values=np.concatenate([kinds[used], kinds[3:]]))
+    check(e, (1, 65, 300))
+    for strategy in ("walk", "sliced"):
+        packed = prepare(e, INFO, strategy).packed
+        if strategy == "walk" or width > 1:
+            assert sorted(packed["leaves"].view(np.int32)[:, 0]) == sorted(kinds[:3].view(np.int32)[:, 0])
+        assert ("leaf_row" in packed) == (strategy == "sliced" and width > 1)
+
+
+def test_many_distinct_leaves_stay_beside_each_other() -> None:
+    """More than the first-level cache holds."""
+    e = random_ensemble(25, trees=40, depth=8, full=True, width=2, outputs=2)
+    kinds = np.random.default_rng(0).normal(size=(e.leaves // 3, 2)).astype(np.float32)
+    e = replace(e, values=np.resize(kinds, e.values.shape))
+    small = replace(INFO, l1_bytes=kinds.nbytes)
+    assert "leaf_row" not in prepare(e, small, "sliced").packed
+    assert "leaf_row" in prepare(e, replace(INFO, l1_bytes=2 * kinds.nbytes), "sliced").packed
+
+
 def test_chooses_by_expected_time() -> None:
     shallow = random_ensemble(16, trees=100, features=10, depth=6)
     deep = random_ensemble(17, trees=5, features=10, depth=10, full=True)

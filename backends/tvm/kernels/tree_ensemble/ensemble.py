@@ -95,6 +95,23 @@ class TreeEnsemble:
     def columns(self) -> Columns:
         return Columns.of(self)
 
+    @cached_property
+    def distinct(self) -> tuple[Array, Ints]:
+        """The leaves without those that repeat another one bit for bit, [D, V], and which of them each leaf is, i64[L].
+
+        Forests that were grown until their leaves are pure have one for each class.
+        """
+        number = ~self.layout.code[self.layout.code < 0]
+        rows = np.ascontiguousarray(self.values[number])
+        whole = rows.view(f"V{rows.itemsize * self.width}").reshape(-1)
+        _, first, which = np.unique(whole, return_index=True, return_inverse=True)
+        by_appearance = np.argsort(first)
+        place = np.empty(len(first), np.int64)
+        place[by_appearance] = np.arange(len(first))
+        row_of = np.zeros(self.leaves, np.int64)
+        row_of[number] = place[which]
+        return rows[first[by_appearance]], row_of
+
     def typical_rows(self, rows: int) -> Array:
         """[rows, F]: values between the thresholds that their feature is compared with, so that rows go all ways through the trees."""
         rng = np.random.default_rng(0)
@@ -137,6 +154,11 @@ class TreeEnsemble:
                     code="E_TREE_ARRAYS",
                     hint="let the frontend check what it reads: mlec.frontends.trees collects valid arrays",
                 )
+
+
+def narrow(a: Ints) -> Array:
+    """The numbers, not negative ones, in 16 bits where these hold them, else in 32."""
+    return a.astype(np.int16 if a.max(initial=0) <= np.iinfo(np.int16).max else np.int32)
 
 
 def _within(a: Array, low: int, stop: int) -> bool:

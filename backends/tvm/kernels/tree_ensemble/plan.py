@@ -10,7 +10,7 @@ import numpy as np
 from mlec.backends.tvm.kernels.schedule import around
 from mlec.backends.tvm.kernels.tile import SERIAL_WORK
 from mlec.backends.tvm.kernels.tree_ensemble.columns import pack_columns
-from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, TreeEnsemble
+from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, Ints, TreeEnsemble, narrow
 from mlec.backends.tvm.kernels.tree_ensemble.ranked import Ranked
 from mlec.backends.tvm.kernels.tree_ensemble.ranks import Ranks
 from mlec.backends.tvm.kernels.tree_ensemble.sliced import LISTED, SINGLE_VECTOR, VECTORS, Sliced
@@ -199,15 +199,16 @@ def prepare(
     row_ns = number_ns if walks is None else ranked_ns
 
     packed = pack_columns(ensemble)
-    if sliced is None or walks is None:
-        packed |= pack_walk(ensemble)
-    if sliced is None or walks is None or ensemble.width > 1:
-        packed["values"] = ensemble.values
+    table, rows = _pack_leaves(ensemble, sliced, info)
+    packed |= table
     packed["output"] = ensemble.output.astype(np.int32)
     packed["base"] = ensemble.base
-    for form in (sliced, walks):
-        if form is not None:
-            packed |= form.ranks.pack(ensemble, lanes) | form.pack()
+    if sliced is None or walks is None:
+        packed |= pack_walk(ensemble, rows)
+    if sliced is not None:
+        packed |= sliced.ranks.pack(ensemble, lanes) | sliced.pack()
+    if walks is not None:
+        packed |= walks.ranks.pack(ensemble, lanes) | walks.pack(rows)
     if sliced is None:
         block, block_rows, block_ns = block or _walk_block(ensemble, info), LANES, walk_ns
     else:
@@ -219,9 +220,36 @@ def prepare(
     return Plan(ensemble, sliced, walks, packed, block, block_rows, parallel, *times, info.cores)
 
 
+def _pack_leaves(ensemble: TreeEnsemble, sliced: Sliced | None, info: TargetInfo) -> tuple[dict[str, Array], Ints]:
+    """``leaves`` [rows, V], the one table of leaves, and where each leaf is in it, i64[L].
+
+    It is in the order of the networks, which is all that they know. Where few leaves differ, each is there once, and ``leaf_row``
+    i16|i32 says where those of the networks are: one more load for a row and tree, but all leaves are in the first-level cache. (100
+    trees of 155 leaves, 10 of which differ, 10 values each: 1.22 MiB -> 31 KiB; measured: a row alone 0.97 of the time, 4 rows 0.92,
+    4096 rows 0.96.)
+    """
+    few = _few_leaves(ensemble, info)
+    if few is not None and (sliced is None or ensemble.width > 1):
+        table, rows = few
+        of_networks = {} if sliced is None else {"leaf_row": narrow(rows[sliced.leaf_order()])}
+        return {"leaves": table, **of_networks}, rows
+    order = np.arange(ensemble.leaves) if sliced is None else sliced.leaf_order()
+    rows = np.zeros(ensemble.leaves, np.int64)
+    rows[order[::-1]] = np.arange(len(order))[::-1]
+    return {"leaves": ensemble.values if sliced is None else ensemble.values[order]}, rows
+
+
+def _few_leaves(ensemble: TreeEnsemble, info: TargetInfo) -> tuple[Array, Ints] | None:
+    """The distinct leaves, and which of them each leaf is, where they are few: half of all at most, and of the first-level cache."""
+    table, rows = ensemble.distinct
+    few = 2 * len(table) <= int(ensemble.layout.leaves.sum()) and 2 * table.nbytes <= info.l1_bytes
+    return (table, rows) if few else None
+
+
 def _misses_ns(ensemble: TreeEnsemble, slot_bytes: int, info: TargetInfo) -> float:
     """What a row that goes alone takes longer where its trees are not in the first-level cache: a line for each step and leaf."""
-    whole = slot_bytes + ensemble.values.nbytes
+    few = _few_leaves(ensemble, info)
+    whole = slot_bytes + (ensemble.values if few is None else few[0]).nbytes
     value_bytes = ensemble.width * ensemble.values.itemsize
     lines = float(ensemble.layout.depth.sum()) + ensemble.trees * (1 + value_bytes / LINE_BYTES)
     levels = ((LINE_NS, info.l1_bytes), (FAR_LINE_NS, info.l2_bytes))

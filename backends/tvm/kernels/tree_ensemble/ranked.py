@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mlec.backends.tvm.compat import T, tirx
-from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, TreeEnsemble
+from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, Ints, TreeEnsemble, narrow
 from mlec.backends.tvm.kernels.tree_ensemble.ranks import Ranks, fill_ranks
 from mlec.backends.tvm.kernels.tree_ensemble.sums import RowSums, in_groups
 from mlec.backends.tvm.kernels.tree_ensemble.walk import opaque
@@ -67,10 +67,14 @@ class Ranked:
         """Dtype of a split."""
         return f"int{4 * self.field}"
 
-    def pack(self) -> dict[str, Array]:
+    def pack(self, rows: Ints) -> dict[str, Array]:
         """``ranked`` i32|i64[S]: column, rank, and the left child's place in the tree (the right one is next to it); a leaf compares
         the column that always is 0, hence goes left, to itself. ``ranked_root`` i32[T + 1]; ``ranked_depth`` i32[T]; ``ranked_leaf``
-        i32[S], the leaf in a slot, or for single values ``ranked_values`` [S, 1], its value."""
+        i16|i32[S], the row in the table ``leaves`` of the leaf in a slot, or for single values ``ranked_values`` [S, 1], its value.
+
+        Args:
+            rows: i64[L], where each leaf is in the table.
+        """
         e, layout = self.ensemble, self.ensemble.layout
         leaf = layout.code < 0
         first = np.repeat(layout.first[:-1], np.diff(layout.first))
@@ -81,12 +85,12 @@ class Ranked:
             column[~leaf], rank[~leaf] = e.columns.node_column[node], self.ranks.node_rank[node]
         child = np.where(leaf, place, layout.left - first)
         words = (column | rank << self.field | child << 2 * self.field).astype(np.uint64)
-        row = np.where(leaf, ~layout.code, 0)
+        number = np.where(leaf, ~layout.code, 0)
         return {
             "ranked": words.astype(f"uint{4 * self.field}").view(self.word),
             "ranked_root": layout.first.astype(np.int32),
             "ranked_depth": layout.depth.astype(np.int32),
-            **({"ranked_values": e.values[row]} if e.width == 1 else {"ranked_leaf": row.astype(np.int32)}),
+            **({"ranked_values": e.values[number]} if e.width == 1 else {"ranked_leaf": narrow(rows[number])}),
         }
 
     def emit(self, packed: dict[str, Buffer], x: Buffer, out: Buffer, row: Expr, info: TargetInfo) -> None:
@@ -111,7 +115,7 @@ class Ranked:
                 if e.width == 1:
                     sums.add("ranked_values", slot, tree)
                 else:
-                    sums.add("values", T.bind(packed["ranked_leaf"][slot]), tree)
+                    sums.add("leaves", T.bind(tirx.Cast("int32", packed["ranked_leaf"][slot])), tree)
 
         in_groups(e.trees, LANES, group)
         sums.finish(out, row)

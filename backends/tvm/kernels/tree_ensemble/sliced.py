@@ -18,8 +18,9 @@ measured 84 by one thread of 3.48; 500 trees of depth 8, 72877 splits, 1169 and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -107,32 +108,38 @@ class Sliced:
         return self.lanes * VECTORS * self.sections
 
     def pack(self) -> dict[str, Array]:
-        """``form`` i32[T]; ``split_at``, ``leaf_at`` i32[T + 1]: where a tree's splits and leaves begin; ``splits`` i32;
-        ``leaves``: rows of V values.
+        """``form`` i32[T]; ``split_at`` i32[T + 1]: where a tree's splits begin; ``splits`` i32; ``leaf_at`` i32[T + 1]: where
+        its leaves begin in the table `leaf_order`.
 
         A split is its column (times the rows of a block) and its rank, repeated to fill 32 bits; a listed one also has the
         places of its children in the table of values. The splits of a complete tree stand level by level, first those above
-        the networks, then network by network. Its leaves stand in their order, repeated where the tree was filled up.
+        the networks, then network by network.
         """
+        splits, leaves = self._parts
+        return {
+            "form": self.form.astype(np.int32),
+            "split_at": _starts(splits),
+            "leaf_at": _starts(leaves),
+            "splits": np.concatenate(splits),
+        }
+
+    def leaf_order(self) -> Ints:
+        """The leaf in each row of the table ``leaves``: tree by tree, those of a complete one repeated where it was filled up; then,
+        because tables are loaded in whole vectors, rows that no tree uses."""
+        return np.pad(np.concatenate(self._parts[1]), (0, 64))
+
+    @cached_property
+    def _parts(self) -> tuple[list[Array], list[Ints]]:
+        """The words of the splits and the leaves of each tree."""
         trees = self.ensemble.trees
         split_parts: list[Array | None] = [None] * trees
-        leaf_parts: list[Array | None] = [None] * trees
+        leaf_parts: list[Ints | None] = [None] * trees
         for form in np.unique(self.form):
             members = np.flatnonzero(self.form == form)
             parts = self._listed(members) if form == LISTED else self._complete(members, int(form))
             for tree, splits, leaves in zip(members, *parts, strict=True):
                 split_parts[tree], leaf_parts[tree] = splits, leaves
-        splits_of, leaves_of = [p for p in split_parts if p is not None], [p for p in leaf_parts if p is not None]
-        return {
-            "form": self.form.astype(np.int32),
-            "split_at": _starts(splits_of),
-            "leaf_at": _starts(leaves_of),
-            "splits": np.concatenate(splits_of),
-            # A table of leaves is loaded in whole vectors.
-            "leaves": np.concatenate(
-                [*leaves_of, np.zeros_like(leaves_of[0], shape=(64, self.ensemble.width))]
-            ).reshape(-1),
-        }
+        return [p for p in split_parts if p is not None], [p for p in leaf_parts if p is not None]
 
     def _split_words(self, node: Ints) -> tuple[Array, Array]:
         """Column and rank of nodes as `pack` stores them."""
@@ -140,7 +147,7 @@ class Sliced:
         repeat = 0x01010101 if self.ranks.dtype == "uint8" else 0x00010001
         return column.astype(np.int32), (self.ranks.node_rank[node] * repeat).astype(np.uint32).view(np.int32)
 
-    def _complete(self, trees: Ints, depth: int) -> tuple[list[Array], list[Array]]:
+    def _complete(self, trees: Ints, depth: int) -> tuple[list[Array], list[Ints]]:
         e = self.ensemble
         code = e.roots[trees].astype(np.int64)[:, None]
         levels = []
@@ -158,11 +165,10 @@ class Sliced:
         networks = [level.reshape(len(trees), 2**top, -1, 2) for level in levels[top:]]
         parts = [*levels[:top], np.concatenate(networks, axis=2)]
         splits = np.concatenate([part.reshape(len(trees), -1) for part in parts], axis=1)
-        return list(splits), list(e.values[~code])
+        return list(splits), list(~code)
 
-    def _listed(self, trees: Ints) -> tuple[list[Array], list[Array]]:
-        layout, e = self.ensemble.layout, self.ensemble
-        places = self.listed_leaves
+    def _listed(self, trees: Ints) -> tuple[list[Array], list[Ints]]:
+        layout, places = self.ensemble.layout, self.listed_leaves
         splits, leaves = [], []
         for tree in trees:
             slots = slice(layout.first[tree], layout.first[tree + 1])
@@ -175,7 +181,7 @@ class Sliced:
             children = (place[left[inner] + side] * self.lanes * VECTORS for side in (0, 1))
             words = (*self._split_words(code[inner]), *children)
             splits.append(np.stack(words, axis=-1).astype(np.int32).reshape(-1))
-            leaves.append(e.values[~code[leaf]])
+            leaves.append(~code[leaf])
         return splits, leaves
 
     @property
@@ -338,7 +344,7 @@ class Sums:
         width, sums = self.ensemble.width, self.sums
         if _looks_up(self.ensemble, count, self.info):
             tables = [
-                share(load(self.packed["leaves"], [leaves + i * self.lanes], self.lanes))
+                share(load(self.packed["leaves"], [leaves + i * self.lanes, 0], self.lanes))  # of rows of one value
                 for i in range(-(-count // self.lanes))
             ]
             with T.serial(rows // self.lanes) as i:
@@ -350,8 +356,10 @@ class Sums:
             return
         with T.serial(rows) as r:
             leaf = T.bind(leaves + tirx.Cast("int32", chosen[r]))
+            if "leaf_row" in self.packed:
+                leaf = T.bind(tirx.Cast("int32", self.packed["leaf_row"][leaf]))
             at = self._at(first + r, output)
-            add_values(sums, at, width, self.lanes, lambda v, n: load(self.packed["leaves"], [leaf * width + v], n))
+            add_values(sums, at, width, self.lanes, lambda v, n: load(self.packed["leaves"], [leaf, v], n))
 
     def finish(self, out: Buffer, first: Expr, rows: Expr) -> None:
         with T.serial(rows) as r, T.serial(self.ensemble.outputs) as k:
@@ -384,6 +392,6 @@ def _look_up(tables: list[Expr], number: Expr, lanes: int, dtype: str) -> Expr:
     return tirx.Select(number < const(2 * lanes, _INDEX[lanes], lanes), *pairs)
 
 
-def _starts(parts: list[Array]) -> Array:
+def _starts(parts: Sequence[Array]) -> Array:
     """Where each part begins in their concatenation, and where the last one ends."""
     return np.cumsum([0, *(len(part) for part in parts)]).astype(np.int32)

@@ -20,7 +20,7 @@ import numpy as np
 
 from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels.tree_ensemble.columns import fill_columns
-from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, TreeEnsemble
+from mlec.backends.tvm.kernels.tree_ensemble.ensemble import Array, Ints, TreeEnsemble
 from mlec.backends.tvm.kernels.tree_ensemble.sums import RowSums, add_values, in_groups
 from mlec.backends.tvm.kernels.vector import load
 from mlec.backends.tvm.target import TargetInfo
@@ -35,17 +35,20 @@ the time, 24 and more: no gain unless the trees lie far out in memory)."""
 _BITS = {"float32": "int32", "float64": "int64"}
 
 
-def pack_walk(ensemble: TreeEnsemble) -> dict[str, Array]:
+def pack_walk(ensemble: TreeEnsemble, rows: Ints) -> dict[str, Array]:
     """``slots`` i64[2 S]: threshold (bits), then column | left child << 32; ``root`` i64[T]; ``depth`` i32[T].
 
     A child is the index of its first word; the right child follows the left one. A leaf compares the column that is always
-    NaN, hence goes right, and its right child is itself; its row of values stands where a node has its threshold.
+    NaN, hence goes right, and its right child is itself; its row in the table ``leaves`` stands where a node has its threshold.
+
+    Args:
+        rows: i64[L], where each leaf is in the table.
     """
     layout, columns = ensemble.layout, ensemble.columns
     leaf = layout.code < 0
     position = np.arange(len(leaf), dtype=np.int64)
     words = np.empty((len(leaf), 2), np.int64)
-    words[leaf, 0] = ~layout.code[leaf]
+    words[leaf, 0] = rows[~layout.code[leaf]]
     words[leaf, 1] = columns.count | ((position[leaf] - 1) * 2 << 32)
     node = layout.code[~leaf]
     words[~leaf, 0] = columns.node_threshold.view(_BITS[ensemble.dtype])[node]
@@ -81,7 +84,7 @@ def row_tiles(
                 at = [(row + lane) * pitch for lane in range(LANES)]
                 leaves = _walk(ensemble, packed["slots"], scratch, [root] * LANES, at, depth)
                 for lane, leaf in enumerate(leaves):
-                    values = partial(_leaf_values, packed["values"], leaf)
+                    values = partial(_leaf_values, packed["leaves"], leaf)
                     add_values(sums, (row + lane) * outputs + output, ensemble.width, lanes, values)
     with T.serial(rows) as r, T.serial(outputs) as k:
         T.buffer_store(out, sums[r * outputs + k], [first + r, k])
@@ -106,7 +109,7 @@ def one_row(
             steps = tirx.max(steps, packed["depth"][tree])
         leaves = _walk(ensemble, packed["slots"], scratch, roots, [0] * len(trees), T.bind(steps))
         for tree, leaf in zip(trees, leaves, strict=True):
-            sums.add("values", leaf, tree)
+            sums.add("leaves", leaf, tree)
 
     in_groups(ensemble.trees, LANES, group)
     sums.finish(out, row)
@@ -122,7 +125,7 @@ def _fill_row(
 def _walk(
     ensemble: TreeEnsemble, slots: Buffer, scratch: Buffer, roots: Sequence[Expr], rows: Sequence[Expr], steps: Expr
 ) -> list[Expr]:
-    """Emit walks from ``roots[i]`` over the columns at ``scratch[rows[i]:]``; returns the row of values each ends at."""
+    """Emit walks from ``roots[i]`` over the columns at ``scratch[rows[i]:]``; returns the row of ``leaves`` each ends at."""
     at = T.alloc_buffer((len(roots),), "int64", scope="local")
     for lane, root in enumerate(roots):
         T.buffer_store(at, root, [lane])
