@@ -182,6 +182,12 @@ def unpack(data: bytes | bytearray) -> Header:
     return header
 
 
+def metadata_section(data: bytes | bytearray) -> Section:
+    """Where the header says that the metadata is; nothing else of it is looked at."""
+    _, _, _, offset, size, *rest = _LAYOUT.unpack(data)
+    return Section(SECTIONS[0], offset, size, rest[8])
+
+
 def _check_magic(data: bytes | bytearray) -> None:
     start = data[:4]
     if start != MAGIC[: len(start)]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import numpy as np
 
-from mlec.artifact import compression, sections, weights
+from mlec.artifact import compression, json_safe, limits, sections, weights
 from mlec.artifact import header as headers
 from mlec.artifact import kernels as kernel_table
 from mlec.artifact import metadata as documents
@@ -29,7 +29,14 @@ from mlec.artifact.header import Header
 from mlec.artifact.kernels import KernelBlob
 from mlec.artifact.mapped import MappedFile, changed
 from mlec.artifact.sections import BegunHash, SectionHash
-from mlec.errors import ArtifactError, CorruptedFileError, RuntimeUnavailableError, SecurityError, UsageError
+from mlec.errors import (
+    ArtifactError,
+    CorruptedFileError,
+    RuntimeUnavailableError,
+    SecurityError,
+    UsageError,
+    VersionMismatchError,
+)
 
 if TYPE_CHECKING:
     from mlec.artifact.encryption import EncryptionKey
@@ -325,7 +332,12 @@ def _read_stored(
         )
     file, info = _open_file(path, follow_symlinks)
     with file:
-        header = headers.unpack(_read(file, 0, min(headers.SIZE, info.st_size)))
+        head = _read(file, 0, min(headers.SIZE, info.st_size))
+        try:
+            header = headers.unpack(head)
+        except VersionMismatchError as error:
+            error.notes += _who_reads(_writer(file, head))
+            raise
         headers.check_file_size(header, info.st_size)
         sections.check_layout(header)
         for start, end in sections.paddings(header):
@@ -370,7 +382,33 @@ def _read_stored(
     )
 
 
+def _writer(file: io.FileIO, head: bytearray) -> str:
+    """The version that wrote a file whose header is of no known form, if its metadata is where it is in files of ours; else empty."""
+    where = headers.metadata_section(head)
+    if where.size > limits.SECTION_BYTES["metadata"]:
+        return ""
+    try:
+        text = _read(file, where.offset, where.size)
+        metadata = json_safe.parse(text, what="metadata", max_bytes=where.size) if zlib.crc32(text) == where.crc else {}
+        return str(metadata["mlec_version"])
+    except (ArtifactError, OSError, OverflowError, KeyError, TypeError):
+        return ""
+
+
+def _who_reads(writer: str) -> tuple[str, ...]:
+    """What an error about an unknown version says of the one that wrote the file."""
+    return (f"by what it says, mlec {writer[:40]} wrote it, and reads it",) if writer else ()
+
+
 def _decode(file: StoredFile, verify: Verify, key: EncryptionKey | None) -> Artifact:
+    try:
+        return _decode_known(file, verify, key)
+    except VersionMismatchError as error:
+        error.notes += _who_reads(file.owned.mlec_version)
+        raise
+
+
+def _decode_known(file: StoredFile, verify: Verify, key: EncryptionKey | None) -> Artifact:
     header, roots = file.header, {name: digest.root() for name, digest in file.hashes.items() if name != "weights"}
     opened, section, mapping = file.sections, file.weights, file.mapping
     if header.aead_alg:

@@ -80,6 +80,7 @@ _OPTIONS = (
     (r"dynamic_batch=False", "--fixed-batch"),
     (r"validate=False", "--no-validate"),
     (r"precision='(\w+)'", r"--precision \1"),
+    (r"trust=TrustDigest\('(sha256:[^']*)'\)", r"--trust \1"),
     (r"\btarget=[\"'](\w+)[\"']", r"--target \1"),
 )
 _SHAPE = re.compile(r"input_shapes=\{[\"'](\w+)[\"']: [(\[]([^)\]]*)[)\]]\}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from mlec import registry
@@ -24,7 +23,7 @@ logger = logging.getLogger("mlec")
 
 
 def compiled_here(
-    artifact: Artifact, model: ModelMetadata, path: Path, num_threads: int | None, reason: str, instead: str
+    artifact: Artifact, model: ModelMetadata, path: str, num_threads: int | None, reason: str, instead: str
 ) -> tuple[Program, Any]:
     """The program that this machine makes of a file's graph, or made of it before, and what runs it.
 
@@ -80,7 +79,7 @@ def _target_here(program: Program) -> Target:
     return Target(kind) if kind in registry.target_kinds() else Target()
 
 
-def _compiler_here(target: Target, path: Path, reason: str, instead: str) -> Backend:
+def _compiler_here(target: Target, path: str, reason: str, instead: str) -> Backend:
     """The backend that compiles a file's graph here, because of ``reason``.
 
     Raises:
@@ -89,8 +88,9 @@ def _compiler_here(target: Target, path: Path, reason: str, instead: str) -> Bac
     try:
         backend: Backend = registry.backend_of(target.kind)
     except (MlecError, ImportError, OSError, RuntimeError) as error:
+        why = error.message if isinstance(error, MlecError) else error
         raise RuntimeUnavailableError(
-            f"{path} cannot run here: {reason}; and its graph cannot be compiled here: {error}",
+            f"{path} cannot run here: {reason}; and its graph cannot be compiled here: {why}",
             code="E_NO_VARIANT",
             hint=f"install the compiler (pip install apache-tvm); or {instead}",
         ) from error

@@ -318,6 +318,35 @@ def test_a_major_version_is_named_whatever_else_is_wrong(load: Load, sample: byt
     assert "damaged" in caught.value.render()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda parts: parts.header.update(version=2),
+        lambda parts: parts.header.update(flags=17),
+        lambda parts: parts.header.update(digest_alg=2),
+        lambda parts: parts.graph.update(format=2),
+        lambda parts: parts.tensor("w").update(codec="lz"),
+    ],
+)
+def test_an_unknown_version_or_feature_says_who_reads_it(
+    load: Load, parts: Parts, change: Callable[[Parts], None]
+) -> None:
+    parts.metadata["mlec_version"] = "7.8.9"
+    change(parts)
+    with pytest.raises(VersionMismatchError) as caught:
+        load(join(parts))
+    assert caught.value.notes == ("by what it says, mlec 7.8.9 wrote it, and reads it",)
+    assert "compile the model again" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("odd", [{"metadata.offset": 2**64 - 1}, {"metadata.size": 2**40}, {"crc.metadata": 0}])
+def test_of_metadata_that_is_none_nothing_is_said(load: Load, parts: Parts, odd: dict[str, int]) -> None:
+    parts.header |= {"flags": 17, **odd}
+    with pytest.raises(VersionMismatchError) as caught:
+        load(join(parts))
+    assert not caught.value.notes
+
+
 def test_every_truncation_of_the_header(load: Load, sample: bytes) -> None:
     for length in range(128):
         assert code_of(lambda length=length: load(sample[:length])) == "E_HEADER_TRUNCATED"

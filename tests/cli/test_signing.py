@@ -107,7 +107,9 @@ def test_a_key_with_a_password(mlec: Run, tmp_path: Path, iris: Iris) -> None:
 def test_policies(other: Command, key: Path, iris: Iris, tmp_path: Path) -> None:
     for words in (("verify", iris.mle), ("run", iris.mle, iris.csv)):
         other(*words, "--require-signature").error("E_UNSIGNED")
-        other(*words, "--require-native").error("E_UNTRUSTED_NATIVE")
+        refused = other(*words, "--require-native")
+        refused.error("E_UNTRUSTED_NATIVE")
+        assert "`mlec trust add KEY.pub`), or name its code: --trust sha256:..., as" in refused.err
 
 
 def test_the_keyring(other: Command, key: Path, tmp_path: Path) -> None:
