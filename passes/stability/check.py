@@ -152,6 +152,7 @@ def _seconds(graph: Graph) -> dict[Node, float]:
 
 _SEVERITY: Mapping[str, Severity] = {
     "not finite": "error", "undefined": "warning", "inaccurate": "warning", "different": "warning", "wraps": "warning",
+    "by zero": "warning",
 }  # fmt: skip
 
 
@@ -195,6 +196,8 @@ def _finding(
 def _shown(effect: Effect, graph: Graph, value: Value) -> str:
     if effect.kind == "wraps":
         return f"the result is {effect.got:.0f} instead of {effect.right:.0f}"
+    if effect.kind == "by zero":
+        return f"{effect.right:.0f} is divided by 0"
     spec = graph.signature.outputs[effect.output]
     if effect.kind == "undefined":
         return f"{spec.name} is {effect.got:g}"

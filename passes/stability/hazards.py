@@ -17,7 +17,10 @@ from mlec.ir.pattern import match
 from mlec.passes.stability.intervals import Interval
 from mlec.passes.stability.rewrites import RULES, StableRule
 
-Kind = Literal["formula", "undefined", "overflow", "underflow", "cancellation", "wraps"]
+SMALL = 1 / 64
+"""Of a difference beside both numbers, from which on digits that are lost matter."""
+
+Kind = Literal["formula", "undefined", "overflow", "underflow", "cancellation", "wraps", "by zero"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +30,7 @@ class Hazard:
     Attributes:
         rule: name of the finding.
         kind: what may happen: a formula with a stable spelling goes wrong; the node is undefined, overflows, underflows or cancels for
-            finite operands; an integer wraps around.
+            finite operands; an integer wraps around, or is divided by zero.
         node: where the result comes out.
         danger: what goes wrong, one sentence.
         leaves: the values that it is computed from.
@@ -94,7 +97,7 @@ def _hazard(node: Node, graph: Graph, known: Mapping[Value, Interval]) -> Hazard
 
     largest = _largest(dtype)
     result = known[node.outputs[0]]
-    if node.name in ("div", "rsqrt") and 0.0 in operands[-1]:
+    if node.name in ("div", "floordiv", "mod", "rsqrt") and 0.0 in operands[-1]:
         producer = graph.producer.get(node.inputs[-1])
         if node.name == "rsqrt" or (producer is not None and producer.name == "sqrt"):
             return hazard("sqrt-near-zero", "undefined", "a square root that can be 0 is divided by")
@@ -122,6 +125,9 @@ _EXACT_INTEGERS = ("add", "sub", "mul", "sum", "cumsum", "prod", "matmul", "cast
 
 
 def _of_integers(node: Node, dtype: DType, known: Mapping[Value, Interval], leaves: tuple[Value, ...]) -> Hazard | None:
+    if node.name in ("floordiv", "mod") and 0.0 in known[node.inputs[1]]:
+        danger = "the divisor can be 0; the result is 0 then, where torch raises an error"
+        return Hazard("division-by-zero", "by zero", node, danger, leaves)
     limits, result = np.iinfo(dtype.numpy), known[node.outputs[0]]
     if node.name not in _EXACT_INTEGERS or (limits.min <= result.lo and result.hi <= limits.max):
         return None
@@ -138,7 +144,8 @@ def _largest(dtype: DType) -> float:
 def _cancels(op: str, operands: Sequence[Interval]) -> bool:
     """Whether the result can be small beside both operands."""
     a, b = operands[0], -operands[1] if op == "add" else operands[1]
-    return max(a.lo, b.lo) <= min(a.hi, b.hi) and min(a.magnitude, b.magnitude) > 0
+    apart, least = max(a.lo, b.lo) - min(a.hi, b.hi), min(a.magnitude, b.magnitude)
+    return least > 0 and apart <= SMALL * least
 
 
 def exact_integers(node: Node, operands: Sequence[Array]) -> Array:

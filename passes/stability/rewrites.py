@@ -6,9 +6,11 @@ name of the finding, ``danger`` says what goes wrong.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
-from mlec.ir import Const, Graph, GraphBuilder, Match, Miss, Node, P, Rule, Value
+from mlec.ir import AnyOf, Const, Graph, GraphBuilder, Match, Miss, Node, P, Rule, Value
+from mlec.ir.dim import product
 from mlec.passes.stability.intervals import is_bound_of
 
 
@@ -62,6 +64,18 @@ def _softplus(b: GraphBuilder, x: Value) -> Value:
     return b("add", b("maximum", x, 0.0), b("log1p", b("exp", b("neg", b("abs", x)))))
 
 
+def _log_add_exp(b: GraphBuilder, x: Value, y: Value) -> Value:
+    """``log(exp(x) + exp(y))``."""
+    return b("add", b("maximum", x, y), b("log1p", b("exp", b("neg", b("abs", b("sub", x, y))))))
+
+
+def _count(node: Node) -> int:
+    """How many elements a reduction makes one of; 0 if that is not known."""
+    shape = node.inputs[0].type.shape
+    count = product(tuple(shape[axis] for axis in node.attrs["axes"]))
+    return count if isinstance(count, int) else 0
+
+
 class Softmax(StableRule):
     """exp(x) / sum(exp(x)) -> softmax(x)"""
 
@@ -92,6 +106,54 @@ class SoftmaxReshaped(Softmax):
         return self._check(m, view.output if view.name == "reshape" else view.inputs[0], graph)
 
 
+class SoftmaxByReciprocal(Softmax):
+    """exp(x) * (1 / sum(exp(x))) -> softmax(x)"""
+
+    pattern = P("mul", P("exp", "x"), P("div", Const(1), P("sum", P("exp", "x"), bind="sum"), bind="inverse"))
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        return self._check(m, m.nodes["inverse"].output, graph)
+
+
+class WeightedSoftmax(Softmax):
+    """exp(x) * w / sum(exp(x) * w) -> e * w / sum(e * w), e = exp(x - max(x where w is not 0))"""
+
+    danger = "exp overflows for large x, and all terms underflow to 0 / 0 for very negative x, since the largest x is not subtracted first"
+    stable = "exp(x - max(x, of those that count)) * w / its sum"
+    _terms = P("mul", P("exp", "x"), "w")
+    pattern = P("div", _terms, P("sum", P("mul", P("exp", "x"), "w"), bind="sum"))
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        same = m["x"].type == m.node.output.type == m.nodes["sum"].inputs[0].type
+        return super().check(m, graph) if same else Miss()
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        x, w, axes = m["x"], m["w"], m.nodes["sum"].attrs["axes"]
+        none = b.constant(-math.inf, dtype=x.type.dtype)
+        counted = b("where", b("ne", w, b.constant(0.0, dtype=w.type.dtype)), x, none)
+        terms = b("mul", b("exp", b("sub", counted, b("max", counted, axes=axes, keepdims=True))), w)
+        return b("div", terms, b("sum", terms, axes=axes, keepdims=True))
+
+
+class SoftmaxWithOffset(Softmax):
+    """exp(x) / (sum(exp(x)) + c) -> e / (sum(e) + c * exp(-m)), e = exp(x - m), m the largest of x and log(c)"""
+
+    danger = "exp overflows for large x and gives inf / inf, since the largest x is not subtracted first"
+    stable = "exp(x - m) / (its sum + c * exp(-m)), m the largest of x and log(c)"
+    pattern = P("div", P("exp", "x"), P("add", P("sum", P("exp", "x"), bind="sum"), Const(bind="c"), bind="divisor"))
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        positive = m.constants["c"].size == 1 and float(m.constants["c"].reshape(())) > 0
+        return self._check(m, m.nodes["divisor"].output, graph) if positive else Miss()
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        x, axes, c = m["x"], m.nodes["sum"].attrs["axes"], float(m.constants["c"].reshape(()))
+        most = b("maximum", b("max", x, axes=axes, keepdims=True), math.log(c))
+        terms = b("exp", b("sub", x, most))
+        offset = b("mul", b("exp", b("neg", most)), c)
+        return b("div", terms, b("add", b("sum", terms, axes=axes, keepdims=True), offset))
+
+
 class LogSumExp(StableRule):
     """log(sum(exp(x))) -> logsumexp(x)"""
 
@@ -108,6 +170,48 @@ class LogSumExp(StableRule):
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         attrs = m.nodes["sum"].attrs
         return b("logsumexp", m["x"], axes=attrs["axes"], keepdims=attrs["keepdims"])
+
+
+class LogMeanExp(LogSumExp):
+    """log(mean(exp(x))) -> logsumexp(x) - log(n)"""
+
+    stable = "logsumexp(x) - log(n)"
+    pattern = P("log", P("mean", P("exp", "x"), bind="sum"))
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        return None if _count(m.nodes["sum"]) and not _is_shifted(m["x"], graph) else Miss()
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        return b("sub", super().rewrite(b, m, graph), math.log(_count(m.nodes["sum"])))
+
+
+class LogSumExpWithOffset(LogSumExp):
+    """log(sum(exp(x)) + c) -> max(s, log(c)) + log1p(exp(-|s - log(c)|)), s = logsumexp(x)"""
+
+    danger = "exp overflows for large x, since the largest x is not subtracted first"
+    stable = "logaddexp(logsumexp(x), log(c))"
+    pattern = P("log", P("add", P("sum", P("exp", "x"), bind="sum"), Const(bind="c"), bind="total"))
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        c = m.constants["c"]
+        fits = c.size == 1 and float(c.reshape(())) > 0 and m.nodes["sum"].output.type == m.nodes["total"].output.type
+        return super().check(m, graph) if fits else Miss()
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        total = super().rewrite(b, m, graph)
+        return _log_add_exp(b, total, b.constant(math.log(float(m.constants["c"].reshape(()))), dtype=total.type.dtype))
+
+
+class LogAddExp(StableRule):
+    """log(exp(x) + exp(y)) -> max(x, y) + log1p(exp(-|x - y|))"""
+
+    finding = "logaddexp-by-hand"
+    danger = "exp overflows for large x or y, and log(0) is -inf where both are very negative"
+    stable = "max(x, y) + log1p(exp(-|x - y|))"
+    pattern = P("log", P("add", P("exp", "x"), P("exp", "y")))
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        return _log_add_exp(b, m["x"], m["y"])
 
 
 class LogSoftmax(StableRule):
@@ -157,12 +261,14 @@ class LogSigmoidByHand(LogSigmoid):
 
 
 class LogOneMinusSigmoid(ElementRule):
-    """log(1 - sigmoid(x)) -> -softplus(x)"""
+    """log(1 - sigmoid(x)), log1p(-sigmoid(x)) -> -softplus(x)"""
 
     finding = "log-of-one-minus-sigmoid"
     danger = "sigmoid rounds to 1 for x of 17 and more in float32, and log(0) is -inf; -x itself would be close"
     stable = "-(max(x, 0) + log1p(exp(-|x|)))"
-    pattern = P("log", P("sub", Const(1), P("sigmoid", "x")))
+    pattern: ClassVar[P | AnyOf] = AnyOf(
+        P("log", P("sub", Const(1), P("sigmoid", "x"))), P("log1p", P("neg", P("sigmoid", "x")))
+    )
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         return b("neg", _softplus(b, m["x"]))
@@ -220,16 +326,36 @@ def _is_negative_size(graph: Graph, node: Node) -> bool:
     return inner is not None and inner.name == "abs"
 
 
-class Log1p(ElementRule):
-    """log(1 + x) -> log1p(x)"""
+class Log1p(StableRule):
+    """log(1 + x) -> log1p(x), log(1 - x) -> log1p(-x)"""
 
     finding = "log-of-one-plus"
     danger = "1 + x loses the digits of a small x: the logarithm comes out as 0 where it is close to x"
     stable = "log1p(x)"
-    pattern = P("log", P("add", "x", Const(1)))
+    _sum = AnyOf(P("add", "x", Const(1)), P("sub", Const(1), "x", bind="minus"))
+    pattern = P("log", AnyOf(_sum, P("cast", _sum)))  # torch computes log2 and log10 of floats in a wider type
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        return None if m["x"].type.shape == m.node.output.type.shape else Miss()
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
-        return b("log1p", m["x"])
+        x, dtype = m["x"], m.node.output.type.dtype
+        x = b("neg", x) if "minus" in m.nodes else x
+        return b("log1p", x if x.type.dtype is dtype else b("cast", x, dtype=dtype))
+
+
+class LogOneMinusExp(ElementRule):
+    """log(1 - exp(x)) -> log(-expm1(x)) where x > -log(2), else log1p(-exp(x))"""
+
+    finding = "log-of-one-minus-exp"
+    danger = "exp(x) rounds to 1 for a small x, and 1 - exp(x) to 1 for a very negative one: the logarithm is -inf or 0"
+    stable = "log(-expm1(x)) where x > -log(2), else log1p(-exp(x))"
+    pattern = P("log", P("sub", Const(1), P("exp", "x")))
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        x = m["x"]
+        near, far = b("log", b("neg", b("expm1", x))), b("log1p", b("neg", b("exp", x)))
+        return b("where", b("gt", x, -math.log(2)), near, far)
 
 
 class Expm1(ElementRule):
@@ -238,16 +364,20 @@ class Expm1(ElementRule):
     finding = "exp-minus-one"
     danger = "exp(x) rounds to 1 for a small x, and the difference to 0, where it is close to x"
     stable = "expm1(x)"
-    pattern = P("sub", P("exp", "x"), Const(1))
+    pattern: ClassVar[P | AnyOf] = AnyOf(P("sub", P("exp", "x"), Const(1)), P("add", P("exp", "x"), Const(-1)))
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         return b("expm1", m["x"])
 
 
-class ExpPlusMinusOne(Expm1):
-    """exp(x) + -1 -> expm1(x)"""
+class OneMinusExp(Expm1):
+    """1 - exp(x) -> -expm1(x)"""
 
-    pattern = P("add", P("exp", "x"), Const(-1))
+    stable = "-expm1(x)"
+    pattern = P("sub", Const(1), P("exp", "x"))
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        return b("neg", b("expm1", m["x"]))
 
 
 class Tanh(ElementRule):
@@ -276,64 +406,67 @@ class ExpRatio(ElementRule):
         return b("sigmoid", m["x"])
 
 
-class Variance(StableRule):
-    """mean(x * x) - mean(x) ** 2 -> mean((x - mean(x)) ** 2)"""
+def _scaled(total: P, name: str) -> AnyOf:
+    """The total, or a multiple of it by a constant."""
+    return AnyOf(total, P("div|mul", total, Const(bind=f"{name} constant"), bind=f"{name} scaled"))
+
+
+class Covariance(StableRule):
+    """mean(x * y) - mean(x) * mean(y) -> mean((x - mean(x)) * (y - mean(y))), also by sums"""
+
+    finding = "covariance-of-products"
+    danger = "two products cancel: where the means are large beside the spread, nothing but rounding is left"
+    stable = "mean((x - mean(x)) * (y - mean(y)))"
+
+    _of_products = _scaled(P("sum|mean", P("mul", "x", "y"), bind="xy"), "xy")
+    _of_x, _of_y = _scaled(P("sum|mean", "x", bind="x"), "x"), _scaled(P("sum|mean", "y", bind="y"), "y")
+    _product = _scaled(P("mul", _of_x, _of_y), "product")
+    pattern = AnyOf(P("sub", _of_products, _product), P("add", _of_products, P("neg", _product)))
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        totals = [m.nodes[name] for name in ("xy", "x", "y")]
+        alike = len({(n.attrs["axes"], n.attrs["keepdims"]) for n in totals}) == 1 and m["x"].type == m["y"].type
+        count = _count(m.nodes["xy"])
+        factors = [_factor(m, name, count) for name in ("xy", "x", "y", "product")]
+        if not alike or not count or None in factors or m.nodes["xy"].output.type != m.node.output.type:
+            return Miss()
+        of_products, of_x, of_y, scale = (float(f) for f in factors if f is not None)
+        wanted = of_products / count
+        return None if abs(of_x * of_y * scale - wanted) <= 1e-6 * wanted and self._is_of(m) else Miss()
+
+    def _is_of(self, m: Match) -> bool:
+        return m["x"] is not m["y"]
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        total = m.nodes["xy"]
+        x, y = (b("sub", m[name], b("mean", m[name], axes=total.attrs["axes"], keepdims=True)) for name in ("x", "y"))
+        result = b(total.op, b("mul", x, x if m["x"] is m["y"] else y), **total.attrs)
+        scaled = m.nodes.get("xy scaled")
+        return result if scaled is None else b(scaled.op, result, m["xy constant"])
+
+
+def _factor(m: Match, name: str, count: int) -> float | None:
+    """By what the sum is multiplied that a total is; None if that differs between its elements."""
+    factor = 1 / count if name in m.nodes and m.nodes[name].name == "mean" and count else 1.0
+    scaled = m.nodes.get(f"{name} scaled")
+    if scaled is None:
+        return factor
+    constant = m.constants[f"{name} constant"]
+    if constant.size != 1 or not float(constant.reshape(())):
+        return None
+    number = float(constant.reshape(()))
+    return factor * number if scaled.name == "mul" else factor / number
+
+
+class Variance(Covariance):
+    """mean(x * x) - mean(x) ** 2 -> mean((x - mean(x)) ** 2), also by sums"""
 
     finding = "variance-of-squares"
     danger = "two squares cancel: where the mean is large beside the spread, nothing but rounding is left, which can be below 0"
     stable = "mean((x - mean(x)) ** 2)"
-    pattern = P(
-        "sub",
-        P("mean", P("mul", "x", "x"), bind="squares"),
-        P("mul", P("mean", "x", bind="mean"), P("mean", "x")),
-    )
 
-    def check(self, m: Match, graph: Graph) -> Miss | None:
-        squares, mean = (m.nodes[name] for name in ("squares", "mean"))
-        same = dict(squares.attrs) == dict(mean.attrs) and squares.output.type == m.node.output.type
-        return None if same else Miss()
-
-    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
-        return self._variance(b, m["x"], m.nodes["squares"])
-
-    def _variance(self, b: GraphBuilder, x: Value, squares: Node) -> Value:
-        axes = squares.attrs["axes"]
-        centred = b("sub", x, b("mean", x, axes=axes, keepdims=True))
-        return b("mean", b("mul", centred, centred), axes=axes, keepdims=squares.attrs["keepdims"])
-
-
-class VarianceOfSums(Variance):
-    """sum(x * x) / n - (sum(x) / n) ** 2 -> mean((x - mean(x)) ** 2)"""
-
-    pattern = P(
-        "sub",
-        P("div|mul", P("sum", P("mul", "x", "x"), bind="squares"), Const(bind="n"), bind="first"),
-        P(
-            "mul",
-            P("div|mul", P("sum", "x", bind="mean"), Const(bind="m"), bind="second"),
-            P("div|mul", P("sum", "x"), Const()),
-        ),
-    )
-
-    def check(self, m: Match, graph: Graph) -> Miss | None:
-        squares = m.nodes["squares"]
-        shape = squares.inputs[0].type.shape
-        count = 1.0
-        for axis in squares.attrs["axes"]:
-            extent = shape[axis]
-            if not isinstance(extent, int):
-                return Miss()
-            count *= extent
-        second = m.node.inputs[1]
-        square = graph.producer[second]
-        if square.inputs[0] is not square.inputs[1]:
-            return Miss()
-        for name, node in (("n", m.nodes["first"]), ("m", m.nodes["second"])):
-            divisor = m.constants[name]
-            wanted = count if node.name == "div" else 1 / count
-            if divisor.size != 1 or abs(float(divisor.reshape(())) - wanted) > 1e-6 * wanted:
-                return Miss()
-        return super().check(m, graph)
+    def _is_of(self, m: Match) -> bool:
+        return m["x"] is m["y"]
 
 
 class DifferenceOfSquares(StableRule):
@@ -378,7 +511,8 @@ class OneMinusCos(ElementRule):
 
 RULES: tuple[StableRule, ...] = (
     # The larger patterns first: what they take is not looked at again.
-    Variance(), VarianceOfSums(), LogSoftmaxByHand(), LogSoftmax(), LogSigmoidByHand(), LogSigmoid(), LogOneMinusSigmoidByHand(),
-    LogOneMinusSigmoid(), OneMinusSigmoid(), LogSumExp(), Softplus(), Softplus1p(), Log1p(), Expm1(), ExpPlusMinusOne(), Tanh(), ExpRatio(),
-    Softmax(), SoftmaxReshaped(), DifferenceOfSquares(), DifferenceOfRoots(), OneMinusCos(),
+    Variance(), Covariance(), LogSoftmaxByHand(), LogSoftmax(), LogSigmoidByHand(), LogSigmoid(), LogOneMinusSigmoidByHand(),
+    LogOneMinusSigmoid(), OneMinusSigmoid(), LogSumExp(), LogMeanExp(), LogSumExpWithOffset(), LogAddExp(), LogOneMinusExp(), Softplus(),
+    Softplus1p(), Log1p(), Expm1(), OneMinusExp(), Tanh(), ExpRatio(), Softmax(), SoftmaxReshaped(), SoftmaxByReciprocal(),
+    WeightedSoftmax(), SoftmaxWithOffset(), DifferenceOfSquares(), DifferenceOfRoots(), OneMinusCos(),
 )  # fmt: skip

@@ -24,8 +24,11 @@ from mlec.passes.stability.hazards import Hazard, exact_integers
 from mlec.passes.stability.probes import Probe
 from mlec.passes.stability.wide import WideGraph
 
-Kind = Literal["not finite", "out of range", "undefined", "inaccurate", "different", "wraps"]
+Kind = Literal["not finite", "out of range", "undefined", "inaccurate", "different", "wraps", "by zero"]
 _ORDER: tuple[Kind, ...] = ("inaccurate", "different", "undefined", "out of range", "not finite")
+
+INTEGERS = ("wraps", "by zero")
+"""Hazards that are what an integer comes out as, whatever follows from it."""
 
 BLAME = 64.0
 """By how many times the error must exceed what `MOVED` units in the last place of the inputs do to the result."""
@@ -38,7 +41,7 @@ class Effect:
 
     Attributes:
         kind: "not finite" where the right result is; "out of range" where that exceeds the element type; "undefined" where there is none;
-            "inaccurate" digits; "different" integers; "wraps" of an integer itself.
+            "inaccurate" digits; "different" integers; "wraps" and "by zero" of an integer itself.
         output: position of the result.
         difference: largest absolute one of finite numbers.
         got, right: at the worst element.
@@ -153,12 +156,14 @@ class Search:
         self.right = WideGraph(stable, dtype) if stable is not graph else self.wide
         kinds = {v.type.dtype for n in graph.compute_nodes for v in n.outputs} | {v.type.dtype for v in graph.inputs}
         self.eps = max((kind.eps for kind in kinds if kind.is_float), default=0.0)
+        self._integers: Sequence[Hazard] = ()
         self._formulas: dict[Hazard, tuple[Graph, WideGraph]] = {}
         self._reached = _outputs_of_nodes(graph)
 
     def find(self, hazards: Sequence[Hazard], tried: Iterable[Probe]) -> dict[Hazard, Witness]:
         """A witness of each hazard that has one: the first that is not slight, or else the first."""
         found: dict[Hazard, Witness] = {}
+        self._integers = [hazard for hazard in hazards if hazard.kind in INTEGERS]
         for probe in tried:
             pending = [hazard for hazard in hazards if hazard not in found or found[hazard].is_slight]
             if not pending:
@@ -172,10 +177,7 @@ class Search:
         """The hazards that show on one probe."""
         trial = _Trial(self, probe)
         values = trial.values
-        found = {
-            hazard: Witness(probe, effect, effect.difference / max(abs(effect.right), 1.0))
-            for hazard in hazards if hazard.kind == "wraps" and (effect := _wrapped(hazard.node, values)) is not None
-        }  # fmt: skip
+        found = {h: w for h, w in _of_integers(self._integers, probe, values).items() if h in hazards}
         if self.compared([values[v] for v in self.graph.outputs], trial.right) is None:
             return found
         shown = [h for h in hazards if self._shows(h, trial)]
@@ -281,7 +283,7 @@ class Search:
     def _shows(self, hazard: Hazard, trial: _Trial) -> bool:
         """Whether the hazard itself loses the result here, and not already what it is computed from."""
         values = trial.values
-        if hazard.kind == "wraps":
+        if hazard.kind in INTEGERS:
             return False
         if hazard.kind == "formula":
             by_hand, stable = self._formula(hazard)
@@ -344,11 +346,32 @@ def relative_error(result: Array, right: Array) -> float:
     return float(difference / scale) if scale else math.inf
 
 
+def _of_integers(hazards: Sequence[Hazard], probe: Probe, values: Mapping[Value, Array]) -> dict[Hazard, Witness]:
+    """Those of integers, in the order of the graph, that show: whatever is computed from a number that wrapped around is left out."""
+    found: dict[Hazard, Witness] = {}
+    wrong: set[Value] = set()
+    for hazard in hazards:
+        node = hazard.node
+        effect = _wrapped(node, values) if hazard.kind == "wraps" else _divided(node, values)
+        if wrong.intersection(node.inputs):
+            wrong.update(node.outputs)
+        elif effect is not None:
+            wrong.update(node.outputs)
+            found[hazard] = Witness(probe, effect, effect.difference / max(abs(effect.right), 1.0))
+    return found
+
+
 def _wrapped(node: Node, values: Mapping[Value, Array]) -> Effect | None:
     got = values[node.outputs[0]]
     exact = exact_integers(node, [values[v] for v in node.inputs])
     wrong = np.flatnonzero(got.astype(np.longdouble) != exact)
     return _effect_at("wraps", 0, got, exact, int(wrong[0])) if wrong.size else None
+
+
+def _divided(node: Node, values: Mapping[Value, Array]) -> Effect | None:
+    number, divisor = np.broadcast_arrays(*(values[v] for v in node.inputs))
+    wrong = np.flatnonzero(divisor == 0)
+    return Effect("by zero", 0, math.inf, 0.0, float(number.flat[wrong[0]])) if wrong.size else None
 
 
 def _worst(effects: Iterable[Effect | None]) -> Effect | None:

@@ -62,6 +62,25 @@ def tanh_by_hand(b: GraphBuilder, x: Value) -> Value:
     return b("div", b("sub", up, down), b("add", up, down))
 
 
+def sum_of_squares(b: GraphBuilder, x: Value) -> Value:
+    return total(b, b("mul", x, x), False)
+
+
+def square(b: GraphBuilder, x: Value) -> Value:
+    return b("mul", x, x)
+
+
+def masked_terms(b: GraphBuilder, x: Value) -> Value:
+    mask = b("cast", b("lt", reversed_columns(b, x), 1e9), dtype=x.type.dtype)  # of the sizes tried: all
+    return b("mul", b("exp", x), mask)
+
+
+def log_in_doubles(b: GraphBuilder, x: Value) -> Value:
+    """``torch.log2``, as it is lowered."""
+    log = b("log", b("cast", x, dtype="f64"))
+    return b("cast", b("div", log, np.log(2)), dtype=x.type.dtype)
+
+
 def softplus(x: Array) -> Array:
     return np.asarray(np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))))
 
@@ -91,6 +110,32 @@ FORMULAS = {
         lambda b, x: b("div", b("exp", x), b("reshape", total(b, b("exp", x), False), shape=(x.type.shape[0], 1))),
         lambda x: np.exp(log_softmax(x)),
     ),
+    "softmax by a reciprocal": Planted(
+        "softmax-by-hand",
+        lambda b, x: b("mul", b("exp", x), b("div", b.constant(np.float32(1)), total(b, b("exp", x)))),
+        lambda x: np.exp(log_softmax(x)),
+    ),
+    "softmax, masked": Planted(
+        "softmax-by-hand",
+        lambda b, x: b("div", masked_terms(b, x), total(b, masked_terms(b, x))), lambda x: np.exp(log_softmax(x)),
+    ),
+    "softmax with an offset": Planted(
+        "softmax-by-hand", lambda b, x: b("div", b("exp", x), b("add", total(b, b("exp", x)), 1e-9)),
+        lambda x: np.exp(log_softmax(x)) / (1 + 1e-9 * np.exp(log_softmax(x).max(1, keepdims=True) - x.max(1, keepdims=True))),
+        ranges={"x": (-5.0, 200.0)},
+    ),
+    "log of the mean": Planted(
+        "logsumexp-by-hand", lambda b, x: b("log", mean(b, b("exp", x))),
+        lambda x: x.max(1) - log_softmax(x).max(1) - np.log(6),
+    ),
+    "logsumexp with an offset": Planted(
+        "logsumexp-by-hand", lambda b, x: b("log", b("add", total(b, b("exp", x), False), 1e-9)),
+        lambda x: np.logaddexp(x.max(1) - log_softmax(x).max(1), np.log(1e-9)),
+    ),
+    "log(exp(x) + exp(y))": Planted(
+        "logaddexp-by-hand", lambda b, x: b("log", b("add", b("exp", x), b("exp", reversed_columns(b, x)))),
+        lambda x: np.logaddexp(x, x[:, ::-1]),
+    ),
     "logsumexp": Planted(
         "logsumexp-by-hand", lambda b, x: b("log", total(b, b("exp", x), False)), lambda x: x.max(1) - log_softmax(x).max(1)
     ),
@@ -105,6 +150,23 @@ FORMULAS = {
     ),
     "log of 1 - sigmoid by hand": Planted(
         "log-of-one-minus-sigmoid", lambda b, x: b("log", one_minus(b, by_hand_sigmoid(b, x))), lambda x: -softplus(x)
+    ),
+    "log1p of -sigmoid": Planted(
+        "log-of-one-minus-sigmoid", lambda b, x: b("log1p", b("neg", b("sigmoid", x))), lambda x: -softplus(x)
+    ),
+    "log(1 - x)": Planted(
+        "log-of-one-plus", lambda b, x: b("log", one_minus(b, x)), lambda x: np.log1p(-x), "warning", {"x": (0.0, 0.9)}
+    ),
+    "log2(1 + x)": Planted(
+        "log-of-one-plus", lambda b, x: log_in_doubles(b, b("add", x, 1.0)), lambda x: np.log1p(x) / np.log(2), "warning",
+        {"x": (0.0, 1.0)},
+    ),
+    "log(1 - exp(-x))": Planted(
+        "log-of-one-minus-exp", lambda b, x: b("log", one_minus(b, b("exp", b("neg", x)))),
+        lambda x: np.where(x < 0.7, np.log(-np.expm1(-x)), np.log1p(-np.exp(-x))), "warning", {"x": (1e-12, 50.0)},
+    ),
+    "1 - exp(x)": Planted(
+        "exp-minus-one", lambda b, x: one_minus(b, b("exp", x)), lambda x: -np.expm1(x), "warning", {"x": (-1.0, 1.0)}
     ),
     "1 - sigmoid": Planted("one-minus-sigmoid", lambda b, x: one_minus(b, b("sigmoid", x)), lambda x: 1 / (1 + np.exp(x)), "warning"),
     "softplus": Planted("softplus-by-hand", lambda b, x: b("log", b("add", b("exp", x), 1.0)), softplus),
@@ -126,6 +188,25 @@ FORMULAS = {
             "sub", b("div", total(b, b("mul", x, x), False), 6.0), b("pow", b("div", total(b, x, False), 6.0), 2.0)
         ),
         lambda x: x.var(1), "warning",
+    ),
+    "sums, by n - 1": Planted(
+        "variance-of-squares",
+        lambda b, x: b("div", b("sub", sum_of_squares(b, x), b("mul", square(b, mean(b, x)), 6.0)), 5.0),
+        lambda x: x.var(1, ddof=1), "warning",
+    ),
+    "sums, square over n": Planted(
+        "variance-of-squares",
+        lambda b, x: b("sub", sum_of_squares(b, x), b("div", square(b, total(b, x, False)), 6.0)),
+        lambda x: 6 * x.var(1), "warning",
+    ),
+    "-E[x]^2 + E[x^2]": Planted(
+        "variance-of-squares", lambda b, x: b("add", b("neg", square(b, mean(b, x))), mean(b, square(b, x))),
+        lambda x: x.var(1), "warning",
+    ),
+    "E[xy] - E[x]E[y]": Planted(
+        "covariance-of-products",
+        lambda b, x: b("sub", mean(b, b("mul", x, reversed_columns(b, x))), b("mul", mean(b, x), mean(b, reversed_columns(b, x)))),
+        lambda x: ((x - x.mean(1, keepdims=True)) * (x - x.mean(1, keepdims=True))[:, ::-1]).mean(1), "warning",
     ),
     "a^2 - b^2": Planted(
         "difference-of-squares",
@@ -227,6 +308,7 @@ HAZARDS: dict[str, tuple[str, str, Built]] = {
     "log(x)": ("log-near-zero", "warning", lambda b, x: b("log", x)),
     "(x + 1e8) - 1e8": ("cancellation", "warning", lambda b, x: b("sub", b("add", x, 1e8), 1e8)),
     "(x * y + 1e6) - 1e6": ("cancellation", "warning", lambda b, x: b("sub", b("add", b("mul", x, x), 1e6), 1e6)),
+    "x mod y": ("division-by-zero", "warning", lambda b, x: b("mod", x, reversed_columns(b, x))),
     "exp": ("exp-overflow", "note", lambda b, x: b("exp", x)),
     "exp / exp": ("exp-overflow", "error", lambda b, x: b("div", b("exp", x), b("exp", b("sub", x, 1.0)))),
 }
@@ -336,6 +418,31 @@ def test_integers_wrap_around(op: str) -> None:
     wide = x.astype(np.int64)
     exact = {"mul": wide * wide, "sum": wide.sum(1, keepdims=True), "cast": wide}[op]
     assert (result != exact).any()
+
+
+def test_what_follows_from_an_integer_that_wrapped_around_is_not_blamed() -> None:
+    graph = graph_of(lambda b, x: square(b, square(b, x)), "i32")
+    first, second = findings_of(graph, x=(0.0, 100_000.0))
+    assert max(np.abs(first["witness"]["x"]).ravel()) ** 2 > 2**31
+    assert max(np.abs(second["witness"]["x"]).ravel()) ** 2 < 2**31
+
+
+def test_integers_that_are_divided_by_zero() -> None:
+    def formula(b: GraphBuilder, x: Value) -> Value:
+        return b("floordiv", b.constant(np.int32(60)), x)
+
+    (finding,) = findings_of(graph_of(formula, "i32"), x=(0.0, 9.0))
+    assert (finding["rule"], finding["severity"], finding["shows"]) == (
+        "division-by-zero",
+        "warning",
+        "60 is divided by 0",
+    )
+    assert findings_of(graph_of(formula, "i32"), x=(1.0, 9.0)) == []
+
+
+def test_a_difference_that_is_small_but_never_zero_cancels_too() -> None:
+    found = findings_of(graph_of(HAZARDS["(x + 1e8) - 1e8"][2]), x=(1.0, 1000.0))
+    assert [f["rule"] for f in found] == ["cancellation"]
 
 
 def test_integers_that_have_room_are_no_finding() -> None:
