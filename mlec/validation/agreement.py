@@ -63,15 +63,29 @@ def measured(
         raise ToleranceError(
             f"the compiled model differs from its source by {worst.max_rel_error:.3g} of the largest result, beyond {tolerance}",
             code="E_PARITY",
-            hint="for int8, calibrate with more data: the examples are unlike it; or raise min_sqnr "
-            "(passes='default,quantize-int8{min_sqnr = 30}') to keep more layers in float32; or allow more with "
-            "tolerance=mlec.Tolerance(rtol=0.5)",
+            hint=f"{_remedy(compiled.report.model.get('precision'))}; or allow more with tolerance=mlec.Tolerance(rtol=0.5)",
         )
     return {
         "tolerance": {"rtol": bound.rtol, "atol": bound.atol},
         "methods": {name: asdict(c) for name, c in compared.items()},
         "refused": "",
     }
+
+
+def _remedy(precision: str) -> str:
+    """What brings a network nearer to its source."""
+    if precision == "int8":
+        return (
+            "calibrate with more data: the examples are unlike it; or raise min_sqnr "
+            "(passes='default,quantize-int8{min_sqnr = 30}') to keep more layers in float32"
+        )
+    wider = "the network magnifies the rounding of weights: "
+    wider += (
+        "bf16 holds larger numbers, fp32 has more digits"
+        if precision == "fp16"
+        else "fp16 has more digits, fp32 more still"
+    )
+    return f"{wider}; mixed-precision{{dtype = {precision}, min_weights = 1000000}} rounds large weights only"
 
 
 def verified(

@@ -20,7 +20,8 @@ WANTED = np.array([[1.0, -4.0, 2.0], [0.5, 3.0, -1.0]], np.float32)
 
 
 def compared(got: np.ndarray, wanted: np.ndarray = WANTED, precision: str | None = "fp16") -> dict[str, Any]:
-    compiled = cast(CompiledModel, SimpleNamespace(run=lambda inputs: [got]))
+    report = SimpleNamespace(model={"precision": precision})
+    compiled = cast(CompiledModel, SimpleNamespace(run=lambda inputs: [got], report=report))
     bound = None if precision is None else LOWERED[precision]
     found: dict[str, Any] = measured(compiled, {"run": lambda inputs: [wanted]}, [[wanted]], bound)["methods"]["run"]
     return found
@@ -43,8 +44,10 @@ def test_results_beyond_the_bound_are_refused(precision: str, lost: float) -> No
     """A result that overflowed in fewer bits is no result, although its error has no size."""
     got = WANTED.copy()
     got[1, 0] = lost
-    with pytest.raises(ToleranceError, match="differs from its source"):
+    with pytest.raises(ToleranceError, match="differs from its source") as caught:
         compared(got, precision=precision)
+    pass_of_it = "quantize-int8" if precision == "int8" else f"mixed-precision{{dtype = {precision}"
+    assert pass_of_it in str(caught.value.hint)
 
 
 def test_what_the_source_lost_itself_is_not_compared() -> None:
