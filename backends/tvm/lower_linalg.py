@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlec.backends.tvm.kernels.gemm import GemmSchedule, column_block, gemm, pack_gemm, unit_pairs
-from mlec.backends.tvm.kernels.int8 import STRIP
+from mlec.backends.tvm.kernels.gemm_bf16 import least_rows
 from mlec.backends.tvm.kernels.matmul import MatmulSchedule, matmul
 from mlec.backends.tvm.lower_fused import Tail, lower_decomposed
 from mlec.backends.tvm.lowering import Lowering, Tensor, Version
@@ -78,8 +78,8 @@ def _packed_product(
     operands = (a, w, *tail.operands(lowering))
     how = f", {narrow} weights widened" if narrow else ""
     if unit_pairs(a.dtype, narrow, static(a.shape[-1]), block, lowering.target):
-        few = isinstance(rows, int) and rows < STRIP
-        how += "" if few else f", of {STRIP} rows or more by AMX"
+        least = least_rows(n, static(a.shape[-1]))
+        how += "" if isinstance(rows, int) and rows < least else f", of {least} rows or more by AMX"
 
     def version(schedule: GemmSchedule) -> Version:
         def build(name: str, dims: Dims) -> object:

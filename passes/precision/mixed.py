@@ -38,6 +38,8 @@ FEW_ROWS = 32
 """Of a product that is bound by its weights rather than by its arithmetic."""
 TILE_ROWS = 16
 """Rows from which on the matrix unit of a processor is worth its while."""
+TILE_WORK = 1 << 17
+"""Products of two numbers from which on it is with fewer rows, two at least."""
 RECURRENT = frozenset({"lstm", "gru", "rnn"})
 FEW_SEQUENCES = 2
 """As `TILE_ROWS`, of a recurrent layer: its time is that of reading weights, which in 16 bits are half as many bytes."""
@@ -179,8 +181,12 @@ class _Work:
         """Whether the processor multiplies the product's operands in 16 bits."""
         recurrent = node.name in RECURRENT  # its rows of a step are sequences
         rows = node.inputs[0].type.shape[0] if recurrent else product(node.output.type.shape[:-1])
-        least = FEW_SEQUENCES if recurrent else TILE_ROWS
-        return self.multiplies() and (not isinstance(rows, int) or rows >= least)
+        if not self.multiplies() or not isinstance(rows, int):
+            return self.multiplies()
+        if recurrent:
+            return rows >= FEW_SEQUENCES
+        work = rows * product(node.inputs[1].type.shape)
+        return rows >= TILE_ROWS or (rows > 1 and isinstance(work, int) and work >= TILE_WORK)
 
     def multiplies(self) -> bool:
         """Whether the processor multiplies numbers of the format."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
-from mlec.backends.tvm.kernels.gemm_bf16 import TiledGemm, pairs_of_step
+from mlec.backends.tvm.kernels.gemm_bf16 import TiledGemm, least_rows, pairs_of_step
 from mlec.backends.tvm.kernels.int8 import STRIP
 from mlec.backends.tvm.kernels.operands import Extents
 from mlec.backends.tvm.kernels.result import Result
@@ -172,7 +172,7 @@ def gemm(
     ``narrow`` is the dtype of weights in fewer bits, packed by `pack_narrow` of the op; the result is float32. They are widened in
     registers as they are read, which takes two instructions for a vector (of bfloat16, which lie in pairs, one) beside an FMA for each row.
     Where many rows are shared out, a task widens a panel once, for all its row tiles. Rows and weights of bfloat16 are multiplied as
-    they are by a matrix unit, where there is one and 16 rows or more, see `TiledGemm`.
+    they are by a matrix unit, where there is one and there are rows enough, see `TiledGemm`.
 
     Parameters of the program: a, w, the epilogue's inputs, c. Extents in ``lead`` may be symbolic; their product is the
     number of rows. ``block`` is a multiple of the vector length or shorter than one vector. A tile takes vectors of columns
@@ -366,18 +366,20 @@ class _Gemm:
         tiled = self.tiled
         share_out = self.share_out if tiled is None else tiled.all_rows
         if tiled is not None:
-            most = STRIP - 1
+            most = least_rows(self.extents.n, self.extents.k) - 1
+            tallest = min(tallest, most)
         if self.extents.n == 0:
             T.evaluate(0)
         elif not isinstance(m, int):
             tall = [(m == r, partial(self.tall, r)) for r in range(mr + 1, tallest + 1)]
-            otherwise([(m == 1, self.one_row), *tall, (m <= most, self.walk)], share_out)
+            walk = [(m <= most, partial(self.walk, most))] if most > 1 else []
+            otherwise([(m == 1, self.one_row), *tall, *walk], share_out)
         elif m == 1:
             self.one_row()
         elif mr < m <= tallest:
             self.tall(m)
         elif m <= most:
-            self.walk()
+            self.walk(most)
         else:
             share_out()
 
@@ -389,7 +391,7 @@ class _Gemm:
         if not pairs:
             return None
         rows = flat_view(self.a.buffer, (m, k), "uint16")
-        return TiledGemm(rows, self.w.packed, (m, n, k), block, pairs, self.finish, self.target)
+        return TiledGemm(rows, self.w.packed, (m, n, k), block, pairs, self.reading(n * k), self.finish, self.target)
 
     def one_row(self) -> None:
         """Weights in the order of memory, each read once for one FMA."""
@@ -398,18 +400,19 @@ class _Gemm:
 
     def tall(self, rows: int) -> None:
         """A few more rows than a tile in one narrower tile: weights that come from memory are read once."""
-        width = self.w.columns.width((self.target.vector_registers - 4) // rows)
+        operands = 8 if self.w.paired else 4
+        width = self.w.columns.width((self.target.vector_registers - operands) // rows)
         self.across(width, rows, lambda first, count: self.tile(rows, 0, first, count))
 
-    def walk(self) -> None:
-        """Some rows, on one thread unless each is much work: every row tile on a panel of weights before the next panel."""
+    def walk(self, most: int) -> None:
+        """At most ``most`` rows, on one thread unless each is much work: every row tile on a panel of weights before the next panel."""
         m, mr = self.extents.m, self.schedule.mr
 
         def rows(first: Expr, count: int) -> None:
-            if self.most_for_one >= mr and not (isinstance(m, int) and m < mr):
+            if most >= mr and not (isinstance(m, int) and m < mr):
                 with T.serial(m // mr) as i:
                     self.tile(mr, i * mr, first, count, UNROLL)
-            for r in range(1, mr):
+            for r in range(1, min(mr, most + 1)):
                 if not isinstance(m, int):
                     with if_(m % mr == r):
                         self.tile(r, m - r, first, count)
@@ -517,18 +520,21 @@ class _Gemm:
     def across(self, count: int, rows: int, body: Callable[[Expr, int], None]) -> None:
         """``body(first vector, vectors)`` for all columns, ``count`` vectors at a time, for about so many rows.
 
-        The work of a step is that of its FMAs or of reading its weights, whichever is more: a byte takes 10 ps from L2, 30 ps from
-        behind it, where they come from if more than L2 holds are read in turn.
+        The work of a step is that of its FMAs or of reading its weights, whichever is more.
         """
         lanes, vectors = self.w.columns.lanes, self.w.columns.vectors
-        per_byte = 1 if self.w.in_turn <= self.target.l2_bytes else 3
         weights = self.extents.k * count * lanes
         steps = rows + 1 if self.w.narrow else rows  # widening takes about as long as a row
-        reading = per_byte * weights * (bits(self.w.kind) // 8)
-        work = max(multiply_adds(steps * weights, self.a.dtype, self.target), reading)
+        work = max(multiply_adds(steps * weights, self.a.dtype, self.target), self.reading(weights))
         parallel_if_large(vectors // count, work, lambda g: body(g * count, count))
         if vectors % count:
             body(vectors // count * count, vectors % count)
+
+    def reading(self, weights: int) -> int:
+        """The work of reading so many weights: a byte takes 10 ps from L2, 30 ps from behind it, where they come from if more than L2
+        holds are read in turn.
+        """
+        return weights * (bits(self.w.kind) // 8) * (1 if self.w.in_turn <= self.target.l2_bytes else 3)
 
     def tile(self, rows: int, row: Expr, first: Expr, count: int, unroll: int = 1) -> None:
         """``rows`` rows times ``count`` vectors of columns."""

@@ -9,7 +9,7 @@ import pytest
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
 from mlec.backends.tvm.kernels.gemm import GemmSchedule, column_block, gemm, pack_gemm
-from mlec.backends.tvm.kernels.gemm_bf16 import pairs_of_step
+from mlec.backends.tvm.kernels.gemm_bf16 import least_rows, pairs_of_step
 from mlec.backends.tvm.kernels.matmul import matmul
 from mlec.backends.tvm.kernels.vector import select
 from mlec.backends.tvm.target import TargetInfo
@@ -91,20 +91,23 @@ def test_narrow_rows_times_narrow_weights(narrow):
         assert_close(got, a[:m].astype("float32") @ w.astype("float32"), terms=400 * k)
 
 
-@pytest.mark.parametrize(("n", "k", "block"), [(48, 64, 32), (10, 60, 16), (100, 160, 32), (30, 34, 32)])
+@pytest.mark.parametrize(("n", "k", "block"), [(48, 64, 32), (10, 60, 16), (100, 160, 32), (30, 34, 32), (70, 512, 32)])
 def test_bfloat16_rows_times_bfloat16_weights_by_the_matrix_unit_where_there_is_one(n, k, block):
     """17 pairs of k (34) divide into no steps, and are widened."""
     run = compile_kernel(gemm((symbol("m"),), n, k, "bfloat16", block, HOST, narrow="bfloat16"))
     a, w = narrow_operands(520, n, k, "bfloat16", "bfloat16")
     want, packed = a.astype("float32") @ w.astype("float32"), pack_narrow(w, block)
-    for m in (15, 16, 17, 33, 48, 300, 520):
+    for m in (0, 1, 2, 3, 7, 11, 15, 16, 17, 33, 48, 300, 520):
         assert_close(run(a[:m], packed, out=(m, n)), want[:m], terms=400 * k)
+    alone = compile_kernel(gemm((7,), n, k, "bfloat16", block, HOST, narrow="bfloat16"))
+    assert_close(alone(a[:7], packed, out=(7, n)), want[:7], terms=400 * k)
 
 
 def test_steps_of_the_matrix_unit():
     tiles = replace(HOST, vector_bits=512, features=frozenset({"amx-tile", "amx-bf16"}))
     assert [pairs_of_step(k, tiles) for k in (768, 60, 34, 33)] == [16, 15, 0, 0]
     assert pairs_of_step(768, replace(tiles, features=frozenset())) == 0
+    assert [least_rows(n, k) for n, k in ((512, 512), (128, 128), (64, 32))] == [2, 5, 20]
 
 
 @pytest.mark.parametrize("narrow", ["int8", "bfloat16"])

@@ -94,6 +94,8 @@ def test_rows_are_in_16_bits_where_the_processor_multiplies_them():
     assert "cast" not in names(MixedPrecision(activations="never").run(graph, TILES).graph)
     few = perceptron(rows=3)
     assert "cast" not in names(MixedPrecision().run(few, TILES).graph), "three rows fill no tile"
+    wide = perceptron(rows=3, middle=800)
+    assert names(MixedPrecision().run(wide, TILES).graph).count("cast") == 2, "of many weights they are worth one"
 
 
 @pytest.mark.parametrize(
