@@ -13,7 +13,7 @@ from mlec.backends.tvm.kernels.rnn_layer import GATES, advance, gate_sums
 from mlec.backends.tvm.kernels.tile import if_, product, unflatten
 from mlec.backends.tvm.kernels.vector import CELL_SCOPE, cast_to, const, int64, is_nan, maximum, select, share
 from mlec.backends.tvm.lower_fused import lower_body
-from mlec.backends.tvm.lower_tree import constant_ensemble
+from mlec.backends.tvm.lower_tree import constant_ensemble, wide_position
 from mlec.backends.tvm.lowering import Lowering, Tensor
 from mlec.backends.tvm.region import Dims
 from mlec.backends.tvm.registry import CUDA, lowers
@@ -22,7 +22,7 @@ from mlec.ir.dim import static, static_dims
 from mlec.ir.graph import Node
 from mlec.ir.op import Attrs
 from mlec.ops.pool import pool_geometry
-from mlec.ops.tree import DEFAULT_LEFT, NAN_IS_ZERO, OPERANDS, ZERO_IS_MISSING, ZERO_LIMIT
+from mlec.ops.tree import DEFAULT_LEFT, NAN_IS_ZERO, OPERANDS, POSITIONS, ZERO_IS_MISSING, ZERO_LIMIT
 from mlec.ops.windows import Geometry, per_axis
 
 # -- pooling ---------------------------------------------------------------------------------------------------------
@@ -252,6 +252,7 @@ def direct_tree_ensemble(lowering: Lowering, node: Node, operands: tuple[Tensor,
     constant_ensemble(node, operands)
     x, *structure = operands
     names = OPERANDS.split()[1:]
+    structure = [wide_position(t) if name in POSITIONS else t for name, t in zip(names, structure, strict=True)]
     leq = node.attrs["compare"] == "le"
     used = {name: t for name, t in zip(names, structure, strict=True) if t.array is not None and t.array.size}
     distinct = list({id(t): t for t in used.values()}.values())  # one constant may be several operands

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import astuple
 
+import numpy as np
+
 from mlec.backends.tvm.compat import T
 from mlec.backends.tvm.decompose import decompose
 from mlec.backends.tvm.kernels import direct
@@ -20,7 +22,7 @@ from mlec.errors import LoweringError
 from mlec.ir.dtype import DType
 from mlec.ir.graph import Node
 from mlec.ir.types import TensorType
-from mlec.ops.tree import OPERANDS
+from mlec.ops.tree import OPERANDS, POSITIONS
 
 
 @lowers("tree_ensemble")
@@ -57,17 +59,25 @@ def constant_ensemble(node: Node, operands: tuple[Tensor, ...]) -> TreeEnsemble:
     x, *structure = operands
     arrays = {}
     for name, tensor in zip(OPERANDS.split()[1:], structure, strict=True):
-        if tensor.array is None:
+        array = (wide_position(tensor) if name in POSITIONS else tensor).array
+        if array is None:
             raise LoweringError(
                 f"tree_ensemble: {name} must be a constant",
                 code="E_TREE_ARRAYS",
                 loc=node.loc,
                 hint="fold the constants first: the pipelines O1 to O3 do",
             )
-        arrays[name] = tensor.array
+        arrays[name] = array
     ensemble = TreeEnsemble(features=int(str(x.shape[1])), compare=node.attrs["compare"], **arrays)
     _ = ensemble.layout  # finds nodes with two parents, and so circles
     return ensemble
+
+
+def wide_position(x: Tensor) -> Tensor:
+    """Positions as kernels read them, in 32 bits."""
+    if x.array is None or x.type.dtype is DType.I32:
+        return x
+    return Tensor(TensorType(x.shape, DType.I32), x.array.astype(np.int32), name=x.name)
 
 
 @lowers("pairwise_distance", form="anchor")

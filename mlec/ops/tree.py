@@ -1,7 +1,8 @@
 """Tree ensembles as one op: structure, not arithmetic.
 
 All trees' inner nodes lie in one array each (``feature``, ``threshold``, ``left``, ``right``, ``flags``). A child or root ``c >= 0`` is
-a node; ``c < 0`` is leaf ``~c``, a row of ``values``. The routing of row ``x`` at a node:
+a node; ``c < 0`` is leaf ``~c``, a row of ``values``. Positions are i32, or as narrow as they can be.
+The routing of row ``x`` at a node:
 
 * numeric: left iff ``x < threshold`` (``compare = "lt"``) or ``x <= threshold`` (``"le"``);
 * a missing value (NaN) goes left iff flag `DEFAULT_LEFT` is set; with `NAN_IS_ZERO`, NaN counts as 0.0 and is not missing;
@@ -31,6 +32,9 @@ ZERO_LIMIT = float(np.float32(1e-35))
 """LightGBM's bound, a float32 constant: 1.00000002e-35."""
 
 OPERANDS = "x feature threshold left right flags category categories roots output values base"
+POSITIONS = ("feature", "left", "right", "category", "roots", "output")
+"""Operands that can also be of `NARROW` types."""
+NARROW = (DType.U8, DType.I8, DType.I16)
 
 
 def _type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
@@ -43,8 +47,9 @@ def _type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     )
     for name, t in zip(OPERANDS.split()[1:10], types[1:10], strict=True):
         wanted = {"threshold": x.dtype, "flags": DType.U8}.get(name, DType.I32)
+        narrower = name in POSITIONS and t.dtype in NARROW
         require(
-            t.dtype is wanted and t.rank == (2 if name == "categories" else 1),
+            (t.dtype is wanted or narrower) and t.rank == (2 if name == "categories" else 1),
             f"{name} must be {wanted} of rank 1, got {t}",
             "E_DTYPE",
         )
@@ -108,7 +113,7 @@ def tree_ensemble(
                 x[rows, feature[node]], threshold[node], flags[node], kinds[node], categories, compare
             )
             at = np.where(active, np.where(left_turn, left[node], right[node]), at)
-        result[:, column : column + width] += values[~at]
+        result[:, int(column) : int(column) + width] += values[~at]
     return result
 
 
@@ -155,6 +160,9 @@ def _sample(rng: np.random.Generator) -> Case:
     x[rng.random(x.shape) < 0.15] = np.nan
     x.flat[:3] = [0.0, -0.0, np.inf]
     operand_arrays = sample_ensemble(rng, dtype, trees=6, outputs=int(rng.integers(1, 4)))
+    if rng.random() < 0.5:
+        names = zip(OPERANDS.split()[1:], operand_arrays, strict=True)
+        operand_arrays = tuple(a.astype(np.int8) if name in POSITIONS else a for name, a in names)
     return Case((x, *operand_arrays), {"compare": str(rng.choice(["lt", "le"]))})
 
 

@@ -1,7 +1,8 @@
 """What kernels read in an order of their own is in a file once, in that order, and the graph takes its own from there.
 
 * Weights of 8 bits: the graph unpacks them.
-* Leaves of trees: they have no order but that which children and roots give them, so the graph's refer to the kernels' table.
+* Leaves of trees: they have no order but that which children and roots give them, so the graph's refer to the kernels' table. Positions
+  that only the graph reads are as narrow as they can be.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import mlec.ops  # noqa: F401  (fills the op table)
 from mlec.ir import ConstantRef, DType, Graph, GraphBuilder, Node, Value
 from mlec.ir.op import Array
 from mlec.ops.quant import unpack
+from mlec.ops.tree import NARROW, OPERANDS, POSITIONS
 from mlec.passes.trees.arrays import Ints, Trees
 
 PACKED = ".quads"
@@ -41,6 +43,7 @@ def with_single_copies(
         else:
             b.replace(node.output, new)
     slim = b.finish(graph.outputs, signature=graph.given_signature)
+    slim = _with_narrow_positions(slim, {**tensors, **slim.constants}, packed)
     every = {**tensors, **slim.constants}
     return slim, {name: array for name, array in every.items() if name in slim.constants or name in packed}
 
@@ -73,13 +76,18 @@ def _builder(graph: Graph, tensors: Mapping[str, Array]) -> GraphBuilder:
     return b
 
 
+def _name_of(node: Node) -> str:
+    """Of the array that a node stands for; empty for others."""
+    value = node.attrs.get("value")
+    return value.name if isinstance(value, ConstantRef) else ""
+
+
 # -- weights of 8 bits ---------------------------------------------------------------------------------------------------
 
 
 def _on_packed_weights(b: GraphBuilder, graph: Graph, node: Node, packed: Mapping[str, Array]) -> Value | None:
     """A constant as what unpacks it, if kernels read the same weights packed, and not as they are."""
-    value = node.attrs.get("value")
-    name = value.name if isinstance(value, ConstantRef) else ""
+    name = _name_of(node)
     if not name or name in packed or node.output.type.dtype is not DType.I8 or node.output.type.rank < 2:
         return None
     plain = graph.constants[name]
@@ -144,9 +152,38 @@ def _as_bytes(rows: Array) -> Array:
 
 
 def _own_leaves(b: GraphBuilder, graph: Graph, node: Node) -> Value | None:
-    """Trees on the leaves that they use; None if these are all there are."""
+    """Trees on the leaves that they use, with positions as wide as kernels read them; None if they are so already."""
     trees = Trees.of(node, graph) if node.name == "tree_ensemble" else None
     if trees is None:
         return None
     own = trees.rebuilt(trees.left, trees.right, trees.roots)
-    return own.emit(b, graph, node, node.inputs[0]) if len(own.values) < len(trees.values) else None
+    narrow = any(value.type.dtype in NARROW for value in _positions(node))
+    return own.emit(b, graph, node, node.inputs[0]) if narrow or len(own.values) < len(trees.values) else None
+
+
+def _with_narrow_positions(graph: Graph, tensors: Mapping[str, Array], packed: Mapping[str, Array]) -> Graph:
+    """The graph with narrower constants, where no kernel reads them and they are nothing but positions in trees."""
+    b = _builder(graph, tensors)
+    for node in graph.nodes:
+        array = graph.constants.get(_name_of(node)) if _name_of(node) not in packed else None
+        if array is None or array.dtype != np.int32 or not _is_position(node.output, graph):
+            b.keep(node)
+            continue
+        forms = (array.astype(dtype.numpy) for dtype in NARROW)
+        with b.at(node.loc):
+            b.replace(
+                node.output,
+                b.constant(next((form for form in forms if np.array_equal(form, array)), array), node.output.hint),
+            )
+    return b.finish(graph.outputs, signature=graph.given_signature)
+
+
+def _is_position(value: Value, graph: Graph) -> bool:
+    return value not in graph.outputs and all(value in _positions(node) for node in graph.users[value])
+
+
+def _positions(node: Node) -> list[Value]:
+    """Operands of trees that count nodes, leaves, features, sets or outputs; of rank 1, which no other integers of 32 bits are."""
+    if node.name != "tree_ensemble":
+        return []
+    return [value for name, value in zip(OPERANDS.split(), node.inputs, strict=True) if name in POSITIONS]

@@ -100,13 +100,14 @@ def test_damaged_trees_are_refused(child: int) -> None:
     assert caught.value.code == "E_TREE_ARRAYS"
 
 
-@pytest.mark.parametrize("splits", [0, 1])
-@pytest.mark.parametrize("trees", [0, 2])
-def test_trees_of_few_arrays(trees: int, splits: int) -> None:
+@pytest.mark.parametrize(
+    ("trees", "splits", "dtype"), [(0, 0, "int32"), (0, 1, "int32"), (2, 0, "int32"), (2, 1, "int32"), (2, 1, "int8")]
+)
+def test_trees_of_few_arrays(trees: int, splits: int, dtype: str) -> None:
     """No trees, trees that are leaves, and arrays that are one constant: ``feature`` and ``output`` hold the same zeros."""
     count = trees * splits
-    zeros, flags = np.zeros(trees, np.int32), np.zeros(count, np.uint8)
-    index, none = np.arange(trees, dtype=np.int32), np.zeros(0, np.int32)
+    zeros, flags = np.zeros(trees, dtype), np.zeros(count, np.uint8)
+    index, none = np.arange(trees, dtype=dtype), np.zeros(0, dtype)
     b = GraphBuilder()
     x = b.input("x", tensor("f64", ("n", 1)))
     shared = b.constant(zeros)
