@@ -71,4 +71,5 @@ def without_debug_sections(data: bytes) -> bytes:
     made += bytes(-len(made) % 8)
     header[_TABLE], header[_COUNT], header[_NAMES] = len(made), int(kept.sum()), int(section_number[header[_NAMES]])
     _HEADER.pack_into(made, 0, *header)
-    return bytes(made) + table[kept].tobytes()
+    made += table[kept].tobytes()
+    return bytes(made)

@@ -9,23 +9,20 @@ those of the machine. What another user could have written is an error, not a ke
 from __future__ import annotations
 
 import base64
-import contextlib
 import fnmatch
 import hashlib
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Final
 
 from mlec.artifact.small_files import read_small
-from mlec.errors import SecurityError, UsageError
+from mlec.errors import SecurityError
 
-SYSTEM: Final = Path("/etc/mlec")
+SYSTEM: Final = "/etc/mlec"
 """Where the administrator puts keys for all users."""
 SCOPES: Final = ("kernels", "data")
 """What a key can be trusted for: machine code, or no more than to say where a file comes from."""
@@ -135,8 +132,8 @@ class Keyring:
             if (info := _state(home)) is None:
                 continue
             _check_private(home, info)
-            keys += _keys(home)
-            revoked.update(_revoked(home))
+            keys += keys_in(home)
+            revoked.update(revoked_in(home))
         return cls(tuple(keys), frozenset(revoked))
 
     def find(self, key_id: str) -> TrustedKey | None:
@@ -144,67 +141,16 @@ class Keyring:
         return next((key for key in self.keys if key.key_id == key_id), None)
 
 
-def user_directory() -> Path | None:
+def user_directory() -> str | None:
     """Where this user's settings lie: ``$XDG_CONFIG_HOME/mlec``; None where there is no home."""
     configured = os.environ.get("XDG_CONFIG_HOME", "")
-    base = Path(configured) if os.path.isabs(configured) else Path(os.path.expanduser("~")) / ".config"
-    return base / "mlec" if base.is_absolute() else None
+    base = configured if os.path.isabs(configured) else os.path.expanduser("~/.config")
+    return f"{base}/mlec" if os.path.isabs(base) else None
 
 
-def add(key: TrustedKey) -> Path:
-    """Put a key into the user's keyring.
-
-    Returns:
-        The new file.
-
-    Raises:
-        UsageError: there is no home, or the key is there already.
-    """
-    home = user_directory()
-    if home is None:
-        raise UsageError("there is no home directory for a keyring", hint="set XDG_CONFIG_HOME")
-    known = next((found for found in _keys(home) if found.public == key.public), None)
-    if known is not None:
-        raise UsageError(
-            f"the key is trusted already, as {known.label} in {known.path}",
-            hint=f"`mlec trust remove {known.label}` first, to trust it in another way",
-        )
-    folder = home / "trusted_keys.d"
-    for directory in (home, folder):  # the mode counts for the last part of a path only
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / f"{key.label}-{key.key_id[:16]}.pub"
-    _replace(path, key.line() + "\n")
-    return path
-
-
-def remove(key: TrustedKey) -> None:
-    """Take a key out of the user's keyring."""
-    path = Path(key.path)
-    lines = path.read_text().splitlines()
-    kept = [line for line in lines if not _is_entry(line) or TrustedKey.parse(line).public != key.public]
-    if any(map(_is_entry, kept)):
-        _replace(path, "\n".join(kept) + "\n")
-    else:
-        path.unlink()
-
-
-def revoke(key_id: str) -> Path:
-    """Note that a key counts no more, wherever it is trusted.
-
-    Returns:
-        The file that says so.
-    """
-    home = user_directory()
-    if home is None:
-        raise UsageError("there is no home directory for a keyring", hint="set XDG_CONFIG_HOME")
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    known = sorted({*_revoked(home), key_id})
-    _replace(home / "revoked_keys", "".join(f"{name}\n" for name in known))
-    return home / "revoked_keys"
-
-
-def _keys(home: Path) -> Iterator[TrustedKey]:
-    folder = home / "trusted_keys.d"
+def keys_in(home: str) -> Iterator[TrustedKey]:
+    """The keys that a directory of settings has."""
+    folder = f"{home}/trusted_keys.d"
     if (info := _state(folder)) is None:
         return
     _check_private(folder, info)
@@ -213,24 +159,25 @@ def _keys(home: Path) -> Iterator[TrustedKey]:
     except OSError as error:
         raise _unreadable(folder, error) from None
     for name in names:
-        path = folder / name
+        path = f"{folder}/{name}"
         for number, line in _entries(path):
             try:
-                key = TrustedKey.parse(line, str(path))
+                key = TrustedKey.parse(line, path)
             except ValueError as error:
                 raise _unsafe(path, f"line {number} does not read: {error}") from None
             yield key
 
 
-def _revoked(home: Path) -> Iterator[str]:
-    path = home / "revoked_keys"
+def revoked_in(home: str) -> Iterator[str]:
+    """The identities of keys that a directory of settings says not to trust."""
+    path = f"{home}/revoked_keys"
     for number, line in _entries(path):
         if not _KEY_ID.fullmatch(line):
             raise _unsafe(path, f"line {number} is not the identity of a key, 64 hexadecimal digits")
         yield line
 
 
-def _entries(path: Path) -> Iterator[tuple[int, str]]:
+def _entries(path: str) -> Iterator[tuple[int, str]]:
     """Number and text of each line that is no comment."""
     try:
         info, data = read_small(path, _FILE_BYTES)
@@ -244,25 +191,26 @@ def _entries(path: Path) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError:
         raise _unsafe(path, "it is no text in UTF-8") from None
     for number, line in enumerate(lines, start=1):
-        if _is_entry(line):
+        if is_entry(line):
             yield number, line.strip()
 
 
-def _is_entry(line: str) -> bool:
+def is_entry(line: str) -> bool:
+    """Whether a line says something to us."""
     return bool(line.strip()) and not line.lstrip().startswith("#")
 
 
-def _state(directory: Path) -> os.stat_result | None:
+def _state(directory: str) -> os.stat_result | None:
     """What the system says of a directory; None if there is none."""
     try:
-        return directory.stat()
+        return os.stat(directory)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise _unreadable(directory, error) from None
 
 
-def _unreadable(path: Path, error: OSError) -> SecurityError:
+def _unreadable(path: str, error: OSError) -> SecurityError:
     return _unsafe(
         path,
         f"it cannot be read: {error.strerror}",
@@ -270,14 +218,14 @@ def _unreadable(path: Path, error: OSError) -> SecurityError:
     )
 
 
-def _check_private(path: Path, info: os.stat_result) -> None:
+def _check_private(path: str, info: os.stat_result) -> None:
     if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise _unsafe(path, "other users can write to it", f"chmod go-w {path}, after a look at what is in it")
     if info.st_uid not in (os.geteuid(), 0):
         raise _unsafe(path, "it belongs to another user", "keys must be this user's, or the administrator's")
 
 
-def _unsafe(path: Path, why: str, hint: str = "mend or remove it: no signature counts before that") -> SecurityError:
+def _unsafe(path: str, why: str, hint: str = "mend or remove it: no signature counts before that") -> SecurityError:
     return SecurityError(f"the keyring cannot be trusted: {path}: {why}", code="E_KEYRING", hint=hint)
 
 
@@ -295,16 +243,3 @@ def _time(text: str | None, whole_day: timedelta) -> datetime | None:
         return time + (whole_day if len(text) <= 10 else timedelta())
     except OverflowError:
         return datetime.max.replace(tzinfo=UTC)  # no day follows the last one that there is
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file that appears whole, and that only this user can write to."""
-    fd, temporary = tempfile.mkstemp(dir=path.parent)
-    try:
-        with open(fd, "w") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise

@@ -8,6 +8,7 @@ an identity only; the key itself comes from the keyring of whoever reads it.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import struct
 from collections.abc import Callable
@@ -131,7 +132,7 @@ class Signer:
             UsageError: ``E_KEY_FILE``: it cannot be read, or holds no such key; ``E_KEY_PASSWORD``: no password is given.
         """
         data = read_secret(path)
-        ed25519, serialization = _library()
+        ed25519, serialization = _library("asymmetric.ed25519"), _library("serialization")
         password = _password(path, ask) if b"ENCRYPTED PRIVATE KEY" in data else None
         try:
             key = serialization.load_pem_private_key(data, password)
@@ -148,7 +149,7 @@ class Signer:
     @property
     def public(self) -> bytes:
         """The 32 bytes of the public key."""
-        ed25519, _ = _library()
+        ed25519 = _library("asymmetric.ed25519")
         public: bytes = ed25519.Ed25519PrivateKey.from_private_bytes(self.private).public_key().public_bytes_raw()
         return public
 
@@ -164,7 +165,7 @@ class Signer:
 
     def sign(self, header: Header, metadata_root: bytes) -> bytes:
         """The signature section of a file whose header is complete but for the checksums of this section and of itself."""
-        ed25519, _ = _library()
+        ed25519 = _library("asymmetric.ed25519")
         attributes = self.attribute_bytes()
         key = key_id(self.public)
         message = _message(header, metadata_root, key, attributes)
@@ -225,7 +226,7 @@ def check(section: bytes | bytearray, keyring: Keyring | None, header: Header, m
     key, revoked = keyring.find(name), name in keyring.revoked
     if key is None:
         return Signature(name, None, revoked, Attributes())
-    ed25519, _ = _library()
+    ed25519 = _library("asymmetric.ed25519")
     from cryptography.exceptions import InvalidSignature
 
     message = _message(header, metadata_root, block.key_id, block.attributes)
@@ -261,7 +262,7 @@ def _message(header: Header, metadata_root: bytes, key: bytes, attributes: bytes
 
 def generate(password: str = "") -> tuple[bytes, bytes]:
     """A new key: the PEM text of the private one, protected by the password if there is one, and the 32 bytes of the public one."""
-    ed25519, serialization = _library()
+    ed25519, serialization = _library("asymmetric.ed25519"), _library("serialization")
     key = ed25519.Ed25519PrivateKey.generate()
     protection = (
         serialization.BestAvailableEncryption(os.fsencode(password)) if password else serialization.NoEncryption()
@@ -308,14 +309,12 @@ def _no_key(path: object, why: str) -> UsageError:
     )
 
 
-def _library() -> tuple[Any, Any]:
-    """The modules ``ed25519`` and ``serialization`` of the library that does the cryptography."""
+def _library(name: str) -> Any:
+    """A module of the library that does the cryptography; what only reads and writes keys takes longer to import than all the rest."""
     try:
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import ed25519
+        return importlib.import_module(f"cryptography.hazmat.primitives.{name}")
     except ImportError as error:
         raise no_library(error) from error
-    return ed25519, serialization
 
 
 def no_library(error: ImportError) -> RuntimeUnavailableError:

@@ -16,7 +16,6 @@ import hmac
 import os
 import re
 import stat
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -25,6 +24,8 @@ from mlec.errors import SecurityError, UsageError
 from mlec.runtime import logs
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mlec.artifact.reader import Artifact
 
 WAYS_OUT: Final = (
@@ -195,12 +196,14 @@ def _check_code_id(code_id: str) -> None:
 
 def state_directory() -> Path | None:
     """Where this user's mlec keeps what it learns: ``$XDG_STATE_HOME/mlec``; None where there is no home."""
+    from pathlib import Path  # loading a model makes none: it takes longer than all the rest here
+
     state = _state()
     return Path(state) if os.path.isabs(state) else None
 
 
 def _state() -> str:
-    """`state_directory`, which is no absolute path where there is none; loading a model makes no `Path` for it, which takes longer."""
+    """`state_directory`, which is no absolute path where there is none."""
     configured = os.environ.get("XDG_STATE_HOME", "")
     base = configured if os.path.isabs(configured) else f"{os.path.expanduser('~')}/.local/state"
     return f"{base}/mlec"

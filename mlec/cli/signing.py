@@ -205,7 +205,7 @@ def add_command(
     key: Path, label: str | None, names: str | None, scope: str | None, not_before: str | None, not_after: str | None, as_json: bool
 ) -> None:  # fmt: skip
     """Trust the key in the file KEY (.pub)."""
-    from mlec.artifact import TrustedKey, keyring
+    from mlec.artifact import TrustedKey, keyring_changes
     from mlec.errors import UsageError
 
     lines = [line for line in _text(key).splitlines() if line.strip() and not line.lstrip().startswith("#")]
@@ -230,7 +230,7 @@ def add_command(
             code="E_KEY_FILE",
             hint="give a .pub file as `mlec keygen` makes it",
         ) from None
-    path = keyring.add(found)
+    path = keyring_changes.add(found)
     if as_json:
         print_json(_facts(found, frozenset()) | {"path": path})
         return
@@ -258,7 +258,7 @@ def _text(path: Path) -> str:
 @json_option
 def remove_command(key: str, revoke: bool, as_json: bool) -> None:
     """Trust KEY no more: its label, or 8 or more digits of its key id."""
-    from mlec.artifact import Keyring, keyring
+    from mlec.artifact import Keyring, keyring, keyring_changes
     from mlec.errors import UsageError
 
     known = Keyring.load().keys
@@ -276,8 +276,8 @@ def remove_command(key: str, revoke: bool, as_json: bool) -> None:
             hint="--revoke makes it count no more for this user",
         )
     for one in own:
-        keyring.remove(one)
-    noted = keyring.revoke(found[0].key_id) if revoke else None
+        keyring_changes.remove(one)
+    noted = keyring_changes.revoke(found[0].key_id) if revoke else None
     if as_json:
         print_json({"key_id": found[0].key_id, "removed": [one.path for one in own], "revoked": revoke})
         return

@@ -113,7 +113,7 @@ def _fill(folder: Path, model: Path, trust: str, needs: tuple[str, ...]) -> None
     for name in CARRIED:
         for source, place in _files_of(name):
             _copy(source, library / place)
-    runtime = find_library("tvm_runtime")
+    runtime = Path(find_library("tvm_runtime"))
     _copy(runtime, library / "tvm" / "lib" / runtime.name)
     for source, place in _files_of("apache-tvm"):
         if place.parts[0].endswith(".dist-info") and place.name in ("LICENSE", "NOTICE"):

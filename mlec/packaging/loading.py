@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mlec.artifact import Artifact, ModelMetadata, TrustDigest, check_signed, decide, read_model
@@ -17,6 +16,8 @@ from mlec.runtime.device import DEVICES
 from mlec.runtime.library import runtime_abi
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mlec.artifact import SaveResult
     from mlec.ir import Graph
     from mlec.ir.op import Array
@@ -97,7 +98,7 @@ def load(
         instead = WAYS_OUT if foreign else "compile the model again for this processor"
         if require_native:
             raise not_native(path, reason, instead)
-        program, executable = compiled_here(artifact, model, Path(path), num_threads, reason, instead)
+        program, executable = compiled_here(artifact, model, path, num_threads, reason, instead)
     artifact.settle()  # other CPUs hashed the weights meanwhile
     about = {k: v for k, v in artifact.metadata.items() if k not in ("signature", "program", "report")}
     device_type = DEVICES.get(program.device)
@@ -105,7 +106,7 @@ def load(
     if metrics:
         from mlec.runtime.metrics import WatchedModel
 
-        kind = partial(WatchedModel, name=Path(path).stem)
+        kind = partial(WatchedModel, name=os.path.splitext(os.path.basename(path))[0])
     return kind(model.signature, executable, about, graph=graph, report=report, saver=save, device=device_type)
 
 

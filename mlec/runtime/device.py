@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -259,7 +258,7 @@ def open_device(kind: str, alignment: int = ALLOCATION_ALIGNMENT) -> HostMemory 
     return DeviceMemory(DEVICES[kind], alignment)
 
 
-def _cudart_of_wheel() -> list[Path]:
+def _cudart_of_wheel() -> list[str]:
     """The CUDA runtime library of the wheel ``nvidia-cuda-runtime``, which the system's loader would not find."""
     import importlib.metadata
 
@@ -267,7 +266,7 @@ def _cudart_of_wheel() -> list[Path]:
         files = importlib.metadata.files("nvidia-cuda-runtime") or []
     except importlib.metadata.PackageNotFoundError:
         return []
-    return [Path(str(file.locate())) for file in files if file.name.startswith("libcudart.so")]
+    return [str(file.locate()) for file in files if file.name.startswith("libcudart.so")]
 
 
 def _load_cuda() -> None:
@@ -281,9 +280,9 @@ def _load_cuda() -> None:
             hint='install the NVIDIA driver, or compile the model with target="cpu"',
         ) from error
     for path in _cudart_of_wheel():
-        ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(path, ctypes.RTLD_GLOBAL)
     try:
-        ctypes.CDLL(str(find_library("tvm_runtime_cuda")), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(find_library("tvm_runtime_cuda"), ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise RuntimeUnavailableError(
             f"the CUDA half of the runtime could not be loaded: {error}",

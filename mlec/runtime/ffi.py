@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -92,7 +92,7 @@ class Interface:
         folders = list(spec.submodule_search_locations or ()) if spec else []
         if not folders:
             raise ImportError("No module named 'tvm_ffi'", name="tvm_ffi")
-        library = ctypes.CDLL(str(Path(folders[0]) / "lib" / "libtvm_ffi.so"), ctypes.RTLD_GLOBAL)
+        library = ctypes.CDLL(os.path.join(folders[0], "lib", "libtvm_ffi.so"), ctypes.RTLD_GLOBAL)
         self._global = library.TVMFFIFunctionGetGlobal
         self._set_global = library.TVMFFIFunctionSetGlobal
         self._call = library.TVMFFIFunctionCall

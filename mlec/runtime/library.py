@@ -16,7 +16,6 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -106,14 +105,12 @@ def _load_library() -> Library:
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "15000")
     ffi = _interface()
     try:
-        runtime = ctypes.CDLL(str(find_library("tvm_runtime")), ctypes.RTLD_GLOBAL)
+        runtime = ctypes.CDLL(find_library("tvm_runtime"), ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise _missing("apache-tvm", error) from error
     linker = _find("tvm_ffi_orcjit", "libtvm_ffi_orcjit.so", "apache-tvm-ffi-orcjit")
     try:
-        ffi.call(
-            "ffi.ModuleGlobalsAdd", ffi.call("ffi.ModuleLoadFromFile", str(linker))
-        )  # it stays until the process ends
+        ffi.call("ffi.ModuleGlobalsAdd", ffi.call("ffi.ModuleLoadFromFile", linker))  # it stays until the process ends
         # One without the runtime library of ORC, which takes 2 ms to link: it unwinds, and runs what C++ begins with; objects need neither.
         session = ffi.call("tvm_ffi_orcjit.ExecutionSession", None, _SLAB_BYTES).stay()
     except RuntimeError as error:
@@ -146,7 +143,7 @@ def link(objects: Sequence[bytes], entry: str) -> Any:
         ) from error
 
 
-def find_library(name: str) -> Path:
+def find_library(name: str) -> str:
     """Path of one of the shared libraries in the installed ``apache-tvm`` wheel, e.g. ``"tvm_runtime"``.
 
     Raises:
@@ -156,13 +153,13 @@ def find_library(name: str) -> Path:
     return _find("tvm", file, "apache-tvm")
 
 
-def _find(package: str, file: str, wheel: str) -> Path:
+def _find(package: str, file: str, wheel: str) -> str:
     spec = importlib.util.find_spec(package)
-    folders = [Path(folder) / "lib" for folder in (spec.submodule_search_locations or ())] if spec else []
+    folders = [os.path.join(folder, "lib") for folder in (spec.submodule_search_locations or ())] if spec else []
     for folder in folders:
-        if (folder / file).is_file():
-            return folder / file
-    where = ", ".join(map(str, folders)) or f"{package} is not installed"
+        if os.path.isfile(path := os.path.join(folder, file)):
+            return path
+    where = ", ".join(folders) or f"{package} is not installed"
     raise _missing(wheel, f"{file} not found ({where})")
 
 

@@ -9,7 +9,6 @@ import operator
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
@@ -459,6 +458,8 @@ class CompiledModel:
                 "this model cannot be saved: it was built without a saver",
                 hint="save the model that mlec.compile returns; of a loaded one copy the file",
             )
+        from pathlib import Path  # running a model needs none
+
         return self._saver(
             Path(path),
             compression=compression,

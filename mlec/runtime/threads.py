@@ -9,7 +9,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from mlec.errors import UsageError
@@ -113,28 +112,29 @@ def side_by_side(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
     return SideBySide(tasks).results()
 
 
-def cgroup_quota(proc: Path = Path("/proc/self")) -> float | None:
+def cgroup_quota(proc: str | os.PathLike[str] = "/proc/self") -> float | None:
     """The smallest CPU quota, in CPUs, set on the control group of this process or on one above it; None: no limit.
 
     Args:
         proc: where the kernel describes the process.
     """
     try:
-        membership = _text(f"{proc}/cgroup")
+        membership = _text(f"{os.fspath(proc)}/cgroup")
     except OSError:
         return None
-    quotas = [quota for files in _cpu_files(proc, membership) if (quota := _read_quota(files)) is not None]
+    quotas = [quota for files in _cpu_files(os.fspath(proc), membership) if (quota := _read_quota(files)) is not None]
     return min(quotas, default=None)
 
 
 @functools.lru_cache(maxsize=16)
-def _cpu_files(proc: Path, membership: str) -> tuple[tuple[str, ...], ...]:
+def _cpu_files(proc: str, membership: str) -> tuple[tuple[str, ...], ...]:
     """The files with the limits of CPU time of the process's own control group (version 1 or 2) and of those above it.
 
     Where they are mounted is looked up once for each membership: a list of a hundred mounts takes as long to read as a small model to load.
     """
     try:
-        mounts = [line.split(" - ", 1) for line in (proc / "mountinfo").read_text().splitlines()]
+        with open(f"{proc}/mountinfo", errors="surrogateescape") as file:
+            mounts = [line.split(" - ", 1) for line in file.read().splitlines()]
     except OSError:
         return ()
     return tuple(_files_of([line.split(":", 2) for line in membership.splitlines()], mounts))
@@ -150,13 +150,10 @@ def _files_of(memberships: Sequence[Sequence[str]], mounts: Sequence[Sequence[st
             if not (unified or legacy):
                 continue
             names = ("cpu.max",) if unified else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-            top = Path(mount_point)
             # In a container the mount's root is the container's own group, so the path below it is what remains.
-            relative = group.removeprefix(root) if root != "/" else group
-            folder = top / relative.strip("/")
-            for above in (folder, *folder.parents):
-                if above == top or top in above.parents:
-                    yield tuple(f"{above}/{name}" for name in names)
+            below = [part for part in (group.removeprefix(root) if root != "/" else group).split("/") if part]
+            for depth in range(len(below), -1, -1):
+                yield tuple("/".join([mount_point, *below[:depth], name]) for name in names)
 
 
 def _read_quota(files: Sequence[str]) -> float | None:

@@ -28,11 +28,12 @@ from mlec.artifact import (
     TrustDigest,
     TrustedKey,
     decide,
+    keyring,
+    keyring_changes,
     record_built,
     sign,
     write,
 )
-from mlec.artifact import keyring as keyrings
 from mlec.artifact.signing import generate
 from mlec.errors import ArtifactError, MlecError, RuntimeUnavailableError, SecurityError, UsageError
 from tests.artifact.conftest import made
@@ -55,7 +56,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The keyring and the ledger of the tests."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(keyrings, "SYSTEM", tmp_path / "etc")
+    monkeypatch.setattr(keyring, "SYSTEM", str(tmp_path / "etc"))
     return tmp_path / "config" / "mlec"
 
 
@@ -304,7 +305,7 @@ def test_no_trust_makes_a_wrong_signature_right(
     parts: Parts, signed: bytes, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither that the user names the code, nor that it is in the ledger."""
-    keyrings.add(KEY)
+    keyring_changes.add(KEY)
     parts.signature_bytes = signed[-108 - len(parts.attributes) :]
     parts.metadata["name"] = "n"
     (tmp_path / "m.mle").write_bytes(join(parts))
@@ -442,18 +443,18 @@ def test_attributes_that_cannot_be_stored(tmp_path: Path) -> None:
 
 def test_a_keyring_file(home: Path, signed: bytes, load: Load, tmp_path: Path) -> None:
     assert Keyring.load() == Keyring()
-    path = keyrings.add(KEY)
+    path = keyring_changes.add(KEY)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert Keyring.load().keys == (replace(KEY, path=str(path)),)
     assert decide(load(signed)).native, "the user's keyring is what counts by default"
     with pytest.raises(UsageError, match="already, as acme"):
-        keyrings.add(replace(KEY, label="again"))
-    keyrings.revoke(KEY.key_id)
-    keyrings.revoke("ab" * 32)
+        keyring_changes.add(replace(KEY, label="again"))
+    keyring_changes.revoke(KEY.key_id)
+    keyring_changes.revoke("ab" * 32)
     assert Keyring.load().revoked == {KEY.key_id, "ab" * 32}
     assert not decide(load(signed)).native
-    keyrings.remove(Keyring.load().keys[0])
+    keyring_changes.remove(Keyring.load().keys[0])
     assert not path.exists()
 
 
@@ -475,7 +476,7 @@ def test_removing_keeps_the_other_lines(home: Path) -> None:
     other = TrustedKey(OTHER.public, "other")
     path.write_text(f"# ours\n\n{KEY.line()}\n  {other.line()}  \n")
     first, _ = Keyring.load().keys
-    keyrings.remove(first)
+    keyring_changes.remove(first)
     assert path.read_text() == f"# ours\n\n  {other.line()}  \n"
 
 
@@ -484,7 +485,7 @@ def test_the_users_line_counts_before_that_of_the_machine(home: Path, tmp_path: 
     system.mkdir(parents=True)
     (system / "all.pub").write_text(KEY.line() + "\n")
     assert Keyring.load().find(KEY.key_id) == replace(KEY, path=str(system / "all.pub"))
-    keyrings.add(replace(KEY, scope=("data",)))
+    keyring_changes.add(replace(KEY, scope=("data",)))
     found = Keyring.load().find(KEY.key_id)
     assert found is not None
     assert found.scope == ("data",)
@@ -554,7 +555,7 @@ def test_lines_are_written_as_they_are_read() -> None:
 def test_without_the_library_the_error_names_it(
     signed: bytes, load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric", None)
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric.ed25519", None)
     assert not decide(load(signed, keyring=Keyring())).native, "an unknown key needs none"
     for action in (lambda: load(signed, keyring=TRUSTING), lambda: made(tmp_path, Storage(signer=SIGNER))):
         with pytest.raises(RuntimeUnavailableError, match="cryptography") as caught:

@@ -159,7 +159,7 @@ def test_a_lock_file_of_an_editor_does_no_harm(tmp_path: Path, monkeypatch: pyte
 
 
 def test_policies(foreign: Path, tmp_path: Path) -> None:
-    from mlec.artifact import Signer, TrustedKey, keyring, sign
+    from mlec.artifact import Keyring, Signer, TrustedKey, keyring_changes, sign
 
     for policy, code in (("require_native", "E_UNTRUSTED_NATIVE"), ("require_signature", "E_UNSIGNED")):
         with pytest.raises(SecurityError) as caught:
@@ -170,12 +170,12 @@ def test_policies(foreign: Path, tmp_path: Path) -> None:
     sign(foreign, signer)
     with pytest.raises(SecurityError, match="unknown key"):
         mlec.load(foreign, require_signature=True)
-    keyring.add(TrustedKey(signer.public, "acme", scope=("data",)))
+    keyring_changes.add(TrustedKey(signer.public, "acme", scope=("data",)))
     mlec.load(foreign, require_signature=True)
     with pytest.raises(SecurityError, match="trusted for data only"):
         mlec.load(foreign, require_native=True)
-    keyring.remove(keyring.Keyring.load().keys[0])
-    keyring.add(TrustedKey(signer.public, "acme"))
+    keyring_changes.remove(Keyring.load().keys[0])
+    keyring_changes.add(TrustedKey(signer.public, "acme"))
     mlec.load(foreign, require_signature=True, require_native=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 import mlec
-from mlec.artifact import Artifact
+from mlec.artifact import Artifact, signing
 from mlec.ir import GraphBuilder, tensor
 from mlec.packaging import loading
 
@@ -98,3 +100,27 @@ def test_weights_stay_pages_of_the_file(model: Path, at_once: int, monkeypatch: 
             sizes[name] += int(rest.split()[0])
     assert sizes["Rss"] >= 2 * WIDTH * WIDTH * 4 / 1024
     assert sizes["Anonymous"] == 0  # what is not of the file
+
+
+def test_loading_imports_nothing_that_only_writing_takes(tmp_path: Path) -> None:
+    """Each of these takes as long as all else that a small model needs."""
+    b = GraphBuilder("twice")
+    x = b.input("x", tensor("f32", ("n", 3)))
+    compiled = mlec.compile(b.finish([b("add", x, x)]), progress=False)
+    private, public = signing.generate()
+    (tmp_path / "own.key").write_bytes(private)
+    (tmp_path / "own.key").chmod(0o600)
+    compiled.save(tmp_path / "m.mle", sign_key=tmp_path / "own.key")
+    code = f"""
+import sys, numpy as np
+writing = {{"pathlib", "tempfile", "cryptography.hazmat.primitives.serialization"}}
+for name in writing & set(sys.modules):  # the environment begins with them
+    del sys.modules[name]
+from mlec.artifact import Keyring, TrustedKey, keyring
+Keyring.load = lambda: Keyring((TrustedKey({public!r}, "own"),))
+import mlec
+model = mlec.load({str(tmp_path / "m.mle")!r}, require_signature=True, require_native=True)
+assert model.run([np.ones((1, 3), np.float32)])[0].tolist() == [[2, 2, 2]]
+assert not writing & set(sys.modules), writing & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
