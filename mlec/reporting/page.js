@@ -32,7 +32,7 @@
   for (const v of views) {
     const { view } = v;
     if (v.width > view.clientWidth) zoom(v, Math.max(READABLE, (view.clientWidth - 16) / v.width), 0, 0);
-    view.scrollLeft = (view.scrollWidth - view.clientWidth) / 2;
+    reveal(v, v.svg.querySelector(".node")); // An input.
     all("[data-zoom]", view.parentElement).forEach((button) =>
       button.addEventListener("click", () => {
         const step = { in: 1.3, out: 1 / 1.3 }[button.dataset.zoom];

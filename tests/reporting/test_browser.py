@@ -73,14 +73,15 @@ SEARCH = """
 """
 PRESS = """((key) => document.querySelector("[data-find]").dispatchEvent(new KeyboardEvent("keydown", { key })))"""
 SEEN = """
-(() => {
-  const node = document.querySelector(".node.now"), box = node.getBoundingClientRect();
+((node) => {
+  const box = node.getBoundingClientRect();
   const frame = node.closest(".view").getBoundingClientRect();
   const [top, bottom] = [Math.max(frame.top, 0), Math.min(frame.bottom, innerHeight)];
   return box.top >= top - 1 && box.bottom <= bottom + 1 && box.left >= frame.left - 1 && box.right <= frame.right + 1;
-})()
+})
 """
-"""Whether the node that was found is in the window, within its frame."""
+"""Whether a node is in the window, within its frame."""
+NOW = "document.querySelector('.node.now')"
 
 
 @pytest.fixture(scope="module")
@@ -163,15 +164,15 @@ def test_large_graphs_are_zoomed_and_searched(browser: Browser, tmp_path: Path) 
     assert browser.run(f"{SEARCH}('RELU')") == hits > 300
     for key in ("Enter", "Enter"):
         browser.run(f"{PRESS}('{key}')")
-        assert browser.run(SEEN)
+        assert browser.run(f"{SEEN}({NOW})")
     assert browser.run("document.querySelector('[data-found]').textContent") == f"3 of {hits}: Enter for the next"
     browser.run(
         "document.querySelectorAll('[data-zoom=out]').forEach((b) => Array.from({ length: 20 }, () => b.click()))"
     )
     browser.run(f"{PRESS}('Enter')")
-    assert browser.run(SEEN)
-    assert browser.run("document.querySelector('.node.now').getBoundingClientRect().height") > 25, "it can be read"
-    browser.run("document.querySelector('.node.now').dispatchEvent(new MouseEvent('click', { bubbles: true }))")
+    assert browser.run(f"{SEEN}({NOW})")
+    assert browser.run(f"{NOW}.getBoundingClientRect().height") > 25, "it can be read"
+    browser.run(f"{NOW}.dispatchEvent(new MouseEvent('click', {{ bubbles: true }}))")
     assert "relu" in browser.run("document.querySelector('[data-picked]').textContent")
     assert browser.run(f"{SEARCH}('no such op')") == 0
     assert browser.complaints == []
