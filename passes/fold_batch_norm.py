@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from mlec.ir import Const, Graph, GraphBuilder, Match, Miss, P, Rule, Value, apply_rules
+from mlec.ir import AnyOf, Const, Graph, GraphBuilder, Match, Miss, Node, P, Rule, Value, apply_rules
+from mlec.ir.dim import static_dims
 from mlec.ir.op import Array
 from mlec.pipeline import Pass, PassContext, PassResult, Tolerance, approx
 
@@ -33,14 +34,28 @@ def is_per_channel(offset: Array, like: Value) -> bool:
     return len(extents) == like.type.rank and extents[1] in (1, like.type.shape[1]) and offset.size == extents[1]
 
 
-class _IntoWeights(Rule):
-    """Shared by the folds: which axis of the weights is the output channel."""
+def along_outputs(product: Node, factor: Array) -> Array:
+    """Of one number for each column of a matrix product or channel of a convolution, an array that multiplies its weights."""
+    weights = product.inputs[1].type
+    space = [1] * (weights.rank - 2)
+    if product.name == "matmul":
+        return factor.reshape(1, -1)
+    if product.name == "conv":
+        return factor.reshape(-1, 1, *space)
+    channels, of_group = static_dims(weights.shape[:2])  # [c, out / groups, *space]
+    groups = product.attrs["groups"]
+    return np.repeat(factor.reshape(groups, of_group), channels // groups, axis=0).reshape(channels, of_group, *space)
 
-    channel_axis: ClassVar[int] = 0
+
+class FoldIntoWeights(Rule):
+    """batch_norm(product(x, w) + b) -> product(x, w') + b', for matrix products and convolutions"""
+
+    _product = P("matmul|conv|conv_transpose", "x", Const(bind="w"), bind="product")
+    pattern = P("batch_norm", AnyOf(_product, P("add", _product, Const(bind="offset"), bind="sum")), *STATISTICS)
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         product = m.nodes["product"]
-        if product.name == "matmul" and product.output.type.rank != 2:
+        if product.name == "matmul" and (product.output.type.rank != 2 or m["w"].type.rank != 2):
             return Miss("the columns of the product are not the channels that are normalised")
         if graph.use_count(product.output) > 1:
             return Miss("the product before the normalisation has other users")
@@ -52,50 +67,13 @@ class _IntoWeights(Rule):
         return None
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        product, weights = m.nodes["product"], m.constants["w"]
         factor, offset = affine(m)
-        weights = m.constants["w"]
-        along = [1] * weights.ndim
-        along[self.channel_axis] = -1
         if "offset" in m.constants:
             offset = offset + m.constants["offset"].astype(np.float64).reshape(-1) * factor
-        folded = (weights.astype(np.float64) * factor.reshape(along)).astype(weights.dtype)
-        product = m.nodes["product"]
+        folded = (weights.astype(np.float64) * along_outputs(product, factor)).astype(weights.dtype)
         result = b(product.op, m["x"], b.constant(folded, m["w"].hint), **product.attrs)
         return b("add", result, on_channels(b, offset, result, f"{m['bias'].hint}_folded"))
-
-
-class FoldIntoConv(_IntoWeights):
-    """batch_norm(conv(x, w)) -> conv(x, w') + b'"""
-
-    pattern = P("batch_norm", P("conv", "x", Const(bind="w"), bind="product"), *STATISTICS)
-
-
-class FoldIntoBiasedConv(_IntoWeights):
-    """batch_norm(conv(x, w) + b) -> conv(x, w') + b'"""
-
-    pattern = P(
-        "batch_norm",
-        P("add", P("conv", "x", Const(bind="w"), bind="product"), Const(bind="offset"), bind="sum"),
-        *STATISTICS,
-    )
-
-
-class FoldIntoMatmul(_IntoWeights):
-    """batch_norm(matmul(x, w)) -> matmul(x, w') + b'"""
-
-    channel_axis = 1
-    pattern = P("batch_norm", P("matmul", "x", Const(bind="w"), bind="product"), *STATISTICS)
-
-
-class FoldIntoBiasedMatmul(_IntoWeights):
-    """batch_norm(matmul(x, w) + b) -> matmul(x, w') + b'"""
-
-    channel_axis = 1
-    pattern = P(
-        "batch_norm",
-        P("add", P("matmul", "x", Const(bind="w"), bind="product"), Const(bind="offset"), bind="sum"),
-        *STATISTICS,
-    )
 
 
 class BatchNormAsAffine(Rule):
@@ -117,7 +95,6 @@ class FoldBatchNorm(Pass):
     preserves: ClassVar[Tolerance] = approx(2e-5)
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        into_weights = (FoldIntoConv(), FoldIntoBiasedConv(), FoldIntoMatmul(), FoldIntoBiasedMatmul())
-        folded, edits = apply_rules(graph, into_weights)
+        folded, edits = apply_rules(graph, (FoldIntoWeights(),))
         rest, more = apply_rules(folded, (BatchNormAsAffine(),))
         return PassResult.of_edits(rest, [*edits, *more])

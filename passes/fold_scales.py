@@ -13,7 +13,9 @@ from typing import ClassVar
 import numpy as np
 
 from mlec.ir import AnyOf, Const, Graph, GraphBuilder, Match, Miss, Node, P, Rule, Value, apply_rules
+from mlec.ir.dim import static
 from mlec.ir.op import Array
+from mlec.passes.fold_batch_norm import along_outputs
 from mlec.pipeline import Pass, PassContext, PassResult, Tolerance, approx
 
 SAFE = 1e12
@@ -30,28 +32,48 @@ class _IntoWeights(Rule):
 
     scaled_by: ClassVar[np.ufunc]
 
-    def fold(self, m: Match) -> Array:
-        """The weights for the operand as it is before scaling, in float64."""
+    def fold(self, m: Match) -> Array | None:
+        """The weights for the operand as it is before scaling; None where it is not scaled by one number for each column or channel."""
         weights, scale = (m.constants[name].astype(np.float64) for name in ("w", "scale"))
-        return np.asarray(self.scaled_by(weights, scale.reshape(-1, 1)))
+        if m.node.name == "matmul":
+            if (
+                weights.ndim != 2
+                or scale.size not in (1, weights.shape[0])
+                or scale.shape[-1:] not in ((), (scale.size,))
+            ):
+                return None
+            factors = np.broadcast_to(scale.reshape(-1), weights.shape[:1]).reshape(-1, 1)
+        else:
+            (outputs, of_group), groups = weights.shape[:2], m.node.attrs["groups"]
+            full = scale.reshape((1,) * (weights.ndim - scale.ndim) + scale.shape)
+            if full.ndim != weights.ndim or full.size != full.shape[1] or full.size not in (1, of_group * groups):
+                return None
+            factors = np.broadcast_to(full.reshape(-1), (of_group * groups,)).reshape(groups, of_group)
+            factors = np.repeat(factors, outputs // groups, axis=0).reshape(
+                *weights.shape[:2], *[1] * (weights.ndim - 2)
+            )
+        return np.asarray(self.scaled_by(weights, factors).astype(m.constants["w"].dtype))
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
-        scale, weights = m.constants["scale"], m.constants["w"]
-        if weights.ndim != 2 or scale.size not in (1, weights.shape[0]) or scale.shape[-1:] not in ((), (scale.size,)):
+        with np.errstate(all="ignore"):
+            folded = self.fold(m)
+        if (
+            folded is None
+            or graph.use_count(m.nodes["scaled"].output) > 1
+            or m["x"].type != m.nodes["scaled"].output.type
+        ):
             return Miss()
-        if graph.use_count(m.nodes["scaled"].output) > 1 or m["x"].type != m.nodes["scaled"].output.type:
-            return Miss()
-        size = np.abs(scale.astype(np.float64))
+        size = np.abs(m.constants["scale"].astype(np.float64))
         if not np.all((size > 1 / SAFE) & (size < SAFE)):
             return Miss("a column is scaled by zero, or by a number that is very large or very small")
-        folded = self.fold(m).astype(weights.dtype)
-        if not np.array_equal(_normal(folded), _normal(weights)):
+        if not np.array_equal(_normal(folded), _normal(m.constants["w"])):
             return Miss("the scaled weights leave the range of their type")
         return None
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
-        weights = self.fold(m).astype(m.constants["w"].dtype)
-        return b("matmul", m["x"], b.constant(weights, m["w"].hint))
+        weights = self.fold(m)
+        assert weights is not None
+        return b(m.node.op, m["x"], b.constant(weights, m["w"].hint), **m.node.attrs)
 
 
 def _normal(weights: Array) -> Array:
@@ -61,20 +83,20 @@ def _normal(weights: Array) -> Array:
 
 
 class Divided(_IntoWeights):
-    """matmul(x / s, w) -> matmul(x, w / s)"""
+    """product(x / s, w) -> product(x, w / s), for a number for each column or channel of x"""
 
-    pattern = P("matmul", P("div", "x", Const(bind="scale"), bind="scaled"), Const(bind="w"))
+    pattern = P("matmul|conv", P("div", "x", Const(bind="scale"), bind="scaled"), Const(bind="w"))
     scaled_by = np.divide
 
 
 class Multiplied(_IntoWeights):
-    """matmul(x * s, w) -> matmul(x, w * s)"""
+    """product(x * s, w) -> product(x, w * s), for a number for each column or channel of x"""
 
-    pattern = P("matmul", P("mul", "x", Const(bind="scale"), bind="scaled"), Const(bind="w"))
+    pattern = P("matmul|conv", P("mul", "x", Const(bind="scale"), bind="scaled"), Const(bind="w"))
     scaled_by = np.multiply
 
 
-PRODUCT = AnyOf(P("matmul", "x", Const(bind="w"), bind="product"), P("conv", "x", Const(bind="w"), bind="product"))
+PRODUCT = P("matmul|conv|conv_transpose", "x", Const(bind="w"), bind="product")
 SHIFTED = AnyOf(PRODUCT, P("add|sub", PRODUCT, Const(bind="offset"), bind="shifted"))
 
 
@@ -108,8 +130,7 @@ class ScaledResult(Rule):
         assert factors is not None
         if m.node.name == "div":
             factors = 1 / factors
-        along = (-1,) if m.nodes["product"].name == "matmul" else (-1, *[1] * (weights.ndim - 1))
-        folded = (weights.astype(np.float64) * factors.reshape(along)).astype(weights.dtype)
+        folded = (weights.astype(np.float64) * along_outputs(m.nodes["product"], factors)).astype(weights.dtype)
         offset = _of_columns(m, "offset") if "offset" in m.constants else None
         if offset is None:
             return folded, None
@@ -152,8 +173,9 @@ def _sign(node: Node) -> int:
 def _of_columns(m: Match, name: str) -> Array | None:
     """A constant that is one number for each column of a matrix product or channel of a convolution, or one for all: as float64."""
     product, array = m.nodes["product"], m.constants[name]
-    rank, weights = product.output.type.rank, m.constants["w"]
-    axis, count = (rank - 1, weights.shape[-1]) if product.name == "matmul" else (1, weights.shape[0])
+    rank = product.output.type.rank
+    axis = rank - 1 if product.name == "matmul" else 1
+    count = static(product.output.type.shape[axis])
     if array.ndim > rank:
         return None
     full = array.reshape((1,) * (rank - array.ndim) + array.shape)

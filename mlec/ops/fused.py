@@ -35,9 +35,20 @@ def _type(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
 
 
 def _reference(*arrays: Array, body: Graph) -> tuple[Array, ...]:
-    binding = bind_symbols([v.type for v in body.inputs], [np.shape(a) for a in arrays])
+    types = [v.type for v in body.inputs]
+    binding = bind_symbols(types, [np.shape(a) for a in arrays], known=dict.fromkeys(_free(types), 0))
     values = trace_graph(body, arrays, binding)
     return tuple(values[v] for v in body.outputs)
+
+
+def _free(types: Sequence[TensorType]) -> set[str]:
+    """Symbols that may have any value, as only their sum with others is an extent of operands: m + n of what was joined before."""
+    told: set[str] = set()
+    sums: list[list[str]] = []
+    for names in (sorted(symbols_of(extent)) for kind in types for extent in kind.shape):
+        told |= set(names) if len(names) == 1 else set()
+        sums.append(names)
+    return {name for names in sums for name in [name for name in names if name not in told][1:]}
 
 
 def _cost(inputs: Sequence[TensorType], results: Sequence[TensorType], attrs: Attrs) -> Cost:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import add
 
 from mlec.ir import Dim, Graph, GraphBuilder, Match, Miss, Node, P, Rule, Trait, Value
 from mlec.ir.dim import bounds, divide_exact, static_dims
 from mlec.ir.types import Shape
+from mlec.ops.rows import MAX_COLUMNS, most_columns
+from mlec.ops.windows import Geometry
 
 
 class DropIdentityView(Rule):
@@ -308,6 +311,23 @@ class JoinNeighbours(Rule):
         return values[0] if len(values) == 1 else b("concat", *values, axis=axis)
 
 
+class PadIntoConvolution(Rule):
+    """conv(pad(x)) -> conv(x) with more padding, where the pad adds zeros around space"""
+
+    pattern = P("conv", P("pad", "x", bind="pad"), "w")
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        pad = m.nodes["pad"].attrs
+        zeros = pad["mode"] == "constant" and pad["value"] == 0
+        return None if zeros and not any((*pad["before"][:2], *pad["after"][:2])) else Miss()
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        pad, conv = m.nodes["pad"].attrs, m.node
+        own = Geometry.of(conv.attrs, conv.output.type.rank - 2).pads
+        pads = tuple(map(add, own, (*pad["before"][2:], *pad["after"][2:])))
+        return b(conv.op, m["x"], m["w"], **{**conv.attrs, "pads": pads})
+
+
 # -- reshapes that meet each other -----------------------------------------------------------------------------------
 
 
@@ -351,11 +371,28 @@ def _is_had(value: Value, shape: Shape, graph: Graph) -> bool:
         return False
     if node.name == "reshape":
         return node.inputs[0].type.shape == shape or graph.use_count(value) == 1
+    if node.name == "matmul" and is_of_rows(node, shape, graph):
+        return graph.use_count(value) == 1
     if node.name == "matmul":  # where `ReshapeProduct` goes on
         lead, reshaped = _new_lead(shape, node), [graph.producer.get(v) for v in node.inputs]
         alike = node.inputs[0].type.shape[:-2] == node.inputs[1].type.shape[:-2] and graph.use_count(value) == 1
         return alike and lead is not None and any(p is not None and p.name == "reshape" for p in reshaped)
     return graph.constant_value(value) is not None or _meets(node, shape, graph)
+
+
+def is_of_rows(node: Node, shape: Shape, graph: Graph) -> bool:
+    """Whether a product with a matrix is one of rows that lay in several axes, and whose results do so in this shape.
+
+    Narrow ones are none: they are for kernels that go over rows with all that is around.
+    """
+    x, w = node.inputs
+    made = graph.producer.get(x)
+    if made is None or made.name != "reshape" or w.type.rank != 2 or node.output.type.rank != 2:
+        return False
+    most, (depth, columns) = most_columns(node.output.type.shape[0]), static_dims(w.type.shape)
+    if columns <= most and depth <= MAX_COLUMNS:
+        return False
+    return made.inputs[0].type.shape == (*shape[:-1], w.type.shape[0]) and shape[-1] == w.type.shape[1]
 
 
 def _operand_shapes(node: Node, shape: Shape) -> list[Shape] | None:
@@ -421,6 +458,6 @@ def _regrouped(own: Shape, before: Shape, after: Shape, groups: Groups) -> Shape
 
 RULES: tuple[Rule, ...] = (
     DropIdentityView(), MergeReshapes(), MergeTransposes(), TransposeAsReshape(), MergeBroadcasts(), MergeSlices(), SliceOfJoined(),
-    JoinNeighbours(), ReshapeTransposed(), KeepReducedAxes(), MergeExtremes(), ReduceNothing(), DropBroadcast(), ReshapeProduct(),
-    RaiseReshape(),
+    JoinNeighbours(), PadIntoConvolution(), ReshapeTransposed(), KeepReducedAxes(), MergeExtremes(), ReduceNothing(), DropBroadcast(),
+    ReshapeProduct(), RaiseReshape(),
 )  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mlec.ir import Graph, apply_rules
-from mlec.passes.recognize import activations, attention, norms, reductions, softmax, spectra
+from mlec.passes.recognize import activations, attention, norms, products, reductions, softmax, spectra
 from mlec.pipeline import Pass, PassContext, PassResult, Tolerance
 
 EXACT_SPECIALS = Tolerance(rtol=2e-5, atol=1e-6)
@@ -32,7 +32,15 @@ class Recognize(Pass):
             object.__setattr__(self, "preserves", ANY_SPECIALS)
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        rules = [*norms.RULES, *softmax.RULES, *activations.RULES, *attention.RULES, *spectra.RULES, *reductions.RULES]
+        rules = [
+            *norms.RULES,
+            *softmax.RULES,
+            *activations.RULES,
+            *attention.RULES,
+            *spectra.RULES,
+            *reductions.RULES,
+            *products.RULES,
+        ]
         if not self.specials:
             rules += [*norms.LOOSE_RULES, *attention.LOOSE_RULES]
         return PassResult.of_edits(*apply_rules(graph, rules))

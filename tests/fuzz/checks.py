@@ -17,6 +17,8 @@ from mlec.ir.op import Array
 from mlec.passes.pipelines import named_pipeline
 from mlec.passes.quantize import QuantizeInt8
 from mlec.passes.quantize.layers import find_layers
+from mlec.passes.recognize import Recognize
+from mlec.passes.stability import CheckNumerics
 from mlec.pipeline import Pass, PassContext, PassPipeline, TargetFacts
 from mlec.tolerance import EXACT, Tolerance
 from tests.fuzz.compiled import check_compiled
@@ -24,6 +26,7 @@ from tests.fuzz.defect import Defect
 from tests.fuzz.eight_bits import bounds_on_eight_bits
 from tests.fuzz.exact import beyond
 from tests.fuzz.graphs import Sample, random_sample, random_small_sample
+from tests.fuzz.rules import random_rule_sample
 from tests.fuzz.twins import twin
 
 OURS = tuple(name for name in registry.PASSES if name != "quantize-int8")
@@ -41,13 +44,24 @@ def check_passes(seed: int) -> Defect | None:
     alone = PassPipeline([every[seed % len(every)]])
     named = _without_search(LEVELS[seed % len(LEVELS)])
     shuffled: list[Pass] = [every[i] for i in rng.integers(len(every), size=8)]
-    context = PassContext(
-        TargetFacts(vector_bytes=int(rng.choice([16, 32, 64])), row_programs=bool(rng.random() < 0.5))
-    )
+    context = _random_context(rng)
     for pipeline in (alone, named, PassPipeline(shuffled)):
         if defect := _optimised(sample, pipeline, context):
             return defect
     return on_eight_bits(sample) or on_eight_bits(random_small_sample(seed))
+
+
+def check_rules(seed: int) -> Defect | None:
+    """What rules apply to, in the passes that have them, with others before and after."""
+    (sample, own), rng = random_rule_sample(seed), np.random.default_rng([seed, 6])
+    every = [
+        *(registry.load("passes", name)() for name in OURS),
+        Recognize(specials=False),
+        CheckNumerics(stabilize=True),
+    ]
+    others = [every[i] for i in rng.integers(len(every), size=int(rng.choice([0, 2, 6])))]
+    place = int(rng.integers(len(others) + 1))
+    return _optimised(sample, PassPipeline([*others[:place], own, *others[place:]]), _random_context(rng))
 
 
 def on_eight_bits(sample: Sample) -> Defect | None:
@@ -70,6 +84,10 @@ def on_eight_bits(sample: Sample) -> Defect | None:
         if found:
             return Defect(found, str(step), sample.graph, on_eight_bits)
     return None
+
+
+def _random_context(rng: np.random.Generator) -> PassContext:
+    return PassContext(TargetFacts(vector_bytes=int(rng.choice([16, 32, 64])), row_programs=bool(rng.random() < 0.5)))
 
 
 def check_twins(seed: int) -> Defect | None:
@@ -119,6 +137,7 @@ def _difference(expected: Sequence[Array], got: Sequence[Array], tolerance: Tole
 
 CHECKS: dict[str, Callable[[int], Defect | None]] = {
     "passes": check_passes,
+    "rules": check_rules,
     "twins": check_twins,
     "compiled": check_compiled,
 }

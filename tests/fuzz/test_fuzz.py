@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from inspect import isabstract
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mlec.ir import DType, Graph, GraphBuilder, parse_graph, run_graph, tensor, verify
+from mlec import registry
+from mlec.ir import DType, Graph, GraphBuilder, Rule, parse_graph, run_graph, tensor, verify
 from mlec.ir.op import SYMBOLIC_EXTENT
 from mlec.passes.canonicalize import Canonicalize
 from mlec.passes.quantize import emit
@@ -16,6 +18,7 @@ from mlec.tolerance import random_inputs
 from tests.fuzz.checks import CHECKS, on_eight_bits
 from tests.fuzz.compiled import Way, compiled
 from tests.fuzz.graphs import SOURCES, Sample, random_sample
+from tests.fuzz.rules import FILES, golden
 
 AT_ONCE = 25
 FOUND = sorted((Path(__file__).parent / "found").glob("*.mlet"))
@@ -24,7 +27,9 @@ FOUND = sorted((Path(__file__).parent / "found").glob("*.mlet"))
 
 @pytest.mark.parametrize(
     ("check", "start"),
-    [("passes", i) for i in range(0, 500, AT_ONCE)] + [("twins", i) for i in range(500, 1000, AT_ONCE)],
+    [("passes", i) for i in range(0, 500, AT_ONCE)]
+    + [("twins", i) for i in range(500, 1000, AT_ONCE)]
+    + [("rules", i) for i in range(1000, 1250, AT_ONCE)],
 )
 def test_random_graphs(check: str, start: int) -> None:
     for seed in range(start, start + AT_ONCE):
@@ -60,6 +65,25 @@ def test_graphs_are_valid_connected_and_of_every_op() -> None:
         sizes.append(sum(v in sample.graph.producer for v in reading))
     assert seen >= set(SOURCES)
     assert np.mean(sizes) > 5
+
+
+def test_every_rule_is_fuzzed() -> None:
+    """Those of quantize-int8 are by `on_eight_bits`."""
+    for name in registry.PASSES:
+        registry.load("passes", name)
+    applied: set[str] = set()
+    for number in range(len(FILES)):
+        graph, pipeline = golden(number)
+        _, records = pipeline.run(graph)
+        applied |= {remark.rule for record in records for remark in record.remarks if remark.kind == "applied"}
+    ours = [kind for kind in _kinds(Rule) if kind.__module__.startswith("mlec.passes") and not isabstract(kind)]
+    rules = {kind().name for kind in ours if not kind.__name__.startswith("_")}
+    assert rules >= {"Attention", "FoldIntoWeights", "log-of-softmax"}
+    assert rules - applied == {"Product", "Quotient"}
+
+
+def _kinds(kind: type) -> set[type]:
+    return {one for sub in kind.__subclasses__() for one in (sub, *_kinds(sub))}
 
 
 @pytest.fixture
