@@ -54,14 +54,16 @@ def pack(
     read = {name for program in programs for name in program.constants}
     slim, tensors = with_single_copies(graph, tensors, read)
     document = {
-        **metadata,
+        **{key: value for key, value in metadata.items() if key != "target"},  # the program says it
         "signature": msgspec.to_builtins(graph.signature),
         "program": msgspec.to_builtins(programs[0]),
         "report": report_text(report.to_dict()),
         "user": _user_metadata(options.get("metadata")),
         "targets": [
             {
-                **p.target,
+                **{
+                    key: value for key, value in p.target.items() if key != "features"
+                },  # LLVM's names of the flags, and more
                 "cpu_flags": sorted(needed_cpu_flags(p.device, p.target)),
                 **({"abi": runtime_abi()} if m.objects else {}),
             }

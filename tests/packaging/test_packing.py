@@ -50,11 +50,13 @@ def test_a_forest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: 
     """Its file holds nothing twice, and gives the same answers where its kernels run and where its graph is compiled again."""
     forest = RandomForestClassifier(4, random_state=0).fit(X, (X[:, 0] > 0) + (X[:, 1] > X[:, 2]))
     path = tmp_path / "forest.mle"
-    mlec.compile(forest, X, validate=False, progress=False).save(path, compression=compression)
+    compiled = mlec.compile(forest, X, validate=False, progress=False)
+    compiled.save(path, compression=compression)
     with Artifact.open(path) as artifact:
         tensors = [(a.dtype, a.shape, a.tobytes()) for a in artifact.tensors.values() if a.size]
     assert len(set(tensors)) == len(tensors)
     loaded = mlec.load(path)
+    assert loaded.metadata["target"] == compiled.metadata["target"]
     probabilities = loaded.predict_proba(X)
     np.testing.assert_array_equal(probabilities, forest.predict_proba(X))
     loaded.save(tmp_path / "again.mle", compression=compression)
