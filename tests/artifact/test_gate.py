@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 import mlec
 from mlec.artifact import Artifact, decide
+from mlec.artifact.weights import numpy_dtype
 from mlec.backends.tvm.backend import TVMBackend
 from mlec.cli import main
 from mlec.errors import CorruptedFileError, LoweringError
@@ -164,8 +166,9 @@ def test_trees_in_a_file_lead_nowhere_outside_of_it(tmp_path: Path, name: str) -
     graph = b.finish([b("tree_ensemble", x, *operands, compare="lt")])
     mlec.compile(graph, validate=False, progress=False).save(tmp_path / "m.mle")
     parts = split((tmp_path / "m.mle").read_bytes())
-    entry = next(entry for entry in parts.tensors if entry["name"] in (name, f"{name}_0"))
-    parts.weights[entry["off"] : entry["off"] + 4] = np.int32(10**6).tobytes()
+    entry = next(entry for entry in parts.tensors if re.fullmatch(rf"{name}(_\d)?", entry["name"]))
+    most = np.array(np.iinfo(numpy_dtype(entry["dtype"])).max, numpy_dtype(entry["dtype"]))
+    parts.weights[entry["off"] : entry["off"] + most.nbytes] = most.tobytes()
     parts.seal_tensors()
     (tmp_path / "m.mle").write_bytes(join(parts))
     with pytest.raises(LoweringError) as caught:
