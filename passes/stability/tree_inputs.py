@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlec.ir import Graph, Node, run_graph
+from mlec.ir import Graph, Node, Value, run_graph
 from mlec.ir.op import Array
 from mlec.ops.tree import OPERANDS
-from mlec.passes.stability.findings import Finding, listed
+from mlec.passes.stability.findings import Finding, Severity, listed
 from mlec.passes.stability.wide import WideGraph
 
 STEPS = 4
@@ -89,7 +89,7 @@ def tree_findings(graph: Graph) -> list[Finding]:
         finer = splits.is_finer_than_floats()
         if cast is None and finer and graph.signature.table is not None:
             danger = f"the source casts the table to {dtype}, of which most thresholds are at most {STEPS} steps apart: regions are lost"
-            found.append(Finding("cast-before-split", "note", node.name, node.loc, danger))
+            found.append(_shown_by_execution(graph, node, node, node.inputs[0], splits, danger, "note"))
         if cast is None or not narrows:
             continue
         if graph.signature.table is not None and not finer:
@@ -97,30 +97,35 @@ def tree_findings(graph: Graph) -> list[Finding]:
         danger = f"numbers are cast to {dtype} before the splits, and those near a threshold go to its other side"
         if finer:
             danger += f"; most thresholds are at most {STEPS} steps of {dtype} apart, so that whole regions are lost"
-        found.append(_shown_by_execution(graph, node, cast, splits, danger))
+        found.append(_shown_by_execution(graph, node, cast, cast.inputs[0], splits, danger, "warning"))
     return found
 
 
-def _shown_by_execution(graph: Graph, node: Node, cast: Node, splits: _Splits, danger: str) -> Finding:
-    """With the input that another leaf is reached on, if the cast is of an input."""
-    nothing = Finding("cast-before-split", "note", node.name, cast.loc, danger)
-    if len(graph.inputs) != 1 or cast.inputs[0] is not graph.inputs[0]:
-        return nothing
-    features = cast.inputs[0].type.shape[1]
-    if not isinstance(features, int):
+def _shown_by_execution(
+    graph: Graph, node: Node, at: Node, table: Value, splits: _Splits, danger: str, severity: Severity
+) -> Finding:
+    """With a row of float64 on which another leaf is reached, if the numbers come from an input as they are.
+
+    Args:
+        node: the ensemble; at: whose line it is.
+        table: the numbers before they are cast, in the graph or where the source takes them.
+    """
+    nothing = Finding("cast-before-split", "note", node.name, at.loc, danger)
+    features = table.type.shape[1]
+    if len(graph.inputs) != 1 or table is not graph.inputs[0] or not isinstance(features, int):
         return nothing
     wide = WideGraph(graph, np.dtype(np.float64))
     for feature, number, threshold in _beside_roots(splits, node.attrs["compare"]):
-        row = np.zeros((1, features), cast.inputs[0].type.dtype.numpy)
+        row = np.zeros((1, features))
         row[0, feature] = number
-        got, right = run_graph(graph, [row]), wide.run([row])
+        got, right = run_graph(graph, [row.astype(table.type.dtype.numpy)]), wide.run([row])
         for a, b, spec in zip(got, right, graph.signature.outputs, strict=True):
             different = np.flatnonzero(np.abs(a.astype(np.float64) - b) > 1e-5 * np.abs(b))
             if different.size:
                 place = different[0]
                 name = graph.signature.inputs[0].name
                 return Finding(
-                    "cast-before-split", "warning", node.name, cast.loc, danger,
+                    "cast-before-split", severity, node.name, at.loc, danger,
                     f"{name}: column {feature} is {number!r}, beside the threshold {threshold!r}, the others are 0", {name: listed(row)},
                     f"{spec.name} is {a.flat[place]:.6g} instead of {b.flat[place]:.6g}",
                     float(np.abs(a.flat[place] - b.flat[place]) / max(float(np.abs(b).max()), 1e-30)),

@@ -65,6 +65,11 @@ def test_an_estimator_that_was_fitted_on_less_than_its_table_holds_is_noted() ->
     seconds = 1_600_000_000.0 + np.arange(0.0, 4000.0, 2)[:, None]
     labels = (np.arange(len(seconds)) // 64) % 2
     coarse = mlec.lower(sklearn_tree.DecisionTreeClassifier().fit(seconds, labels))
-    assert [(f["rule"], f["severity"]) for f in findings_of(coarse)] == [("cast-before-split", "note")]
+    (finding,) = findings_of(coarse)
+    assert (finding["rule"], finding["severity"]) == ("cast-before-split", "note")
+    row = np.array(finding["witness"]["X"])
+    (near,) = row[0]
+    assert np.float32(near) != near
+    assert any(word in finding["shows"] for word in ("is 0 instead of 1", "is 1 instead of 0"))
     fine = mlec.lower(sklearn_tree.DecisionTreeClassifier().fit(seconds - 1.6e9, labels))
     assert findings_of(fine) == []
