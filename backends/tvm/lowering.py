@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -27,7 +27,7 @@ from mlec.backends.tvm.target import TargetInfo
 from mlec.backends.tvm.tuning import Draft, Subject, Tuner
 from mlec.ir.dim import Dim, SymDim, divide_exact, static_dims
 from mlec.ir.dtype import DType
-from mlec.ir.graph import Graph, Node
+from mlec.ir.graph import Graph, Node, Value
 from mlec.ir.op import Array, ConstantRef, Trait
 from mlec.ir.types import Location, TensorType
 from mlec.measuring.tuning import TunedKernel
@@ -215,6 +215,7 @@ class Lowering:
         self._kernels: list[KernelInfo] = []
         self._notes: list[KernelNote] = []
         self._remark = ""
+        self._tail: tuple[Node, ...] = ()
         self._names: set[str] = set()
         self._place = Location()
         self._label = ""
@@ -246,8 +247,8 @@ class Lowering:
                 continue
             self._place, self._label = node.loc, f"{_kernel_name(node)}_{index}"
             operands = tuple(values[v] for v in node.inputs)
-            self._content = partial(_content, node, operands)
-            with self._lowering_of(node_form(node, operands)):
+            self._content = partial(_content, node, operands, not self.on_gpu)
+            with self._lowering_of(node_form(node, operands, not self.on_gpu)):
                 results = self.lower(node, operands)
             values.update(zip(node.outputs, results, strict=True))
         outputs = [self._whole(self.in_memory(values[v])) for v in self.graph.outputs]
@@ -331,9 +332,8 @@ class Lowering:
             kinds = {value.type.dtype for value in node.inputs[:2]}
             widths = [8] if node.inputs[0].type.dtype.bits == 8 else [16] if kinds == {DType.BF16} else widths
         note = f"{strategy}, {self._remark}" if self._remark else strategy
-        self._notes.append(
-            KernelNote(symbol, node.name, note, multiplied or max(widths, default=32), node, self._held(memory), rows)
-        )
+        bits, tail = multiplied or max(widths, default=32), self._tail if node.op.has(Trait.CONTRACTION) else ()
+        self._notes.append(KernelNote(symbol, node.name, note, bits, node, self._held(memory), rows, tail))
         return made
 
     def _held(self, operands: Sequence[Tensor]) -> int:
@@ -445,6 +445,16 @@ class Lowering:
         finally:
             self._remark = before
 
+    @contextmanager
+    def followed_by(self, tail: tuple[Node, ...]) -> Iterator[None]:
+        """Notes what the kernel of a product that is made inside computes of its results besides."""
+        before = self._tail
+        self._tail = tail
+        try:
+            yield
+        finally:
+            self._tail = before
+
     # -- helpers -------------------------------------------------------------------------------------------------
 
     def _function(self, build: BuildKernel, name: str, types: Sequence[TensorType], extents: Sequence[str] = ()) -> Any:
@@ -524,10 +534,17 @@ def needed_extents(types: Sequence[TensorType], used: frozenset[str]) -> tuple[s
     return tuple(sorted((used | frozenset().union(*(t.symbols for t in types))) - plain))
 
 
-def node_form(node: Node, operands: Sequence[Tensor], identity: Callable[[Array], Hashable] = id) -> Hashable:
+IN_WEIGHTS = {"matmul_int8": "zero_point"}
+"""By op, the attribute that only changes what is packed of weights (operand 1) that are known."""
+
+
+def node_form(
+    node: Node, operands: Sequence[Tensor], packs: bool, identity: Callable[[Array], Hashable] = id
+) -> Hashable:
     """All that decides which kernels a node becomes; nodes of equal form share them.
 
     Args:
+        packs: whether rules pack weights that are known, instead of decomposing the node.
         identity: of arrays whose elements decide, too.
     """
     same: dict[int, int] = {}
@@ -539,12 +556,13 @@ def node_form(node: Node, operands: Sequence[Tensor], identity: Callable[[Array]
         # The kernel for a tree ensemble depends on the trees.
         content = identity(x.array) if node.name == "tree_ensemble" and x.array is not None else None
         kinds.append((place, x.array is not None, x.number, repr(x.number), turned, content))
-    return _node_form(node), tuple(kinds)
+    known = {v for v, x in zip(node.inputs, operands, strict=True) if packs and x.array is not None}
+    return _node_form(node, known), tuple(kinds)
 
 
-def _content(node: Node, operands: Sequence[Tensor]) -> str:
+def _content(node: Node, operands: Sequence[Tensor], packs: bool) -> str:
     """The form of a node as a text that is the same in every process."""
-    return repr(node_form(node, operands, lambda a: hashlib.sha256(a.tobytes()).hexdigest()))
+    return repr(node_form(node, operands, packs, lambda a: hashlib.sha256(a.tobytes()).hexdigest()))
 
 
 def _elements(x: Tensor) -> Array | None:
@@ -554,16 +572,23 @@ def _elements(x: Tensor) -> Array | None:
     return x.array
 
 
-def _node_form(node: Node) -> Hashable:
+def _node_form(node: Node, known: Set[Value]) -> Hashable:
     types = tuple(str(v.type) for v in (*node.inputs, *node.outputs))
-    attrs = tuple(_graph_form(v) if isinstance(v, Graph) else repr(v) for v in node.attrs.values())
-    return node.name, types, attrs
+    packed = IN_WEIGHTS.get(node.name) if node.inputs[1:2] and node.inputs[1] in known else None
+    attrs = []
+    for name, value in node.attrs.items():
+        if isinstance(value, Graph):
+            inner = zip(value.inputs, node.inputs, strict=True) if node.name == "fused" else ()
+            attrs.append(_graph_form(value, {v for v, outer in inner if outer in known}))
+        elif name != packed:
+            attrs.append(repr(value))
+    return node.name, types, tuple(attrs)
 
 
-def _graph_form(graph: Graph) -> Hashable:
-    """Equal for graphs that differ in names and places only."""
+def _graph_form(graph: Graph, known: Set[Value]) -> Hashable:
+    """Equal for graphs that differ in names and places only; ``known``: inputs that are constants."""
     numbers = {v: i for i, v in enumerate((*graph.inputs, *(v for n in graph.nodes for v in n.outputs)))}
-    nodes = tuple((_node_form(n), tuple(numbers[v] for v in n.inputs)) for n in graph.nodes)
+    nodes = tuple((_node_form(n, known), tuple(numbers[v] for v in n.inputs)) for n in graph.nodes)
     return tuple(str(v.type) for v in graph.inputs), nodes, tuple(numbers[v] for v in graph.outputs)
 
 

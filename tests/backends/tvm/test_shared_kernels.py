@@ -7,7 +7,7 @@ import numpy as np
 from mlec.backends.tvm.backend import TVMBackend
 from mlec.backends.tvm.lowering import Lowering
 from mlec.backends.tvm.target import TargetInfo
-from mlec.ir import Graph, GraphBuilder, Value, run_graph, tensor
+from mlec.ir import DType, Graph, GraphBuilder, Value, run_graph, tensor
 from mlec.ops.tree import sample_ensemble
 from mlec.runtime.executable import Executable
 from mlec.target import Target
@@ -56,6 +56,28 @@ def test_what_a_kernel_depends_on_keeps_it_apart() -> None:
     graph = b.finish(results)
     assert aliases(graph) == {}
     run_and_compare(graph, 3, 4)
+
+
+def test_zero_points_are_in_packed_weights() -> None:
+    """So kernels with different ones are the same, in a fused body as well; not where weights are computed."""
+    rng = np.random.default_rng(0)
+    b = GraphBuilder()
+    x = b.input("x", tensor("f32", ("n", 16)))
+    eight = b("quantize", x, scale=0.02, zero_point=128)
+    computed = b("quantize", b("matmul", b("transpose", x, perm=(1, 0)), x), scale=0.1, dtype=DType.I8)
+    results: list[Value] = []
+    for zero_point in (3, 200):
+        w = b.constant(rng.integers(-127, 128, (16, 16)).astype(np.int8))
+        body = GraphBuilder("body")
+        p, q = body.input("p", tensor("u8", ("n", 16))), body.input("q", tensor("i8", (16, 16)))
+        sums = body("cast", body("matmul_int8", p, q, zero_point=zero_point), dtype=DType.F32)
+        results.append(b("fused", eight, w, body=body.finish([body("neg", sums)])))
+        results.append(b("cast", b("matmul_int8", eight, w, zero_point=zero_point), dtype=DType.F32))
+        results.append(b("cast", b("matmul_int8", eight, computed, zero_point=zero_point), dtype=DType.F32))
+    graph = b.finish(results)
+    shared = [symbol for symbol in aliases(graph) if "matmul_int8" in symbol]
+    assert len(shared) == 2
+    run_and_compare(graph, 5, 16)
 
 
 def test_ensembles_of_different_trees_are_different_kernels() -> None:
