@@ -50,6 +50,7 @@ class KernelNote:
         node: whose arithmetic it does.
         weights: bytes of the constants that it reads.
         rows: its expected time, where the backend knows better than the cost model.
+        tail: what it computes of each result of the node besides.
     """
 
     symbol: str
@@ -59,6 +60,7 @@ class KernelNote:
     node: Node | None = field(default=None, repr=False)
     weights: int = 0
     rows: RowTimes | None = None
+    tail: tuple[Node, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, eq=False)

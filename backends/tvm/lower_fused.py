@@ -284,7 +284,8 @@ def _with_anchor(
         known[first] = _before_anchor(lowering, node, before, known, first)
     operands = tuple(known[v] for v in anchor.inputs)
     if with_tail is not None and fits:
-        result = with_tail(lowering, anchor, operands, tail)
+        with lowering.followed_by(tail_nodes):
+            result = with_tail(lowering, anchor, operands, tail)
         return result
     return tail.apply(lowering, node, lowering.lower(anchor, operands)[0])
 

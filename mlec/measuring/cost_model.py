@@ -50,6 +50,10 @@ RATES: Mapping[str, float] = {
 """By family, the part of one thread's peak of multiply-adds that its operations reach. Winograd's transformation leaves out most of those
 that a convolution states."""
 
+REQUANTISING = 6
+"""Simple operations for each result of a convolution of bytes: on the way back to bytes, which takes longer than its few products; that
+of a product of matrices is hidden behind them."""
+
 WIDTHS: Mapping[str, int] = {"product of bf16": 16, "product of bytes": 8}
 """Of the families whose peak is one of their own (`Machine.peak`), the bits of their numbers."""
 
@@ -185,7 +189,11 @@ class CostModel:
             rows = value_of(note.node.outputs[0].type.shape[0], binding)
             return note.rows.seconds(rows, self._threads, self.machine) + self.machine.kernel_seconds
         moved = value_of(parse_dim(kernel.bytes), binding)
-        operations = operations_of(note.node, binding)
+        operations = Counter(operations_of(note.node, binding))
+        if "product of bytes" in operations:  # of others, the rates have what follows them
+            for node in note.tail:
+                if family_of(node) == "transcendental":
+                    operations.update(operations_of(node, binding))
         return self.seconds(Work(operations, note.weights, max(0, moved - note.weights), note.bits), held)
 
     def seconds(self, work: Work, held: int) -> float:
@@ -227,6 +235,8 @@ def operations_of(node: Node, binding: Binding) -> dict[str, int]:
             if family == "winograd":
                 flops += flops * WINOGRAD_CHANNELS // value_of(_input_channels(inner), binding)
             operations[family] += flops or sum(value_of(v.type.size, binding) for v in inner.outputs)
+            if inner.name == "conv_int8" and family != "depthwise":
+                operations["simple"] += REQUANTISING * value_of(inner.output.type.size, binding)
     return dict(operations)
 
 

@@ -9,8 +9,9 @@ import pytest
 
 import mlec
 from mlec import registry
+from mlec.backends.base import CompileOptions
 from mlec.ir import DType, Graph, GraphBuilder, tensor
-from mlec.measuring.cost_model import CostModel, Work, family_of, operations_of
+from mlec.measuring.cost_model import REQUANTISING, CostModel, Work, family_of, operations_of
 from mlec.measuring.machine import Machine, this_machine
 from mlec.reporting.schema import Roofline
 from mlec.signature import Coding, ColumnFeed, Signature, TableSpec
@@ -102,6 +103,28 @@ def test_families_of_products_in_fewer_bits() -> None:
     ]
     found = [family_of(node) for node in b.finish(results).compute_nodes]
     assert found == ["product of bytes", "product of bytes", "depthwise", "product of bf16", "product"]
+
+
+def test_the_way_back_to_bytes_counts_for_each_result_of_a_convolution() -> None:
+    b = GraphBuilder("g")
+    x = b.input("x", tensor("u8", ("n", 8, 8, 16)))
+    (node,) = b.finish([b("conv_int8", x, b.constant(np.ones((1, 1, 16, 32), np.int8)))]).compute_nodes
+    found = operations_of(node, {"n": 3})
+    assert found == {"product of bytes": 3 * 64 * 32 * 16 * 2, "simple": 3 * 64 * 32 * REQUANTISING}
+
+
+@pytest.mark.parametrize("kind", ["matmul_int8", "matmul"])
+def test_functions_behind_a_product_of_bytes_take_their_time(kind: str) -> None:
+    """Behind one of floats the rates have them, as most of the networks that these were fitted on have activations there."""
+    predicted = []
+    for function in ("relu", "gelu"):
+        b = GraphBuilder("g")
+        x, w = b.input("x", tensor("f32" if kind == "matmul" else "u8", ("n", 64))), np.ones((64, 32))
+        product = b(kind, x, b.constant(w.astype(np.float32 if kind == "matmul" else np.int8)))
+        graph = b.finish([b(function, b("cast", product, dtype=DType.F32))])
+        module = registry.backend_of("cpu").compile(mlec.optimize(graph)[0], Target(), CompileOptions())
+        predicted.append(CostModel(MACHINE).module_seconds(module, {"n": 64})[0])
+    assert (predicted[1] > 1.2 * predicted[0]) == (kind == "matmul_int8")
 
 
 def test_products_in_fewer_bits_have_peaks_of_their_own() -> None:
