@@ -1,9 +1,9 @@
 """hoist-slices: what is cut away of a result is not computed.
 
 Where everything that reads a value reads the same part of it, only that part is made, of parts of the operands: through elementwise
-ops, norms, products along rows and columns, attention along its queries, transposes and reshapes. A classifier that looks at the
-first of many positions then computes the end of its last layer for that one. A convolution whose last positions are cut away, as
-those that look at the past only are written, has less padding instead.
+ops, norms, reductions, products along rows and columns, attention along its queries, joins, pads, transposes and reshapes. A classifier
+that looks at the first of many positions then computes the end of its last layer for that one. A convolution whose last positions are
+cut away, as those that look at the past only are written, has less padding instead.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class HoistSlices(Pass):
         remarks = tuple(
             Remark("applied", f"{n.name} computes {wanted[n.output]} of {n.output.type} only", n.loc, RULE)
             for n in smaller
-            if n.op.has(Trait.CONTRACTION | Trait.NORMALISATION | Trait.ELEMENTWISE)
+            if n.op.has(Trait.CONTRACTION | Trait.NORMALISATION | Trait.REDUCTION | Trait.ELEMENTWISE)
         )
         remarks += tuple(_missed(graph, wanted))
         return PassResult(_Rewrite(graph, wanted).run() if smaller else graph, remarks)
@@ -112,6 +112,14 @@ def _ways(node: Node, part: _Part | None) -> Ways | None:
         return _broadcasting(node, axis, {rank - 2: (0,), rank - 1: (1,)}.get(axis, (0, 1)))
     if node.name == "attention" and axis < rank - 1 and not node.attrs["causal"]:
         return _broadcasting(node, axis, (0, 3) if axis == rank - 2 else (0, 1, 2, 3))
+    if node.name == "concat":
+        return dict.fromkeys(range(len(node.inputs)), axis) if axis != node.attrs["axis"] % rank else None
+    if node.name == "pad":
+        return {0: axis} if not node.attrs["before"][axis] and not node.attrs["after"][axis] else None
+    if node.op.has(Trait.REDUCTION) and "axes" in node.attrs:
+        gone = {a % node.inputs[0].type.rank for a in node.attrs["axes"]}
+        left = [a for a in range(node.inputs[0].type.rank) if node.attrs["keepdims"] or a not in gone]
+        return {0: left[axis]} if left[axis] not in gone else None
     if node.name == "conv" and _less_padding(node, part) is not None:
         return {}
     return None

@@ -35,19 +35,20 @@ class MergeProducts(Pass):
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         together: dict[Value, list[Node]] = {}
+        wide: dict[Value, list[Node]] = {}
         for node in graph.nodes:
-            if node.name == "matmul" and _is_narrow(node, graph, context.target.vector_bytes):
-                together.setdefault(node.inputs[0], []).append(node)
+            if node.name == "matmul" and _may_merge(node, graph):
+                narrow = _is_narrow(node, context.target.vector_bytes)
+                (together if narrow else wide).setdefault(node.inputs[0], []).append(node)
         merged: dict[Node, list[Node]] = {}
-        remarks: list[Remark] = []
+        remarks = [_stay_apart(nodes, "their columns fill vectors") for nodes in wide.values() if len(nodes) > 1]
         for nodes in together.values():
             if len(nodes) < 2:
                 continue
-            loc = Location.merged((n.loc for n in nodes), self.name)
-            widths = [static(n.output.type.shape[-1]) for n in nodes]
+            loc, widths = Location.merged((n.loc for n in nodes), self.name), _widths(nodes)
             reason = _reason_against(nodes, widths, context.target.vector_bytes)
             if reason:
-                remarks.append(Remark("missed", f"products with {_listed(widths)} columns stay apart: {reason}", loc))
+                remarks.append(_stay_apart(nodes, reason))
                 continue
             remarks.append(
                 Remark("applied", f"products with {_listed(widths)} columns become one with {sum(widths)}", loc)
@@ -62,13 +63,25 @@ def _listed(widths: Sequence[int]) -> str:
     return ", ".join(map(str, widths))
 
 
-def _is_narrow(node: Node, graph: Graph, vector_bytes: int) -> bool:
-    """Whether a product by a constant matrix has zeros in its last block. What attention reads must lie by itself."""
-    kind = node.output.type
+def _widths(nodes: Sequence[Node]) -> list[int]:
+    return [static(n.output.type.shape[-1]) for n in nodes]
+
+
+def _stay_apart(nodes: Sequence[Node], reason: str) -> Remark:
+    message = f"products with {_listed(_widths(nodes))} columns stay apart: {reason}"
+    return Remark("missed", message, Location.merged((n.loc for n in nodes), MergeProducts.name))
+
+
+def _may_merge(node: Node, graph: Graph) -> bool:
+    """Whether a product is one by a constant matrix. What attention reads must lie by itself."""
     weights = graph.constant_value(node.inputs[1])
-    if weights is None or weights.ndim != 2 or not kind.dtype.is_float or only_attention_reads(graph, node.output):
-        return False
-    columns = int(weights.shape[1])
+    matrix = weights is not None and weights.ndim == 2 and node.output.type.dtype.is_float
+    return matrix and not only_attention_reads(graph, node.output)
+
+
+def _is_narrow(node: Node, vector_bytes: int) -> bool:
+    """Whether a product has zeros in its last block."""
+    kind, columns = node.output.type, static(node.output.type.shape[-1])
     return padded_columns(columns, vector_bytes // kind.dtype.itemsize) > columns > 0
 
 

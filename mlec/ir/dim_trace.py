@@ -30,11 +30,12 @@ def origins(
     if error.dims is None:
         return ()
     notes: list[str] = []
-    started: set[tuple[Value, int]] = set()
+    started: list[tuple[Value, int]] = []
     for dim in error.dims:
-        start = next(((v, axis) for v in inputs for axis in _axes(v, dim) if (v, axis) not in started), None)
+        elsewhere = sorted(inputs, key=[v for v, _ in started].count)  # mostly they are of two operands
+        start = next(((v, axis) for v in elsewhere for axis in _axes(v, dim) if (v, axis) not in started), None)
         if start is not None:
-            started.add(start)
+            started.append(start)
             notes.append(_way(dim, *start, producer, names or {}))
     return (*notes, _verdict(*error.dims, ranges or {}))
 

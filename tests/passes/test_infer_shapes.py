@@ -76,6 +76,21 @@ def test_a_pipeline_shows_the_ways() -> None:
     assert "from slice at model.py:20 < the input %y" in str(caught.value)
 
 
+def test_extents_are_those_of_two_operands() -> None:
+    """The 16 that is not 12 is in the second one, although the first has one, too."""
+    b = GraphBuilder()
+    q, k = b.input("q", tensor("f32", ("n", 16, 12))), b.input("k", tensor("f32", ("n", 16, 20)))
+    with b.at(Location("model.py", 3)):
+        turned = b("exp", k)
+    with pytest.raises(TypeRuleError) as caught:
+        b("matmul", q, turned)
+    assert caught.value.notes == (
+        "12, axis 2 of %q: f32[n, 16, 12]: from the input %q: f32[n, 16, 12]",
+        "16, axis 1 of f32[n, 16, 20]: from exp at model.py:3 < the input %k: f32[n, 16, 20]",
+        "12 is never 16",
+    )
+
+
 def test_long_ways_are_cut_short() -> None:
     b = GraphBuilder()
     x, y = b.input("x", tensor("f32", ("n",))), b.input("y", tensor("f32", ("m",)))
