@@ -333,7 +333,9 @@ class Log1p(StableRule):
     danger = "1 + x loses the digits of a small x: the logarithm comes out as 0 where it is close to x"
     stable = "log1p(x)"
     _sum = AnyOf(P("add", "x", Const(1)), P("sub", Const(1), "x", bind="minus"))
-    pattern = P("log", AnyOf(_sum, P("cast", _sum)))  # torch computes log2 and log10 of floats in a wider type
+    pattern: ClassVar[P | AnyOf] = P(
+        "log", AnyOf(_sum, P("cast", _sum))
+    )  # torch computes log2 and log10 of floats in a wider type
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         return None if m["x"].type.shape == m.node.output.type.shape else Miss()
@@ -342,6 +344,17 @@ class Log1p(StableRule):
         x, dtype = m["x"], m.node.output.type.dtype
         x = b("neg", x) if "minus" in m.nodes else x
         return b("log1p", x if x.type.dtype is dtype else b("cast", x, dtype=dtype))
+
+
+class LogRatio(Log1p):
+    """log((1 + x) / (1 - x)) -> log1p(x) - log1p(-x)"""
+
+    danger = "1 + x and 1 - x lose the digits of a small x: the logarithm comes out as 0 where it is close to 2 x"
+    stable = "log1p(x) - log1p(-x)"
+    pattern = P("log", P("div", P("add", "x", Const(1)), P("sub", Const(1), "x")))
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        return b("sub", b("log1p", m["x"]), b("log1p", b("neg", m["x"])))
 
 
 class LogOneMinusExp(ElementRule):
@@ -513,6 +526,6 @@ RULES: tuple[StableRule, ...] = (
     # The larger patterns first: what they take is not looked at again.
     Variance(), Covariance(), LogSoftmaxByHand(), LogSoftmax(), LogSigmoidByHand(), LogSigmoid(), LogOneMinusSigmoidByHand(),
     LogOneMinusSigmoid(), OneMinusSigmoid(), LogSumExp(), LogMeanExp(), LogSumExpWithOffset(), LogAddExp(), LogOneMinusExp(), Softplus(),
-    Softplus1p(), Log1p(), Expm1(), OneMinusExp(), Tanh(), ExpRatio(), Softmax(), SoftmaxReshaped(), SoftmaxByReciprocal(),
+    Softplus1p(), LogRatio(), Log1p(), Expm1(), OneMinusExp(), Tanh(), ExpRatio(), Softmax(), SoftmaxReshaped(), SoftmaxByReciprocal(),
     WeightedSoftmax(), SoftmaxWithOffset(), DifferenceOfSquares(), DifferenceOfRoots(), OneMinusCos(),
 )  # fmt: skip

@@ -243,7 +243,7 @@ class Search:
         if reason := rule.refuses(first, varying):
             return Joined(values, reason)
         if not (_is_free(first) or self.level(values) or all(self._read_only_by(n, inside) for n in nodes)):
-            return Joined(values, "they depend on one another")
+            return Joined(values, "they may depend on one another")
         return Pick(nodes, operands[0]) if picks else Step(nodes, operands, output)
 
     def _read_only_by(self, node: Node, readers: set[Node]) -> bool:

@@ -157,6 +157,10 @@ FORMULAS = {
     "log(1 - x)": Planted(
         "log-of-one-plus", lambda b, x: b("log", one_minus(b, x)), lambda x: np.log1p(-x), "warning", {"x": (0.0, 0.9)}
     ),
+    "log((1 + x) / (1 - x))": Planted(
+        "log-of-one-plus", lambda b, x: b("log", b("div", b("add", x, 1.0), one_minus(b, x))), lambda x: 2 * np.arctanh(x), "warning",
+        {"x": (0.0, 0.9)},
+    ),
     "log2(1 + x)": Planted(
         "log-of-one-plus", lambda b, x: log_in_doubles(b, b("add", x, 1.0)), lambda x: np.log1p(x) / np.log(2), "warning",
         {"x": (0.0, 1.0)},

@@ -49,6 +49,31 @@ def standardised(x: Any, y: Any) -> Any:
     return centred / torch.sqrt((centred * centred).mean(-1, keepdim=True) + 1e-5)
 
 
+def mixed_experts(x: Any, y: Any, gate: Any, *experts: Any) -> Any:
+    shares = gate(x).softmax(-1)
+    return sum(shares[:, i : i + 1] * expert(x) for i, expert in enumerate(experts))
+
+
+def turned(x: Any, y: Any) -> Any:
+    """Rotary positions."""
+    angle = torch.arange(x.shape[-1] // 2) / 10
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.cat([even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos()], -1)
+
+
+def focal(x: Any, y: Any) -> Any:
+    loss = F.binary_cross_entropy_with_logits(x, y, reduction="none")
+    return ((1 - torch.exp(-loss)) ** 2 * loss).mean()
+
+
+def masked_softmax(x: Any, y: Any) -> Any:
+    return torch.softmax(x.masked_fill(y < 0.2, -1e9), -1)
+
+
+def masked_mean(x: Any, y: Any) -> Any:
+    return (x * y).sum(-1) / y.sum(-1).clamp(min=1)
+
+
 ROWS, OTHER = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), torch.rand(4, 8)
 NETWORKS: dict[str, tuple[Callable[[], Any], tuple[Any, ...]]] = {
     "softmax": (lambda: sequence(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4), nn.Softmax(-1)), (ROWS,)),
@@ -82,6 +107,11 @@ NETWORKS: dict[str, tuple[Callable[[], Any], tuple[Any, ...]]] = {
     "softmax by hand, shifted": (lambda: Function(shifted_softmax), (ROWS, OTHER)),
     "layer norm by hand": (lambda: Function(standardised), (ROWS, OTHER)),
     "log of positive numbers": (lambda: Function(lambda x, y: torch.log(y) - x), (ROWS, OTHER + 0.01)),
+    "mixture of experts": (lambda: Function(mixed_experts, nn.Linear(8, 3), *(nn.Linear(8, 4) for _ in range(3))), (ROWS, OTHER)),
+    "rotary positions": (lambda: Function(turned), (ROWS, OTHER)),
+    "focal loss": (lambda: Function(focal), (ROWS, OTHER.round())),
+    "masked softmax": (lambda: Function(masked_softmax), (ROWS, OTHER)),
+    "masked mean": (lambda: Function(masked_mean), (ROWS, OTHER.round())),
     "residual": (lambda: Function(lambda x, y: x + F.relu(x) - torch.sigmoid(y) * x), (ROWS, OTHER)),
 }  # fmt: skip
 
