@@ -1,8 +1,8 @@
 """The library of a model file as the oracle of that file, in a process of its own.
 
 Nobody vouches for a model file, and the libraries read it in C++ that believes what it says. So a child process with bounded time,
-memory and files loads it, and whatever becomes of that process is a clear error here. It starts at once, and the parent need not wait
-before its first question. What it answers are plain arrays and text:
+memory and files, which may write to no others (`confinement`), loads it, and whatever becomes of that process is a clear error here. It
+starts at once, and the parent need not wait before its first question. What it answers are plain arrays and text:
 
     parent --- the file, in memory that both see ------------> child   (a pipe would pass 64 KiB at a time, while the parent works)
     parent --- length, pickle of (method, argument) ---------> child   (ours: it may be a pickle)
@@ -23,6 +23,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import weakref
@@ -36,6 +37,7 @@ from numpy.typing import NDArray
 
 from mlec import errors, registry
 from mlec.errors import FrontendError, MlecError, UsageError
+from mlec.frontends import confinement
 from mlec.frontends.base import FileFrontend, LowerOptions, SourceMethods
 from mlec.frontends.source_threads import limited_threads
 from mlec.ir import Graph, parse_graph, print_graph, verify
@@ -132,20 +134,26 @@ class SourceProcess(Mapping[str, Callable[[Any], Any]]):
         self._library, self._path, self._methods = frontend, path, tuple(methods)
         self.timed = not environment
         self.decided: Callable[[Any], Any] | None = None
+        folder = tempfile.mkdtemp(prefix="mlec-source-")
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not name.startswith("MLEC_KEY")},  # secrets
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "TMPDIR": folder,
             **(environment or {}),
         }
         with in_memory(data) if isinstance(data, bytes) else data as file:
             self._most = MAX_ANSWER + ANSWER_PER_BYTE * os.fstat(file.fileno()).st_size
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "mlec.frontends.source_process", frontend, kind, str(file.fileno())], env=environment,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[file.fileno()],
-            )  # fmt: skip
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", confinement.__file__, folder, __name__, frontend, kind, str(file.fileno())], env=environment,
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[file.fileno()],
+                )  # fmt: skip
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
         self._asking, self._overdue = threading.Lock(), threading.Event()
         self._ended: str | None = None
-        self.close = weakref.finalize(self, _end, self._process)
+        self.close = weakref.finalize(self, _end, self._process, folder)
 
     def __getitem__(self, method: str) -> Callable[[Any], Any]:
         if method not in self._methods:
@@ -300,10 +308,11 @@ def _stop(process: subprocess.Popen[bytes], overdue: threading.Event) -> None:
     process.kill()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], folder: str) -> None:
     with contextlib.suppress(OSError):
         process.kill()
     process.wait()
+    shutil.rmtree(folder, ignore_errors=True)
     for pipe in (process.stdin, process.stdout):
         with contextlib.suppress(OSError):
             if pipe:

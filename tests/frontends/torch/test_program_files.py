@@ -161,6 +161,20 @@ def test_limits_of_the_process(loaded: ProgramFile) -> None:
     assert not [file for file in os.listdir(f"/proc/{os.getpid()}/fd") if _is_copy(file)]
 
 
+def test_the_process_has_no_secrets_and_leaves_nothing(cube: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLEC_KEY", "MLEC_KEY_PASSWORD"):
+        monkeypatch.setenv(name, "secret")
+    process = FRONTEND.load(cube, LowerOptions()).process
+    state = Path(f"/proc/{process._process.pid}")
+    environment = dict(line.split("=", 1) for line in (state / "environ").read_text().split("\0") if line)
+    assert "secret" not in environment.values()
+    assert "NoNewPrivs:\t1" in (state / "status").read_text()
+    folder = Path(environment["TMPDIR"])
+    assert folder.stat().st_mode & 0o777 == 0o700
+    process.close()
+    assert not folder.exists()
+
+
 def _is_copy(descriptor: str) -> bool:
     try:
         return "memfd:model" in os.readlink(f"/proc/{os.getpid()}/fd/{descriptor}")
