@@ -15,10 +15,14 @@ from mlec.pipeline import Pass, PassContext, PassResult, Tolerance, approx
 STATISTICS = (Const(bind="scale"), Const(bind="bias"), Const(bind="mean"), Const(bind="var"))
 
 
-def affine(m: Match) -> tuple[Array, Array]:
-    """The factor and the offset for each channel, in float64."""
-    scale, bias, mean, var = (m.constants[k].astype(np.float64) for k in ("scale", "bias", "mean", "var"))
-    factor = scale / np.sqrt(var + m.node.attrs["eps"])
+def affine(node: Node, graph: Graph) -> tuple[Array, Array] | None:
+    """The factor and the offset of a normalisation for each channel, in float64; None where they are not constant."""
+    known = [graph.constant_value(value) for value in node.inputs[1:]]
+    arrays = [array.astype(np.float64) for array in known if array is not None]
+    if len(arrays) < len(known):
+        return None
+    scale, bias, mean, var = arrays
+    factor = scale / np.sqrt(var + node.attrs["eps"])
     return factor, bias - mean * factor
 
 
@@ -68,7 +72,9 @@ class FoldIntoWeights(Rule):
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         product, weights = m.nodes["product"], m.constants["w"]
-        factor, offset = affine(m)
+        found = affine(m.node, graph)
+        assert found is not None
+        factor, offset = found
         if "offset" in m.constants:
             offset = offset + m.constants["offset"].astype(np.float64).reshape(-1) * factor
         folded = (weights.astype(np.float64) * along_outputs(product, factor)).astype(weights.dtype)
@@ -82,8 +88,9 @@ class BatchNormAsAffine(Rule):
     pattern = P("batch_norm", "x", *STATISTICS)
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
-        factor, offset = affine(m)
-        x = m["x"]
+        found = affine(m.node, graph)
+        assert found is not None
+        (factor, offset), x = found, m["x"]
         return b("add", b("mul", x, on_channels(b, factor, x, "factor")), on_channels(b, offset, x, "offset"))
 
 

@@ -20,7 +20,8 @@ from mlec.ir import Dim, Graph, GraphBuilder, Location, Node, Trait, Value
 from mlec.ir.dim import divide_exact, static_dims
 from mlec.ir.printer import print_node, value_names
 from mlec.ir.types import Shape, TensorType
-from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, nominal, ulp
+from mlec.passes.fold_batch_norm import affine
+from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, approx, nominal
 from mlec.wording import plural
 
 RULE = "sink-transposes"
@@ -32,7 +33,9 @@ class SinkTransposes(Pass):
     """Moves transposes through ops that do not mind the order of axes, where that makes some of them cancel."""
 
     name: ClassVar[str] = "sink-transposes"
-    preserves: ClassVar[Tolerance] = ulp(16)  # a sum over several axes is taken in their new order
+    preserves: ClassVar[Tolerance] = approx(
+        2e-5
+    )  # as `fold-batch-norm`; a sum over several axes is taken in their new order
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         remarks: list[Remark] = []
@@ -372,6 +375,17 @@ class _Walk:
             self.b(node.op, view.source, *parameters, hint=node.output.hint, **node.attrs), view.shape, view.groups
         )
 
+    def batch_norm(self, node: Node) -> _View | None:
+        """As a factor and an offset for each channel, which may be along any axis."""
+        view = self.views.get(node.inputs[0])
+        axis, numbers = view.axis(1) if view is not None else None, affine(node, self.graph)
+        if view is None or axis is None or numbers is None:
+            return None
+        shape = (-1, *[1] * (view.source.type.rank - 1 - axis))
+        dtype = node.output.type.dtype.numpy
+        factor, offset = (self.b.constant(a.reshape(shape).astype(dtype), node.output.hint) for a in numbers)
+        return _View(self.b("add", self.b("mul", view.source, factor), offset), view.shape, view.groups)
+
     def softmax(self, node: Node) -> _View | None:
         view = self.views[node.inputs[0]]
         axis = view.axis(node.attrs["axis"])
@@ -434,6 +448,7 @@ _THROUGH: dict[str, Callable[[_Walk, Node], _View | None]] = {
     "slice": _Walk.slice,
     "concat": _Walk.concat,
     "pad": _Walk.pad,
+    "batch_norm": _Walk.batch_norm,
     **dict.fromkeys(("layer_norm", "rms_norm"), _Walk.norm),
     **dict.fromkeys(("softmax", "log_softmax"), _Walk.softmax),
     **dict.fromkeys(("sum", "mean", "max", "min", "prod", "any", "all"), _Walk.reduction),

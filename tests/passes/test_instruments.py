@@ -8,9 +8,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import mlec
 from mlec import registry
+from mlec.cli.optimizing import opt_command
 from mlec.errors import ParseError, PassError, ToleranceError, UsageError, WriteError
 from mlec.instruments import DumpGraphs, Instrument, TimePasses
 from mlec.ir import Graph, GraphBuilder, Match, P, Rule, Value, parse_graph, tensor, verify
@@ -203,6 +205,21 @@ def test_a_rule_becomes_a_pass_by_a_decorator() -> None:
     assert str(PassPipeline.parse("log-of-exp")) == "log-of-exp"
     (step,) = PassPipeline.parse("log-of-exp")
     assert step.preserves == approx(1e-6)
+
+
+@pytest.mark.usefixtures("no_others")
+def test_the_command_writes_what_is_left_of_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlec.register_pass()(WrongTanhs)
+    monkeypatch.chdir(tmp_path)
+    text = "graph @g(%x: f32[n]) -> (f32[n]) { %a = exp(%x) : f32[n] %b = tanh(%a) : f32[n] return %b }"
+    Path("long.mlet").write_text(text)
+    for words, written in (([], "long.reduced.mlet"), (["--dump", "folder"], "folder/reduced.mlet")):
+        done = CliRunner().invoke(
+            opt_command, ["long.mlet", "--passes", "dce,wrong-tanhs", "--verify", "numeric", *words]
+        )
+        assert isinstance(done.exception, ToleranceError)
+        assert Path(written).name in done.exception.notes[-1]
+        assert [node.name for node in parse_graph(Path(written).read_text()).nodes] == ["tanh"]
 
 
 @pytest.mark.usefixtures("no_others")
