@@ -413,13 +413,13 @@ def test_few_distinct_leaves(width: int) -> None:
 
 
 def test_many_distinct_leaves_stay_beside_each_other() -> None:
-    """More than the first-level cache holds."""
+    """More than the first-level cache has room for."""
     e = random_ensemble(25, trees=40, depth=8, full=True, width=2, outputs=2)
     kinds = np.random.default_rng(0).normal(size=(e.leaves // 3, 2)).astype(np.float32)
     e = replace(e, values=np.resize(kinds, e.values.shape))
-    small = replace(INFO, l1_bytes=kinds.nbytes)
+    small = replace(INFO, l1_bytes=4 * kinds.nbytes)
     assert "leaf_row" not in prepare(e, small, "sliced").packed
-    assert "leaf_row" in prepare(e, replace(INFO, l1_bytes=2 * kinds.nbytes), "sliced").packed
+    assert "leaf_row" in prepare(e, replace(INFO, l1_bytes=8 * kinds.nbytes), "sliced").packed
 
 
 def test_chooses_by_expected_time() -> None:
