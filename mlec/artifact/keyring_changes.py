@@ -5,12 +5,26 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from mlec.artifact.keyring import TrustedKey, is_entry, keys_in, revoked_in, user_directory
-from mlec.errors import UsageError
+from mlec.errors import UsageError, WriteError
 
 
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """What the system refuses in between is that the keyring cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(
+            f"the keyring in {user_directory()} cannot be written: {error.strerror or error}",
+            hint="free some space, or set XDG_CONFIG_HOME to a directory that this user may write to",
+        ) from error
+
+
+@_writing()
 def add(key: TrustedKey) -> Path:
     """Put a key into the user's keyring.
 
@@ -19,6 +33,7 @@ def add(key: TrustedKey) -> Path:
 
     Raises:
         UsageError: there is no home, or the key is there already.
+        WriteError: the keyring cannot be written; so do `remove` and `revoke`.
     """
     home = _home()
     known = next((found for found in keys_in(str(home)) if found.public == key.public), None)
@@ -35,6 +50,7 @@ def add(key: TrustedKey) -> Path:
     return path
 
 
+@_writing()
 def remove(key: TrustedKey) -> None:
     """Take a key out of the user's keyring."""
     path = Path(key.path)
@@ -46,6 +62,7 @@ def remove(key: TrustedKey) -> None:
         path.unlink()
 
 
+@_writing()
 def revoke(key_id: str) -> Path:
     """Note that a key counts no more, wherever it is trusted.
 

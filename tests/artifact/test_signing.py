@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -35,7 +37,7 @@ from mlec.artifact import (
     write,
 )
 from mlec.artifact.signing import generate
-from mlec.errors import ArtifactError, MlecError, RuntimeUnavailableError, SecurityError, UsageError
+from mlec.errors import ArtifactError, MlecError, RuntimeUnavailableError, SecurityError, UsageError, WriteError
 from tests.artifact.conftest import made
 from tests.artifact.surgery import Parts, join, seal, split
 from tests.artifact.surgery import sign as sign_again
@@ -468,6 +470,27 @@ def test_where_no_keyring_can_be_and_where_none_can_be_read(
         load(signed)
     assert caught.value.code == "E_KEYRING"
     assert "XDG_CONFIG_HOME" in str(caught.value.hint)
+
+
+def test_a_keyring_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    keyring_changes.add(KEY)
+    before = Keyring.load()
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    monkeypatch.setattr(Path, "unlink", full)
+    actions: list[Callable[[], object]] = [
+        lambda: keyring_changes.add(TrustedKey(OTHER.public, "other")),
+        lambda: keyring_changes.remove(before.keys[0]),
+        lambda: keyring_changes.revoke(KEY.key_id),
+    ]
+    for action in actions:
+        with pytest.raises(WriteError, match=r"keyring in .* cannot be written: No space left") as caught:
+            action()
+        assert "XDG_CONFIG_HOME" in str(caught.value.hint)
+    assert Keyring.load() == before
 
 
 def test_removing_keeps_the_other_lines(home: Path) -> None:
