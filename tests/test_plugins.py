@@ -84,10 +84,9 @@ def test_a_package_that_pip_installs(tmp_path: Path) -> None:
     """As anybody would install it; the other tests have the same modules under entry points of their choice."""
     source, site = tmp_path / "source", tmp_path / "site"
     shutil.copytree(PLUGIN, source, ignore=shutil.ignore_patterns("__pycache__"))
-    install = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation")
-    done = subprocess.run(
-        [sys.executable, *install, "--target", str(site), str(source)], capture_output=True, text=True, timeout=120
-    )
+    pip = (sys._base_executable, "-m", "pip", "--python", sys.executable)  # an environment need not have one of its own
+    install = (*pip, "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation")
+    done = subprocess.run([*install, "--target", str(site), str(source)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
     shown = f"""{USE}
