@@ -56,7 +56,7 @@ class _IntoWeights(Rule):
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         with np.errstate(all="ignore"):
-            folded = self.fold(m)
+            folded = self.fold(m) if _has_float_weights(m) else None
         if (
             folded is None
             or graph.use_count(m.nodes["scaled"].output) > 1
@@ -74,6 +74,11 @@ class _IntoWeights(Rule):
         weights = self.fold(m)
         assert weights is not None
         return b(m.node.op, m["x"], b.constant(weights, m["w"].hint), **m.node.attrs)
+
+
+def _has_float_weights(m: Match) -> bool:
+    """Whether weights are floats: sums of integers wrap around, which those in float64 do not. Of bf16, folding costs the digits."""
+    return m.constants["w"].dtype.kind == "f"
 
 
 def _normal(weights: Array) -> Array:
@@ -108,7 +113,8 @@ class ScaledResult(Rule):
     def check(self, m: Match, graph: Graph) -> Miss | None:
         product, shifted = m.nodes["product"], m.nodes.get("shifted", m.nodes["product"])
         kind, weights = m.node.output.type, m.constants["w"]
-        if {product.output.type, shifted.output.type} != {kind} or (product.name == "matmul" and weights.ndim != 2):
+        is_matrix = product.name != "matmul" or weights.ndim == 2
+        if {product.output.type, shifted.output.type} != {kind} or not is_matrix or not _has_float_weights(m):
             return Miss()
         if any(_of_columns(m, name) is None for name in ("scale", "offset") if name in m.constants):
             return Miss()
@@ -150,7 +156,7 @@ class MergedOffsets(Rule):
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         product, shifted = m.nodes["product"], m.nodes["shifted"]
-        alike = {product.output.type, shifted.output.type} == {m.node.output.type}
+        alike = {product.output.type, shifted.output.type} == {m.node.output.type} and _has_float_weights(m)
         if not alike or max(graph.use_count(product.output), graph.use_count(shifted.output)) > 1:
             return Miss()
         if any(_of_columns(m, name) is None for name in ("scale", "offset")):

@@ -15,6 +15,11 @@ def _keeps_type(m: Match) -> bool:
     return m["x"].type == m.node.output.type
 
 
+def _is_rounded_once(m: Match) -> bool:
+    """Whether two ops give what one does. Of floats of 16 bits each op is computed in 32 and rounded, so that they do not."""
+    return m.node.output.type.dtype.bits >= 32
+
+
 NEUTRAL = {
     "add": 0, "sub": 0, "mul": 1, "div": 1, "pow": 1, "maximum": -math.inf, "minimum": math.inf, "logical_and": True,
     "logical_or": False, "logical_xor": False,
@@ -84,6 +89,9 @@ class RecogniseSilu(Rule):
     """mul(x, sigmoid(x)) -> silu(x)"""
 
     pattern = P("mul", "x", P("sigmoid", "x"))
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        return None if _is_rounded_once(m) else Miss()
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         return b("silu", m["x"])
@@ -204,7 +212,9 @@ class InverseRoot(Rule):
     pattern = P("div", Const(1), P("sqrt", "x", bind="root"))
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
-        return None if _keeps_type(m) and graph.use_count(m.nodes["root"].output) == 1 else Miss()
+        return (
+            None if _keeps_type(m) and _is_rounded_once(m) and graph.use_count(m.nodes["root"].output) == 1 else Miss()
+        )
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         return b("rsqrt", m["x"])

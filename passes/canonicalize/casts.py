@@ -38,8 +38,9 @@ class MergeCasts(Rule):
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         start, middle, end = m["x"].type.dtype, m.nodes["inner"].output.type.dtype, m.node.output.type.dtype
-        saturates = start.is_float and not end.is_float  # what is out of range depends on the widths
-        return None if _holds(middle, start) and start is not end and not saturates else Miss()
+        # What a float out of range becomes depends on the widths, and is not what an integer out of range wraps to.
+        in_range = not end.is_int or _holds(end, start) or not (start.is_float or middle.is_float)
+        return None if _holds(middle, start) and start is not end and in_range else Miss()
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         return b("cast", m["x"], dtype=m.node.output.type.dtype)

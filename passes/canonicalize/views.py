@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import add
 
-from mlec.ir import Dim, Graph, GraphBuilder, Match, Miss, Node, P, Rule, Trait, Value
+from mlec.ir import Dim, Graph, GraphBuilder, Location, Match, Miss, Node, P, Rule, Trait, Value
 from mlec.ir.dim import bounds, divide_exact, static_dims
 from mlec.ir.types import Shape
 from mlec.ops.rows import MAX_COLUMNS, most_columns
@@ -228,14 +228,14 @@ class MergeSlices(Rule):
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         inner, extent = m.nodes["inner"], m.node.output.type.shape[_axis(m.node)]
-        known = isinstance(extent, int) or inner.attrs["step"] == m.node.attrs["step"] == 1
+        known = (isinstance(extent, int) and extent > 0) or inner.attrs["step"] == m.node.attrs["step"] == 1
         return None if _axis(inner) == _axis(m.node) and known else Miss()
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         first, second = m.nodes["inner"].attrs, m.node.attrs
         start, step = first["start"] + first["step"] * second["start"], first["step"] * second["step"]
         extent = m.node.output.type.shape[_axis(m.node)]
-        stop = start + (extent if step == 1 else max(0, step * (extent - 1) + 1))
+        stop = start + (extent if step == 1 else step * (extent - 1) + 1)
         return b("slice", m["x"], axis=_axis(m.node), start=start, stop=stop, step=step)
 
 
@@ -304,8 +304,10 @@ class JoinNeighbours(Rule):
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         axis = _axis(m.node)
+        there = {self._cut(value, axis, graph): value for value in m.node.inputs}
         values = [
-            x if (start, stop) == (0, x.type.shape[axis]) else b("slice", x, axis=axis, start=start, stop=stop)
+            there.get((x, start, stop))
+            or (x if stop - start == x.type.shape[axis] else b("slice", x, axis=axis, start=start, stop=stop))
             for x, start, stop in self._parts(m.node, graph)
         ]
         return values[0] if len(values) == 1 else b("concat", *values, axis=axis)
@@ -337,37 +339,60 @@ class RaiseReshape(Rule):
     pattern = P("reshape", P(Trait.ELEMENTWISE | Trait.NORMALISATION, bind="inner"))
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
-        return None if _meets(m.nodes["inner"], m.node.output.type.shape, graph) else Miss()
+        return None if _reshaped_operands(m.nodes["inner"], m.node.output.type.shape, graph) else Miss()
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
-        inner, shape = m.nodes["inner"], m.node.output.type.shape
-        operands: list[Value] = []
-        for value, wanted in zip(inner.inputs, _operand_shapes(inner, shape) or (), strict=True):
-            array = graph.constant_value(value)
-            if wanted == value.type.shape:
-                operands.append(value)
-            elif array is None:
-                operands.append(b("reshape", value, shape=wanted))
-            else:
-                operands.append(b.constant(array.reshape(static_dims(wanted)), value.hint))
-        attrs = dict(inner.attrs)
-        if inner.op.has(Trait.NORMALISATION):
-            attrs["axis"] = attrs["axis"] % inner.output.type.rank - inner.output.type.rank
-        return b(inner.op, *operands, **attrs)
+        raised = _reshaped_operands(m.nodes["inner"], m.node.output.type.shape, graph)
+        made: dict[Value, Value] = {}
+        for node, shapes in reversed(raised.items()):
+            operands = [
+                made.get(v) or _seen_as(b, v, shape, graph) for v, shape in zip(node.inputs, shapes, strict=True)
+            ]
+            attrs = dict(node.attrs)
+            if node.op.has(Trait.NORMALISATION):
+                attrs["axis"] = attrs["axis"] % node.output.type.rank - node.output.type.rank
+            with b.at(Location.merged((node.loc, m.node.loc), self.name)):
+                made[node.output] = b(node.op, *operands, **attrs)
+        return made[m.nodes["inner"].output]
 
 
-def _meets(node: Node, shape: Shape, graph: Graph) -> bool:
-    """Whether all that a node reads can be had in other shapes, so that its result has this one, with a reshape less."""
-    wanted = _operand_shapes(node, shape)
-    if wanted is None or graph.use_count(node.output) > 1:
-        return False
-    moved = [(v, s) for v, s in zip(node.inputs, wanted, strict=True) if v.type.shape != s]
-    return any(graph.constant_value(v) is None for v, _ in moved) and all(_is_had(v, s, graph) for v, s in moved)
+def _seen_as(b: GraphBuilder, value: Value, shape: Shape, graph: Graph) -> Value:
+    if value.type.shape == shape:
+        return value
+    array = graph.constant_value(value)
+    return (
+        b("reshape", value, shape=shape) if array is None else b.constant(array.reshape(static_dims(shape)), value.hint)
+    )
+
+
+def _reshaped_operands(node: Node, shape: Shape, graph: Graph) -> dict[Node, list[Shape]]:
+    """The shapes of what nodes read where the result of the last one has another shape, with a reshape less: of each node after those
+    that read it. Nothing where that cannot be had.
+    """
+    found: dict[Node, list[Shape]] = {}
+    waiting = [(node, shape)]
+    while waiting:
+        node, shape = waiting.pop()
+        wanted = _operand_shapes(node, shape)
+        if wanted is None or graph.use_count(node.output) > 1:
+            return {}
+        found[node] = wanted
+        moved = [(v, s) for v, s in zip(node.inputs, wanted, strict=True) if v.type.shape != s]
+        if all(graph.constant_value(v) is not None for v, _ in moved):
+            return {}
+        for value, own in moved:
+            if not _is_had(value, own, graph):
+                maker = graph.producer.get(value)
+                if maker is None or len(maker.outputs) != 1:
+                    return {}
+                waiting.append((maker, own))
+    return found
 
 
 def _is_had(value: Value, shape: Shape, graph: Graph) -> bool:
+    """Whether a value is a constant, or made by a node that a reshape goes together with."""
     node = graph.producer.get(value)
-    if node is None or len(node.outputs) != 1:
+    if node is None:
         return False
     if node.name == "reshape":
         return node.inputs[0].type.shape == shape or graph.use_count(value) == 1
@@ -377,17 +402,17 @@ def _is_had(value: Value, shape: Shape, graph: Graph) -> bool:
         lead, reshaped = _new_lead(shape, node), [graph.producer.get(v) for v in node.inputs]
         alike = node.inputs[0].type.shape[:-2] == node.inputs[1].type.shape[:-2] and graph.use_count(value) == 1
         return alike and lead is not None and any(p is not None and p.name == "reshape" for p in reshaped)
-    return graph.constant_value(value) is not None or _meets(node, shape, graph)
+    return node.is_constant
 
 
 def is_of_rows(node: Node, shape: Shape, graph: Graph) -> bool:
-    """Whether a product with a matrix is one of rows that lay in several axes, and whose results do so in this shape.
+    """Whether a product with a constant matrix is one of rows that lay in several axes, and whose results do so in this shape.
 
     Narrow ones are none: they are for kernels that go over rows with all that is around.
     """
     x, w = node.inputs
     made = graph.producer.get(x)
-    if made is None or made.name != "reshape" or w.type.rank != 2 or node.output.type.rank != 2:
+    if made is None or made.name != "reshape" or node.output.type.rank != 2 or graph.constant_value(w) is None:
         return False
     most, (depth, columns) = most_columns(node.output.type.shape[0]), static_dims(w.type.shape)
     if columns <= most and depth <= MAX_COLUMNS:
@@ -451,7 +476,8 @@ def _regrouped(own: Shape, before: Shape, after: Shape, groups: Groups) -> Shape
             found += [after[axis] for axis in new]
         else:
             return None
-    while len(found) > min(len(own), len(after)) and found[0] == 1:
+    least = len(own) if len(own) < len(before) else len(after)  # one operand at least gives the result its rank
+    while len(found) > least and found[0] == 1:
         del found[0]
     return tuple(found)
 

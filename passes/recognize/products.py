@@ -28,15 +28,12 @@ class RowsInAxes(Rule):
 class TurnedProduct(Rule):
     """transpose(matmul(w, transpose(x))) -> matmul(x, transpose(w)), for a constant matrix w"""
 
-    pattern = P("transpose", P("matmul", Const(bind="w"), P("transpose", "x"), bind="product"))
+    pattern = P("transpose", P("matmul", Const(bind="w"), P("transpose", "x", bind="turned"), bind="product"))
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         product = m.nodes["product"]
-        return (
-            None
-            if product.output.type.rank == m["w"].type.rank == 2 and graph.use_count(product.output) == 1
-            else Miss()
-        )
+        turns = all(tuple(node.attrs["perm"]) == (1, 0) for node in (m.node, m.nodes["turned"]))
+        return None if turns and graph.use_count(product.output) == 1 else Miss()
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         return b("matmul", m["x"], b.constant(np.ascontiguousarray(m.constants["w"].T), m["w"].hint))

@@ -36,7 +36,8 @@ class Softmax(Rule):
         return _shifted(node.inputs[0], graph) if node is not None and node.name == "exp" else None
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
-        return None if _axis(m, self.shifted(m, graph)) is not None else Miss()
+        keeps = m["e"].type == m.node.output.type
+        return None if keeps and _axis(m, self.shifted(m, graph)) is not None else Miss()
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         shifted = self.shifted(m, graph)

@@ -65,8 +65,9 @@ def _softplus(b: GraphBuilder, x: Value) -> Value:
 
 
 def _log_add_exp(b: GraphBuilder, x: Value, y: Value) -> Value:
-    """``log(exp(x) + exp(y))``."""
-    return b("add", b("maximum", x, y), b("log1p", b("exp", b("neg", b("abs", b("sub", x, y))))))
+    """``log(exp(x) + exp(y))``, also where both are the same infinity, whose difference is none."""
+    apart = b("where", b("eq", x, y), b.constant(0.0, dtype=x.type.dtype), b("sub", x, y))
+    return b("add", b("maximum", x, y), b("log1p", b("exp", b("neg", b("abs", apart)))))
 
 
 def _count(node: Node) -> int:
@@ -338,7 +339,8 @@ class Log1p(StableRule):
     )  # torch computes log2 and log10 of floats in a wider type
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
-        return None if m["x"].type.shape == m.node.output.type.shape else Miss()
+        x = m["x"].type
+        return None if x.dtype.is_float and x.shape == m.node.output.type.shape else Miss()
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         x, dtype = m["x"], m.node.output.type.dtype
@@ -441,7 +443,13 @@ class Covariance(StableRule):
         alike = len({(n.attrs["axes"], n.attrs["keepdims"]) for n in totals}) == 1 and m["x"].type == m["y"].type
         count = _count(m.nodes["xy"])
         factors = [_factor(m, name, count) for name in ("xy", "x", "y", "product")]
-        if not alike or not count or None in factors or m.nodes["xy"].output.type != m.node.output.type:
+        if (
+            not alike
+            or not count
+            or None in factors
+            or m.nodes["xy"].output.type != m.node.output.type
+            or not m["x"].type.dtype.is_float
+        ):
             return Miss()
         of_products, of_x, of_y, scale = (float(f) for f in factors if f is not None)
         wanted = of_products / count
