@@ -479,13 +479,20 @@ _READERS: dict[type, Callable[[str], Any]] = {
 }
 
 
+def _kind_text(kind: type) -> str:
+    """What an option takes, for people."""
+    if get_origin(kind) is Literal:
+        return " or ".join(map(_option_text, get_args(kind)))
+    return str(getattr(kind, "__name__", kind))
+
+
 def _option_value(name: str, key: str, text: str, kind: type) -> Any:
     try:
         if get_origin(kind) is Literal:
-            return {str(choice): choice for choice in get_args(kind)}[text]
+            return {_option_text(choice): choice for choice in get_args(kind)}[text]
         return _READERS[kind](text)
     except (KeyError, ValueError):
         raise UsageError(
-            f"{name}: option {key} takes {getattr(kind, '__name__', kind)}, got {text!r}",
+            f"{name}: option {key} takes {_kind_text(kind)}, got {text!r}",
             hint="`mlec passes` lists the options and their defaults",
         ) from None

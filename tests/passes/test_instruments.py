@@ -231,7 +231,7 @@ def test_a_pass_of_the_users_own_by_a_decorator() -> None:
             """Calls the graph something."""
 
             to: str = "other"
-            how: Literal["once", "twice"] = "once"
+            how: Literal["once", "twice", "a, b", True] = "once"
             name: ClassVar[str] = "renames"
 
             def run(self, graph: Graph, context: PassContext) -> PassResult:
@@ -249,7 +249,9 @@ def test_a_pass_of_the_users_own_by_a_decorator() -> None:
     for to in ("a, b", "}", "", 'say "no"', "a = b", "true", "\\", " x ", "*.txt", "a/b-c.d"):
         assert list(PassPipeline.parse(f"dce,{kind(to)},dce")) == [EliminateDeadCode(), kind(to), EliminateDeadCode()]
     assert str(PassPipeline.parse("renames{how = twice}")) == "renames{how = twice}"
-    with pytest.raises(UsageError, match="option how takes"):
+    for how in ("a, b", True):
+        assert list(PassPipeline.parse(str(PassPipeline([kind("to", how)])))) == [kind("to", how)]
+    with pytest.raises(UsageError, match='option how takes once or twice or "a, b" or true, got'):
         PassPipeline.parse("renames{how = thrice}")
     assert "renames" in registry.names("passes")
     with pytest.raises(ParseError):
