@@ -5,8 +5,8 @@ confines the thread that asks and those that it starts later: libraries start th
 
 What is taken away, by Landlock (Linux 5.13, each part as the kernel has it): to write to, make, remove or move files, but in one folder,
 and semaphores; to connect or listen by TCP; to send signals, or talk by abstract sockets, to processes outside. Programs that are started
-are confined the same. What stays: to read what its user may read. Without Landlock, the limits of time, memory and files remain
-(`source_process`).
+are confined the same. What stays: to read what its user may read, and of the administrator's powers only that; the environment and the
+memory of processes outside are not among it. Without Landlock, the limits of time, memory and files remain (`source_process`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ import struct
 import sys
 
 _NO_NEW_PRIVILEGES = 38
+_CAPABILITIES = struct.pack("=Ii", 0x20080522, 0)
+"""Version of the sets of capabilities, and whose: of this thread."""
+_READ_ALL = 0b110
+"""The capabilities to get past permissions of files; others would let an administrator look into processes that are not confined."""
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _ASK_VERSION, _BENEATH = 1, 1
 
@@ -38,10 +42,14 @@ def confine(folder: str) -> int:
         folder: where it may write; libraries want one for temporary files when they are imported.
 
     Returns:
-        The version of Landlock; 0 where the kernel has none, and nothing was taken away.
+        The version of Landlock; 0 where the kernel has none, and of all this only the capabilities were taken away.
     """
     system = ctypes.CDLL(None, use_errno=True)
     system.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    sets = ctypes.create_string_buffer(24)  # effective, permitted, inheritable; of 32 capabilities, then of the next 32
+    if system.capget(_CAPABILITIES, sets) == 0:
+        kept = [word & _READ_ALL for word in struct.unpack("=6I", sets)[:3]]
+        system.capset(_CAPABILITIES, struct.pack("=6I", *kept, 0, 0, 0))
     version = _call(system, _CREATE_RULESET, None, 0, _ASK_VERSION)
     if version < 1:
         return 0
@@ -55,7 +63,7 @@ def confine(folder: str) -> int:
         ("/dev/null", _WRITE_FILE),
         (_SEMAPHORES, _WRITE_FILE | _REMOVE_FILE | _MAKE_FILE),
     ):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # what is not there cannot be written to
             place = os.open(path, os.O_PATH | os.O_CLOEXEC)
             _call(system, _ADD_RULE, rules, _BENEATH, struct.pack("<Qi", allowed, place), 0)
             os.close(place)

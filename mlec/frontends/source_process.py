@@ -134,23 +134,23 @@ class SourceProcess(Mapping[str, Callable[[Any], Any]]):
         self._library, self._path, self._methods = frontend, path, tuple(methods)
         self.timed = not environment
         self.decided: Callable[[Any], Any] | None = None
-        folder = tempfile.mkdtemp(prefix="mlec-source-")
+        folder = _folder()
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("MLEC_KEY")},  # secrets
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             "TMPDIR": folder,
             **(environment or {}),
         }
-        with in_memory(data) if isinstance(data, bytes) else data as file:
-            self._most = MAX_ANSWER + ANSWER_PER_BYTE * os.fstat(file.fileno()).st_size
-            try:
+        try:
+            with in_memory(data) if isinstance(data, bytes) else data as file:
+                self._most = MAX_ANSWER + ANSWER_PER_BYTE * os.fstat(file.fileno()).st_size
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", confinement.__file__, folder, __name__, frontend, kind, str(file.fileno())], env=environment,
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[file.fileno()],
                 )  # fmt: skip
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         self._asking, self._overdue = threading.Lock(), threading.Event()
         self._ended: str | None = None
         self.close = weakref.finalize(self, _end, self._process, folder)
@@ -303,6 +303,22 @@ def in_memory(content: bytes | IO[bytes]) -> IO[bytes]:
     return file
 
 
+def _folder() -> str:
+    """A new folder for temporary files.
+
+    Raises:
+        FrontendError: there is no space for it, or nowhere to put it.
+    """
+    try:
+        return tempfile.mkdtemp(prefix="mlec-source-")
+    except OSError as error:
+        raise FrontendError(
+            f"cannot make a folder for temporary files: {error.strerror or error}",
+            code="E_TEMPORARY_SPACE",
+            hint="free some space there, or name another directory in TMPDIR",
+        ) from error
+
+
 def _stop(process: subprocess.Popen[bytes], overdue: threading.Event) -> None:
     overdue.set()
     process.kill()
@@ -312,7 +328,8 @@ def _end(process: subprocess.Popen[bytes], folder: str) -> None:
     with contextlib.suppress(OSError):
         process.kill()
     process.wait()
-    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(RecursionError):  # whoever the file makes nest folders without an end
+        shutil.rmtree(folder, ignore_errors=True)
     for pipe in (process.stdin, process.stdout):
         with contextlib.suppress(OSError):
             if pipe:
