@@ -150,7 +150,7 @@ def pack_narrow(w: Array, block: int) -> Array:
         return packed
     blocks, k, _ = packed.shape
     even = np.concatenate([packed, np.zeros((blocks, k % 2, block), w.dtype)], axis=1)
-    return np.ascontiguousarray(even.reshape(blocks, -1, 2, block).transpose(0, 1, 3, 2))
+    return np.ascontiguousarray(even.reshape(blocks, -(-k // 2), 2, block).transpose(0, 1, 3, 2))
 
 
 def unpack_narrow(w: Array, k: int, n: int) -> Array:

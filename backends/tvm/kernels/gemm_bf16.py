@@ -39,8 +39,8 @@ def bf16_products(target: TargetInfo) -> float:
 
 
 def pairs_of_step(k: int, target: TargetInfo) -> int:
-    """Pairs of successive k that one instruction takes; 0 where the processor has none, or they do not divide ``k``."""
-    if not has_tiles(target) or k % 2:
+    """Pairs of successive k that one instruction takes; 0 where the processor has none, there are none, or they do not divide ``k``."""
+    if not has_tiles(target) or not k or k % 2:
         return 0
     return next((pairs for pairs in range(STRIP, STRIP // 2, -1) if k // 2 % pairs == 0), 0)
 
@@ -51,7 +51,7 @@ def least_rows(n: int, k: int) -> int:
     Measured on one core: tiles take 0.28 us, 5 ns for a column and 16 ps for a column and k, whatever the rows are up to 16; vectors, which
     widen what they read, 16 ps for a row, column and k. With one row both take the time of reading the weights.
     """
-    return max(2, math.ceil(1 + (18000 / n + 320) / k))
+    return max(2, math.ceil(1 + (18000 / max(n, 1) + 320) / k))
 
 
 @dataclass(frozen=True)

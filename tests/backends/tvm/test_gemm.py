@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from mlec.backends.tvm.backend import TVMBackend
 from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
 from mlec.backends.tvm.kernels.gemm import GemmSchedule, column_block, gemm, pack_gemm
@@ -13,7 +14,10 @@ from mlec.backends.tvm.kernels.gemm_bf16 import least_rows, pairs_of_step
 from mlec.backends.tvm.kernels.matmul import matmul
 from mlec.backends.tvm.kernels.vector import select
 from mlec.backends.tvm.target import TargetInfo
+from mlec.ir import DType, GraphBuilder, tensor
 from mlec.ops.linalg import pack_narrow
+from mlec.runtime.executable import Executable
+from mlec.target import Target
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel
 
 ROWS = (0, 1, 2, 5, 7, 8, 11, 33, 1000)
@@ -101,6 +105,21 @@ def test_bfloat16_rows_times_bfloat16_weights_by_the_matrix_unit_where_there_is_
         assert_close(run(a[:m], packed, out=(m, n)), want[:m], terms=400 * k)
     alone = compile_kernel(gemm((7,), n, k, "bfloat16", block, HOST, narrow="bfloat16"))
     assert_close(alone(a[:7], packed, out=(7, n)), want[:7], terms=400 * k)
+
+
+@pytest.mark.parametrize(("n", "k"), [(0, 32), (5, 0), (0, 0)])
+def test_bfloat16_products_of_nothing(n, k):
+    for target in ("cpu", "cpu:sapphirerapids"):
+        b = GraphBuilder()
+        x = b.input("x", tensor("bf16", ("n", k)))
+        graph = b.finish([b("matmul_narrow", x, b.constant(np.zeros((k, n), DType.BF16.numpy)))])
+        module = TVMBackend().compile(graph, Target.parse(target))
+        if target == "cpu":
+            (found,) = Executable(module.program, module.objects, module.constants).run(
+                [np.ones((3, k), DType.BF16.numpy)]
+            )
+            assert found.shape == (3, n)
+            assert not found.any()
 
 
 def test_steps_of_the_matrix_unit():
