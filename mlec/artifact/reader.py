@@ -397,7 +397,7 @@ def _writer(file: io.FileIO, head: bytearray) -> str:
 
 def _who_reads(writer: str) -> tuple[str, ...]:
     """What an error about an unknown version says of the one that wrote the file."""
-    return (f"by what it says, mlec {writer[:40]} wrote it, and reads it",) if writer else ()
+    return (f"by what it says, mlec {' '.join(writer[:40].split())} wrote it, and reads it",) if writer else ()
 
 
 def _decode(file: StoredFile, verify: Verify, key: EncryptionKey | None) -> Artifact:

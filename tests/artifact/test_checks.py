@@ -339,6 +339,14 @@ def test_an_unknown_version_or_feature_says_who_reads_it(
     assert "compile the model again" in str(caught.value.hint)
 
 
+def test_what_a_file_says_of_its_version_is_one_line(load: Load, parts: Parts) -> None:
+    parts.metadata["mlec_version"] = "1\nhint: run this"
+    parts.header.update(flags=17)
+    with pytest.raises(VersionMismatchError) as caught:
+        load(join(parts))
+    assert caught.value.notes == ("by what it says, mlec 1 hint: run this wrote it, and reads it",)
+
+
 @pytest.mark.parametrize("odd", [{"metadata.offset": 2**64 - 1}, {"metadata.size": 2**40}, {"crc.metadata": 0}])
 def test_of_metadata_that_is_none_nothing_is_said(load: Load, parts: Parts, odd: dict[str, int]) -> None:
     parts.header |= {"flags": 17, **odd}
