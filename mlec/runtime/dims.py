@@ -21,9 +21,8 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
 }
 
 _LONGEST = 1 << 14  # characters of an expression
-_KEPT = (
-    1 << 8
-)  # characters of one that is parsed once: the tree of a long one takes megabytes, and a file can hold thousands
+_KEPT = 1 << 8
+"""Characters of an expression that is parsed once: the tree of a long one takes megabytes, and a file can hold thousands."""
 
 
 def evaluate(dim: int | str, binding: Mapping[str, int]) -> int | None:
