@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,13 +43,14 @@ def _reference(*arrays: Array, body: Graph) -> tuple[Array, ...]:
 
 
 def _free(types: Sequence[TensorType]) -> set[str]:
-    """Symbols that may have any value, as only their sum with others is an extent of operands: m + n of what was joined before."""
-    told: set[str] = set()
-    sums: list[list[str]] = []
-    for names in (sorted(symbols_of(extent)) for kind in types for extent in kind.shape):
-        told |= set(names) if len(names) == 1 else set()
-        sums.append(names)
-    return {name for names in sums for name in [name for name in names if name not in told][1:]}
+    """Symbols that may have any value, as only their sum with others is an extent of operands: m + n of what was joined before.
+
+    Of each sum another symbol has what is left: one that is in as few of them as can be.
+    """
+    sums = [symbols_of(extent) for extent in {extent for kind in types for extent in kind.shape}]
+    told = {name for names in sums if len(names) == 1 for name in names}
+    uses = Counter(name for names in sums for name in names)
+    return {name for names in sums for name in sorted(names - told, key=lambda name: (uses[name], name))[1:]}
 
 
 def _cost(inputs: Sequence[TensorType], results: Sequence[TensorType], attrs: Attrs) -> Cost:
