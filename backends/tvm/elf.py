@@ -16,11 +16,8 @@ import numpy.typing as npt
 Array: TypeAlias = npt.NDArray[Any]
 
 _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
-_TABLE, _COUNT, _NAMES = (
-    6,
-    12,
-    13,
-)  # in the header: where the table of sections begins, their number, the section with their names
+_TABLE, _COUNT, _NAMES = 6, 12, 13
+"""In the header: where the table of sections begins, their number, the section with their names."""
 _SECTION: Final = np.dtype([
     ("name", "<u4"), ("kind", "<u4"), ("flags", "<u8"), ("address", "<u8"), ("offset", "<u8"), ("size", "<u8"),
     ("link", "<u4"), ("info", "<u4"), ("alignment", "<u8"), ("entry", "<u8"),
@@ -30,6 +27,9 @@ _SYMBOL: Final = np.dtype([
 ])  # fmt: skip
 _RELOCATION: Final = np.dtype([("offset", "<u8"), ("kind", "<u4"), ("symbol", "<u4"), ("addend", "<i8")])
 _SYMBOLS, _RELOCATIONS, _NO_BITS = 2, 4, 8  # kinds of sections
+_OTHER_NUMBERS: Final = (9, 17, 18)
+"""Kinds that tell sections or symbols by numbers, too, and that LLVM makes none of for us: relocations without addends, groups, and the
+numbers of sections from `_MARKS` on."""
 _MARKS: Final = 0xFF00  # what a symbol has for a section from here on is none
 _DROPPED: Final = (b".debug_", b".rela.debug_", b".eh_frame", b".rela.eh_frame")
 
@@ -37,10 +37,12 @@ _DROPPED: Final = (b".debug_", b".rela.debug_", b".eh_frame", b".rela.eh_frame")
 def without_debug_sections(data: bytes) -> bytes:
     """An object file (ELF, 64 bits, little endian, relocatable) without its sections for debuggers and exceptions.
 
-    What is left has new numbers: sections and symbols are told by their place in tables.
+    What is left has new numbers: sections and symbols are told by their place in tables. One with numbers elsewhere stays as it is.
     """
     header = list(_HEADER.unpack_from(data))
     table = np.frombuffer(data, _SECTION, header[_COUNT], header[_TABLE]).copy()
+    if np.isin(table["kind"], _OTHER_NUMBERS).any() or not len(table):
+        return data
     content = [data[s["offset"] : s["offset"] + s["size"]] if s["kind"] != _NO_BITS else b"" for s in table]
     names = content[header[_NAMES]]
     kept = np.array([not names.startswith(_DROPPED, s["name"]) for s in table])

@@ -10,7 +10,8 @@ import pytest
 
 from mlec.backends.tvm.assembly import ENTRY
 from mlec.backends.tvm.backend import cpu_info
-from mlec.backends.tvm.compat import IRModule, tirx
+from mlec.backends.tvm.compat import IRModule, tirx, tvm
+from mlec.backends.tvm.elf import without_debug_sections
 from mlec.backends.tvm.kernels.gemm import gemm
 from mlec.backends.tvm.objects import to_object
 from mlec.backends.tvm.pipeline import ObjectsForCPU, compile_for_cpu
@@ -57,6 +58,16 @@ def test_objects_hold_nothing_for_debuggers_or_exceptions_and_all_else(target: s
     assert ours.first_global == sum(not s.is_global for s in ours.symbols)
     assert ours.relocations
     assert ours.relocations == {k: v for k, v in whole.relocations.items() if k not in dropped}
+
+
+def test_objects_with_groups_stay_as_they_are(tmp_path: Path) -> None:
+    """These tell sections and symbols by numbers of their own."""
+    code = "$f = comdat any\ndefine linkonce_odr void @f() comdat {\nret void\n}\n"
+    source, whole = tmp_path / "group.ll", tmp_path / "group.o"
+    source.write_text(f'target triple = "x86_64-unknown-linux-gnu"\n{code}')
+    tvm.runtime.load_module(str(source)).write_to_file(str(whole))
+    assert ".group" in ElfFile(whole.read_bytes()).sections
+    assert without_debug_sections(whole.read_bytes()) == whole.read_bytes()
 
 
 class Symbol(NamedTuple):
