@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from mlec.artifact.small_files import read_small
+from mlec.artifact.user_folders import user_folder
 from mlec.errors import SecurityError
 
 SYSTEM: Final = "/etc/mlec"
@@ -143,9 +144,7 @@ class Keyring:
 
 def user_directory() -> str | None:
     """Where this user's settings lie: ``$XDG_CONFIG_HOME/mlec``; None where there is no home."""
-    configured = os.environ.get("XDG_CONFIG_HOME", "")
-    base = configured if os.path.isabs(configured) else os.path.expanduser("~/.config")
-    return f"{base}/mlec" if os.path.isabs(base) else None
+    return user_folder("XDG_CONFIG_HOME", ".config")
 
 
 def keys_in(home: str) -> Iterator[TrustedKey]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from mlec.artifact.user_folders import user_folder
 from mlec.errors import SecurityError, UsageError
 from mlec.runtime import logs
 
@@ -175,7 +176,7 @@ def is_built_here(code_id: str) -> bool:
     """Whether the ledger proves that this user built the code with this identity."""
     _check_code_id(code_id)
     state = _state()
-    if not os.path.isabs(state):
+    if state is None:
         return False
     key = _read_private(f"{state}/key")
     proof = _read_private(f"{state}/built/{code_id}")
@@ -199,14 +200,11 @@ def state_directory() -> Path | None:
     from pathlib import Path  # loading a model makes none: it takes longer than all the rest here
 
     state = _state()
-    return Path(state) if os.path.isabs(state) else None
+    return None if state is None else Path(state)
 
 
-def _state() -> str:
-    """`state_directory`, which is no absolute path where there is none."""
-    configured = os.environ.get("XDG_STATE_HOME", "")
-    base = configured if os.path.isabs(configured) else f"{os.path.expanduser('~')}/.local/state"
-    return f"{base}/mlec"
+def _state() -> str | None:
+    return user_folder("XDG_STATE_HOME", ".local/state")
 
 
 def _proof(key: bytes, code_id: str) -> bytes:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from mlec.artifact import RELOCATABLE, Artifact, KernelBlob, decide, record_built
+from mlec.artifact.user_folders import user_folder
 from mlec.errors import MlecError
 from mlec.ir.op import Array
 from mlec.measuring.tuning import this_installation
@@ -89,9 +90,8 @@ def keep(entry: Path, artifact: Artifact, graph: Graph, module: CompiledModule) 
 
 def directory() -> Path | None:
     """Where this user's entries lie; None where there is no home."""
-    configured = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(configured) if os.path.isabs(configured) else Path(os.path.expanduser("~")) / ".cache"
-    return base / "mlec" / "compiled" if base.is_absolute() else None
+    folder = user_folder("XDG_CACHE_HOME", ".cache")
+    return None if folder is None else Path(folder) / "compiled"
 
 
 def _make_room(folder: Path) -> None:
