@@ -97,15 +97,19 @@ class RecogniseSilu(Rule):
         return b("silu", m["x"])
 
 
+def _is_twice(m: Match) -> bool:
+    """The inner op is the same one, with the same attributes."""
+    inner = m.nodes["inner"]
+    return inner.name == m.node.name and dict(inner.attrs) == dict(m.node.attrs)
+
+
 class CancelInvolution(Rule):
     """f(f(x)) -> x, for every op that is its own inverse"""
 
     pattern = P(Trait.INVOLUTION, P(Trait.INVOLUTION, "x", bind="inner"))
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
-        inner = m.nodes["inner"]
-        same = inner.name == m.node.name and dict(inner.attrs) == dict(m.node.attrs)
-        return None if same else Miss()
+        return None if _is_twice(m) else Miss()
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         return m["x"]
@@ -117,9 +121,7 @@ class MergeIdempotent(Rule):
     pattern = P(Trait.IDEMPOTENT, P(Trait.IDEMPOTENT, "x", bind="inner"))
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
-        inner = m.nodes["inner"]
-        same = inner.name == m.node.name and dict(inner.attrs) == dict(m.node.attrs)
-        return None if same else Miss()
+        return None if _is_twice(m) else Miss()
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         return m.nodes["inner"].output

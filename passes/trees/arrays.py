@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mlec.ir import Graph, GraphBuilder, Location, Node, Value
 from mlec.ir.op import Array
-from mlec.ops.tree import OPERANDS
+from mlec.ops.tree import OPERANDS, POSITIONS
 from mlec.pipeline import PassResult, Remark
 
 Ints = npt.NDArray[np.int64]
@@ -62,8 +62,7 @@ class Trees:
             array = graph.constant_value(value)
             if array is None:
                 return None
-            wide = name in ("feature", "left", "right", "category", "roots", "output")
-            arrays[name] = array.astype(np.int64) if wide else array
+            arrays[name] = array.astype(np.int64) if name in POSITIONS else array
         count, leaves, features = len(arrays["feature"]), len(arrays["values"]), node.inputs[0].type.shape[1]
         if not arrays["category"].size:
             arrays["category"] = np.full(count, -1, np.int64)
