@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlec.artifact import SaveResult
 
 _HEAD: Final = 256
-"""Bytes of a tensor that are looked at first."""
+"""Elements of a tensor that are looked at first."""
 _PIECE: Final = 1 << 20
 """Bytes that are compared at a time."""
 
@@ -107,7 +107,7 @@ def stored(graph: Graph, modules: Sequence[CompiledModule]) -> tuple[dict[str, A
 
 def _first_look(array: Array) -> Hashable:
     """Equal for equal tensors, and seldom for others. Little of them is read: there can be gigabytes of weights."""
-    return array.dtype.name, array.shape, _bytes_of(array)[:_HEAD].tobytes()
+    return array.dtype.name, array.shape, array.flat[:_HEAD].tobytes()
 
 
 def _are_equal(a: Array, b: Array) -> bool:
