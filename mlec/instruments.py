@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,15 +54,16 @@ class TimePasses(Instrument):
     """
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.runs: Counter[str] = Counter()
 
     def after(self, step: Pass, record: PassRecord, context: PassContext) -> None:
-        self.seconds[step.name] += record.seconds  # type: ignore[assignment]  # a Counter counts any numbers
+        self.seconds[step.name] += record.seconds
         self.runs[step.name] += 1
 
     def __str__(self) -> str:
-        rows = [(f"{1e3 * taken:.2f} ms", f"{self.runs[name]}x", name) for name, taken in self.seconds.most_common()]
+        longest = sorted(self.seconds.items(), key=lambda item: -item[1])
+        rows = [(f"{1e3 * taken:.2f} ms", f"{self.runs[name]}x", name) for name, taken in longest]
         return "\n".join(f"{taken:>12} {runs:>4} {name}" for taken, runs, name in rows)
 
 
