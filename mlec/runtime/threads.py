@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import functools
 import operator
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from mlec.errors import UsageError
 from mlec.runtime import logs
@@ -63,19 +63,23 @@ def checked_num_threads(num_threads: object) -> int:
 
 
 class SideBySide:
-    """Tasks that other CPUs begin with at once; of use where they let go of Python's lock while they work."""
+    """Tasks that other CPUs begin with at once; of use where they let go of Python's lock while they work.
+
+    The threads are the bare ones of the interpreter: starting a `threading.Thread` waits until it runs, for ever where that one finds no
+    memory to begin with.
+    """
 
     def __init__(self, tasks: Sequence[Callable[[], Any]]) -> None:
         self._tasks = tasks
-        self._done: dict[int, Any] = {}
-        self._failed: dict[int, Exception] = {}
+        self._done: list[Any] = [_UNDONE] * len(tasks)
         self._left = iter(range(len(tasks)))  # shared: whoever is free takes the next one
-        count = min(effective_cpu_count(), len(tasks)) - 1
-        self._helpers = [threading.Thread(target=self._work) for _ in range(count)]
-        # There may be threads enough in this process: the others do without those that do not start.
-        with contextlib.suppress(RuntimeError):
-            for helper in self._helpers:
-                helper.start()
+        self._at_work: list[_thread.LockType] = []  # of each helper; held while it may take a task
+        for _ in range(min(effective_cpu_count(), len(tasks)) - 1):
+            at_work = _thread.allocate_lock()
+            # There may be threads enough in this process, or no memory for one more: the others do without.
+            with contextlib.suppress(RuntimeError, MemoryError):
+                _thread.start_new_thread(self._help, (at_work,))
+                self._at_work.append(at_work)
 
     def results(self) -> list[Any]:
         """What the tasks return, in their order; this thread takes part.
@@ -88,19 +92,35 @@ class SideBySide:
         finally:
             for _ in self._left:  # there are none, unless this was interrupted
                 pass
-            for helper in self._helpers:
-                if helper.ident is not None:
-                    helper.join()
-        if self._failed:
-            raise self._failed[min(self._failed)]
-        return [self._done[number] for number in range(len(self._tasks))]
+            for at_work in self._at_work:  # one that comes to work only now finds nothing left
+                with at_work:
+                    pass
+        for number, done in enumerate(self._done):
+            if done is _UNDONE:  # a helper took it and found no memory for it
+                self._done[number] = self._tasks[number]()
+            elif isinstance(done, _Failure):
+                raise done.error
+        return self._done
+
+    def _help(self, at_work: _thread.LockType) -> None:
+        with contextlib.suppress(MemoryError), at_work:
+            self._work()
 
     def _work(self) -> None:
         for number in self._left:
             try:
                 self._done[number] = self._tasks[number]()
             except Exception as error:
-                self._failed[number] = error
+                self._done[number] = _Failure(error)
+
+
+_UNDONE: Final = object()
+
+
+class _Failure(NamedTuple):
+    """What a task has instead of a result."""
+
+    error: Exception
 
 
 def side_by_side(tasks: Sequence[Callable[[], Any]]) -> list[Any]:

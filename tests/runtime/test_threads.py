@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -99,27 +101,54 @@ def test_side_by_side_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
 
     def task() -> None:
-        if threading.current_thread() is threading.main_thread():
+        if threading.get_ident() == threading.main_thread().ident:
             raise KeyboardInterrupt
         time.sleep(0.01)
         done.append(1)
 
     monkeypatch.setattr(threads, "effective_cpu_count", lambda: 2)
-    before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
         threads.side_by_side([task] * 200)
-    assert threading.active_count() == before, "no thread goes on"
-    assert len(done) < 100, "what was not begun is left"
+    at_once = len(done)
+    assert at_once < 100, "what was not begun is left"
+    time.sleep(0.1)
+    assert len(done) == at_once, "no thread goes on"
 
 
 def fail(why: str) -> None:
     raise ValueError(why)
 
 
-def test_side_by_side_does_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+def _refused(*_: object) -> int:
+    raise RuntimeError("can't start new thread")
 
+
+def _without_memory(*_: object) -> int:
+    raise MemoryError
+
+
+def _never_begun(*_: object) -> int:
+    return 1
+
+
+@pytest.mark.parametrize("start", [_refused, _without_memory, _never_begun])
+def test_side_by_side_does_without_threads(monkeypatch: pytest.MonkeyPatch, start: Callable[..., int]) -> None:
     monkeypatch.setattr(threads, "effective_cpu_count", lambda: 4)
-    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(_thread, "start_new_thread", start)
     assert threads.side_by_side([partial(pow, 2, n) for n in range(9)]) == [2**n for n in range(9)]
+
+
+def test_what_a_helper_finds_no_memory_for_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def work(self: threads.SideBySide) -> None:
+        taken.extend(self._left)
+        raise MemoryError
+
+    monkeypatch.setattr(threads, "effective_cpu_count", lambda: 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(threads.SideBySide, "_work", work)
+        begun = threads.SideBySide([partial(pow, 2, n) for n in range(9)])
+        while len(taken) < 9:
+            time.sleep(0.001)
+    assert begun.results() == [2**n for n in range(9)]
