@@ -84,10 +84,14 @@ class DumpGraphs(Instrument):
     def failed(self, step: Pass, graph: Graph, error: MlecError) -> None:
         if isinstance(error, WriteError):
             return
-        written = [self.write("failed.mlet", graph)]
+        graphs = {"failed.mlet": graph}
         if isinstance(error, ToleranceError) and error.reduced is not None:
-            written.append(self.write("reduced.mlet", error.reduced))
-        error.notes = (*error.notes, f"in {' and '.join(map(str, written))}")
+            graphs["reduced.mlet"] = error.reduced
+        try:
+            note = f"in {' and '.join(str(self.write(name, dumped)) for name, dumped in graphs.items())}"
+        except WriteError as unwritten:  # what the pass did wrong is what its user is to see
+            note = f"there is no dump of it: {unwritten.message}"
+        error.notes = (*error.notes, note)
 
     def write(self, name: str, graph: Graph) -> Path:
         """Write one graph to a file of this name in the folder.

@@ -159,6 +159,15 @@ def test_a_failing_pass_leaves_what_it_was_given(tmp_path: Path) -> None:
     assert caught.value.notes[-1] == f"in {tmp_path / 'failed.mlet'} and {tmp_path / 'reduced.mlet'}"
 
 
+@pytest.mark.parametrize("taken", ["failed.mlet", "reduced.mlet"])
+def test_a_failing_pass_is_told_of_even_where_no_dump_can_be_written(tmp_path: Path, taken: str) -> None:
+    (tmp_path / taken).mkdir()
+    pipeline = PassPipeline([EliminateDeadCode(), WrongTanhs()], verify="numeric", instruments=[DumpGraphs(tmp_path)])
+    with pytest.raises(ToleranceError) as caught:
+        pipeline.run(long_graph())
+    assert caught.value.notes[-1] == f"there is no dump of it: cannot write {tmp_path / taken}: Is a directory"
+
+
 def test_times() -> None:
     times = TimePasses()
     _, records = PassPipeline.parse("canonicalize,dce,canonicalize").watched(times).run(long_graph())
