@@ -24,9 +24,10 @@ from mlec.frontends.source_process import SourceProcess
 from mlec.ir import Graph
 from mlec.ir.dtype import DType
 from mlec.ir.extents import with_extents
+from mlec.measuring.ablation import Bench, measure_rewrites, measure_whole
 from mlec.measuring.cost_model import CostModel
 from mlec.measuring.machine import this_machine
-from mlec.measuring.observation import measure_graphs, observe
+from mlec.measuring.observation import observe
 from mlec.measuring.race import race
 from mlec.measuring.trials import HostTrials
 from mlec.measuring.tuning import Tuning
@@ -145,8 +146,9 @@ def compile(
         trust_pickle: allow executing a pickle-based file; ``"sha256:..."`` allows that one file.
         model_class: ``"package.module:Class"`` of a state dict.
         num_threads: threads of one call; all usable CPUs by default.
-        measure_passes: also measure what each pass is worth, by compiling the graph before and after it (slow); ``"total"``: what all of
-            them are worth together, by compiling the graph as it came, unless generating code takes long.
+        measure_passes: also measure what each pass is worth, by compiling the graph before and after it, and each rule of a pass, by
+            running the pass without it (slow); ``"total"``: what all of them are worth together, by compiling the graph as it came, unless
+            generating code takes long.
         stabilize: put stable spellings in the place of formulas that lose the result, such as a softmax that overflows. Results may then be
             numbers where the source has none.
         input_ranges: smallest and largest number that inputs can hold, by name, for the findings on numerical stability: what cannot
@@ -220,8 +222,11 @@ def compile(
             affordable = measure_passes is True or first.module.seconds < AFFORDABLE_SECONDS
             if measure_passes and affordable and (shown := inputs or source.given):
                 advance("measure", 3, 4)
-                graphs = [*(record.before for record in first.records), first.graph]
-                measure_graphs(report, graphs, shown, first.target, model, each=measure_passes is True)
+                bench = Bench(shown, first.target, model)
+                if measure_passes is True:
+                    measure_rewrites(report, first.records, context_for(first.target), bench)
+                else:
+                    measure_whole(report, source.graph, first.graph, bench)
         advance("done", 4, 4)
         report.timing["stages"] = advance.seconds
     return compiled

@@ -11,7 +11,7 @@ import json
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
@@ -92,6 +92,7 @@ class PassContext:
         given_ranges: smallest and largest number that an input can hold, by its name, as the user says.
         seen_ranges: the same of the examples.
         trials: runs graphs on the side; None leaves the reference interpreter.
+        left_out: names of rules that passes do without, to see what they are worth.
     """
 
     target: TargetFacts = TargetFacts()
@@ -99,6 +100,15 @@ class PassContext:
     given_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     seen_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     trials: Trials | None = None
+    left_out: frozenset[str] = frozenset()
+
+    def takes(self, rule: str) -> bool:
+        """Whether passes apply the rule of this name."""
+        return rule not in self.left_out
+
+    def taken(self, rules: Iterable[Rule]) -> list[Rule]:
+        """Those of the rules that passes apply."""
+        return [rule for rule in rules if self.takes(rule.name)]
 
 
 @dataclass(frozen=True)
@@ -160,7 +170,7 @@ class PassRecord:
         place: the same with the pass and how many there are, for messages.
     """
 
-    name: str
+    step: Pass
     before: Graph
     after: Graph
     remarks: tuple[Remark, ...]
@@ -169,6 +179,10 @@ class PassRecord:
     position: int = 1
     place: str = ""
     summary: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.step.name
 
     @property
     def changed(self) -> bool:
@@ -323,7 +337,7 @@ class PassPipeline:
                 result = step.run(graph, context)
                 seconds = time.perf_counter() - start
                 record = PassRecord(
-                    step.name,
+                    step,
                     graph,
                     result.graph,
                     result.remarks,
@@ -376,7 +390,7 @@ class _RulePass(Pass):
     rule: ClassVar[type[Rule]]
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        return PassResult.of_edits(*apply_rules(graph, [self.rule()]))
+        return PassResult.of_edits(*apply_rules(graph, context.taken([self.rule()])))
 
 
 Kind = TypeVar("Kind", bound=type[Pass] | type[Rule])

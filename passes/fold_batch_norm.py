@@ -102,6 +102,6 @@ class FoldBatchNorm(Pass):
     preserves: ClassVar[Tolerance] = approx(2e-5)
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        folded, edits = apply_rules(graph, (FoldIntoWeights(),))
-        rest, more = apply_rules(folded, (BatchNormAsAffine(),))
+        folded, edits = apply_rules(graph, context.taken((FoldIntoWeights(),)))
+        rest, more = apply_rules(folded, context.taken((BatchNormAsAffine(),)))
         return PassResult.of_edits(rest, [*edits, *more])

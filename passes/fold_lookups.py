@@ -85,4 +85,4 @@ class FoldLookups(Pass):
     preserves: ClassVar[Tolerance] = ulp(4)  # a library may round otherwise at the end of a vector than in its middle
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        return PassResult.of_edits(*apply_rules(graph, (NormOfRows(),)))
+        return PassResult.of_edits(*apply_rules(graph, context.taken((NormOfRows(),))))

@@ -56,4 +56,4 @@ class FoldProducts(Pass):
     preserves: ClassVar[Tolerance] = Tolerance(rtol=2e-5, specials=False)
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        return PassResult.of_edits(*apply_rules(graph, (FoldedPair(),)))
+        return PassResult.of_edits(*apply_rules(graph, context.taken((FoldedPair(),))))

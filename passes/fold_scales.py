@@ -205,4 +205,6 @@ class FoldScales(Pass):
     preserves: ClassVar[Tolerance] = approx(2e-5)
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        return PassResult.of_edits(*apply_rules(graph, (Divided(), Multiplied(), ScaledResult(), MergedOffsets())))
+        return PassResult.of_edits(
+            *apply_rules(graph, context.taken((Divided(), Multiplied(), ScaledResult(), MergedOffsets())))
+        )

@@ -25,7 +25,7 @@ class SplitProducts(Pass):
     preserves: ClassVar[Tolerance] = ulp(16)  # a library may sum in another order for another number of columns
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        return PassResult.of_edits(*apply_rules(graph, (PickColumns(),)))
+        return PassResult.of_edits(*apply_rules(graph, context.taken((PickColumns(),))))
 
 
 class PickColumns(Rule):

@@ -16,7 +16,18 @@ from mlec.reporting.graph_svg import DRAWN_NODES, draw
 from mlec.reporting.markup import Child, Html, element, join
 from mlec.reporting.roofline_svg import limit_of, roofline
 from mlec.reporting.runs import Layer, Run, layers, runs
-from mlec.reporting.schema import Comparison, PassEntry, Picture, Remark, ReportData, Roofline, Stats, Unstable, typed
+from mlec.reporting.schema import (
+    Comparison,
+    PassEntry,
+    Picture,
+    Remark,
+    ReportData,
+    Rewrite,
+    Roofline,
+    Stats,
+    Unstable,
+    typed,
+)
 from mlec.reporting.summary import (
     facts,
     grouped,
@@ -165,7 +176,8 @@ def _passes(data: ReportData) -> Html | None:
         note="What each pass saves of the time of a call, what it rewrote, what it left alone and why. "
         + (
             f"Predicted by the cost model and measured, on the same {plural(data.profile.rows, 'row')}: the graphs before and after "
-            "each pass, compiled and timed in turn."
+            "each pass, compiled and timed in turn. Of a pass with several rules, each rule: the graph that the pass leaves without it, "
+            "and with it."
             if data.is_measured and data.profile.rows
             else f"Predicted by the cost model for {data.nominal}; --measure-passes measures it as well."
         ),
@@ -177,17 +189,14 @@ def _worth(data: ReportData) -> Html | None:
     rewrites = [entry for entry in data.passes if entry.is_rewrite and entry.predicted_gain is not None]
     if not rewrites:
         return None
-    titles = ["pass", "rewrites", "predicted saving", "measured saving", "cost model's error"]
-    rows: list[list[Child]] = [
-        [
-            element("b", entry.name),
-            f"{len(entry.applied):,}",
-            saving(entry.before.predicted_seconds, entry.after.predicted_seconds),
-            saving(entry.before.measured_seconds, entry.after.measured_seconds),
-            model_error(entry.after),
-        ]
-        for entry in rewrites
-    ]
+    titles = ["pass, rule", "rewrites", "predicted saving", "measured saving", "cost model's error"]
+    rows: list[list[Child]] = []
+    for entry in rewrites:
+        rows.append([element("b", entry.name), f"{len(entry.applied):,}", *_savings(entry)])
+        if len(entry.rewrites) > 1:
+            rows += [
+                [element("span", one.rule, class_="rule"), f"{one.applied:,}", *_savings(one)] for one in entry.rewrites
+            ]
     baseline = data.timing.baseline
     if baseline is not None:
         after = baseline.unoptimised_ms / 1e3 / baseline.speedup if baseline.speedup else None
@@ -197,6 +206,16 @@ def _worth(data: ReportData) -> Html | None:
         )
     known = [i for i in range(len(titles)) if any(row[i] for row in rows)]
     return _rows([titles[i] for i in known], [[row[i] for i in known] for row in rows], "worth")
+
+
+def _savings(worth: PassEntry | Rewrite) -> list[Child]:
+    """Predicted, measured, and how far the two are apart."""
+    before, after = worth.before, worth.after
+    return [
+        saving(before.predicted_seconds, after.predicted_seconds),
+        saving(before.measured_seconds, after.measured_seconds),
+        model_error(after),
+    ]
 
 
 def _pass(entry: PassEntry) -> Html:

@@ -51,6 +51,17 @@ class Stats(msgspec.Struct, frozen=True):
         return self.nodes, self.flops, self.bytes
 
 
+class Rewrite(msgspec.Struct, frozen=True):
+    """What one rule of a pass is worth: the graph as the pass leaves it without the rule, and with it."""
+
+    rule: str
+    applied: Count = 0
+    before: Stats = Stats()
+    after: Stats = Stats()
+    predicted_gain: Measure | None = None
+    measured_gain: Measure | None = None
+
+
 class PassEntry(msgspec.Struct, frozen=True):
     """What one pass did; gains are old time / new time."""
 
@@ -62,6 +73,7 @@ class PassEntry(msgspec.Struct, frozen=True):
     seconds: Measure = 0.0
     predicted_gain: Measure | None = None
     measured_gain: Measure | None = None
+    rewrites: tuple[Rewrite, ...] = ()
 
     @property
     def is_idle(self) -> bool:

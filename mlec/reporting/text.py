@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from mlec.report import OptimizationReport
 from mlec.reporting import units
 from mlec.reporting.runs import layers, runs, short_place
-from mlec.reporting.schema import PassEntry, Remark, ReportData, typed
+from mlec.reporting.schema import PassEntry, Remark, ReportData, Rewrite, typed
 from mlec.reporting.summary import (
     facts,
     grouped,
@@ -108,12 +108,22 @@ def _pass(entry: PassEntry) -> list[str]:
             if measured
             else []
         )
+        for one in entry.rewrites if len(entry.rewrites) > 1 else ():
+            lines += _rewrite(one)
     lines += [
         f"  {title}: {before} -> {after}"
         for title, before, after in stats_lines(entry.before, entry.after)
         if before != after
     ]
     return [*lines, *_remarks("+", entry.applied), *_remarks("-", entry.missed)]
+
+
+def _rewrite(one: Rewrite) -> list[str]:
+    predicted = saving(one.before.predicted_seconds, one.after.predicted_seconds)
+    measured = saving(one.before.measured_seconds, one.after.measured_seconds)
+    if not measured:
+        return []
+    return _wrapped(f"= {one.rule} ({plural(one.applied, 'time')}): {predicted}, predicted; {measured}, measured", 2)
 
 
 def _remarks(mark: str, remarks: Sequence[Remark]) -> list[str]:

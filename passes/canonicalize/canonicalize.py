@@ -22,4 +22,4 @@ class Canonicalize(Pass):
     rules: ClassVar[Sequence[Rule]] = (*algebra.RULES, *views.RULES, *casts.RULES)
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        return PassResult.of_edits(*apply_rules(graph, self.rules))
+        return PassResult.of_edits(*apply_rules(graph, context.taken(self.rules)))

@@ -43,4 +43,4 @@ class Recognize(Pass):
         ]
         if not self.specials:
             rules += [*norms.LOOSE_RULES, *attention.LOOSE_RULES]
-        return PassResult.of_edits(*apply_rules(graph, rules))
+        return PassResult.of_edits(*apply_rules(graph, context.taken(rules)))

@@ -60,7 +60,7 @@ class CheckNumerics(Pass):
         result = graph
         remarks: tuple[Remark, ...] = ()
         if any(hazard.stable is not None for hazard in hazards):
-            result, edits = apply_rules(graph, RULES)
+            result, edits = apply_rules(graph, context.taken(RULES))
             named = {hazard.rule for hazard in hazards}  # parts of a larger formula are gone with it
             remarks = PassResult.of_edits(result, [edit for edit in edits if edit.rule in named]).remarks
         witnesses, unjudged = self._search(graph, result, hazards, ranges)

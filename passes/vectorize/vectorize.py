@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mlec.ir import Graph, apply_rules
-from mlec.passes.vectorize.moves import resolve_moves
+from mlec.passes.vectorize import emit, moves, recurrences
 from mlec.passes.vectorize.pairs import PAIRS
 from mlec.passes.vectorize.products import PRODUCTS
-from mlec.passes.vectorize.recurrences import resolve_recurrences
 from mlec.passes.vectorize.sliding import SLIDING
 from mlec.passes.vectorize.sweep import Sweep
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, approx
@@ -43,9 +42,11 @@ class Vectorize(Pass):
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         remarks: list[Remark] = []
         for _ in range(MAX_SWEEPS):
-            graph, done = self._resolved(graph)
+            graph, done = _resolved(graph, self.lanes, context)
             remarks += done
             sweep = Sweep(graph)
+            if not context.takes(emit.RULE):
+                break
             sweep.take_joined(self.lanes)
             if not sweep.trees:  # nothing comes together any more
                 sweep.take_equal(self.lanes)
@@ -54,15 +55,20 @@ class Vectorize(Pass):
             graph, done = sweep.rewritten()
             remarks += done
         changed = (*SLIDING, *PRODUCTS) if remarks else ()  # other graphs keep the products that later passes look for
-        edits = PassResult.of_edits(*apply_rules(graph, (*PAIRS, *changed)))
+        edits = PassResult.of_edits(*apply_rules(graph, context.taken((*PAIRS, *changed))))
         return PassResult(edits.graph, (*remarks, *sweep.missed, *edits.remarks))
 
-    def _resolved(self, graph: Graph) -> tuple[Graph, list[Remark]]:
-        """The graph without chains of moves and recurrent cells; a layer of these is seen once the one before is resolved."""
-        remarks: list[Remark] = []
-        while True:
-            graph, moved = resolve_moves(graph)
-            graph, done = resolve_recurrences(graph, self.lanes)
-            remarks += [*moved, *done]
-            if not done:
-                return graph, remarks
+
+def _resolved(graph: Graph, lanes: int, context: PassContext) -> tuple[Graph, list[Remark]]:
+    """The graph without chains of moves and recurrent cells; a layer of these is seen once the one before is resolved."""
+    remarks: list[Remark] = []
+    while True:
+        if context.takes(moves.RULE):
+            graph, moved = moves.resolve_moves(graph)
+            remarks += moved
+        if not context.takes(recurrences.RULE):
+            return graph, remarks
+        graph, done = recurrences.resolve_recurrences(graph, lanes)
+        remarks += done
+        if not done:
+            return graph, remarks

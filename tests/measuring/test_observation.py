@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import mlec
 from mlec.ir import Graph, GraphBuilder, tensor
 from mlec.measuring import machine
 from mlec.measuring.machine import Machine
+from mlec.pipeline import Pass, PassContext, PassResult, Remark
 
 
 def network(width: int = 64) -> Graph:
@@ -64,6 +67,67 @@ def test_what_passes_are_worth_is_measured(compiled: mlec.CompiledModel) -> None
     assert fuse["predicted_gain"] == fuse["before"]["predicted_seconds"] / fuse["after"]["predicted_seconds"] > 1
     assert "measured against the graph without passes (O0)" in " ".join(report.to_text().split())
     assert " measured" in report.to_html()
+
+
+def looped() -> Graph:
+    """Has work for several rules of one pass: a factor 1 twice, a sum with 0, and two reshapes in a row."""
+    b = GraphBuilder("g")
+    x = b.input("x", tensor("f32", ("n", 64)))
+    h = b("mul", b("mul", x, b.constant(np.float32(1))), b.constant(np.float32(1)))
+    h = b("exp", b("tanh", b("neg", b("neg", h))))
+    h = b("reshape", b("reshape", h, shape=("n", 8, 8)), shape=("n", 4, 16))
+    return b.finish([h])
+
+
+def test_each_rule_of_a_pass_is_measured_by_leaving_it_out() -> None:
+    x = np.ones((512, 64), np.float32)
+    passes = "canonicalize,layout,fuse"
+    report = mlec.compile(looped(), x, passes=passes, measure_passes=True, progress=False).report
+    canonicalize, layout, fuse = report.passes
+    rules = {one["rule"]: one for one in canonicalize["rewrites"]}
+    applied = [remark["rule"] for remark in canonicalize["applied"]]
+    assert {name: one["applied"] for name, one in rules.items()} == {name: applied.count(name) for name in applied}
+    assert len(rules) >= 3
+    nodes = canonicalize["after"]["nodes"]
+    assert rules["DropNeutral"]["before"]["nodes"] == nodes + 2
+    assert rules["MergeReshapes"]["before"]["nodes"] == nodes + 1
+    for one in rules.values():
+        assert one["after"]["nodes"] == nodes
+        for kind in ("predicted", "measured"):
+            seconds = [one[side][f"{kind}_seconds"] for side in ("before", "after")]
+            assert one[f"{kind}_gain"] == seconds[0] / seconds[1] > 0
+    assert rules["DropNeutral"]["predicted_gain"] > 1
+    (fusion,) = fuse["rewrites"]
+    assert fusion["measured_gain"] == fuse["measured_gain"]
+    assert layout["rewrites"] == []
+    assert "= DropNeutral (2 times): " in report.to_text()
+    assert ">MergeReshapes<" in report.to_html()
+
+
+def test_a_rule_that_another_one_stands_in_for_is_worth_nothing() -> None:
+    b = GraphBuilder("g")
+    x = b.input("x", tensor("f32", ("n", 64)))
+    graph = b.finish([b("exp", b("neg", x))])
+    report = mlec.compile(
+        graph, np.ones((8, 64), np.float32), passes=[_TwoNames()], measure_passes=True, progress=False
+    ).report
+    (entry,) = report.passes
+    assert [(one["rule"], one["predicted_gain"], one["measured_gain"]) for one in entry["rewrites"]] == [
+        ("b", 1.0, 1.0)
+    ]
+
+
+@dataclass(frozen=True)
+class _TwoNames(Pass):
+    """Says that it applied two rules, of which it does not leave out the first, and needs no second."""
+
+    name: ClassVar[str] = "two-names"
+
+    def run(self, graph: Graph, context: PassContext) -> PassResult:
+        applied = [Remark("applied", "a", rule="a")]
+        if context.takes("b"):
+            applied.append(Remark("applied", "b", rule="b"))
+        return PassResult(graph, tuple(applied))
 
 
 def test_only_the_whole_is_measured_where_that_is_asked_for() -> None:
