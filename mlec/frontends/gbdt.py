@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,14 +29,23 @@ MOST_THREADS = 8
 """That the library answers with where the environment names no number."""
 
 
-def damaged(message: str, where: object = None) -> FrontendError:
+def damaged(message: str) -> FrontendError:
     """The error for a model file that does not hold what its format says."""
     return FrontendError(
         message,
         code="E_MODEL_FILE",
-        loc=where,
         hint="the file is damaged; save the model again from the source library",
     )
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Puts the name of the file before what is said of its content."""
+    try:
+        yield
+    except FrontendError as error:
+        error.message = f"{place(path)}: {error.message}"
+        raise
 
 
 def read_file(path: Path) -> bytes:
@@ -88,7 +98,7 @@ class Tree:
     Attributes:
         left, right, feature, threshold, flags: (nodes,).
         values: (nodes,), or (nodes, outputs) where a leaf adds to all outputs.
-        categories: for each categorical split the codes that go left.
+        categories: for each categorical split the set of codes that go left, as `category_words` gives it.
     """
 
     left: Array

@@ -84,13 +84,9 @@ class LightGBMFrontend:
             UnsupportedModelError: an objective or setting that cannot be lowered exactly.
         """
         if isinstance(model, ModelFile):
-            return _lower(
-                _Model.read(model.text),
-                None,
-                "Booster",
-                options,
-                Location(file=gbdt.place(model.path), scope="Booster"),
-            )
+            with gbdt.reading(model.path):
+                place = Location(file=gbdt.place(model.path), scope="Booster")
+                return _lower(_Model.read(model.text), None, "Booster", options, place)
         name = type(model).__name__
         text = _booster(model).model_to_string()
         estimator = None if _role(model) is None else model
@@ -121,10 +117,12 @@ class LightGBMFrontend:
         Raises:
             FrontendError: the file cannot be read, or is not UTF-8.
         """
-        try:
-            return ModelFile(path, gbdt.read_file(path).decode())
-        except UnicodeDecodeError as error:
-            raise damaged(f"not valid UTF-8: {error}", path) from error
+        data = gbdt.read_file(path)
+        with gbdt.reading(path):
+            try:
+                return ModelFile(path, data.decode())
+            except UnicodeDecodeError as error:
+                raise damaged(f"not valid UTF-8: {error}") from error
 
     def open_file(self, file: IO[bytes], kind: str) -> Any:
         """The model in LightGBM itself; for the process of `SourceProcess` only.
@@ -242,9 +240,8 @@ def _category_sets(fields: Mapping[str, str], threshold: Array, nodes: Array) ->
     words = _array(fields, "cat_threshold", np.int64, int(bounds[-1]))
     if bounds[0] != 0 or (np.diff(bounds) < 0).any() or ((words < 0) | (words >> 32 != 0)).any():
         raise damaged("'cat_boundaries' and 'cat_threshold' are no sets of categories")
-    bits = words.astype("<u4")
-    sets = [bits[bounds[int(r)] : bounds[int(r) + 1]].view(np.uint8) for r in rows]
-    return {int(n): np.flatnonzero(np.unpackbits(s, bitorder="little")) for n, s in zip(nodes, sets, strict=True)}
+    bits = words.astype(np.uint32)
+    return {int(n): bits[bounds[int(r)] : bounds[int(r) + 1]] for n, r in zip(nodes, rows, strict=True)}
 
 
 @dataclass(frozen=True)

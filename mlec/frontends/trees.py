@@ -21,7 +21,10 @@ from mlec.errors import FrontendError
 from mlec.ir import DType, GraphBuilder, Location, Value
 from mlec.ops.tree import DEFAULT_LEFT, NAN_IS_ZERO, ZERO_IS_MISSING
 
-__all__ = ["DEFAULT_LEFT", "NAN_IS_ZERO", "ZERO_IS_MISSING", "Ensemble", "round_threshold_down", "round_threshold_up"]
+__all__ = [
+    "DEFAULT_LEFT", "NAN_IS_ZERO", "ZERO_IS_MISSING",
+    "Ensemble", "category_words", "check_category_words", "round_threshold_down", "round_threshold_up",
+]  # fmt: skip
 
 Array = NDArray[Any]
 
@@ -48,6 +51,33 @@ def round_threshold_up(threshold: ArrayLike) -> Array:
     return -round_threshold_down(-np.asarray(threshold, np.float64))
 
 
+def category_words(codes: ArrayLike) -> Array:
+    """A set of category codes as 32-bit words: bit ``c & 31`` of word ``c >> 5`` for each code c.
+
+    Raises:
+        FrontendError: a code is negative, or too large for a table.
+    """
+    members = np.asarray(codes, np.int64).reshape(-1)
+    _require(members.min(initial=0) >= 0, f"a set of categories holds the code {members.min(initial=0)}")
+    count = int(members.max(initial=-1)) // 32 + 1
+    check_category_words(1, count)
+    words = np.zeros(count, np.uint32)
+    np.bitwise_or.at(words, members >> 5, np.uint32(1) << (members & 31).astype(np.uint32))
+    return words
+
+
+def check_category_words(sets: int, words: int) -> None:
+    """Refuses more sets of categories than a table holds, before there is memory for them: a short file can name many, and large codes.
+
+    Raises:
+        FrontendError: so many sets of so many words are beyond `MAX_CATEGORY_WORDS`.
+    """
+    _require(
+        sets * words <= MAX_CATEGORY_WORDS,
+        f"the model's category sets, with codes up to {32 * words}, are too large for a table",
+    )
+
+
 class Ensemble:
     """Collects trees and emits them as one `tree_ensemble` node.
 
@@ -72,6 +102,7 @@ class Ensemble:
         self._roots: list[int] = []
         self._outputs: list[int] = []
         self._sets: list[Array] = []
+        self._words = 0
         self._n_nodes = 0
         self._n_leaves = 0
         self._width: int | None = None
@@ -100,12 +131,13 @@ class Ensemble:
             threshold: (nodes,) in the precision in which it is compared; ignored at leaves and categorical splits.
             values: (nodes,) or (nodes, width); the rows at the leaves are used. All trees have the same width.
             flags: (nodes,) or one for all: DEFAULT_LEFT, NAN_IS_ZERO, ZERO_IS_MISSING.
-            categories: for each categorical split the codes (integers >= 0) that go left.
+            categories: for each categorical split the set of codes that go left, as `category_words` gives it.
             output: the column of the result that the (first) value is added to.
 
         Raises:
             FrontendError: when the arrays do not describe one tree: a child or feature out of range, a node with two
-                parents or a cycle. Nodes that the root does not reach (pruned ones) are dropped.
+                parents or a cycle; or when the category sets are too large. Nodes that the root does not reach (pruned
+                ones) are dropped.
         """
         left_ids, right_ids = np.asarray(left, np.int64), np.asarray(right, np.int64)
         count = len(left_ids)
@@ -142,10 +174,12 @@ class Ensemble:
         new_ids[inner] = self._n_nodes + np.arange(len(inner))
         new_ids[leaves] = ~(self._n_leaves + np.arange(len(leaves)))
         category = np.full(count, -1, np.int64)
-        for node, codes in (categories or {}).items():
+        for node, words in (categories or {}).items():
             _require(0 <= node < count, f"{where} has a category set for node {node} of {count}")
             category[node] = len(self._sets)
-            self._sets.append(_as_bits(codes, where))
+            self._sets.append(_without_zeros_at_end(words))
+            self._words = max(self._words, len(self._sets[-1]))
+            check_category_words(len(self._sets), self._words)
         for name, column in (columns | {"category": category}).items():
             self._columns[name].append(column[inner])
         self._columns["left"].append(new_ids[left_ids[inner]])
@@ -165,12 +199,7 @@ class Ensemble:
             return np.concatenate(parts).astype(dtype) if parts else np.zeros(empty, dtype)
 
         columns = self._columns
-        words = max(map(len, self._sets), default=0)
-        _require(
-            words * len(self._sets) <= MAX_CATEGORY_WORDS,
-            f"the model's {len(self._sets)} category sets with codes up to {32 * words} are too large for a table",
-        )
-        categories = np.zeros((len(self._sets), words), np.uint32)
+        categories = np.zeros((len(self._sets), self._words), np.uint32)
         for row, bits in zip(categories, self._sets, strict=True):
             row[: len(bits)] = bits
         return {
@@ -241,13 +270,7 @@ def _reached(left: Array, right: Array, where: str) -> Array:
     return np.asarray(ancestor == 0)
 
 
-def _as_bits(codes: ArrayLike, where: str) -> Array:
-    """A set of codes as 32-bit words, bit ``c & 31`` of word ``c >> 5``."""
-    members = np.asarray(codes, np.int64).reshape(-1)
-    _require(
-        members.min(initial=0) >= 0 and members.max(initial=0) < 32 * MAX_CATEGORY_WORDS,
-        f"{where} has category codes out of range",
-    )
-    words = np.zeros(int(members.max(initial=-1)) // 32 + 1, np.uint32)
-    np.bitwise_or.at(words, members >> 5, np.uint32(1) << (members & 31).astype(np.uint32))
-    return words
+def _without_zeros_at_end(words: ArrayLike) -> Array:
+    words = np.asarray(words, np.uint32).reshape(-1)
+    (used,) = words.nonzero()
+    return words[: used[-1] + 1 if len(used) else 0]

@@ -26,7 +26,7 @@ from mlec.errors import FrontendError, NotFittedModelError, UnsupportedModelErro
 from mlec.frontends import gbdt, ubjson
 from mlec.frontends.base import LowerOptions, Oracle
 from mlec.frontends.gbdt import Tree, damaged
-from mlec.frontends.trees import DEFAULT_LEFT, Ensemble
+from mlec.frontends.trees import DEFAULT_LEFT, Ensemble, category_words, check_category_words
 from mlec.ir import DType, Graph, GraphBuilder, Location, Value
 from mlec.signature import Coding, MethodSpec
 
@@ -97,12 +97,9 @@ class XGBoostFrontend:
             UnsupportedModelError: an objective or setting that cannot be lowered exactly.
         """
         if isinstance(model, ModelFile):
-            document, place = model.document, gbdt.place(model.path)
-            use = _use_of_file(document)
-        else:
-            document, place = _document(_booster(model)), ""
-            use = _use(model)
-        return _lower(_Model.read(document, use), use, Location(file=place, scope=use.name))
+            with gbdt.reading(model.path):
+                return _lowered(model.document, _use_of_file(model.document), gbdt.place(model.path))
+        return _lowered(_document(_booster(model)), _use(model), "")
 
     def oracle(self, model: Any) -> Oracle:
         """The estimator's own methods, or the booster's ``predict`` on a DMatrix.
@@ -138,15 +135,10 @@ class XGBoostFrontend:
             FrontendError: the file cannot be read, or is neither JSON nor UBJSON.
         """
         data = gbdt.read_file(path)
-        if data.startswith(b"{L"):
-            document = ubjson.loads(data)
-        else:
-            try:
-                document = json.loads(data, object_pairs_hook=_once)
-            except (ValueError, RecursionError) as error:
-                raise damaged(f"not valid JSON: {error}", path) from error
-        if not isinstance(document, dict):
-            raise damaged("the document is no object", path)
+        with gbdt.reading(path):
+            document = ubjson.loads(data) if data.startswith(b"{L") else _from_json(data)
+            if not isinstance(document, dict):
+                raise damaged("the document is no object")
         return ModelFile(path, document, data)
 
     def open_file(self, file: IO[bytes], kind: str) -> Any:
@@ -161,6 +153,13 @@ class XGBoostFrontend:
         model = getattr(xgboost, kind)()
         model.load_model(bytearray(file.read()))
         return model
+
+
+def _from_json(data: bytes) -> Any:
+    try:
+        return json.loads(data, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise damaged(f"not valid JSON: {error}") from error
 
 
 def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -502,7 +501,12 @@ def _trees(
     if set(by_id) != set(range(len(listed))):
         raise damaged("'trees': the ids are not 0, 1, 2 ...")
     used = _n_used(model, len(listed), tree_info, rounds)
-    trees = [_tree(by_id[i], i, n_features, n_outputs) for i in range(used)]
+    trees: list[Tree] = []
+    words = 0
+    for i in range(used):
+        trees.append(_tree(by_id[i], i, n_features, n_outputs))
+        words += sum(map(len, trees[-1].categories.values()))
+        check_category_words(1, words)
     alone = {int(output) for tree, output in zip(trees, tree_info, strict=False) if tree.values.ndim == 1}
     if alone and len(alone) < n_outputs:
         raise damaged(f"'tree_info': {len(alone)} of {n_outputs} outputs have trees; each iteration adds to every one")
@@ -586,10 +590,17 @@ def _category_sets(tree: Mapping[str, Any], inner: Array) -> dict[int, Array]:
         raise damaged("'categories_nodes' are not the categorical splits")
     if ((starts < 0) | (sizes < 0) | (starts > len(codes)) | (sizes > len(codes) - starts)).any():
         raise damaged("'categories_segments' lie outside of 'categories'")
-    return {int(n): codes[s : s + k] for n, s, k in zip(nodes, starts, sizes, strict=True)}
+    if sizes.sum() > len(codes):
+        raise damaged("'categories_sizes' are more than there are 'categories'")
+    check_category_words(len(nodes), int(codes.max(initial=-1)) // 32 + 1)
+    return {int(n): category_words(codes[s : s + k]) for n, s, k in zip(nodes, starts, sizes, strict=True)}
 
 
 # -- the graph -------------------------------------------------------------------------------------------------------
+
+
+def _lowered(document: Mapping[str, Any], use: _Use, file: str) -> Graph:
+    return _lower(_Model.read(document, use), use, Location(file=file, scope=use.name))
 
 
 def _lower(model: _Model, use: _Use, location: Location) -> Graph:

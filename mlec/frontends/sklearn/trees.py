@@ -184,15 +184,10 @@ def _hist_boosted(ctx: Context, model: Any, columns: Columns) -> Value:
                 np.where(leaf, -1, nodes["right"].astype(np.int64)),
                 nodes["feature_idx"], nodes["num_threshold"], nodes["value"],
                 flags=nodes["missing_go_to_left"].astype(bool),
-                categories={int(i): _set_bits(predictor.raw_left_cat_bitsets[nodes["bitset_idx"][i]]) for i in categorical},
+                categories={int(i): predictor.raw_left_cat_bitsets[nodes["bitset_idx"][i]] for i in categorical},
                 output=k,
             )  # fmt: skip
     return emit(ctx, trees, x, np.ravel(model._baseline_prediction))
-
-
-def _set_bits(words: Array) -> Array:
-    """The codes in a bit set of 32-bit words."""
-    return np.flatnonzero(np.unpackbits(np.asarray(words, "<u4").view(np.uint8), bitorder="little"))
 
 
 @converts(ensemble.HistGradientBoostingRegressor)

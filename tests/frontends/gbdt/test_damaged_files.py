@@ -312,6 +312,45 @@ def test_inconsistent_lightgbm_texts(tmp_path: Path, change: Callable[[str], str
         lower_bytes(LightGBMFrontend(), tmp_path / "m", change(TEXT).encode())
 
 
+def test_many_splits_on_one_large_set(tmp_path: Path) -> None:
+    """Each of them repeats the set in the table: two megabytes would become many gigabytes."""
+    leaves, words = 400, 200_000
+    inner = leaves - 1
+    tree = {
+        "num_leaves": leaves,
+        "num_cat": 1,
+        "split_feature": "0 " * inner,
+        "threshold": "0 " * inner,
+        "decision_type": "1 " * inner,
+        "left_child": " ".join(map(str, [*range(1, inner), -1])),
+        "right_child": " ".join(str(-i - 2) for i in range(inner)),
+        "leaf_value": "1 " * leaves,
+        "cat_boundaries": f"0 {words}",
+        "cat_threshold": "4294967295 " * words,
+    }
+    body = "".join(f"{key}={value}\n" for key, value in tree.items())
+    text = TEXT[: TEXT.index("Tree=0")] + f"Tree=0\n{body}\n" + TEXT[TEXT.index("end of trees") :]
+    with pytest.raises(FrontendError, match="too large for a table"):
+        lower_bytes(LightGBMFrontend(), tmp_path / "m", text.encode())
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    for frontend, data in (
+        (LightGBMFrontend(), line("num_leaves", "0")(TEXT).encode()),
+        (LightGBMFrontend(), first("left_child", "0")(TEXT).encode()),
+        (LightGBMFrontend(), b"\xff"),
+        (XGBoostFrontend(), b"{Lx"),
+        (XGBoostFrontend(), b"{"),
+        (XGBoostFrontend(), b"[]"),
+        (XGBoostFrontend(), b"{}"),
+    ):
+        with pytest.raises(FrontendError) as caught:
+            lower_bytes(frontend, path, data)
+        assert caught.value.message.startswith(f"{path}: ")
+        assert caught.value.message.count(str(path)) == 1
+
+
 def test_a_missing_file_is_a_clear_error(tmp_path: Path) -> None:
     for frontend in (XGBoostFrontend(), LightGBMFrontend()):
         with pytest.raises(FrontendError, match="cannot read"):

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mlec.errors import FrontendError
-from mlec.frontends.trees import DEFAULT_LEFT, Ensemble, round_threshold_down, round_threshold_up
+from mlec.frontends.trees import (
+    DEFAULT_LEFT,
+    MAX_CATEGORY_WORDS,
+    Ensemble,
+    category_words,
+    round_threshold_down,
+    round_threshold_up,
+)
 from mlec.ir import GraphBuilder, Location, run_graph, tensor, verify
 
 
@@ -74,11 +82,33 @@ def test_what_stands_at_leaves_does_not_matter() -> None:
 def test_category_sets() -> None:
     trees = Ensemble(1, 1, threshold_dtype="f64", value_dtype="f64")
     trees.add_tree(
-        [1, -1, -1], [2, -1, -1], [0, 0, 0], np.zeros(3), [0, 1, 2], flags=DEFAULT_LEFT, categories={0: [0, 31, 64]}
+        [1, -1, -1],
+        [2, -1, -1],
+        [0, 0, 0],
+        np.zeros(3),
+        [0, 1, 2],
+        flags=DEFAULT_LEFT,
+        categories={0: category_words([0, 31, 64])},
     )
     trees.add_tree([1, -1, -1], [2, -1, -1], [0, 0, 0], np.zeros(3), [0, 10, 20], categories={0: []})
     x = np.array([[0.0], [31], [32], [64], [95], [96], [1e9], [np.nan], [np.inf], [-1]])
     assert predict(trees, x).ravel().tolist() == [21, 21, 22, 21, 22, 22, 22, 21, 22, 22]
+
+
+@pytest.mark.parametrize("codes", [[-1], [2**62], [32 * MAX_CATEGORY_WORDS]])
+def test_codes_that_no_set_holds(codes: list[int]) -> None:
+    with pytest.raises(FrontendError):
+        category_words(codes)
+
+
+def test_many_large_sets_are_refused_while_they_are_added() -> None:
+    trees = Ensemble(1, 1, threshold_dtype="f64", value_dtype="f64")
+    words = np.ones(1 << 20, np.uint32)
+    stump: Any = [1, -1, -1], [2, -1, -1], [0, 0, 0], np.zeros(3), np.zeros(3)
+    for _ in range(MAX_CATEGORY_WORDS // len(words)):
+        trees.add_tree(*stump, categories={0: words})
+    with pytest.raises(FrontendError, match="too large for a table"):
+        trees.add_tree(*stump, categories={0: words})
 
 
 def test_no_trees_is_the_base() -> None:
@@ -101,8 +131,6 @@ def test_no_trees_is_the_base() -> None:
         {"values": np.zeros((3, 2))},
         {"output": 1},
         {"categories": {5: [1]}},
-        {"categories": {0: [-1]}},
-        {"categories": {0: [2**62]}},
         {"left": [], "right": [], "feature": [], "threshold": [], "values": []},
     ],
     ids=str,
