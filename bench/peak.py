@@ -112,7 +112,7 @@ def byte_products(threads: int, amx: bool, loaded: bool) -> float:
     """Operations a second of u8 by i8 with sums in i32, on tiles of AMX or on vectors: in registers, or with operands from L1."""
     target, packed = TargetInfo.host(), Packed(1, 64, 1, BYTE_TERMS)
     dots, k = Dots.of(target), BYTE_TERMS
-    height = 2 * STRIP if amx else next(r for r in range(14, 0, -1) if fits(r, 2, target))
+    height = 2 * STRIP if amx else next(r for r in range(14, 0, -1) if fits(r, 2, dots, target))
     width = 2 * BLOCK if amx else 2 * dots.lanes
     specs = (
         ((threads, height * k), "uint8"),
