@@ -11,7 +11,7 @@ from functools import cache
 from mlec.backends.base import Backend, CompiledModule, CompileOptions
 from mlec.backends.tvm import cuda, peak
 from mlec.backends.tvm.assembly import second_names
-from mlec.backends.tvm.compat import SCRATCH, llvm, tvm
+from mlec.backends.tvm.compat import llvm, tvm
 from mlec.backends.tvm.device_code import DEFAULT_ARCHS, compile_for_cuda, device_compiler, pack_device_code
 from mlec.backends.tvm.driver import driver
 from mlec.backends.tvm.kernels.gemm_bf16 import bf16_products
@@ -135,9 +135,17 @@ def _for_cpu(graph: Graph, target: Target, options: CompileOptions) -> tuple[Low
         target={"kind": "cpu", "triple": info.triple, "mcpu": info.mcpu, "features": sorted(info.features)},
         alignment=PARAMETER_ALIGNMENT,
         sequence=sequence,
-        scratch=max((int(call.function.attrs[SCRATCH]) for call in lowered.calls if call.function), default=0),
+        scratch=_scratch(lowered),
     )
     return lowered, files, program
+
+
+def _scratch(lowered: Lowered) -> int | tuple[int | str, ...]:
+    """What the program says of the memory that its kernels take for themselves."""
+    taken = {call.scratch for call in lowered.calls}
+    most = max((nbytes for nbytes in taken if isinstance(nbytes, int)), default=0)
+    symbolic = sorted(nbytes for nbytes in taken if isinstance(nbytes, str))
+    return (most, *symbolic) if symbolic else most
 
 
 def _for_cuda(graph: Graph, target: Target, options: CompileOptions) -> tuple[Lowered, tuple[bytes, ...], Program]:

@@ -54,10 +54,10 @@ STACK_BYTES = 1024
 """Of a buffer inside a kernel up to which TVM puts it on the stack; larger ones come from a pool of memory that each thread has."""
 
 SCRATCH = "mlec.scratch"
-"""The attribute of a program that says how many bytes of that pool it takes at most."""
+"""The attribute of a program that says how many bytes of that pool it takes at most: a number, or an expression in its extents."""
 
 _WIDE: ContextVar[bool] = ContextVar("_WIDE", default=False)
-_SCRATCH: ContextVar[int] = ContextVar("_SCRATCH", default=0)
+_SCRATCH: ContextVar[Any] = ContextVar("_SCRATCH", default=0)
 
 
 class _Builder:
@@ -78,10 +78,11 @@ class _Builder:
         return ir.grid(*map(_counted, extents))
 
     def alloc_buffer(self, shape: Sequence[Any], dtype: str, **options: Any) -> Any:
-        if all(isinstance(extent, int) for extent in shape):
-            element = tvm.DataType(dtype)
-            nbytes = math.prod(shape) * element.bits * element.lanes // 8
-            _SCRATCH.set(_SCRATCH.get() + (nbytes if nbytes > STACK_BYTES else 0))
+        element = tvm.DataType(dtype)
+        extents = [int(extent) if isinstance(extent, tirx.IntImm) else extent for extent in shape]
+        nbytes = math.prod(extents) * -(-element.bits * element.lanes // 8)
+        if not isinstance(nbytes, int) or nbytes > STACK_BYTES:
+            _SCRATCH.set(_SCRATCH.get() + nbytes)
         return ir.alloc_buffer(shape, dtype, **options)
 
 
@@ -120,7 +121,9 @@ def prim_func(name: str, noalias: bool = True) -> Iterator[KernelBuilder]:
                 T.func_name(name)
                 T.func_attr({"global_symbol": name, "tirx.noalias": noalias})
                 yield kernel
-            kernel.func = builder.get().with_attr(SCRATCH, _SCRATCH.get())
+            scratch = _SCRATCH.get()
+            nbytes = scratch if isinstance(scratch, int) else tvm.sym.Analyzer().simplify(scratch)
+            kernel.func = builder.get().with_attr(SCRATCH, nbytes)
     finally:
         _WIDE.reset(narrow)
         _SCRATCH.reset(none)

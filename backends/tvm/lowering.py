@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mlec.backends.base import CompileOptions, KernelNote, RowTimes
+from mlec.backends.tvm.compat import SCRATCH
 from mlec.backends.tvm.kernels.direct import Spread, spread_on_cpu, spread_on_gpu
 from mlec.backends.tvm.kernels.epilogue import BufferSpec
 from mlec.backends.tvm.kernels.vector import cells_in
@@ -92,6 +93,7 @@ class CallStep:
 
     ``function`` is None for a kernel that another call has made already: the one of the symbol ``code``. The call is not needed where
     ``lines`` is 1: it copies between a tensor and its parts. The result may lie in the memory of an operand whose number is in ``over``.
+    The function takes ``scratch`` bytes in each thread, as in `mlec.runtime.program.Program`.
     """
 
     symbol: str
@@ -102,6 +104,7 @@ class CallStep:
     extents: tuple[Dim, ...]
     lines: Dim | None = None
     over: tuple[int, ...] = ()
+    scratch: int | str = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,12 +319,16 @@ class Lowering:
         first = self._symbols.setdefault((self._form, self._made_of_form), symbol)
         self._made_of_form += 1
         function = None
+        scratch: int | str = 0
         if first == symbol:
-            function = self._function(build, symbol, [t.type for t in (*memory, *made)], extents)
+            dims = Dims.of([t.type for t in (*memory, *made)], extents)
+            function = self._function(build, symbol, dims)
+            if not self.on_gpu:
+                scratch = dims.text(function.attrs[SCRATCH])
             if self._tell is not None:
                 self._tell(symbol, function)
         named = tuple(SymDim.named(name) for name in extents)
-        self._steps.append(CallStep(symbol, first, function, memory, made, named, lines, tuple(over)))
+        self._steps.append(CallStep(symbol, first, function, memory, made, named, lines, tuple(over), scratch))
         moved: Dim = 0
         for tensor in (*memory, *made):
             moved = moved + tensor.type.nbytes
@@ -362,7 +369,7 @@ class Lowering:
         def draft(schedule: S, name: str) -> Draft:
             made = version(schedule)
             types = [t.type for t in made.operands]
-            function = self._function(made.build, name, [*types, *results])
+            function = self._function(made.build, name, Dims.of([*types, *results]))
             return Draft(function, tuple((t.type, _elements(t)) for t in made.operands), tuple(results))
 
         if self._tuner is None:
@@ -457,10 +464,10 @@ class Lowering:
 
     # -- helpers -------------------------------------------------------------------------------------------------
 
-    def _function(self, build: BuildKernel, name: str, types: Sequence[TensorType], extents: Sequence[str] = ()) -> Any:
-        """The program of a kernel whose buffers have these types."""
+    def _function(self, build: BuildKernel, name: str, dims: Dims) -> Any:
+        """The program of a kernel."""
         with cells_in(self.cell_scope):
-            return build(name, Dims.of(types, extents))
+            return build(name, dims)
 
     def _parameter(self, array: Array, name: str) -> Tensor:
         """The constant parameter that holds the array, under that name or a similar one."""

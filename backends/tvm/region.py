@@ -79,6 +79,38 @@ class Dims:
     def shape(self, dims: Sequence[Dim]) -> tuple[Any, ...]:
         return tuple(self(d) for d in dims)
 
+    def text(self, extent: Any) -> int | str:
+        """An extent that a kernel made of others, as the runtime reads it (`mlec.runtime.dims`); what it divides by counts as 1 at least.
+
+        Raises:
+            TypeError: it is made of something else.
+        """
+        if isinstance(extent, int | tirx.IntImm):
+            return int(extent)
+        for name, variable in self.symbols.items():
+            if variable.same_as(extent):
+                return name
+        for dim, variable in self._opaque.items():
+            if variable.same_as(extent):
+                return f"({dim})"
+        form = _FORMS.get(type(extent))
+        if form is None:
+            raise TypeError(f"{extent} is made of other things than extents")
+        left, right = self.text(extent.a), self.text(extent.b)
+        if (
+            isinstance(extent, tirx.FloorDiv | tirx.FloorMod)
+            and isinstance(right, str)
+            and not right.startswith("max(1, ")
+        ):
+            right = f"max(1, {right})"
+        return form.format(left, right)
+
+
+_FORMS = {
+    tirx.Add: "({}+{})", tirx.Sub: "({}-{})", tirx.Mul: "{}*{}", tirx.FloorDiv: "({}//{})", tirx.FloorMod: "({}%{})",
+    tirx.Max: "max({}, {})", tirx.Min: "min({}, {})",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Load:

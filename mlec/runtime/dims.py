@@ -1,4 +1,4 @@
-"""Values of dim expressions written as text, such as ``"2*n+1"``.
+"""Values of dim expressions written as text, such as ``"2*n+1"`` or ``"max(1, 4096//n)"``.
 
 The text may come from a file that nobody vouches for, so it is interpreted from its syntax tree and never executed.
 """
@@ -19,6 +19,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
 }
+_FUNCTIONS: dict[str, Callable[[int, int], int]] = {"max": max, "min": min}
 
 _LONGEST = 1 << 14  # characters of an expression
 _KEPT = 1 << 8
@@ -29,7 +30,8 @@ def evaluate(dim: int | str, binding: Mapping[str, int]) -> int | None:
     """Value of a dim, or None when it names a symbol that ``binding`` lacks.
 
     Raises:
-        UsageError: the text is not an expression of integers, names, ``+ - * // %`` and parentheses, or too long.
+        UsageError: the text is not an expression of integers, names, ``+ - * // %``, ``max`` and ``min`` of two, and parentheses, or too
+            long.
     """
     if isinstance(dim, int):
         return dim
@@ -54,7 +56,9 @@ def symbols_of(dim: str) -> set[str]:
     Raises:
         UsageError: as `evaluate`.
     """
-    names = {node.id for node in ast.walk(_parse(dim)) if isinstance(node, ast.Name)}
+    nodes = list(ast.walk(_parse(dim)))
+    called = [node.func for node in nodes if isinstance(node, ast.Call)]
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and node not in called}
     evaluate(dim, dict.fromkeys(names, 1))
     return names
 
@@ -92,6 +96,8 @@ def _value(node: ast.expr, binding: Mapping[str, int]) -> int:
             return -_value(operand, binding)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             return _OPERATORS[type(op)](_value(left, binding), _value(right, binding))
+        case ast.Call(func=ast.Name(id=name), args=[left, right], keywords=[]) if name in _FUNCTIONS:
+            return _FUNCTIONS[name](_value(left, binding), _value(right, binding))
     raise UsageError(
         f"{ast.unparse(node)!r} is not a dim expression",
         hint="a dim is a number, a name, or an expression of them with + - * // %",

@@ -92,7 +92,7 @@ class Executable:
         self._check = check
         self._drive = link(objects, DRIVER)
         _check_layout_of_arrays()
-        self._layout = Layout(sequence)
+        self._layout = Layout(sequence, program.scratches)
         self._plan_of = functools.lru_cache(_PLANS)(self._layout.plan)
         self._dtypes = tuple(numpy_dtype(buffer.dtype) for buffer in sequence.buffers[: sequence.inputs])
         self._single = self._dtypes[0] if len(self._dtypes) == 1 and not self._layout.copies else None
@@ -128,6 +128,9 @@ class Executable:
                     inputs = [_compact(x, dtype) for x, dtype in zip(inputs, self._dtypes, strict=True)]
                     break
             outputs = [empty(*spec) for spec in frame.outputs] if out is None else _choose(out, frame, inputs)
+            if calling_thread.state.room < frame.room:  # the context was another thread's until now
+                require_room(frame.room)
+                calling_thread.state.room = frame.room
         except MemoryError as error:
             raise _no_memory(error) from error
         try:
@@ -166,7 +169,8 @@ class Executable:
         """
         if x.dtype is not self._single or not x.flags.c_contiguous:
             return None
-        if calling_thread.threads != self.num_threads:
+        calling = calling_thread.state
+        if calling.threads != self.num_threads:
             use_threads(self.num_threads)
         idle = self._idle
         try:
@@ -174,7 +178,12 @@ class Executable:
         except IndexError:
             return None
         frame = context.frames.get((x.shape,))
-        if frame is None or context.calls >= _GENERATION or (out and not _all_fit(out, frame, x)):
+        if (
+            frame is None
+            or calling.room < frame.room
+            or context.calls >= _GENERATION
+            or (out and not _all_fit(out, frame, x))
+        ):
             idle.append(context)
             return None
         context.calls += 1
@@ -262,9 +271,9 @@ class Executable:
             self._check = None
         self._most_idle = effective_cpu_count()
         layout, plan_of, alignment = self._layout, self._plan_of, self.program.alignment
+        threads = self.num_threads
         # Nothing here refers to the executable, so that it is freed as soon as its user drops it.
-        room = (self.program.scratch + _ROOM) * self.num_threads
-        return _Context(drive, lambda shapes: _Frame(layout, plan_of(shapes), constants, alignment), room)
+        return _Context(drive, lambda shapes: _Frame(layout, plan_of(shapes), constants, alignment, threads))
 
     def _failure(self, frame: _Frame, error: Exception) -> MlecError:
         kernel = self.program.kernels[frame.failed_call]
@@ -286,12 +295,11 @@ class _Context:
         calls: made since the last `age`.
     """
 
-    def __init__(self, drive: Callable[..., int | None], build: Callable[[Shapes], _Frame], room: int) -> None:
+    def __init__(self, drive: Callable[..., int | None], build: Callable[[Shapes], _Frame]) -> None:
         self.drive = drive
         self.frames: dict[Shapes, _Frame] = {}
         self.calls = 0
         self._build = build
-        self._room = room
         self._older: dict[Shapes, _Frame] = {}
         self._allocate(0)
 
@@ -306,7 +314,9 @@ class _Context:
             self.age()
         if frame.arena_nbytes > self.arena.nbytes:
             self._allocate(frame.arena_nbytes)
-        require_room(frame.output_nbytes + self._room)
+        require_room(frame.output_nbytes + frame.room)
+        calling = calling_thread.state
+        calling.room = max(calling.room, frame.room)
         self.frames[shapes] = frame
         return frame
 
@@ -337,14 +347,16 @@ class _Frame:
         outputs: shape and element type of each output.
         copies: see `Layout`.
         made, arena_nbytes, output_nbytes: see `Plan`.
+        room: bytes that the kernels may take in all threads.
     """
 
-    def __init__(self, layout: Layout, plan: Plan, constants: Sequence[Array], alignment: int) -> None:
+    def __init__(self, layout: Layout, plan: Plan, constants: Sequence[Array], alignment: int, threads: int) -> None:
         sequence = layout.sequence
         self.outputs = plan.outputs
         self.copies = layout.copies
         self.arena_nbytes, self.output_nbytes = plan.arena_nbytes, plan.output_nbytes
         self.made = plan.made
+        self.room = (plan.scratch_nbytes + _ROOM) * threads
         self._constants = constants
         calls = [sequence.calls[number] for number in plan.made]
         passed = sorted({number for call in calls for number in (*call.reads, *call.writes)})

@@ -170,18 +170,30 @@ def _missing(wheel: str, reason: object) -> RuntimeUnavailableError:
     )
 
 
-class _CallingThread(threading.local):
-    """What is known of the OS thread that asks.
+class ThreadState:
+    """What is known of an OS thread.
 
     Attributes:
         threads: that its kernels use, as far as it was told.
+        room: bytes that were there for its kernels when that was asked.
         has_pool: whether it has started others.
         orphaned: whether it came out of a fork that left those behind.
     """
 
-    threads = 0
-    has_pool = False
-    orphaned = False
+    __slots__ = ("has_pool", "orphaned", "room", "threads")
+
+    def __init__(self) -> None:
+        self.threads = 0
+        self.room = 0
+        self.has_pool = False
+        self.orphaned = False
+
+
+class _CallingThread(threading.local):
+    """The OS thread that asks: one look at what is local to a thread takes as long as ten at ``state``."""
+
+    def __init__(self) -> None:
+        self.state = ThreadState()
 
 
 calling_thread = _CallingThread()
@@ -196,7 +208,8 @@ def use_threads(count: int) -> None:
     Raises:
         MemoryError: there is not enough for the threads.
     """
-    if calling_thread.threads == count or calling_thread.orphaned:
+    calling = calling_thread.state
+    if calling.threads == count or calling.orphaned:
         return
     if count == 1:
         _set_max_concurrency(1)
@@ -205,8 +218,8 @@ def use_threads(count: int) -> None:
         require_room(size * _THREAD_BYTES)
         ffi = load_library().ffi
         ffi.call("runtime.config_threadpool", _ALL_CPUS, count, ffi.call("ffi.Array", *map(str, range(size))))
-        calling_thread.has_pool = True
-    calling_thread.threads = count
+        calling.has_pool = True
+    calling.threads = count
 
 
 def require_room(nbytes: int) -> None:
@@ -228,9 +241,9 @@ def _set_max_concurrency(count: int) -> None:
 
 def _after_fork() -> None:
     """Keep the child from waiting for threads that stayed with its parent. Other threads of the child make pools of their own."""
-    if calling_thread.has_pool:
+    if calling_thread.state.has_pool:
         _set_max_concurrency(1)
-        calling_thread.orphaned = True
+        calling_thread.state.orphaned = True
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -49,14 +49,18 @@ class Place(NamedTuple):
 class Layout:
     """What is known of a call sequence whatever the shapes.
 
+    Args:
+        scratches: bytes that kernels take in each thread, see `Program.scratches`.
+
     Attributes:
         homes: of the inputs, the constants and the buffers that outputs are; everything else lies in the arena.
         given: the inputs and constants.
         copies: outputs that must be copied at the end, from where: inputs, constants, and what another output holds already.
     """
 
-    def __init__(self, sequence: CallSequence) -> None:
+    def __init__(self, sequence: CallSequence, scratches: Sequence[Dim] = (0,)) -> None:
         self.sequence = sequence
+        self._scratches = scratches
         roots = sequence.roots()
         self.homes: dict[int, Home] = {i: Home("input", i) for i in range(sequence.inputs)}
         self.homes |= {sequence.inputs + i: Home("constant", i) for i in range(sequence.constants)}
@@ -136,7 +140,8 @@ class Layout:
         outputs = [(of_buffers[number], numpy_dtype(sequence.buffers[number].dtype)) for number in sequence.outputs]
         output_nbytes = sum(nbytes[number] for number in sequence.outputs)
         live = live_nbytes(lives, len(sequence.calls))
-        return Plan(of_buffers, of_calls, made, places, arena_nbytes, live, outputs, output_nbytes)
+        scratch_nbytes = max(map(value, self._scratches))
+        return Plan(of_buffers, of_calls, made, places, arena_nbytes, live, outputs, output_nbytes, scratch_nbytes)
 
     def _holders(
         self,
@@ -176,6 +181,7 @@ class Plan(NamedTuple):
         live: bytes in the arena that are in use during each call, those included that are not made: no arena can be smaller than the most.
         outputs: shape and element type of each output.
         output_nbytes: of all outputs together.
+        scratch_nbytes: that kernels take in each thread, at most.
     """
 
     shapes: list[tuple[int, ...]]
@@ -186,6 +192,7 @@ class Plan(NamedTuple):
     live: list[int]
     outputs: list[tuple[tuple[int, ...], np.dtype[Any]]]
     output_nbytes: int
+    scratch_nbytes: int
 
     @property
     def live_nbytes(self) -> int:

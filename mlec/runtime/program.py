@@ -6,7 +6,7 @@ exist, and uses no memory before something was written there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -176,26 +176,38 @@ class CallSequence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if roots[number] in above:
                 raise ValueError(f"the output, buffer {number}, is part of another one")
 
+    @property
+    def told(self) -> set[str]:
+        """The symbols that are an extent of an input by themselves."""
+        extents = {dim for buffer in self.buffers[: self.inputs] for dim in buffer.shape}
+        return {dim for dim in extents if isinstance(dim, str) and dim.isidentifier()}
+
     def _check_dims(self) -> None:
-        inputs = {dim for buffer in self.buffers[: self.inputs] for dim in buffer.shape}
-        known = {dim for dim in inputs if isinstance(dim, str) and dim.isidentifier()}
         of_buffers = {dim for b in self.buffers for dim in (*b.shape, b.offset, b.lines)}
-        for dim in of_buffers | {dim for call in self.calls for dim in (*call.extents, call.lines)}:
-            if dim is None:
-                continue
-            if isinstance(dim, int):
-                if dim < 0:
-                    raise ValueError(f"an extent of {dim}")
-                continue
-            try:
-                unknown = symbols_of(dim) - known
-            except UsageError as error:
-                raise ValueError(str(error)) from error
-            if unknown:
-                raise ValueError(f"no input tells {', '.join(sorted(unknown))} in the extent {dim}")
+        of_calls = {dim for call in self.calls for dim in (*call.extents, call.lines)}
+        check_dims((dim for dim in of_buffers | of_calls if dim is not None), self.told)
         constants = self.buffers[self.inputs : self.inputs + self.constants]
         if any(isinstance(dim, str) for buffer in constants for dim in buffer.shape):
             raise ValueError("the shape of a constant depends on the inputs")
+
+
+def check_dims(dims: Iterable[Dim], told: set[str]) -> None:
+    """Whether all of these are extents, in the symbols that inputs tell.
+
+    Raises:
+        ValueError: one is negative, no expression, or in another symbol.
+    """
+    for dim in dims:
+        if isinstance(dim, int):
+            if dim < 0:
+                raise ValueError(f"an extent of {dim}")
+            continue
+        try:
+            unknown = symbols_of(dim) - told
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        if unknown:
+            raise ValueError(f"no input tells {', '.join(sorted(unknown))} in the extent {dim}")
 
 
 MOST_SCRATCH = 1 << 40
@@ -215,8 +227,8 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         alignment: bytes that the address of each input must be a multiple of; other inputs are copied first.
         sequence: the calls of a program for the CPU; None for programs of the virtual machine, which have them as bytecode in an
             object file.
-        scratch: bytes that a kernel takes at most, in each thread, besides its operands and results; those of its own that depend on a
-            symbolic dim are not counted.
+        scratch: bytes that a kernel takes at most, in each thread, besides its operands and results: one number, or extents of which the
+            largest counts.
     """
 
     backend: str
@@ -227,16 +239,23 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target: dict[str, str | int | list[str]] = {}
     alignment: int = 64
     sequence: CallSequence | None = None
-    scratch: int = 0
+    scratch: int | tuple[Dim, ...] = 0
+
+    @property
+    def scratches(self) -> tuple[Dim, ...]:
+        """`scratch` as extents, one at least."""
+        return (self.scratch,) if isinstance(self.scratch, int) else (0, *self.scratch)
 
     def __post_init__(self) -> None:
         if self.alignment < 1 or self.alignment & (self.alignment - 1):
             raise ValueError(f"an alignment of {self.alignment} bytes")
-        if not 0 <= self.scratch <= MOST_SCRATCH:
-            raise ValueError(f"kernels that take {self.scratch} bytes")
+        for nbytes in self.scratches:
+            if isinstance(nbytes, int) and not 0 <= nbytes <= MOST_SCRATCH:
+                raise ValueError(f"kernels that take {nbytes} bytes")
         sequence = self.sequence
         if sequence is None:
             return
+        check_dims(self.scratches, sequence.told)
         if len(sequence.calls) != len(self.kernels) or sequence.constants != len(self.constants):
             raise ValueError(
                 f"{len(sequence.calls)} calls of {len(self.kernels)} kernels with {sequence.constants} of "

@@ -9,18 +9,30 @@ from mlec.runtime.dims import evaluate
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("n", 7), ("2*n+1", 15), ("n*m-3", 32), ("((n+1)//2)", 4), ("n%4", 3), ("-n", -7), ("12", 12), ("k+n", None)],
-)
+    [
+        ("n", 7), ("2*n+1", 15), ("n*m-3", 32), ("((n+1)//2)", 4), ("n%4", 3), ("-n", -7), ("12", 12), ("k+n", None),
+        ("max(1, 4096//n)", 585), ("max(n, m)-min(n, m)", 2), ("min(1, k)", None), ("max", None),
+    ],
+)  # fmt: skip
 def test_value(text: str, value: int | None) -> None:
     assert evaluate(text, {"n": 7, "m": 5}) == value
 
 
 @pytest.mark.parametrize(
-    "text", ["", "n+", "n**2", "f(n)", "n.real", "__import__('os')", "n/2", "[n]", "True", "1.5", "n//0", "(" * 500]
-)
+    "text",
+    [
+        "", "n+", "n**2", "f(n)", "n.real", "__import__('os')", "n/2", "[n]", "True", "1.5", "n//0", "(" * 500,
+        "max(n)", "max(n, m, 1)", "min(n, key=m)", "max(*n, m)", "n.max(1, 2)", "abs(n, 1)",
+    ],
+)  # fmt: skip
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         evaluate(text, {"n": 7})
+
+
+def test_symbols_may_be_called_like_functions() -> None:
+    assert dims.symbols_of("max(max, min(n, 2))") == {"max", "n"}
+    assert evaluate("max(max, 3)", {"max": 5}) == 5
 
 
 def test_long_expressions_are_not_kept() -> None:
