@@ -177,7 +177,7 @@ class Search:
         """The hazards that show on one probe."""
         trial = _Trial(self, probe)
         values = trial.values
-        found = {h: w for h, w in _of_integers(self._integers, probe, values).items() if h in hazards}
+        found = {h: w for h, w in _of_integers(self.graph, self._integers, probe, values).items() if h in hazards}
         if self.compared([values[v] for v in self.graph.outputs], trial.right) is None:
             return found
         shown = [h for h in hazards if self._shows(h, trial)]
@@ -346,18 +346,23 @@ def relative_error(result: Array, right: Array) -> float:
     return float(difference / scale) if scale else math.inf
 
 
-def _of_integers(hazards: Sequence[Hazard], probe: Probe, values: Mapping[Value, Array]) -> dict[Hazard, Witness]:
-    """Those of integers, in the order of the graph, that show: whatever is computed from a number that wrapped around is left out."""
+def _of_integers(
+    graph: Graph, hazards: Sequence[Hazard], probe: Probe, values: Mapping[Value, Array]
+) -> dict[Hazard, Witness]:
+    """Those of integers that show: whatever is computed from a number that wrapped around, in however many steps, is left out."""
+    if not hazards:
+        return {}
     found: dict[Hazard, Witness] = {}
+    of_nodes = {hazard.node: hazard for hazard in hazards}
     wrong: set[Value] = set()
-    for hazard in hazards:
-        node = hazard.node
-        effect = _wrapped(node, values) if hazard.kind == "wraps" else _divided(node, values)
+    for node in graph.nodes:
         if wrong.intersection(node.inputs):
             wrong.update(node.outputs)
-        elif effect is not None:
-            wrong.update(node.outputs)
-            found[hazard] = Witness(probe, effect, effect.difference / max(abs(effect.right), 1.0))
+        elif (hazard := of_nodes.get(node)) is not None:
+            effect = _wrapped(node, values) if hazard.kind == "wraps" else _divided(node, values)
+            if effect is not None:
+                wrong.update(node.outputs)
+                found[hazard] = Witness(probe, effect, effect.difference / max(abs(effect.right), 1.0))
     return found
 
 

@@ -13,6 +13,8 @@ from mlec.ir.op import Array
 from mlec.ops.tree import OPERANDS, POSITIONS
 from mlec.pipeline import PassResult, Remark
 
+_OF_NUMBERS = [OPERANDS.split().index(name) for name in ("threshold", "values")]
+
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
@@ -56,7 +58,11 @@ class Trees:
 
     @staticmethod
     def of(node: Node, graph: Graph) -> Trees | None:
-        """None where the operands are not constant, or do not describe trees: backends refuse those by name."""
+        """None where the operands are not constant, or do not describe trees: backends refuse those by name. Numbers of 16 bits, which
+        no source compares, are left as they are too.
+        """
+        if any(node.inputs[0].type.dtype.bits < 32 or node.inputs[at].type.dtype.bits < 32 for at in _OF_NUMBERS):
+            return None
         arrays = {}
         for name, value in zip(OPERANDS.split()[1:], node.inputs[1:], strict=True):
             array = graph.constant_value(value)

@@ -431,6 +431,15 @@ def test_what_follows_from_an_integer_that_wrapped_around_is_not_blamed() -> Non
     assert max(np.abs(second["witness"]["x"]).ravel()) ** 2 < 2**31
 
 
+def test_nor_is_what_follows_through_other_shapes() -> None:
+    def formula(b: GraphBuilder, x: Value) -> Value:
+        wrapped = b("reshape", square(b, x), shape=(*x.type.shape, 1))
+        return b("reshape", square(b, b("neg", wrapped)), shape=x.type.shape)
+
+    (finding,) = findings_of(graph_of(formula, "i32"), x=(50_000.0, 60_000.0))
+    assert (finding["op"], finding["rule"]) == ("mul", "integer-overflow")
+
+
 def test_integers_that_are_divided_by_zero() -> None:
     def formula(b: GraphBuilder, x: Value) -> Value:
         return b("floordiv", b.constant(np.int32(60)), x)
