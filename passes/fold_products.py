@@ -53,7 +53,7 @@ class FoldProducts(Pass):
 
     name: ClassVar[str] = "fold-products"
     before: ClassVar[str] = "layout"
-    preserves: ClassVar[Tolerance] = Tolerance(rtol=2e-5, specials=False)
+    preserves: ClassVar[Tolerance] = Tolerance(rtol=2e-5, specials=False, roundings=8)
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         return PassResult.of_edits(*apply_rules(graph, context.taken((FoldedPair(),))))

@@ -202,7 +202,7 @@ class FoldScales(Pass):
     """Folds scales of the columns of a product's operand or result into its constant weights, and offsets of the result into one."""
 
     name: ClassVar[str] = "fold-scales"
-    preserves: ClassVar[Tolerance] = approx(2e-5)
+    preserves: ClassVar[Tolerance] = approx(2e-5, roundings=8)
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         return PassResult.of_edits(

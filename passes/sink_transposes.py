@@ -34,7 +34,7 @@ class SinkTransposes(Pass):
 
     name: ClassVar[str] = "sink-transposes"
     preserves: ClassVar[Tolerance] = approx(
-        2e-5
+        2e-5, roundings=8
     )  # as `fold-batch-norm`; a sum over several axes is taken in their new order
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:

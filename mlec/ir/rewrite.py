@@ -42,9 +42,14 @@ class Rule(ABC):
     """One rewrite. The docstring is the rule in one line: ops before ``->`` ops after.
 
     Subclasses set ``pattern``, may refuse a match in `check`, and build the replacement in `rewrite`.
+
+    Attributes:
+        rounds_once: one op takes the place of several. Each of those rounds its result to the element type, which in 16 bits is far more
+            than any tolerance: the rule then declines results of 16 bits.
     """
 
     pattern: ClassVar[P | AnyOf]
+    rounds_once: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -107,7 +112,7 @@ def _rewritten(
         m = match(rule.pattern, node, graph)
         if m is None:
             continue
-        miss = rule.check(m, graph)
+        miss = rule.check(m, graph) or _in_16_bits(rule, node)
         if miss is not None:
             if miss.reason:
                 missed.append(Edit(rule.name, False, f"{miss.reason}: {_summary(node, names)}", node.loc))
@@ -129,6 +134,14 @@ def _rewritten(
         )
         return True
     return False
+
+
+def _in_16_bits(rule: Rule, node: Node) -> Miss | None:
+    """Why a rule that leaves out roundings does not apply."""
+    kind = node.outputs[0].type.dtype
+    if not (rule.rounds_once and kind.is_float and kind.bits < 32):
+        return None
+    return Miss(f"each of its steps is rounded to {kind}, and one op for all of them would round once")
 
 
 def _summary(node: Node, names: dict[Value, str]) -> str:

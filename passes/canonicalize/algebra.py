@@ -15,11 +15,6 @@ def _keeps_type(m: Match) -> bool:
     return m["x"].type == m.node.output.type
 
 
-def _is_rounded_once(m: Match) -> bool:
-    """Whether two ops give what one does. Of floats of 16 bits each op is computed in 32 and rounded, so that they do not."""
-    return m.node.output.type.dtype.bits >= 32
-
-
 NEUTRAL = {
     "add": 0, "sub": 0, "mul": 1, "div": 1, "pow": 1, "maximum": -math.inf, "minimum": math.inf, "logical_and": True,
     "logical_or": False, "logical_xor": False,
@@ -89,9 +84,7 @@ class RecogniseSilu(Rule):
     """mul(x, sigmoid(x)) -> silu(x)"""
 
     pattern = P("mul", "x", P("sigmoid", "x"))
-
-    def check(self, m: Match, graph: Graph) -> Miss | None:
-        return None if _is_rounded_once(m) else Miss()
+    rounds_once = True
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         return b("silu", m["x"])
@@ -143,12 +136,14 @@ class SumAsMean(Rule):
     """sum(x) / n -> mean(x), for as many elements"""
 
     pattern = P("div", P("sum", "x", bind="sum"), Const(bind="n"))
+    rounds_once = True
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         total, x, n = m.nodes["sum"], m["x"].type, m.constants["n"]
         count = product(tuple(x.shape[axis] for axis in total.attrs["axes"]))
-        wide = x.dtype.is_float and x.dtype.bits >= 32  # narrower sums are rounded, means are not
-        same = wide and n.size == 1 and isinstance(count, int) and count > 0 and float(n.reshape(())) == count
+        same = (
+            x.dtype.is_float and n.size == 1 and isinstance(count, int) and count > 0 and float(n.reshape(())) == count
+        )
         return (
             None if same and total.output.type == m.node.output.type and graph.use_count(total.output) == 1 else Miss()
         )
@@ -212,11 +207,10 @@ class InverseRoot(Rule):
     """1 / sqrt(x) -> rsqrt(x)"""
 
     pattern = P("div", Const(1), P("sqrt", "x", bind="root"))
+    rounds_once = True
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
-        return (
-            None if _keeps_type(m) and _is_rounded_once(m) and graph.use_count(m.nodes["root"].output) == 1 else Miss()
-        )
+        return None if _keeps_type(m) and graph.use_count(m.nodes["root"].output) == 1 else Miss()
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         return b("rsqrt", m["x"])

@@ -19,6 +19,7 @@ class _OfElements(Rule):
         numbers: what the constants of these names must be, up to their rounding.
     """
 
+    rounds_once = True
     numbers: ClassVar[dict[str, float]] = {}
 
     def check(self, m: Match, graph: Graph) -> Miss | None:

@@ -124,6 +124,7 @@ class Attention(Rule):
     """softmax(mask(q kᵀ * scale)) v -> attention(q, k, v, mask)"""
 
     pattern = P("matmul", P("softmax", "scores", bind="softmax"), "v")
+    rounds_once = True
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         scores, softmax = _read(m["scores"], graph), m.nodes["softmax"]

@@ -51,6 +51,8 @@ def _number(m: Match, name: str) -> float | None:
 class _Core(Rule):
     """Shared by the norms: over which axes they may go."""
 
+    rounds_once = True
+
     def check(self, m: Match, graph: Graph) -> Miss | None:
         squares = m.nodes["squares"]
         eps = _number(m, "eps")
@@ -157,6 +159,7 @@ class _IntoNorm(Rule):
         place: the operand that changes.
     """
 
+    rounds_once = True
     place: ClassVar[int]
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
@@ -230,6 +233,7 @@ class InstanceNorm(Rule):
     """layer_norm(x, 1, 0) over space, times a factor for each channel -> group_norm(x) with a group for each channel"""
 
     pattern = P("mul", P("layer_norm", "x", Const(1), Const(0), bind="norm"), Const(bind="w"))
+    rounds_once = True
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         norm = m.nodes["norm"]
@@ -281,6 +285,7 @@ class UnitLength(Rule):
         P("mul", "x", P("rsqrt", _inside)),
         P("div", "x", P("clip", P("sqrt", _inside), bind="clip")),
     )
+    rounds_once = True
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         squares, x = m.nodes["squares"], m["x"].type

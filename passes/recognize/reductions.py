@@ -10,6 +10,7 @@ class MergeSums(Rule):
     """mean(mean(x)) -> mean(x), over the axes of both; as well sum"""
 
     pattern = P("mean|sum", P("mean|sum", "x", bind="inner"))
+    rounds_once = True
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         inner = m.nodes["inner"]

@@ -30,6 +30,7 @@ class Softmax(Rule):
 
     _sum = P("sum", "e", bind="sum")
     pattern = AnyOf(P("div", "e", _sum), P("mul", "e", P("div", Const(1), _sum)))
+    rounds_once = True
 
     def shifted(self, m: Match, graph: Graph) -> Match | None:
         node = graph.producer.get(m["e"])
@@ -49,6 +50,7 @@ class LogSoftmax(Rule):
     """s - log(sum(exp(s))) with s = x - max(x) -> log_softmax(x)"""
 
     pattern = P("sub", "s", P("log", P("sum", P("exp", "s"), bind="sum")))
+    rounds_once = True
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         return None if _axis(m, _shifted(m["s"], graph)) is not None else Miss()
@@ -65,6 +67,7 @@ class LogSoftmaxOfLogSum(Rule):
     pattern = P(
         "sub", "x", P("add", P("max", "x", bind="max"), P("log", P("sum", P("exp", SHIFTED), bind="sum"))),
     )  # fmt: skip
+    rounds_once = True
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
         same = m.nodes["max"].attrs == m.nodes["sum"].attrs

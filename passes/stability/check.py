@@ -23,7 +23,7 @@ from mlec.passes.stability.witnesses import Effect, Search, Witness
 from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance
 from mlec.wording import plural
 
-STABILIZED = Tolerance(rtol=1e-4, atol=1e-6, specials=False)
+STABILIZED = Tolerance(rtol=1e-4, atol=1e-6, specials=False, roundings=32)
 """How far stable spellings may move results."""
 
 MAX_PROBES = 96

@@ -37,7 +37,9 @@ class Vectorize(Pass):
     lanes: int = 4
     name: ClassVar[str] = "vectorize"
     before: ClassVar[str] = "layout"
-    preserves: ClassVar[Tolerance] = approx(1e-5, 1e-6)  # sums and products may be taken in another order
+    preserves: ClassVar[Tolerance] = approx(
+        1e-5, 1e-6, roundings=8
+    )  # sums and products may be taken in another order, and are rounded once then
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         remarks: list[Remark] = []

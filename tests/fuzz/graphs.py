@@ -23,6 +23,7 @@ BINDING = {"n": SYMBOLIC_EXTENT}
 LARGEST = 1e4
 LARGEST_SMALL = 41
 SENSITIVE = 1e3
+SENSITIVE_NARROW = 2.0
 SOURCES = tuple(sorted(name for name in OPS if name not in ("constant", "fused")))
 ELEMENTWISE = tuple(name for name in SOURCES if OPS[name].has(Trait.ELEMENTWISE))
 STRUCTURAL = (
@@ -51,6 +52,11 @@ class Sample:
             (float(np.finfo(d.numpy).eps) if d is not DType.BF16 else 2.0**-7 for d in types if d.is_float), default=0.0
         )
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether there are floats of 16 bits."""
+        return self.coarsest > float(np.finfo(np.float32).eps)
+
     def is_stable(self) -> bool:
         """Whether inputs that are a little different give results that are little different."""
         rng = np.random.default_rng(0)
@@ -68,7 +74,8 @@ class Sample:
             if not np.isfinite(got).all():
                 return False
             scale = np.max(np.abs(wanted), initial=0.0)
-            if np.max(np.abs(got - wanted), initial=0.0) > SENSITIVE * max(step, 1e-12) * max(scale, 1e-3):
+            times = SENSITIVE_NARROW if self.is_narrow else SENSITIVE
+            if np.max(np.abs(got - wanted), initial=0.0) > times * max(step, 1e-12) * max(scale, 1e-3):
                 return False
         return True
 

@@ -13,6 +13,7 @@ from mlec.ir import DType, Graph, GraphBuilder, Rule, parse_graph, run_graph, te
 from mlec.ir.op import SYMBOLIC_EXTENT
 from mlec.passes.canonicalize import Canonicalize
 from mlec.passes.quantize import emit
+from mlec.passes.recognize import norms, reductions
 from mlec.pipeline import PassContext, PassResult
 from mlec.tolerance import random_inputs
 from tests.fuzz.checks import CHECKS, on_eight_bits
@@ -109,6 +110,13 @@ def test_a_planted_defect_is_found_and_made_small() -> None:
     defect = next(defect for defect in found if defect is not None)
     reduced = defect.reduced()
     assert [node.name for node in reduced.compute_nodes] == ["tanh"]
+
+
+def test_a_rounding_of_16_bits_that_a_rule_leaves_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rule in (norms.LayerNorm, norms.RmsNorm, reductions.MergeSums):
+        monkeypatch.setattr(rule, "rounds_once", False)
+    found = [CHECKS["rules"](seed) for seed in (83, 89)]
+    assert all(defect is not None and "times its bound" in defect.text for defect in found)
 
 
 @pytest.mark.usefixtures("planted")
