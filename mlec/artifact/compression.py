@@ -45,11 +45,11 @@ def _zstd() -> ModuleType:
 
 
 def plausible(stored: int, raw: int) -> bool:
-    """Whether readers accept a frame of ``stored`` bytes that holds ``raw``: it saves something, and is no bomb."""
-    return 0 < stored < raw <= max(limits.ZSTD_FREE, stored * limits.ZSTD_RATIO)
+    """Whether readers accept a frame or stream of ``stored`` bytes that holds ``raw``: it saves something, and is no bomb."""
+    return 0 < stored < raw <= max(limits.PACKED_FREE, stored * limits.PACKED_RATIO)
 
 
-def encode(data: bytes | memoryview) -> bytes | None:
+def encode(data: bytes | bytearray | memoryview) -> bytes | None:
     """One frame with the bytes, which says how many they are; None where that saves less than an eighth, or packs implausibly well.
 
     The same bytes give the same frame, with the same version of the library.
@@ -128,26 +128,6 @@ def first_frame(data: bytes) -> bytes:
         return data[: zstd.get_frame_size(data)]
     except zstd.ZstdError:
         return b""
-
-
-def decode_section(frame: bytes | bytearray, *, name: str) -> bytearray:
-    """The decoded bytes of a section that is one frame.
-
-    Raises:
-        CorruptedFileError: ``E_SECTION_RAW`` for a size that is too large or implausible, ``E_SECTION_ZSTD`` for a broken frame.
-        ArtifactError: ``E_NO_MEMORY``.
-    """
-    raw = declared_size(frame)
-    cap = limits.SECTION_BYTES[name]
-    if raw is not None and (raw > cap or not plausible(len(frame), raw)):
-        raise CorruptedFileError(
-            f"the {name} section says that its {len(frame)} bytes hold {raw}: more than the limit of {cap}, more than "
-            f"{limits.ZSTD_RATIO} times as much, or nothing saved",
-            code="E_SECTION_RAW",
-        )
-    result = allocate(raw or 0, what=f"the {name} section")
-    fill(memoryview(result), pieces(memoryview(frame), raw or 0, what=f"the {name} section", code="E_SECTION_ZSTD"))
-    return result
 
 
 def allocate(size: int, *, what: str) -> bytearray:

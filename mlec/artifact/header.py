@@ -28,8 +28,13 @@ ALIGNMENT: Final = {"metadata": SIZE, "graph": 64, "weights": 4096, "kernels": 4
 
 DIGEST_SHA256_TREE: Final = 1
 SIG_ED25519: Final = 1
-CODECS: Final = {0: "raw", 1: "zstd"}
-"""Ways to store a section, as the codecs byte numbers them."""
+ZSTD: Final = 1
+ZLIB: Final = 2
+"""Only of graph and kernels, which are copied from the file anyway."""
+CODECS: Final = {
+    "metadata": (0,), "graph": (0, ZSTD, ZLIB), "weights": (0, ZSTD), "kernels": (0, ZSTD, ZLIB),
+}  # fmt: skip
+"""How a section can be stored, as the codecs byte numbers that; 0 is as it is."""
 
 _LAYOUT: Final = struct.Struct("<4sII10QIIIIIQ4BI")
 _CRC_OFFSET: Final = 124
@@ -117,6 +122,12 @@ class Header(msgspec.Struct, frozen=True):
     def codec(self, section: str) -> int:
         """Codec number of a section (metadata, graph, weights or kernels)."""
         return self.codecs >> 2 * SECTIONS.index(section) & 3
+
+    @property
+    def compressions(self) -> list[str]:
+        """Names of the ways in which sections are compressed."""
+        used = {self.codec(section) for section in CODECS}
+        return [name for number, name in ((ZSTD, "zstd"), (ZLIB, "zlib")) if number in used]
 
     @property
     def expected_flags(self) -> int:
@@ -225,9 +236,9 @@ def _check_known(header: Header) -> None:
                 code=f"E_{field.upper()}",
                 hint=NEWER,
             )
-    for name in SECTIONS[:4]:
+    for name, known_codecs in CODECS.items():
         codec = header.codec(name)
-        if codec not in CODECS or (name == "metadata" and codec != 0):
+        if codec not in known_codecs:
             raise VersionMismatchError(
                 f"the {name} section is stored with codec {codec}, which this version of mlec does not know",
                 code="E_CODEC",

@@ -32,9 +32,9 @@ RANK: Final = 32
 """Most axes of a tensor."""
 DIM: Final = 1 << 48
 """Largest length of one axis."""
-ZSTD_RATIO: Final = 1024
-"""Most bytes that one byte of a zstd frame may hold; a frame of few bytes may hold `ZSTD_FREE` whatever its own length."""
-ZSTD_FREE: Final = 1 << 20
+PACKED_RATIO: Final = 1024
+"""Most bytes that one byte of a zstd frame or a zlib stream may hold; one of few bytes may hold `PACKED_FREE` whatever its own length."""
+PACKED_FREE: Final = 1 << 20
 ZSTD_WINDOW_LOG: Final = 23
 """Largest window of a zstd frame, as a power of two: 8 MiB."""
 DECODED_WEIGHTS: Final = 64 << 30

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import numpy as np
 
-from mlec.artifact import compression, json_safe, limits, sections, weights
+from mlec.artifact import compression, json_safe, limits, packed_sections, sections, weights
 from mlec.artifact import header as headers
 from mlec.artifact import kernels as kernel_table
 from mlec.artifact import metadata as documents
@@ -466,9 +466,9 @@ def _decrypted(file: StoredFile, key: EncryptionKey | None) -> tuple[dict[str, b
     return opened, weights.read_only(section)
 
 
-def _decoded(header: Header, name: str, stored: bytearray) -> bytearray:
+def _decoded(header: Header, name: str, stored: bytearray) -> bytes | bytearray:
     """A section that is stored as a whole, as it was before it was compressed."""
-    return compression.decode_section(stored, name=name) if header.codec(name) else stored
+    return packed_sections.decode(stored, header.codec(name), name=name)
 
 
 def _open_file(path: str, follow_symlinks: bool) -> tuple[io.FileIO, os.stat_result]:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from mlec.artifact import compression, sections, weights
 from mlec.artifact import header as headers
 from mlec.artifact import metadata as documents
+from mlec.artifact import packed_sections, sections, weights
 from mlec.artifact.header import ALIGNMENT, Header, Section
 from mlec.artifact.reader import read_whole
 from mlec.artifact.sections import align_up
@@ -243,12 +243,12 @@ def _candidates(stored: memoryview, header: Header | None) -> list[bytes]:
         text = data.decode("utf-8", "surrogateescape")
         return [text[: json.JSONDecoder().raw_decode(text)[1]].encode("utf-8", "surrogateescape")]
     except (ValueError, RecursionError):
-        frame = compression.first_frame(data)
-        return [frame] if frame else []
+        packed = packed_sections.first(data)
+        return [packed] if packed else []
 
 
 def _plain(stored: bytes) -> bytes | bytearray:
-    return compression.decode_section(stored, name="graph") if stored[:1] != b"{" else stored
+    return packed_sections.decode(stored, packed_sections.codec_of(stored), name="graph")
 
 
 def _proves(header: Header | None, name: str, stored: bytes) -> bool:

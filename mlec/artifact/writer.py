@@ -15,10 +15,9 @@ from msgspec.structs import replace
 
 from mlec.artifact import kernels as kernel_table
 from mlec.artifact import metadata as documents
-from mlec.artifact import weights
+from mlec.artifact import packed_sections, weights
 from mlec.artifact.atomic import replace_file
-from mlec.artifact.compression import encode
-from mlec.artifact.header import REQUIRED_FLAGS, SECTIONS, SIG_ED25519, SIZE, Header, Section, pack_codecs
+from mlec.artifact.header import REQUIRED_FLAGS, SECTIONS, SIG_ED25519, SIZE, ZSTD, Header, Section, pack_codecs
 from mlec.artifact.kernels import KernelBlob
 from mlec.artifact.limits import SECTION_BYTES
 from mlec.artifact.sections import SectionHash, code_id, place
@@ -55,8 +54,9 @@ class Storage:
     """How a file is stored.
 
     Attributes:
-        compression: ``"zstd"`` compresses graph, kernels and each tensor where that saves at least an eighth; the other tensors can
-            still be mapped. The metadata stays readable.
+        compression: None: graph and kernels by zlib where that saves at least an eighth; tensors stay as they are and can be mapped.
+            ``"zstd"`` compresses graph, kernels and each tensor where that saves as much; the other tensors can still be mapped. The
+            metadata stays readable.
         signer: the key that vouches for the file, if any.
         key: encrypts graph, weights and kernels, if given. Then the same input does not give the same bytes. The metadata stays readable.
     """
@@ -130,13 +130,12 @@ def write(
     entries, payloads, weights_size = weights.plan(tensors, compress=compress)
     graph_bytes = documents.dump_graph(graph, entries)
     kernel_bytes = kernel_table.build(kernels, len(targets), SectionHash.of("graph", graph_bytes).root())
-    codecs = {"weights": int(any(entry.codec == "zstd" for entry in entries))}
+    codecs = {"weights": ZSTD if any(entry.codec == "zstd" for entry in entries) else 0}
     plain: dict[str, Plain] = {"weights": Plain(weights_size, lambda: weights.chunks(entries, payloads))}
     for name, data in (("graph", graph_bytes), ("kernels", kernel_bytes)):
         check_size(name, len(data))
-        frame = encode(data) if compress and data else None
-        codecs[name] = int(frame is not None)
-        plain[name] = Plain.of(data if frame is None else frame)
+        codecs[name], packed = packed_sections.encode(data, zstd=compress)
+        plain[name] = Plain.of(packed)
     for name, part in plain.items():
         check_size(name, part.size)
 

@@ -158,9 +158,9 @@ def _facts(artifact: Artifact, trust: TrustDecision) -> list[tuple[str, object]]
     program = model.program
     header = artifact.header
     sections = {name: section.size for name, section in header.sections.items() if section.size}
-    how = ["compressed with zstd"] * bool(header.codecs) + [f"encrypted with {CIPHERS.get(header.aead_alg)}"] * bool(
-        header.aead_alg
-    )
+    how = [f"compressed with {name}" for name in header.compressions] + [
+        f"encrypted with {CIPHERS.get(header.aead_alg)}"
+    ] * bool(header.aead_alg)
     return [
         ("file", f"{artifact.path}  {size_text(artifact.header.file_size)}, format {artifact.header.version}"),
         ("model", f"{model.name} (from {model.source}, mlec {artifact.metadata['mlec_version']})"),

@@ -151,7 +151,7 @@ def _requirements(artifact: Artifact) -> Iterator[str]:
         yield f"{name}=={importlib.metadata.version(name)}"
     if artifact.header.sig_alg or artifact.header.aead_alg:
         yield "cryptography>=45"
-    if artifact.header.codecs and sys.version_info < (3, 14):
+    if "zstd" in artifact.header.compressions and sys.version_info < (3, 14):
         yield "backports.zstd>=1.0"
 
 

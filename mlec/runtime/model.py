@@ -443,7 +443,7 @@ class CompiledModel:
 
         Args:
             path: the file.
-            compression: None, or ``"zstd"``: graph, code and each tensor where that makes it clearly smaller.
+            compression: None: graph and code by zlib, where that makes them clearly smaller; or ``"zstd"``: these and each tensor.
             sign_key: file of a secret key, as ``mlec keygen`` makes it: where it is trusted, the machine code of the file runs.
             encryption_key: 32 bytes, a file with them (``mlec keygen --encryption``), or a `mlec.artifact.EncryptionKey`: encrypts graph,
                 weights and code. The metadata stays readable. A model that was loaded from an encrypted file is not encrypted without it.

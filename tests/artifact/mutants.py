@@ -11,6 +11,7 @@ import copy
 import os
 import random
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cryptography.exceptions import InvalidTag
 from mlec.artifact import Artifact, EncryptionKey, Keyring, Signer, TrustedKey
 from mlec.errors import ArtifactError
 from tests.artifact.second_reader import RefusedError, read
-from tests.artifact.surgery import LAYOUT, NAMES, Parts, dumps, join, seal, split
+from tests.artifact.surgery import LAYOUT, NAMES, Parts, compressed, dumps, join, seal, split
 
 SIGNER = Signer(bytes(range(32)))
 KEY = EncryptionKey(bytes(range(100, 132)))
@@ -124,7 +125,17 @@ def mutant(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
         parts = _taken_apart(data)
         _change(rng, parts, others)
         return join(parts)
-    except (TypeError, KeyError, ValueError, AttributeError, IndexError, struct.error, zstd.ZstdError, InvalidTag):
+    except (
+        TypeError,
+        KeyError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        struct.error,
+        zstd.ZstdError,
+        zlib.error,
+        InvalidTag,
+    ):
         return _raw(
             rng, data
         )  # the tests' own writer cannot store that: a salt that is none, a frame that does not decode
@@ -194,8 +205,11 @@ def _change(rng: random.Random, parts: Parts, others: list[bytes]) -> None:
                 case _:
                     parts.metadata = other.metadata
         case 7 if parts.frames:
-            frame = zstd.compress(rng.choice([b"", b"a frame of other bytes " * 9, bytes(5000)]), level=9)
-            parts.frames[rng.choice(list(parts.frames))] = flipped(rng, frame)
+            name = rng.choice(list(parts.frames))
+            frame = compressed(
+                rng.choice([b"", b"a frame of other bytes " * 9, bytes(5000)]), parts.codecs.get(name, 1)
+            )
+            parts.frames[name] = flipped(rng, frame)
         case 8 if parts.private:
             parts.attributes = flipped(rng, parts.attributes)
         case _:

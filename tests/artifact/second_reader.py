@@ -179,6 +179,28 @@ def frame_content(stored: bytes, raw: int | None, cap: int, code: str, size_code
     return decoded
 
 
+def stream_content(stored: bytes, cap: int) -> bytes:
+    """The bytes of one zlib stream (section 2.6) behind their number."""
+    check(stored[:4] == b"MLEZ" and len(stored) >= 12, "E_SECTION_ZLIB")
+    says = int.from_bytes(stored[4:12], "little")
+    check(says <= cap and len(stored) < says <= max(MIB, 1024 * len(stored)), "E_SECTION_RAW")
+    stream = zlib.decompressobj()
+    try:
+        decoded = stream.decompress(stored[12:], says + 1)
+        decoded += stream.decompress(stream.unconsumed_tail, 1)  # nothing, but the end is seen
+    except zlib.error:
+        raise RefusedError("E_SECTION_ZLIB") from None
+    check(stream.eof and not stream.unused_data and len(decoded) == says, "E_SECTION_ZLIB")
+    return decoded
+
+
+def section_content(stored: bytes, codec: int, cap: int) -> bytes:
+    """Graph or kernels as they were before they were compressed."""
+    if codec == 1:
+        return frame_content(stored, None, cap, "E_SECTION_ZSTD", "E_SECTION_RAW")
+    return stream_content(stored, cap) if codec else stored
+
+
 def read(data: bytes, public_keys: Mapping[bytes, bytes] | None = None, master: bytes | None = None) -> None:
     """Makes all checks of section 7. `public_keys`: by key id; `master`: the key of an encrypted file."""
     check(data[:4] == b"MLE\0"[: len(data)], "E_MAGIC")
@@ -193,7 +215,7 @@ def read(data: bytes, public_keys: Mapping[bytes, bytes] | None = None, master: 
     check(sig_alg <= 1, "E_SIG_ALG")
     check(aead_alg <= 2, "E_AEAD_ALG")
     codec = [codecs >> 2 * i & 3 for i in range(4)]
-    check(codec[0] == 0 and max(codec) <= 1, "E_CODEC")
+    check(all(number <= most for number, most in zip(codec, (0, 2, 1, 2), strict=True)), "E_CODEC")
     present = [size > 0 for _, size in places]
     agreeing = (present[3], codecs != 0, aead_alg != 0, sig_alg != 0)
     check(
@@ -228,10 +250,7 @@ def read(data: bytes, public_keys: Mapping[bytes, bytes] | None = None, master: 
         check(not present[i] or root(i + 1, sections[i]).hex() == digests[name], f"E_DIGEST_{name.upper()}")
     if aead_alg:
         graph, weights, kernels = decrypt(sections, facts, data[:128], places, master)
-    if codec[1]:
-        graph = frame_content(graph, None, CAPS[1], "E_SECTION_ZSTD", "E_SECTION_RAW")
-    if codec[3]:
-        kernels = frame_content(kernels, None, CAPS[3], "E_SECTION_ZSTD", "E_SECTION_RAW")
+    graph, kernels = section_content(graph, codec[1], CAPS[1]), section_content(kernels, codec[3], CAPS[3])
     check_weights(parse(graph, CAPS[1]), weights, bool(codec[2]))
     if kernels:
         check_kernels(kernels, len(facts["targets"]), root(2, graph))

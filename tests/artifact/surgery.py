@@ -24,6 +24,8 @@ LAYOUT = "<4sII10QIIIIIQ4BI"
 NAMES = ("metadata", "graph", "weights", "kernels", "signature")
 ALIGN = {"metadata": 128, "graph": 64, "weights": 4096, "kernels": 4096, "signature": 64}
 ENTRY = "<IIQQ32s32sQ"
+SHIFTS = {"graph": 2, "kernels": 6}
+"""Of sections that can be compressed as a whole, in the field ``codecs``."""
 
 
 def align(position: int, to: int) -> int:
@@ -32,6 +34,12 @@ def align(position: int, to: int) -> int:
 
 def dumps(value: Any, **options: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), **options).encode("utf-8", "surrogatepass")
+
+
+def compressed(data: bytes, codec: int) -> bytes:
+    if codec == 1:
+        return zstd.compress(data, level=9)
+    return b"MLEZ" + struct.pack("<Q", len(data)) + zlib.compress(data, 6)
 
 
 def root(section: str, data: bytes) -> bytes:
@@ -68,6 +76,7 @@ class Parts:
     frames: dict[str, bytes | None] = field(
         default_factory=dict
     )  # stored compressed: as this frame, None for the usual one
+    codecs: dict[str, int] = field(default_factory=dict)  # of those that are no frames of zstd
     private: bytes | None = None  # signs the file; `split` cannot know it
     attributes: bytes = b"{}"
     signature_bytes: bytes | None = None  # instead of a signature
@@ -115,9 +124,13 @@ def split(data: bytes, master: bytes | None = None) -> Parts:
             salt = bytes.fromhex(document["encryption"]["salt"])
             stored[name] = b"".join(crypt("decrypt", name, pieces, master, salt, numbers, sections, bare))
     frames: dict[str, bytes | None] = {}
-    for name, shift in (("graph", 2), ("kernels", 6)):
-        if fields[-2] >> shift & 3:
+    codecs: dict[str, int] = {}
+    for name, shift in SHIFTS.items():
+        codec = fields[-2] >> shift & 3
+        if codec == 1:
             stored[name], frames[name] = zstd.decompress(stored[name]), None
+        elif codec:
+            stored[name], frames[name], codecs[name] = zlib.decompress(stored[name][12:]), None, codec
     kernels = []
     if stored["kernels"]:
         for i in range(struct.unpack_from("<I", stored["kernels"], 4)[0]):
@@ -125,7 +138,7 @@ def split(data: bytes, master: bytes | None = None) -> Parts:
             kernels.append(Kernel(kind, target, stored["kernels"][off : off + size]))
     header = {} if fields[1] == 1 else {"version": fields[1]}
     metadata, graph = (json.loads(stored[name]) for name in ("metadata", "graph"))
-    parts = Parts(metadata, graph, bytearray(stored["weights"]), kernels, header=header, frames=frames)
+    parts = Parts(metadata, graph, bytearray(stored["weights"]), kernels, header=header, frames=frames, codecs=codecs)
     parts.attributes = stored["signature"][108:] or b"{}"
     parts.master, parts.aead = master, fields[-3]
     return parts
@@ -183,8 +196,11 @@ def join(parts: Parts) -> bytes:
     entries = [entry for entry in index if isinstance(entry, dict)] if isinstance(index, list) else []
     codecs = 16 * any(entry.get("codec") == "zstd" for entry in entries)
     for name, frame in parts.frames.items():
-        stored[name] = zstd.compress(stored[name], level=9) if frame is None else frame
-        codecs |= 4 if name == "graph" else 64
+        if not stored[name]:
+            continue
+        codec = parts.codecs.get(name, 1)
+        stored[name] = compressed(stored[name], codec) if frame is None else frame
+        codecs |= codec << SHIFTS[name]
     flags = bool(kernels) | 2 * bool(codecs) | 4 * bool(parts.master)
     if parts.master:
         nothing = {name: "0" * 64 if data else None for name, data in stored.items()}

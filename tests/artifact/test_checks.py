@@ -114,7 +114,8 @@ BROKEN: list[tuple[str, Callable[[Parts], None]]] = [
     ("E_SIG_ALG", with_header(sig_alg=2)),
     ("E_AEAD_ALG", with_header(aead_alg=3)),
     ("E_CODEC", with_header(codecs=0b01, flags=3)),  # metadata is never compressed
-    ("E_CODEC", with_header(codecs=0b1000, flags=3)),
+    ("E_CODEC", with_header(codecs=0b1100, flags=3)),
+    ("E_CODEC", with_header(codecs=0b10_0000, flags=3)),  # weights are no stream of zlib
     ("E_FLAG_MISMATCH", with_header(flags=0)),  # kernels without the flag
     ("E_FLAG_MISMATCH", lambda parts: (parts.kernels.clear(), with_header(flags=1)(parts))),
     ("E_FLAG_MISMATCH", with_header(flags=1 | 2)),

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from backports import zstd
 
-from mlec.artifact import Artifact, KernelBlob, Storage, compression, limits, write
+from mlec.artifact import Artifact, KernelBlob, Storage, compression, limits, packed_sections, write
+from mlec.artifact.header import ZSTD
 from mlec.errors import CorruptedFileError, MlecError, RuntimeUnavailableError, UsageError
 from tests.artifact.conftest import made
 from tests.artifact.mutants import second_opinion
@@ -184,7 +185,7 @@ def test_a_size_above_the_cap_is_refused_before_it_is_allocated(
     monkeypatch.setitem(limits.SECTION_BYTES, "graph", 10_000)
     monkeypatch.setattr(compression, "allocate", lambda *_, **__: pytest.fail("allocated"))
     with pytest.raises(CorruptedFileError) as caught:
-        compression.decode_section(parts.frames["graph"], name="graph")
+        packed_sections.decode(parts.frames["graph"], ZSTD, name="graph")
     assert caught.value.code == "E_SECTION_RAW"
 
 
