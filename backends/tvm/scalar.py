@@ -217,6 +217,27 @@ def _hypot(a: Expr, b: Expr) -> Expr:
     return select(a > largest, infinite, share(select(b > largest, infinite, length)))
 
 
+def _left_shift(a: Expr, b: Expr) -> Expr:
+    within = share(_is_shift(b))
+    return select(within, tirx.shift_left(a, share(select(within, b, const_like(0, b)))), const_like(0, a))
+
+
+def _right_shift(a: Expr, b: Expr) -> Expr:
+    within = share(_is_shift(b))
+    if _is_unsigned(a):
+        return select(within, tirx.shift_right(a, share(select(within, b, const_like(0, b)))), const_like(0, a))
+    return tirx.shift_right(a, share(select(within, b, const_like(_bits(b) - 1, b))))
+
+
+def _is_shift(b: Expr) -> Expr:
+    """Whether a number is from 0 to the number of its bits: a shift by any other one means nothing to processors."""
+    bits = _bits(b)
+    b = (
+        cast_to("int32", b) if _is_unsigned(b) else b
+    )  # TVM compares by subtracting, and refuses unsigned numbers below 0
+    return tirx.And(b >= const_like(0, b), b < const_like(bits, b))
+
+
 def _equal(a: Expr, b: Expr) -> Expr:
     return tirx.EQ(*_comparable(a, _apart(b, a)))
 
@@ -262,6 +283,10 @@ def _is_unsigned(x: Expr) -> bool:
     return dtype_of(x).startswith("uint")
 
 
+def _bits(x: Expr) -> int:
+    return int(dtype_of(x).lstrip("uint"))
+
+
 def _largest(x: Expr) -> float:
     """The largest finite number of the type."""
     return {"float32": (2 - 2.0**-23) * 2.0**127, "float64": (2 - 2.0**-52) * 2.0**1023}[dtype_of(x)]
@@ -286,7 +311,7 @@ _FUNCTIONS: dict[str, Function] = {
     "exp": mathlib.exp, "expm1": mathlib.expm1, "log": mathlib.log, "log1p": mathlib.log1p, "tanh": mathlib.tanh,
     "sigmoid": mathlib.sigmoid, "erf": mathlib.erf, "silu": _silu, "gelu": _gelu,
     "sqrt": tirx.sqrt, "rsqrt": _rsqrt,
-    "sin": _extern("sin"), "cos": _extern("cos"), "tan": _extern("tan"), "atan": _extern("atan"),
+    "sin": _extern("sin"), "cos": _extern("cos"), "tan": _extern("tan"), "atan": _extern("atan"), "erfc": _extern("erfc"),
     "floor": tirx.floor, "ceil": tirx.ceil, "round": tirx.nearbyint, "trunc": tirx.trunc,
     "isnan": _isnan, "isinf": _isinf, "isfinite": _isfinite, "logical_not": _logical_not,
     "add": _add, "sub": _sub, "mul": _mul, "div": _div,
@@ -296,6 +321,8 @@ _FUNCTIONS: dict[str, Function] = {
     "eq": _equal, "ne": _not_equal, "lt": _binary(tirx.LT), "le": _binary(tirx.LE),
     "gt": _binary(tirx.GT), "ge": _binary(tirx.GE),
     "logical_and": _binary(tirx.And), "logical_or": _binary(tirx.Or), "logical_xor": _not_equal, "where": _where,
+    "bitwise_and": _binary(tirx.bitwise_and), "bitwise_or": _binary(tirx.bitwise_or), "bitwise_xor": _binary(tirx.bitwise_xor),
+    "left_shift": _left_shift, "right_shift": _right_shift,
 }  # fmt: skip
 """The elementwise ops but ``cast``, by name: ``function(*operands, **attributes)``."""
 

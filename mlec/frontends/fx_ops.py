@@ -29,7 +29,7 @@ def _rounding(op: str) -> Callable[..., Value]:
     return lambda c, x: c.b(op, x) if x.type.dtype.is_float else x
 
 
-_FLOAT_UNARY = "exp expm1 log log1p sqrt rsqrt sin cos tan atan tanh sigmoid erf silu"
+_FLOAT_UNARY = "exp expm1 log log1p sqrt rsqrt sin cos tan atan tanh sigmoid erf erfc silu"
 _table({f"{name}.default": name for name in _FLOAT_UNARY.split()}, _float_unary)
 _table({"neg.default": "neg", "_neg_view.default": "neg", "relu.default": "relu"}, _unary)
 _table(
@@ -333,17 +333,33 @@ for _form in ("Tensor", "Scalar"):
 
 
 def _logical(op: str) -> Callable[..., Value]:
-    def handler(c: Context, x: Value, y: Operand) -> Value:
-        if "bitwise" in c.target and not c.dtype.is_bool:
-            raise c.unsupported(f"bitwise arithmetic on {c.dtype}", "only masks (bool) are supported")
-        return c.b(op, c.operand(x, DType.BOOL), c.operand(y, DType.BOOL))
+    def handler(c: Context, x: Operand, y: Operand) -> Value:
+        if "logical" in c.target or c.dtype.is_bool:
+            return c.b(f"logical_{op}", c.operand(x, DType.BOOL), c.operand(y, DType.BOOL))
+        return c.b(f"bitwise_{op}", c.operand(x, c.dtype), c.operand(y, c.dtype))
 
     return handler
 
 
 for _word in ("and", "or", "xor"):
-    _forms = (f"logical_{_word}.default", f"bitwise_{_word}.Tensor", f"bitwise_{_word}.Scalar")
-    _table(dict.fromkeys(_forms, f"logical_{_word}"), _logical)
+    _forms = (
+        f"logical_{_word}.default",
+        *(f"bitwise_{_word}.{kind}" for kind in ("Tensor", "Scalar", "Scalar_Tensor")),
+        *(f"__{_word}__.{kind}" for kind in ("Tensor", "Scalar")),
+    )
+    _table(dict.fromkeys(_forms, _word), _logical)
+
+
+def _shift(op: str) -> Callable[..., Value]:
+    return lambda c, x, y: c.b(op, c.operand(x, c.dtype), c.operand(y, c.dtype))
+
+
+for _word in ("left", "right"):
+    _forms = (
+        *(f"bitwise_{_word}_shift.{kind}" for kind in ("Tensor", "Tensor_Scalar", "Scalar_Tensor")),
+        *(f"__{_word[0]}shift__.{kind}" for kind in ("Tensor", "Scalar")),
+    )
+    _table(dict.fromkeys(_forms, f"{_word}_shift"), _shift)
 
 
 @lowers("where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar")
@@ -489,6 +505,31 @@ def _scanned(c: Context, x: Value, dim: int, op: str, neutral: Number) -> Value:
         x = c.b(op, x, c.b("concat", before, c.take(x, axis, 0, extent - shift), axis=axis))
         shift *= 2
     return x
+
+
+@lowers("searchsorted.Tensor", "searchsorted.Scalar")
+def _searchsorted(
+    c: Context, boundaries: Value, values: Operand, *, out_int32: bool = False, right: bool = False, side: str | None = None,
+    sorter: Value | None = None,
+) -> Value:  # fmt: skip
+    """The number of boundaries that lie before a value: one comparison for each pair of both."""
+    if sorter is not None:
+        raise c.unsupported("a sorter", "sort the boundaries first: boundaries.gather(-1, sorter)")
+    dtype = boundaries.type.dtype
+    found = c.operand(values, dtype)
+    shape = found.type.shape
+    if boundaries.type.rank > 1:  # a row of boundaries for each row of values
+        boundaries = c.reshape(boundaries, (*boundaries.type.shape[:-1], 1, boundaries.type.shape[-1]))
+    beyond = c.b("gt" if right or side == "right" else "ge", boundaries, c.reshape(found, (*shape, 1)))
+    before = c.b("cast", c.b("logical_not", beyond), dtype=c.dtype)  # of NaN, all boundaries, as in torch
+    return c.b("sum", before, axes=(-1,))
+
+
+@lowers("bucketize.Tensor", "bucketize.Scalar")
+def _bucketize(
+    c: Context, values: Operand, boundaries: Value, *, out_int32: bool = False, right: bool = False
+) -> Value:
+    return _searchsorted(c, boundaries, values, right=right)
 
 
 @lowers("topk.default")

@@ -82,10 +82,17 @@ def sigmoid(x: Array) -> Array:
         return np.asarray(1 / (1 + np.exp(-x)))
 
 
-def erf(x: Array) -> Array:
-    """The error function, element by element in float64."""
-    values = np.asarray(x, np.float64)
-    return np.fromiter((math.erf(v) for v in values.ravel()), np.float64, values.size).reshape(values.shape)
+def _in_float64(function: Callable[[float], float]) -> Callable[[Array], Array]:
+    """A function of one number, for each element in float64."""
+
+    def each(x: Array) -> Array:
+        values = np.asarray(x, np.float64)
+        return np.fromiter(map(function, values.ravel()), np.float64, values.size).reshape(values.shape)
+
+    return each
+
+
+erf = _in_float64(math.erf)
 
 
 def _gelu(x: Array, approximate: str = "none") -> Array:
@@ -111,6 +118,9 @@ _unary("atan", np.arctan, "arc tangent", traits=Trait.MONOTONE | Trait.LIBRARY_C
 _unary("tanh", np.tanh, "hyperbolic tangent", traits=Trait.MONOTONE, flops=10)
 _unary("sigmoid", sigmoid, "1 / (1 + exp(-x))", traits=Trait.MONOTONE, flops=10)
 _unary("erf", erf, "error function", traits=Trait.MONOTONE, flops=12, tolerance=16.0)
+_unary(
+    "erfc", _in_float64(math.erfc), "1 - erf(x), accurate where that is small", traits=Trait.LIBRARY_CALL, flops=20, tolerance=16.0
+)  # fmt: skip
 _unary(
     "relu",
     lambda x: np.maximum(x, 0),
@@ -231,6 +241,18 @@ _binary("ge", np.greater_equal, "a >= b", boolean=True)
 _binary("logical_and", np.logical_and, "a and b", "b", boolean=True, traits=AC)
 _binary("logical_or", np.logical_or, "a or b", "b", boolean=True, traits=AC)
 _binary("logical_xor", np.logical_xor, "a xor b", "b", boolean=True, traits=AC)
+_binary("bitwise_and", np.bitwise_and, "a and b, bit by bit", "i", traits=AC)
+_binary("bitwise_or", np.bitwise_or, "a or b, bit by bit", "i", traits=AC)
+_binary("bitwise_xor", np.bitwise_xor, "a xor b, bit by bit", "i", traits=AC)
+_binary(
+    "left_shift", np.left_shift, "a * 2**b, of which bits fall off; 0 where b is negative, or has no bit of a left", "i"
+)
+_binary(
+    "right_shift",
+    np.right_shift,
+    "a // 2**b; -1 of a negative a, else 0, where b is negative, or has no bit of a left",
+    "i",
+)
 
 
 def _not_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:

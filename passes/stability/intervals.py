@@ -386,6 +386,7 @@ RULES: dict[str, Rule] = {
     "pow": _pow,
     "maximum": _binary(lambda a, b: Interval(max(a.lo, b.lo), max(a.hi, b.hi))),
     "minimum": _binary(lambda a, b: Interval(min(a.lo, b.lo), min(a.hi, b.hi))),
+    "erfc": _unary(lambda x: Interval(0.0, 2.0)),
     "atan2": _binary(lambda a, b: Interval(-math.pi, math.pi)),
     "hypot": _binary(lambda a, b: Interval(0.0, math.inf)),
     "where": _where,

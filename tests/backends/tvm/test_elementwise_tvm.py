@@ -106,8 +106,10 @@ def test_integer_ops(dtype: str) -> None:
     b = GraphBuilder()
     x, y = b.input("x", tensor(kind, ("n", 1))), b.input("y", tensor(kind, (len(values),)))
     binary = [b(name, x, y) for name in BINARY if name not in ("div", "pow", "atan2", "hypot")]
+    bits = [b(name, x, y) for name in ("bitwise_and", "bitwise_or", "bitwise_xor", "left_shift", "right_shift")]
+    shifts = [b(f"{way}_shift", x, b.constant(by, dtype=kind)) for way in ("left", "right") for by in (0, 3, 7, 100)]
     unary = [b(name, x) for name in ("neg", "abs", "sign", "relu")]
-    check(b.finish([*binary, *unary]), [values[:, None], values], 0)
+    check(b.finish([*binary, *bits, *shifts, *unary]), [values[:, None], values], 0)
 
 
 def test_casts() -> None:

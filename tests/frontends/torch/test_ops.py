@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from mlec.errors import UnsupportedOpError
 from mlec.ir import Graph, run_graph
 from tests.frontends.torch.common import FRONTEND, Function, assert_same, compare, lower
 
@@ -117,6 +118,7 @@ ELEMENTWISE: dict[str, Callable[[torch.Tensor], Any]] = (
             "trunc",
             "nan_to_num",
             "erf",
+            "erfc",
             "deg2rad",
             "sgn",
             "selu",
@@ -296,6 +298,57 @@ def test_integers_divide_as_in_torch() -> None:
     check(torch.fmod, x, y)
     check(torch.true_divide, x, y)
     check(lambda a, b: (a**3, abs(b), -a, a.clamp(-2, 2), ~b, torch.relu(a), torch.sign(b)), x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8], ids=str)
+def test_bits_of_integers(dtype: torch.dtype) -> None:
+    limits = torch.iinfo(dtype)
+    x = torch.tensor([0, 1, 2, 3, 7, 77, limits.max, limits.min, *([-1, -2] if limits.min else [])])
+    x = x.to(dtype).repeat(3, 1)
+    y = torch.tensor([[0, 1, limits.bits - 1], [2, limits.bits, 100], [5, 3, -1 if limits.min else 4]], dtype=dtype)
+    functions: dict[str, Callable[..., Any]] = {
+        "logic": lambda a, b: (a & b, a | b, a ^ b, ~a),
+        "numbers": lambda a, b: (a & 3, a | 3, a ^ 3, torch.bitwise_and(5, a)),
+        "calls": lambda a, b: [
+            f(a, b) for f in (torch.bitwise_and, torch.bitwise_left_shift, torch.bitwise_right_shift)
+        ],
+        "shifts": lambda a, b: (a << b, a >> b, a << 3, a >> 3, torch.bitwise_right_shift(a, 1), 1 << b),
+        "nibbles": lambda a, b: torch.stack([a & 15, (a >> 4) & 15], -1),
+    }
+    together = Together(functions, x[:, :, None], y[:, None, :])
+    for name in functions:
+        together.check(name)
+
+
+def test_bits_of_integers_of_two_types() -> None:
+    check(lambda a, b: (a & b, a ^ b, a | (b > 2)), ints(3, 5), ints(3, 5, dtype=torch.int8))
+
+
+BOUNDARIES = torch.tensor([-2.0, -1.0, -1.0, 0.0, 0.5, 2.5, math.inf])
+SEARCHES: dict[str, Callable[[torch.Tensor], Any]] = {
+    "searchsorted": lambda x: torch.searchsorted(BOUNDARIES, x),
+    "right": lambda x: torch.searchsorted(BOUNDARIES, x, right=True),
+    "side": lambda x: torch.searchsorted(BOUNDARIES, x, side="right", out_int32=True),
+    "rows": lambda x: torch.searchsorted(torch.sort(torch.nan_to_num(x), 1)[0], x),
+    "number": lambda x: torch.searchsorted(torch.sort(torch.nan_to_num(x), 1)[0][0], 0.5) + x,
+    "bucketize": lambda x: torch.bucketize(x, BOUNDARIES),
+    "bucketize_right": lambda x: torch.bucketize(x, BOUNDARIES, right=True, out_int32=True),
+    "bucketize_number": lambda x: torch.bucketize(0.5, BOUNDARIES) + x,
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_places_among_boundaries(name: str) -> None:
+    check(SEARCHES[name], special())
+
+
+def test_places_among_whole_numbers() -> None:
+    check(lambda x: (torch.bucketize(x, torch.arange(-3, 4)), torch.searchsorted(torch.arange(-3, 4), x)), ints(3, 9))
+
+
+def test_a_sorter_is_refused() -> None:
+    with pytest.raises(UnsupportedOpError, match="a sorter"):
+        lower(lambda x: torch.searchsorted(x, x, sorter=torch.argsort(x, 1)), floats(2, 3))
 
 
 def test_binary_special_values() -> None:
