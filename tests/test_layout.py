@@ -15,12 +15,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TREES = {"mlec": ROOT / "mlec", "mlec.passes": ROOT / "passes", "mlec.backends": ROOT / "backends"}
 
-EVERYWHERE = ("mlec.errors", "mlec.wording")
+EVERYWHERE = ("mlec.errors", "mlec.hidden", "mlec.wording")
 """What each part may import of mlec."""
 
 # What else it may import, besides itself. The first entry that a module's name starts with counts.
 ALLOWED = {
     "mlec.errors": (),
+    "mlec.hidden": (),
     "mlec.wording": (),
     "mlec.capabilities": (),
     "mlec.measuring.timing": (),

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlec.runtime.ffi import Hidden
+from mlec.hidden import Hidden
 from mlec.runtime.library import load_library
 
 load_library()  # sets the thread pool up before TVM does

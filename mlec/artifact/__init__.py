@@ -6,6 +6,12 @@ Nothing in this package executes anything that a file holds.
 
 from typing import TYPE_CHECKING, Any
 
+from mlec.hidden import Hidden
+
+# msgspec takes three names from there, which Python itself has from 3.11 on, in 4 ms less.
+with Hidden("typing_extensions"):
+    import msgspec  # noqa: F401
+
 from mlec.artifact.kernels import KINDS, RELOCATABLE, KernelBlob
 from mlec.artifact.model import ModelMetadata, read_model
 from mlec.artifact.reader import Artifact

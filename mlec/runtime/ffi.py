@@ -11,11 +11,11 @@ import ctypes
 import importlib.util
 import os
 import sys
-import threading
 from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
+from importlib.machinery import PathFinder
 from typing import Any
+
+from mlec.hidden import Hidden
 
 _NONE, _INT, _TEXT, _BYTES, _OBJECTS = 0, 1, 8, 9, 64  # kinds of arguments; from the last on, objects
 _OBJECT_HEAD = 24  # bytes of a counted object before what it holds
@@ -39,27 +39,6 @@ class _Message(ctypes.Structure):
     _fields_ = (
         ("kind", ctypes.c_void_p), ("kind_size", ctypes.c_size_t), ("text", ctypes.c_void_p), ("text_size", ctypes.c_size_t),
     )  # fmt: skip
-
-
-class Hidden:
-    """Import finder that makes one package look uninstalled, to the thread that entered the ``with`` block only."""
-
-    def __init__(self, package: str) -> None:
-        self.package = package
-        self.thread = threading.get_ident()
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name == self.package and threading.get_ident() == self.thread:
-            raise ModuleNotFoundError(f"{name} is hidden during this import", name=name)
-        return None
-
-    # Another thread may be walking the list of finders, and would skip one if it shrank under it: the list is replaced.
-
-    def __enter__(self) -> None:
-        sys.meta_path = [self, *sys.meta_path]
-
-    def __exit__(self, *exception: object) -> None:
-        sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
 
 
 class Object:

@@ -20,7 +20,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from mlec.errors import RuntimeUnavailableError
-from mlec.runtime.ffi import Hidden, Interface, Object
+from mlec.hidden import Hidden
+from mlec.runtime.ffi import Interface, Object
 from mlec.runtime.objects import check_objects
 from mlec.runtime.threads import default_num_threads
 

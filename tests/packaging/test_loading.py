@@ -113,7 +113,7 @@ def test_loading_imports_nothing_that_only_writing_takes(tmp_path: Path) -> None
     compiled.save(tmp_path / "m.mle", sign_key=tmp_path / "own.key")
     code = f"""
 import sys, numpy as np
-writing = {{"pathlib", "tempfile", "cryptography.hazmat.primitives.serialization"}}
+writing = {{"pathlib", "tempfile", "cryptography.hazmat.primitives.serialization", "typing_extensions"}}
 for name in writing & set(sys.modules):  # the environment begins with them
     del sys.modules[name]
 from mlec.artifact import Keyring, TrustedKey, keyring
