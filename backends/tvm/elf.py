@@ -7,26 +7,22 @@ exception below a kernel ends the process with that or without, so what could ra
 
 from __future__ import annotations
 
-import struct
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from mlec.runtime.elf import HEADER, SECTION, SYMBOL, SYMBOL_TABLE, packed
+
 Array: TypeAlias = npt.NDArray[Any]
 
-_HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
-_TABLE, _COUNT, _NAMES = 6, 12, 13
-"""In the header: where the table of sections begins, their number, the section with their names."""
-_SECTION: Final = np.dtype([
-    ("name", "<u4"), ("kind", "<u4"), ("flags", "<u8"), ("address", "<u8"), ("offset", "<u8"), ("size", "<u8"),
-    ("link", "<u4"), ("info", "<u4"), ("alignment", "<u8"), ("entry", "<u8"),
-])  # fmt: skip
-_SYMBOL: Final = np.dtype([
-    ("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<u8"), ("size", "<u8"),
-])  # fmt: skip
+_HEADER: Final = packed(HEADER)
+_TABLE, _COUNT, _NAMES = (
+    [name for name, _ in HEADER].index(field) for field in ("sections", "section_count", "section_names")
+)
+_SECTION, _SYMBOL = (np.dtype([(name, f"<{kind}") for name, kind in fields]) for fields in (SECTION, SYMBOL))
 _RELOCATION: Final = np.dtype([("offset", "<u8"), ("kind", "<u4"), ("symbol", "<u4"), ("addend", "<i8")])
-_SYMBOLS, _RELOCATIONS, _NO_BITS = 2, 4, 8  # kinds of sections
+_RELOCATIONS, _NO_BITS = 4, 8  # kinds of sections
 _OTHER_NUMBERS: Final = (9, 17, 18)
 """Kinds that tell sections or symbols by numbers, too, and that LLVM makes none of for us: relocations without addends, groups, and the
 numbers of sections from `_MARKS` on."""
@@ -49,7 +45,7 @@ def without_debug_sections(data: bytes) -> bytes:
     section_number = np.cumsum(kept) - 1
 
     symbol_number: Array = np.zeros(0, np.int64)
-    for i in np.flatnonzero(table["kind"] == _SYMBOLS):
+    for i in np.flatnonzero(table["kind"] == SYMBOL_TABLE):
         symbols = np.frombuffer(content[i], _SYMBOL).copy()
         placed = symbols["section"] < _MARKS
         stays = ~placed | kept[np.where(placed, symbols["section"], 0)]

@@ -12,14 +12,12 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from mlec.errors import RuntimeUnavailableError
+from mlec.runtime import elf
 
-_HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
-_SECTION: Final = struct.Struct("<IIQQQQIIQQ")
-_SYMBOL: Final = struct.Struct("<IBBHQQ")
+_HEADER, _SECTION, _SYMBOL = (elf.packed(fields) for fields in (elf.HEADER, elf.SECTION, elf.SYMBOL))
 _ELF64_LITTLE: Final = b"\x7fELF\x02\x01\x01"
 _SYSTEMS: Final = {0: "System V", 3: "Linux"}
 _RELOCATABLE: Final = 1
-_SYMBOL_TABLE: Final = 2
 _UNDEFINED: Final = 0
 _WRITABLE_CODE: Final = 0x1 | 0x4
 """Flags of a section that is both written to and executed: no compiler of ours makes one."""
@@ -91,7 +89,7 @@ def _symbols(data: bytes) -> Iterator[tuple[str, bool, bool]]:
     for _, section_kind, flags, _, offset, size, link, locals_, *_ in table:
         if flags & _WRITABLE_CODE == _WRITABLE_CODE:
             raise ValueError("a section of it is writable and executable")
-        if section_kind != _SYMBOL_TABLE:
+        if section_kind != elf.SYMBOL_TABLE:
             continue
         texts, length = table[link][4:6]
         if offset + size > len(data) or texts + length > len(data) or size % _SYMBOL.size:
