@@ -22,7 +22,7 @@ from mlec.backends.tvm.objects import to_objects
 from mlec.backends.tvm.pipeline import ObjectsForCPU
 from mlec.backends.tvm.registry import lowering_of
 from mlec.backends.tvm.relax_module import relax_module
-from mlec.backends.tvm.sequence import call_sequence
+from mlec.backends.tvm.sequence import Extents, call_sequence
 from mlec.backends.tvm.target import TargetInfo, architecture_of, features_of, host_triple
 from mlec.capabilities import TARGETS
 from mlec.errors import TargetError
@@ -144,7 +144,8 @@ def _scratch(lowered: Lowered) -> int | tuple[int | str, ...]:
     """What the program says of the memory that its kernels take for themselves."""
     taken = {call.scratch for call in lowered.calls}
     most = max((nbytes for nbytes in taken if isinstance(nbytes, int)), default=0)
-    symbolic = sorted(nbytes for nbytes in taken if isinstance(nbytes, str))
+    text = Extents(lowered.inputs).text
+    symbolic = sorted(text(nbytes) for nbytes in taken if isinstance(nbytes, str))
     return (most, *symbolic) if symbolic else most
 
 

@@ -63,6 +63,21 @@ def symbols_of(dim: str) -> set[str]:
     return names
 
 
+def solved(dim: str, extent: int, binding: Mapping[str, int]) -> dict[str, int]:
+    """The one symbol that ``binding`` lacks, where an extent tells it: of ``2*n``, 8 is ``{"n": 4}``; empty where it does not.
+
+    Raises:
+        UsageError: as `evaluate`.
+    """
+    unknown = symbols_of(dim) - binding.keys()
+    if len(unknown) != 1:
+        return {}
+    (name,) = unknown
+    first, second = (evaluate(dim, {**binding, name: value}) or 0 for value in (0, 1))
+    value = (extent - first) // (second - first) if second != first else -1
+    return {name: value} if value >= 0 and evaluate(dim, {**binding, name: value}) == extent else {}
+
+
 def _parse(text: str) -> ast.expr:
     return _parsed_once(text) if len(text) <= _KEPT else _parsed(text)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,7 @@ from numpy import count_nonzero, isinf, vdot
 
 from mlec.errors import InputError
 from mlec.runtime.device import DeviceArray, DLDevice, borrow, device_of
-from mlec.runtime.dims import evaluate
+from mlec.runtime.dims import evaluate, solved, symbols_of
 from mlec.runtime.nested import Nesting
 from mlec.runtime.program import Array
 from mlec.signature import Coding, Signature, TableSpec, TensorSpec
@@ -162,7 +163,7 @@ class Edge:
                 else:
                     computed = True
         if computed:
-            self._check_computed(arrays, binding)
+            self._bind_computed(arrays, binding)
         for name, (least, most) in self._limits.items():
             value = binding.get(name)
             if value is not None and (value < least or (most is not None and value > most)):
@@ -174,12 +175,24 @@ class Edge:
                 )
         return binding
 
-    def _check_computed(self, arrays: Sequence[Array], binding: Mapping[str, int]) -> None:
-        for array, spec in zip(arrays, self._inputs, strict=True):
-            for axis, (extent, dim) in enumerate(zip(array.shape, spec.shape, strict=True)):
-                value = evaluate(dim, binding)
-                if value is not None and value != extent:
-                    raise _shape_error(spec, array, f"axis {axis} must be {dim} = {value}, not {extent}")
+    def _bind_computed(self, arrays: Sequence[Array], binding: dict[str, int]) -> None:
+        computed = [
+            (spec, array, axis, extent, dim)
+            for array, spec in zip(arrays, self._inputs, strict=True)
+            for axis, (extent, dim) in enumerate(zip(array.shape, spec.shape, strict=True))
+            if isinstance(dim, str) and not dim.isidentifier()
+        ]
+        computed.sort(
+            key=lambda found: len(symbols_of(found[-1]))
+        )  # what is wrong shows where no other symbol has a part in it
+        for *_, extent, dim in computed:
+            binding.update(solved(dim, extent, binding))
+        for spec, array, axis, extent, dim in computed:
+            value = evaluate(dim, binding)
+            if value != extent:
+                factor = re.fullmatch(r"(\d+)\*\w+", dim)
+                equals = f" = {value}" if value is not None else f", a multiple of {factor[1]}" if factor else ""
+                raise _shape_error(spec, array, f"axis {axis} must be {dim}{equals}, not {extent}")
 
     @property
     def arguments(self) -> tuple[str, ...]:

@@ -30,6 +30,17 @@ def test_anything_else_is_refused(text: str) -> None:
         evaluate(text, {"n": 7})
 
 
+@pytest.mark.parametrize(
+    ("text", "extent", "found"),
+    [
+        ("2*n", 8, {"n": 4}), ("2*n", 9, {}), ("2*n+1", 9, {"n": 4}), ("2*n+1", 0, {}), ("3*n+m", 11, {"n": 2}), ("2*n+k", 8, {}),
+        ("2*m", 10, {}), ("n//2", 3, {}), ("n*n", 9, {}), ("8-n", 5, {"n": 3}), ("n", 0, {"n": 0}),
+    ],
+)  # fmt: skip
+def test_the_symbol_that_an_extent_tells(text: str, extent: int, found: dict[str, int]) -> None:
+    assert dims.solved(text, extent, {"m": 5}) == found
+
+
 def test_symbols_may_be_called_like_functions() -> None:
     assert dims.symbols_of("max(max, min(n, 2))") == {"max", "n"}
     assert evaluate("max(max, 3)", {"max": 5}) == 5

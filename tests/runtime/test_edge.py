@@ -140,6 +140,25 @@ class TestNetworks:
         assert "t must be at least 1 and at most 4, got 5" in refused(edge, [np.ones(11), np.ones(5)]).message
         assert "got 0" in refused(edge, [np.ones(1), np.ones(0)]).message
 
+    def test_symbols_that_only_expressions_tell(self) -> None:
+        inputs = (
+            TensorSpec("x", "f32", ("n+t", 3)),
+            TensorSpec("y", "f32", ("2*n",)),
+            TensorSpec("z", "f32", ("3*t+1",)),
+        )
+        edge = Edge(Signature(inputs, (), symbols={"n": (0, 4)}))
+
+        def given(x: int, y: int, z: int) -> list[Any]:
+            return [np.ones(shape, np.float32) for shape in ((x, 3), y, z)]
+
+        assert edge.bind(given(5, 4, 10)) == {"n": 2, "t": 3}
+        assert edge.bind(given(0, 0, 1)) == {"n": 0, "t": 0}
+        assert "axis 0 must be n+t = 5, not 6" in refused(edge, given(6, 4, 10)).message
+        assert "axis 0 must be 3*t+1 = 10, not 9" in refused(edge, given(5, 4, 9)).message
+        assert "n must be at least 0 and at most 4, got 5" in refused(edge, given(8, 10, 10)).message
+        alone = Edge(Signature((TensorSpec("y", "f32", ("2*n",)),), ()))
+        assert "axis 0 must be 2*n, a multiple of 2, not 65" in refused(alone, [np.ones(65, np.float32)]).message
+
     @pytest.mark.parametrize("value", [[[1.0, 2.0]], [[True, False]], np.array([[1, 2]], np.uint64), [[-0.0, 7.0]]])
     def test_integral_values_become_integers(self, value: Any) -> None:
         (x,) = Edge(Signature((TensorSpec("x", "i64", ("n", 2)),), ())).read([value])
