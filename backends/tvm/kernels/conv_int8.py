@@ -331,9 +331,8 @@ class NarrowConvolution:
         """A tile of vectors at an output row and column of an image."""
         image, row, column = at
         group, first, width = columns
-        starts = [share(start + i * rows.pitch) for i in range(self.chosen.columns)]
         base = group * (self.packed.blocks * self.multiplier.in_block)
-        for i, line in enumerate(self.multiplier.sums(rows, starts, base + first, width)):
+        for i, line in enumerate(self.multiplier.sums(rows, start, self.chosen.columns, base + first, width)):
             self.store((image, row, column + i), group, first, line)
 
     def tiles(

@@ -211,12 +211,12 @@ class _Gemm:
         most = max(v for v in range(1, STREAM + 1) if v == 1 or fits(m, v, dots, self.target))
         count = min(self.multiplier.vectors, most)
         tiles = -(-self.multiplier.vectors // count)
-        rows, starts = self.rows(0, m, m, self.packed.read)
+        rows, start = self.rows(0, m, m, self.packed.read)
         work = self.streaming + work_of(m * math.prod(self.packed.shape), m * self.multiplier.vectors, dots, False)
 
         def tile(index: Expr) -> None:
             first = self.first(index, count, self.multiplier.vectors)
-            self.tile(rows, [starts + i * rows.pitch for i in range(m)], 0, first, count)
+            self.tile(rows, start, m, 0, first, count)
 
         with (T.parallel if work >= SERIAL_WORK and tiles > 1 else T.serial)(tiles) as index:
             tile(index)
@@ -282,12 +282,11 @@ class _Gemm:
             at = self.first(first + panel, width, self.multiplier.vectors)
             with T.serial(ceildiv(end - begin, height)) as i:
                 row = share(tirx.min(i * height, self.m - height - begin))
-                starts = [share(start + (row + r) * rows.pitch) for r in range(height)]
-                self.tile(rows, starts, begin + row, at, width)
+                self.tile(rows, share(start + row * rows.pitch), height, begin + row, at, width)
 
-    def tile(self, rows: Rows, starts: Sequence[Expr], row: Expr, first: Expr, count: int) -> None:
-        """The sums of some rows, the first of which is ``row``, and some vectors of columns."""
-        for i, line in enumerate(self.multiplier.sums(rows, starts, first, count)):
+    def tile(self, rows: Rows, start: Expr, height: int, row: Expr, first: Expr, count: int) -> None:
+        """The sums of ``height`` rows, the first of which is ``row`` and begins at ``start``, and some vectors of columns."""
+        for i, line in enumerate(self.multiplier.sums(rows, start, height, first, count)):
             self.put(row + i, first, line)
 
     def tiles(self, rows: Rows, start: Expr, begin: Expr, end: Expr, columns: tuple[Expr, Expr, int]) -> None:

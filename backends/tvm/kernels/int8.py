@@ -42,6 +42,7 @@ from mlec.backends.tvm.kernels.vector import (
     ramp,
     share,
     store,
+    wide,
 )
 from mlec.backends.tvm.target import TargetInfo, architecture_of
 from mlec.ops.windows import Geometry
@@ -300,37 +301,53 @@ class Multiplier:
         """Vectors of a group that hold any of its columns."""
         return -(-self.packed.columns // self.dots.lanes)
 
-    def sums(self, rows: Rows, starts: Sequence[Expr], first: Expr, count: int) -> list[list[Expr]]:
-        """The sums of rows that begin at ``starts``, for ``count`` vectors of columns from vector ``first`` of all groups on.
+    def sums(self, rows: Rows, start: Expr, height: int, first: Expr, count: int) -> list[list[Expr]]:
+        """The sums of ``height`` rows from ``start`` on, for ``count`` vectors of columns from vector ``first`` of all groups on.
 
         A step loads a quad of each row and a vector of weights for each vector of columns. With VNNI, 6 rows and 4 vectors: 10 loads for
         24 instructions of 64 products, of which two go in a cycle beside two loads.
         """
         lanes, quads = self.dots.lanes, self.packed.quads
         columns = [self.column(first + v) for v in range(count)]
-        sums = [[Cell("int32", lanes, load(self.offsets, [at], lanes)) for at, _ in columns] for _ in starts]
+        sums = [[Cell("int32", lanes, load(self.offsets, [at], lanes)) for at, _ in columns] for _ in range(height)]
 
-        def segment(number: Expr) -> None:
-            begins = [share(start + rows.segment(number)) for start in starts]
+        def segment(turn: Expr) -> None:
+            number = turn // turns
             panels = [share(panel + number * (quads * BLOCK * QUAD)) for _, panel in columns]
+            begin = share(wide(start + rows.segment(number)))  # the rows are then constants from it: one register
 
             def step(quad: Expr) -> None:
                 weights = [
                     self.dots.weights(load(self.w, [panel + quad * (BLOCK * QUAD)], lanes * QUAD)) for panel in panels
                 ]
-                for begin, cells in zip(begins, sums, strict=True):
-                    row = self.dots.row(share(quad_at(rows.buffer, begin + quad * QUAD)))
+                at = begin + wide(quad) * QUAD
+                for i, cells in enumerate(sums):
+                    row = self.dots.row(share(quad_at(rows.buffer, at + i * rows.pitch)))
                     for cell, vector in zip(cells, weights, strict=True):
                         self.dots.add(cell, row, vector)
 
-            unrolled(self.packed.read, UNROLL, step)
+            if apart == UNROLL:
+                unrolled(self.packed.read, UNROLL, step)
+            else:
+                for offset in range(apart):
+                    step(turn % turns * apart + offset)
 
-        if self.packed.segments == 1:
+        apart = self._steps_apart(rows.pitch)
+        turns = self.packed.read // apart if apart < UNROLL else 1
+        if self.packed.segments * turns == 1:
             segment(0)
         else:
-            with T.serial(self.packed.segments) as number:
-                segment(number)
+            with T.serial(self.packed.segments * turns) as turn:
+                segment(turn)
         return [[cell.value for cell in row] for row in sums]
+
+    def _steps_apart(self, pitch: int) -> int:
+        """Steps of a turn of the loop. Rows that overlap by whole quads have the same ones at different steps: LLVM, which sees that in one
+        turn, would hold them for later, beyond what there are registers for (224 x 224 x 3 by 7 x 7, stride 2: 2.2 times as long)."""
+        again = math.lcm(pitch, QUAD) // QUAD
+        if again >= min(UNROLL, self.packed.read):
+            return UNROLL
+        return max(steps for steps in range(1, again + 1) if self.packed.read % steps == 0)
 
     def column(self, vector: Expr) -> tuple[Expr, Expr]:
         """Where a vector of columns begins: its column among the packed ones, and its first weight."""

@@ -52,6 +52,11 @@ def int64(index: Expr) -> Expr:
     return tirx.const(index, "int64") if isinstance(index, int) else index
 
 
+def wide(index: Expr) -> Expr:
+    """The same index in 64 bits: what is added to it later can become part of an address."""
+    return int64(index) if isinstance(index, int) else cast_to("int64", index)
+
+
 def const_like(value: Any, x: Expr) -> Expr:
     """``value`` with the dtype and lanes of ``x``."""
     return const(value, dtype_of(x), lanes_of(x))
