@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -31,10 +31,15 @@ class GraphBuilder:
     ```
     A Python number as operand becomes a scalar constant of the dtype of the first operand that is a `Value`.
     Values that were replaced (see `replace`) are looked up when they are used.
+
+    Args:
+        name: of the graph.
+        taken: names that new constants must not get.
     """
 
-    def __init__(self, name: str = "main") -> None:
+    def __init__(self, name: str = "main", taken: Container[str] = ()) -> None:
         self.name = name
+        self._taken = taken
         self._inputs: list[Value] = []
         self._nodes: list[Node] = []
         self._constants: dict[str, Array] = {}
@@ -195,7 +200,9 @@ class GraphBuilder:
         if base[:1].isdigit():
             base = f"_{base}"
         name = base
-        while name in self._constants:  # goes on where it was for this base: those before are taken
+        while (
+            name in self._constants or name in self._taken
+        ):  # goes on where it was for this base: those before are taken
             name = f"{base}_{self._name_counts[base]}"
             self._name_counts[base] += 1
         return name

@@ -53,11 +53,12 @@ def unpacked(graph: Graph, tensors: Mapping[str, Array]) -> Graph:
 
     Args:
         graph: of a file.
-        tensors: in the file.
+        tensors: in the file; those that the graph does not name are not looked at: each may have to be decoded.
     """
     if not any(node.name in ("unpack_int8", "tree_ensemble") for node in graph.nodes):
         return graph
-    b = _builder(graph, tensors)
+    b = GraphBuilder(graph.name, taken=tensors)
+    b.adopt_interface(graph)
     for node in graph.nodes:
         with b.at(node.loc):
             new = _plain_weights(b, graph, node) or _own_leaves(b, graph, node)
