@@ -12,6 +12,7 @@ from mlec.ir import Graph, GraphBuilder, Location, TensorType, Value
 from mlec.ir.dim import evaluate, symbols_of
 from mlec.ir.dtype import DType
 from mlec.ir.op import Array
+from mlec.ops.windows import Geometry
 from mlec.passes.quantize.emit import result_of
 from mlec.passes.quantize.images import shape_of_image
 from mlec.passes.quantize.plans import Plan
@@ -31,7 +32,7 @@ LEAST_WORK = 2e6
 REACHED = 0.5
 """Of what the processor multiplies at most, what products of bytes do with all that is around them."""
 WINOGRAD = 3.0
-"""How much faster than its multiplications a convolution in float32 can be."""
+"""How much faster than its multiplications a convolution of 3 x 3 in float32 can be; of other windows it is by none."""
 
 
 def predicted(plan: Plan, rows: int, facts: TargetFacts) -> float | None:
@@ -48,8 +49,17 @@ def predicted(plan: Plan, rows: int, facts: TargetFacts) -> float | None:
     if evaluate(layer.node.cost.flops, dict.fromkeys(_symbols(plan), min(rows, ROWS))) < LEAST_WORK:
         return None
     used = segment / (-(-segment // 64) * 64) * columns / (-(-columns // 16) * 16)
-    gain = REACHED * used * facts.byte_products / (WINOGRAD if layer.is_conv else 1)
+    gain = REACHED * used * facts.byte_products / (WINOGRAD if _may_save_products(plan) else 1)
     return gain if gain >= CERTAIN else None
+
+
+def _may_save_products(plan: Plan) -> bool:
+    """Whether float32 may take Winograd's sums: their windows are 3 x 3, side by side in steps of one."""
+    layer = plan.layer
+    if not layer.is_conv or layer.weights.shape[:2] != (3, 3):
+        return False
+    geometry = Geometry.of(layer.attrs, 2)
+    return all(step == 1 for step in (*geometry.strides, *geometry.dilations))
 
 
 def _symbols(plan: Plan) -> frozenset[str]:

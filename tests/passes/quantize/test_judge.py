@@ -108,6 +108,19 @@ def test_a_gain_is_predicted_where_it_is_certain() -> None:
     assert predicted(grouped, 64, fast) is None
 
 
+def test_only_windows_of_3_x_3_in_steps_of_one_may_save_products_in_float32() -> None:
+    facts = TargetFacts(byte_products=4.0)
+    for weights, attrs, certain in (
+        ((64, 64, 3, 3), {}, False),
+        ((64, 64, 3, 3), {"strides": (2, 2)}, True),
+        ((64, 64, 3, 3), {"dilations": (2, 2)}, True),
+        ((64, 64, 1, 1), {}, True),
+        ((64, 64, 5, 5), {}, True),
+    ):
+        _, plan = single("conv", numbers(*weights), 64, 32, 32, **attrs)
+        assert (predicted(plan, 64, facts) is not None) == certain, (weights, attrs)
+
+
 def test_a_layer_of_certain_gain_is_not_timed() -> None:
     graph, _ = single("matmul", numbers(256, 256), 256)
     result = QuantizeInt8(calibration=numbers(64, 256)).run(graph, PassContext(TargetFacts(byte_products=20.0)))
