@@ -111,7 +111,8 @@ def _ways(node: Node, part: _Part | None) -> Ways | None:
         # Rows are those of the first operand, columns those of the second, and matrices those of both.
         return _broadcasting(node, axis, {rank - 2: (0,), rank - 1: (1,)}.get(axis, (0, 1)))
     if node.name == "attention" and axis < rank - 1 and not node.attrs["causal"]:
-        return _broadcasting(node, axis, (0, 3) if axis == rank - 2 else (0, 1, 2, 3))
+        masks = range(3, len(node.inputs))
+        return _broadcasting(node, axis, (0, *masks) if axis == rank - 2 else (0, 1, 2, *masks))
     if node.name == "concat":
         return dict.fromkeys(range(len(node.inputs)), axis) if axis != node.attrs["axis"] % rank else None
     if node.name == "pad":

@@ -128,12 +128,15 @@ def group_norm(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Valu
 
 @lowers("attention", form="graph")
 def attention(b: GraphBuilder, node: Node, operands: tuple[Value, ...]) -> Value:
-    q, k, v, *mask = operands
+    q, k, v, *masks = operands
     wide_q, wide_k, wide_v = (_wide(b, x) for x in (q, k, v))
     perm = (*range(k.type.rank - 2), k.type.rank - 1, k.type.rank - 2)
     scores = b("matmul", b("mul", wide_q, node.attrs["scale"]), b("transpose", wide_k, perm=perm))
     hidden, fill = (b.constant(number, dtype=scores.type.dtype) for number in (-math.inf, node.attrs["fill"]))
-    for m in mask:
+    cap = node.attrs["cap"]
+    if math.isfinite(cap):
+        scores = b("mul", b("tanh", b("div", scores, cap)), cap)
+    for m in masks:
         scores = b("where", m, scores, fill) if m.type.dtype.is_bool else b("add", scores, _wide(b, m))
     if node.attrs["causal"]:
         shape = scores.type.shape[-2:]

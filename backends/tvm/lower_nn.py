@@ -346,23 +346,23 @@ def lower_group_norm(lowering: Lowering, node: Node, operands: tuple[Tensor, ...
 @lowers("attention")
 def lower_attention(lowering: Lowering, node: Node, operands: tuple[Tensor, ...]) -> Tensor:
     """Heads are read and written where they lie: transposes around it that keep the last axis cost nothing."""
-    q, k, v, *mask = operands
+    q, k, v, *masks = operands
     lying = [_as_it_lies(x) for x in (q, k, v)]
     rank = node.output.type.rank
     wanted = _wanted_order(lowering, node)
     y_order = tuple(wanted.index(axis) for axis in range(rank))
     made = TensorType(tuple(node.output.type.shape[axis] for axis in wanted), node.output.type.dtype)
 
-    memory = (*(x for x, _ in lying), *mask)
+    memory = (*(x for x, _ in lying), *masks)
 
     def version(schedule: AttentionSchedule) -> Version:
         def build(name: str, dims: Dims) -> object:
-            spec = lowering.spec(mask[0], dims) if mask else None
+            specs = [lowering.spec(mask, dims) for mask in masks]
             scale, causal = node.attrs["scale"], node.attrs["causal"]
             shapes = dims.shape(q.shape), dims.shape(k.shape), dims.shape(v.shape)
             orders = [*(order for _, order in lying), y_order]
-            fill, target = node.attrs["fill"], lowering.target
-            return attention(*shapes, spec, scale, causal, q.dtype, target, name, orders, schedule, fill)
+            fill, cap, target = node.attrs["fill"], node.attrs["cap"], lowering.target
+            return attention(*shapes, specs, scale, causal, q.dtype, target, name, orders, schedule, fill, cap)
 
         return Version(build, memory, "one head at a time, scores in cache")
 

@@ -25,14 +25,15 @@ from mlec.ops.norm import softmax
 
 
 def _attention_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
-    q, k, v, *mask = types
+    q, k, v, *masks = types
     dtype = same_dtype((q, k, v))
     require(dtype.is_float and min(q.rank, k.rank, v.rank) >= 2, f"needs float matrices, got {q}, {k}, {v}", "E_SHAPE")
     same_dim(q.shape[-1], k.shape[-1], "depth of q and k")
     same_dim(k.shape[-2], v.shape[-2], "length of k and v")
     batch = broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
     scores = (*batch, q.shape[-2], k.shape[-2])
-    for m in mask:
+    require(attrs["cap"] > 0, f"cap must be above 0, got {attrs['cap']}", "E_ATTR")
+    for m in masks:
         require(m.dtype.is_bool or m.dtype is dtype, f"the mask must be bool or {dtype}, got {m}", "E_DTYPE")
         require(
             broadcast_shapes(m.shape, scores) == scores,
@@ -43,10 +44,12 @@ def _attention_type(types: Sequence[TensorType], attrs: Attrs) -> TensorType:
 
 
 def _attention(
-    q: Array, k: Array, v: Array, mask: Array | None = None, *, scale: float, causal: bool, fill: float
+    q: Array, k: Array, v: Array, *masks: Array, scale: float, causal: bool, fill: float, cap: float
 ) -> Array:
     scores = np.matmul(wide_float(q) * scale, np.swapaxes(wide_float(k), -1, -2))
-    if mask is not None:
+    if np.isfinite(cap):
+        scores = np.tanh(scores / np.asarray(cap, scores.dtype)) * np.asarray(cap, scores.dtype)
+    for mask in masks:
         scores = np.where(mask, scores, np.asarray(fill, scores.dtype)) if mask.dtype == bool else scores + mask
     if causal:
         scores = np.where(np.tri(*scores.shape[-2:]) > 0, scores, -np.inf)
@@ -55,19 +58,28 @@ def _attention(
 
 def _attention_sample(rng: np.random.Generator) -> Case:
     q, k, v = floats(rng, N, 2, 5, 4), floats(rng, N, 2, 6, 4), floats(rng, N, 2, 6, 3)
-    kind = int(rng.integers(3))
+    kind = int(rng.integers(4))
+    cap = {"cap": 2.0} if rng.random() < 0.3 else {}
     if kind == 0:
-        return Case((q, k, v), {"scale": 0.5, "causal": bool(rng.integers(2))})
+        return Case((q, k, v), {"scale": 0.5, "causal": bool(rng.integers(2)), **cap})
     keep = np.asarray(rng.random((5, 6)) < 0.7)
     keep[:, 0] = True
-    return Case((q, k, v, keep if kind == 1 else np.where(keep, 0, -2).astype(np.float32)), {"scale": 0.5})
+    added = np.where(keep, 0, -2).astype(np.float32)
+    masks = {1: (keep,), 2: (added,), 3: (keep, added[::-1].copy())}[kind]
+    return Case((q, k, v, *masks), {"scale": 0.5, **cap})
 
 
-_ATTRS = (float_attr("scale"), bool_attr("causal"), float_attr("fill", default=-math.inf))
+_ATTRS = (
+    float_attr("scale"),
+    bool_attr("causal"),
+    float_attr("fill", default=-math.inf),
+    float_attr("cap", default=math.inf),
+)
 register(
     OpDef(
-        "attention", operands("q k v mask?"), _ATTRS, _attention_type, _attention, _attention_sample,
+        "attention", operands("q k v masks*"), _ATTRS, _attention_type, _attention, _attention_sample,
         lambda i, r, a: Cost(r[0].size * i[1].shape[-2] * 4, moved_bytes(i, r)), Trait.CONTRACTION, 256.0,
-        "softmax(q k^T * scale + mask) v; a bool mask keeps where true, what it hides is `fill`; causal hides later positions",
+        "softmax(q k^T * scale + mask) v; a bool mask keeps where true, what it hides is `fill`; of several masks each follows the one"
+        " before; causal hides later positions; `cap` makes cap * tanh(score / cap) of scores, before any mask",
     )
 )  # fmt: skip

@@ -8,32 +8,43 @@ from functools import partial, reduce
 
 import numpy as np
 
-from mlec.ir import Const, Graph, GraphBuilder, Match, Miss, Node, P, Rule, Value
+from mlec.ir import AnyOf, Const, Graph, GraphBuilder, Match, Miss, Node, P, Rule, Value
 from mlec.ir.op import Array
 from mlec.ir.types import Shape
 
 
 @dataclass(frozen=True)
 class _Scores:
-    """How scores come about: ``product * scale * factors``, masked.
+    """How scores come about: ``product * scale * factors``, capped, masked by what hides, then by what is added.
 
     Attributes:
-        product: of the queries and the transposed keys.
+        product: of the queries and the transposed keys; of the keys and the transposed queries where ``turned``.
+        lead: leading axes that those of the product are split or joined to, if they are.
         factors: one number for each matrix, as those of heads.
+        cap: they are ``cap * tanh(score / cap)``, if it is finite.
         hidden: masks that hide, each with whether it does so where it is true.
         fill: of hidden scores.
         added: masks that are added, each with a factor of its own.
     """
 
     product: Node
+    turned: bool = False
+    lead: Shape | None = None
     scale: float = 1.0
     factors: tuple[Array, ...] = ()
+    cap: float = math.inf
     hidden: tuple[tuple[Value, bool], ...] = ()
     fill: float = -math.inf
     added: tuple[tuple[Value, float], ...] = ()
 
-    def scaled(self, factor: float) -> _Scores:
+    @property
+    def is_masked(self) -> bool:
+        return bool(self.hidden or self.added)
+
+    def scaled(self, factor: float) -> _Scores | str:
         """The same after a multiplication."""
+        if math.isfinite(self.cap):
+            return "its scores are scaled after they are capped"
         added = tuple((mask, own * factor) for mask, own in self.added)
         return replace(self, scale=self.scale * factor, fill=self.fill * factor, added=added)
 
@@ -51,6 +62,10 @@ def _read(value: Value, graph: Graph) -> _Scores | str | None:
         found = _shifted(node, graph)
     elif node.name == "where":
         found = _hidden(node, graph)
+    elif node.name == "transpose":
+        found = _turned_scores(node, graph)
+    elif node.name == "reshape":
+        found = _split(node, graph)
     else:
         return None
     if isinstance(found, _Scores) and graph.use_count(value) > 1:
@@ -58,7 +73,47 @@ def _read(value: Value, graph: Graph) -> _Scores | str | None:
     return found
 
 
+def _turned_scores(node: Node, graph: Graph) -> _Scores | str | None:
+    found = _read(node.inputs[0], graph) if tuple(node.attrs["perm"]) == _swapped(node.output.type.rank) else None
+    if not isinstance(found, _Scores):
+        return found
+    return (
+        "its scores are transposed after they are masked"
+        if found.is_masked
+        else replace(found, turned=not found.turned)
+    )
+
+
+def _split(node: Node, graph: Graph) -> _Scores | str | None:
+    before, after = node.inputs[0].type.shape, node.output.type.shape
+    found = _read(node.inputs[0], graph) if before[-2:] == after[-2:] and min(len(before), len(after)) > 2 else None
+    if not isinstance(found, _Scores):
+        return found
+    if found.is_masked or found.factors:
+        return "its heads are split or joined after they are masked or scaled"
+    if any(value.type.shape[:-2] != found.product.output.type.shape[:-2] for value in found.product.inputs):
+        return "its heads are split or joined after queries or keys are repeated"
+    return replace(found, lead=after[:-2])
+
+
+def _capped(node: Node, graph: Graph) -> _Scores | str | None:
+    """``tanh(scores / cap) * cap``"""
+    for x, factor in (node.inputs, node.inputs[::-1]):
+        curve, cap = graph.producer.get(x), _number(factor, graph)
+        if curve is None or curve.name != "tanh" or x.type != node.output.type or not cap:
+            continue
+        found = _read(curve.inputs[0], graph)
+        if not isinstance(found, _Scores):
+            return found
+        if found.is_masked or math.isfinite(found.cap) or graph.use_count(x) > 1 or cap < 0:
+            return "its scores are masked, capped or used before they are capped"
+        return replace(found, scale=found.scale * cap, cap=cap)
+    return None
+
+
 def _scaled(node: Node, graph: Graph) -> _Scores | str | None:
+    if node.name == "mul" and (capped := _capped(node, graph)) is not None:
+        return capped
     for x, factor in (node.inputs, node.inputs[::-1])[: 1 if node.name == "div" else 2]:
         number, numbers = _number(factor, graph), _of_matrices(factor, graph)
         if x.type != node.output.type or (not number and numbers is None):
@@ -68,8 +123,8 @@ def _scaled(node: Node, graph: Graph) -> _Scores | str | None:
             return found
         if number:
             return found.scaled(1 / number if node.name == "div" else number)
-        if found.hidden or found.added:
-            return "the scale of each head comes after the mask"
+        if found.is_masked or math.isfinite(found.cap):
+            return "the scale of each head comes after the mask or the cap"
         assert numbers is not None
         return replace(found, factors=(*found.factors, 1 / numbers if node.name == "div" else numbers))
     return None
@@ -89,7 +144,7 @@ def _shifted(node: Node, graph: Graph) -> _Scores | str | None:
             continue
         found = _read(x, graph)
         if isinstance(found, _Scores):
-            return TWO_MASKS if found.hidden else replace(found, added=(*found.added, (mask, 1.0)))
+            return replace(found, added=(*found.added, (mask, 1.0)))
         if found is not None:
             return found
     return None
@@ -111,7 +166,7 @@ def _hidden(node: Node, graph: Graph) -> _Scores | str | None:
     return None
 
 
-TWO_MASKS = "it has two masks, which hide in different ways"
+TWO_MASKS = "a mask hides after another one that is added, or by another number"
 
 
 def _number(value: Value, graph: Graph) -> float | None:
@@ -127,12 +182,15 @@ class Attention(Rule):
     rounds_once = True
 
     def check(self, m: Match, graph: Graph) -> Miss | None:
-        scores, softmax = _read(m["scores"], graph), m.nodes["softmax"]
+        apart, softmax = _apart(m["scores"], graph), m.nodes["softmax"]
+        scores = _read(apart, graph)
         if scores is None or softmax.attrs["axis"] % m["scores"].type.rank != m["scores"].type.rank - 1:
             return Miss()
         if isinstance(scores, str):
             return Miss(f"this is no attention: {scores}")
-        q, k = scores.product.inputs
+        q, k = _operands(scores)
+        if apart is not m["scores"] and m["v"].type.shape[:-2] != m["scores"].type.shape[:-2]:
+            return Miss("this is no attention: its heads are joined in another way than those of its values")
         if graph.use_count(softmax.output) > 1:
             return Miss("this is no attention: its weights are used by others as well")
         if any(graph.constant_value(value) is not None for value in (k, m["v"])):
@@ -141,26 +199,49 @@ class Attention(Rule):
             )
         if min(q.type.rank, k.type.rank, m["v"].type.rank) < 3:
             return Miss("this is no attention: without a batch or heads it would be one task")
-        if not all(isinstance(d, int) for d in (q.type.shape[-1], m["v"].type.shape[-1])):
+        depth = scores.product.inputs[0].type.shape[-1]
+        if not all(isinstance(d, int) for d in (depth, m["v"].type.shape[-1])):
             return Miss("the depth of its heads is symbolic")
         return None
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
-        scores = _read(m["scores"], graph)
+        apart, v = _apart(m["scores"], graph), m["v"]
+        scores = _read(apart, graph)
         assert isinstance(scores, _Scores)
-        (q, of_q), (turned, of_k) = (_factor(b, x, graph) for x in scores.product.inputs)
+        if apart is not m["scores"]:
+            v = b("reshape", v, shape=(*apart.type.shape[:-2], *v.type.shape[-2:]))
+        (q, of_q), (k, of_k) = (_factor(b, x, graph) for x in _operands(scores))
+        q, k = (_turned(b, q, graph), k) if scores.turned else (q, _turned(b, k, graph))
+        if scores.lead is not None:
+            q, k = (b("reshape", x, shape=(*scores.lead, *x.type.shape[-2:])) for x in (q, k))
         for numbers in scores.factors:
             q = b("mul", q, b.constant(numbers))
-        scale = scores.scale * of_q * of_k
-        return b("attention", q, _turned(b, turned, graph), m["v"], *_masks(b, scores), scale=scale, fill=scores.fill)
+        scale, masks = scores.scale * of_q * of_k, _masks(b, scores)
+        result = b("attention", q, k, v, *masks, scale=scale, fill=scores.fill, cap=scores.cap)
+        return result if v is m["v"] else b("reshape", result, shape=m.node.output.type.shape)
+
+
+def _apart(value: Value, graph: Graph) -> Value:
+    """Scores before their leading axes are joined, as those of windows that had masks of their own; the scores themselves elsewhere."""
+    node = graph.producer.get(value)
+    if node is None or node.name != "reshape" or graph.use_count(value) > 1:
+        return value
+    (x,) = node.inputs
+    return x if x.type.rank > 2 and x.type.shape[-2:] == value.type.shape[-2:] else value
+
+
+def _operands(scores: _Scores) -> tuple[Value, Value]:
+    """What of the product has the queries, and what has the keys; of a product of transposes the transpose is still to be taken."""
+    first, second = scores.product.inputs
+    return (second, first) if scores.turned else (first, second)
 
 
 def _masks(b: GraphBuilder, scores: _Scores) -> list[Value]:
-    """All masks as one, if there are any."""
-    if scores.hidden:
-        return [reduce(partial(b, "logical_and"), [b("logical_not", v) if hides else v for v, hides in scores.hidden])]
+    """What hides as one mask, and what is added as another."""
+    kept = [b("logical_not", v) if hides else v for v, hides in scores.hidden]
     added = [mask if factor == 1 else b("mul", mask, factor) for mask, factor in scores.added]
-    return [reduce(partial(b, "add"), added)] if added else []
+    of_kinds = ((kept, "logical_and"), (added, "add"))
+    return [reduce(partial(b, op), masks) for masks, op in of_kinds if masks]
 
 
 class TurnedWeights(Rule):
@@ -180,6 +261,37 @@ class TurnedWeights(Rule):
         perm = _swapped(m["v"].type.rank)
         result = b("matmul", m.nodes["softmax"].output, b("transpose", m["v"], perm=perm))
         return b("transpose", result, perm=perm)
+
+
+class SoftmaxOverKeys(Rule):
+    """softmax(scores, axis = -2) -> transpose(softmax(transpose(scores))), where a product takes its columns as weights"""
+
+    _softmax = P("softmax", "scores", bind="softmax")
+    pattern = AnyOf(P("transpose", _softmax), _softmax)
+
+    def check(self, m: Match, graph: Graph) -> Miss | None:
+        softmax, rank = m.nodes["softmax"], m["scores"].type.rank
+        along = rank > 2 and softmax.attrs["axis"] % rank == rank - 2 and graph.use_count(softmax.output) == 1
+        if not along or softmax.output.type.dtype.bits < 32:  # which `Attention` would decline
+            return Miss()
+        if m.node is softmax:
+            users = graph.users.get(softmax.output, ())
+            fits = any(user.name == "matmul" and user.inputs[1] is softmax.output for user in users)
+        else:
+            fits = tuple(m.node.attrs["perm"]) == _swapped(rank)
+        if not fits:
+            return Miss()
+        scores = _read(m["scores"], graph)
+        if scores is None:
+            return Miss()
+        if isinstance(scores, str):
+            return Miss(f"this is no attention: {scores}")
+        return Miss("this is no attention yet: its masks are those of transposed scores") if scores.is_masked else None
+
+    def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
+        perm = _swapped(m["scores"].type.rank)
+        weights = b("softmax", b("transpose", m["scores"], perm=perm), axis=-1)
+        return b("transpose", weights, perm=perm) if m.node is m.nodes["softmax"] else weights
 
 
 def _swapped(rank: int) -> tuple[int, ...]:
@@ -318,5 +430,5 @@ class CausalMask(Rule):
         return b("attention", m["q"], m["k"], m["v"], **{**m.node.attrs, "causal": True})
 
 
-RULES: tuple[Rule, ...] = (Attention(), TurnedWeights(), SharedHeads(), MergedHeads())
+RULES: tuple[Rule, ...] = (Attention(), SoftmaxOverKeys(), TurnedWeights(), SharedHeads(), MergedHeads())
 LOOSE_RULES: tuple[Rule, ...] = (CausalMask(),)

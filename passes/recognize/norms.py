@@ -16,11 +16,19 @@ CENTRED = P("sub", "x", P("mean", "x", bind="mean"))
 
 
 def _divided(top: P | AnyOf | str, square: str) -> AnyOf:
-    """``top / sqrt(mean(square²) + eps)`` and its other spellings; without eps as well. A factor may come with the divisor."""
+    """``top / sqrt(mean(square²) + eps)`` and its other spellings; without eps as well. A factor may come with the divisor.
+
+    Where eps is added to the root, it is bound as ``beside``.
+    """
     mean = P("mean", P("mul", square, square), bind="squares")
     inside = AnyOf(P("add", mean, Const(bind="eps")), mean)
     inverse = P("rsqrt", inside)
-    return AnyOf(P("div", top, P("sqrt", inside)), P("mul", top, inverse), P("mul", square, P("mul", inverse, "w")))
+    return AnyOf(
+        P("div", top, P("sqrt", inside)),
+        P("mul", top, inverse),
+        P("mul", square, P("mul", inverse, "w")),
+        P("div", top, P("add", P("sqrt", inside), Const(bind="beside"))),
+    )
 
 
 def _scaled(value: str) -> AnyOf:
@@ -56,6 +64,8 @@ class _Core(Rule):
     def check(self, m: Match, graph: Graph) -> Miss | None:
         squares = m.nodes["squares"]
         eps = _number(m, "eps")
+        if "beside" in m.constants:
+            return Miss("its eps is added to the root, not to what the root is taken of, and no norm has that")
         if m.node.output.type != squares.inputs[0].type or eps is None or not eps >= 0:
             return Miss()
         if trailing_axis(squares) is None:

@@ -112,6 +112,19 @@ CASES: dict[str, tuple[Function, tuple[torch.Tensor, ...], list[str]]] = {
     "softmax by an inverse": (
         lambda x: (e := torch.exp(x - x.amax(1, keepdim=True))) * (1 / e.sum(1, keepdim=True)), (X,), ["softmax"]),
     "half of the sum of one and erf": (lambda x: x * ((1 + torch.erf(x / math.sqrt(2))) / 2), (X,), ["eq", "gelu", "where"]),
+    "hidden, then a mask that is added": (
+        lambda q, m: torch.softmax(torch.where(LATER, torch.tensor(-1e4), q @ q.mT / 3) + m, -1) @ q, (HEADS, tensor(5, 5)), ["attention"]),
+    "capped": (
+        lambda q, m: torch.softmax(torch.tanh(q @ q.mT * 0.3 / 5) * 5 + m, -1) @ q, (HEADS, tensor(5, 5)), ["attention"]),
+    "softmax over keys": (
+        lambda q, k, v: torch.softmax(k @ q.mT * 0.3, -2).mT @ v, (HEADS, HEADS + 1, HEADS - 1), ["attention"]),
+    "softmax over keys, values first": (
+        lambda q, k, v: v.mT @ torch.softmax(k @ q.mT * 0.3, -2), (HEADS, HEADS + 1, HEADS - 1), ["attention", "transpose"]),
+    "windows with masks of their own": (
+        lambda q, m: torch.softmax(
+            ((q[:, :, None].flatten(0, 1) @ q[:, :, None].flatten(0, 1).mT).view(-1, 4, 1, 5, 5) + m[:, None]).view(-1, 1, 5, 5), -1
+        ) @ q[:, :, None].flatten(0, 1),
+        (HEADS, tensor(4, 5, 5)), ["reshape"] * 4 + ["attention", "reshape"]),
     "mean of means": (lambda x: x.mean(3).mean(2), (IMAGE,), ["mean"]),
     "shared heads": (lambda q, k: weighed(q, shared(k, 2), shared(k, 2)), (HEADS, FEW), ["reshape", "reshape", "attention", "reshape"]),
 }  # fmt: skip
@@ -132,7 +145,7 @@ def test_spelled_out(name: str, special: float | None) -> None:
 
 
 NEAR_MISSES: dict[str, tuple[Function, tuple[torch.Tensor, ...], str]] = {
-    "eps beside the root": (lambda x: centred(x, (-1,)) / (x.std(-1, keepdim=True, unbiased=False) + 1e-6), (X,), ""),
+    "eps beside the root": (lambda x: centred(x, (-1,)) / (x.std(-1, keepdim=True, unbiased=False) + 1e-6), (X,), "added to the root"),
     "other axes": (
         lambda x: centred(x, (1,)) / torch.sqrt(centred(x, (1,)).pow(2).mean(1, keepdim=True) + 1e-6), (IMAGE,), "not over the last ones"),
     "another mean": (lambda x: centred(x, (1, 2)) / torch.sqrt(centred(x, (1, 2)).pow(2).mean(2, keepdim=True) + 1e-6), (X,), ""),
@@ -140,11 +153,15 @@ NEAR_MISSES: dict[str, tuple[Function, tuple[torch.Tensor, ...], str]] = {
     "nothing subtracted": (lambda x: torch.exp(x) / torch.exp(x).sum(-1, keepdim=True), (X,), ""),
     "softmax over queries": (lambda q: torch.softmax(q @ q.mT, -2) @ q, (HEADS,), ""),
     "constant keys": (lambda q: torch.softmax(q @ HEADS[0].mT, -1) @ HEADS[0], (HEADS,), "keys or values are constant"),
-    "a mask that hides and one that is added": (
-        lambda q, m: torch.softmax((q @ q.mT).masked_fill(LATER, -math.inf) + m, -1) @ q, (HEADS, tensor(5, 5)), "two masks"),
+    "an added mask, and then one that hides": (
+        lambda q, m: torch.softmax((q @ q.mT + m).masked_fill(LATER, -1e9), -1) @ q, (HEADS, tensor(5, 5)), "a mask hides after"),
+    "scaled after the cap": (
+        lambda q: torch.softmax(torch.tanh(q @ q.mT / 5) * 5 * 0.3, -1) @ q, (HEADS,), ""),
+    "masked before the cap": (
+        lambda q, m: torch.softmax(torch.tanh((q @ q.mT + m) / 5) * 5, -1) @ q, (HEADS, tensor(5, 5)), "before they are capped"),
     "two fills": (
         lambda q, m: torch.softmax((q @ q.mT).masked_fill(LATER, -1e9).masked_fill(m == 0, -1e4), -1) @ q,
-        (HEADS, tensor(5, 5)), "two masks",
+        (HEADS, tensor(5, 5)), "a mask hides after",
     ),
     "a scale for each head after the mask": (
         lambda q, m: torch.softmax((q @ q.mT + m) * torch.arange(1.0, 5.0)[:, None, None], -1) @ q, (HEADS, tensor(5, 5)), "of each head"),

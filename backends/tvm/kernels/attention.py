@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, BufferSpec, Dim, Expr
-from mlec.backends.tvm.kernels.mathlib import exp_of_negative
+from mlec.backends.tvm.kernels.mathlib import exp_of_negative, tanh
 from mlec.backends.tvm.kernels.operands import broadcast_lead, operand_indices
 from mlec.backends.tvm.kernels.schedule import variations, vectors_across
 from mlec.backends.tvm.kernels.tile import (
@@ -94,7 +94,7 @@ def attention(
     q_shape: Sequence[Dim],
     k_shape: Sequence[Dim],
     v_shape: Sequence[Dim],
-    mask: BufferSpec | None,
+    masks: Sequence[BufferSpec],
     scale: float,
     causal: bool,
     dtype: str,
@@ -103,13 +103,14 @@ def attention(
     orders: Sequence[Sequence[int]] = (),
     schedule: AttentionSchedule | None = None,
     fill: float = -math.inf,
+    cap: float = math.inf,
 ) -> tirx.PrimFunc:
     """``y = softmax(q k^T * scale + mask) v`` for q ``[.., m, d]``, k ``[.., t, d]``, v ``[.., t, e]``.
 
-    Leading axes broadcast. A bool mask keeps where it is true and puts ``fill`` elsewhere, a float mask is added; it broadcasts to
-    ``[.., m, t]``.
+    Leading axes broadcast. A bool mask keeps where it is true and puts ``fill`` elsewhere, a float mask is added, one after the other;
+    each broadcasts to ``[.., m, t]``. Before that, ``cap`` makes ``cap * tanh(score / cap)`` of each score, if it is finite.
     ``causal`` hides positions after the row's own. d and e are static, all other extents may be symbolic. Parameters of
-    the program: q, k, v, the mask if there is one, y.
+    the program: q, k, v, the masks, y.
 
     ``orders`` says how q, k, v and y lie in memory: axis i of the tensor is axis ``order[i]`` of its buffer. The last axis
     stays the last, so that heads can be read from, and written to, the rows of the products around them. Without a schedule,
@@ -132,10 +133,10 @@ def attention(
             _Operand(parameter(label, spec), shape[:-2], order)
             for label, spec, shape, order in zip("qkv", specs[:3], shapes[:3], orders[:3], strict=True)
         )
-        given = None if mask is None else parameter("mask", mask)
+        given = [parameter(f"mask{i}", mask) for i, mask in enumerate(masks)]
         y = _Operand(parameter("y", specs[3]), lead, orders[3])
-        masked = None if mask is None else _Mask(given, mask, fill)
-        program = _Attention(q, k, v, y, masked, (m, t, d, e), scale, causal, dtype, target, schedule)
+        masked = [_Mask(buffer, mask, fill) for buffer, mask in zip(given, masks, strict=True)]
+        program = _Attention(q, k, v, y, masked, (m, t, d, e), scale, cap, causal, dtype, target, schedule)
         heads, known = product(lead), math.prod(extent for extent in lead if isinstance(extent, int))
         parts = program.parts(heads, known)
         work = m * t * (d + e) // parts
@@ -161,7 +162,7 @@ class _Operand:
 
 
 class _Mask:
-    """The mask in memory; ``fill`` is what a bool mask puts in the place of scores."""
+    """A mask in memory; ``fill`` is what a bool mask puts in the place of scores."""
 
     def __init__(self, buffer: Buffer, spec: BufferSpec, fill: float) -> None:
         self.shape, self.keeps, self.fill = spec.shape, spec.dtype == "bool", fill
@@ -190,9 +191,10 @@ class _Attention:
     k: _Operand
     v: _Operand
     y: _Operand
-    mask: _Mask | None
+    masks: Sequence[_Mask]
     extents: tuple[Dim, Dim, int, int]
     scale: float
+    cap: float
     causal: bool
     dtype: str
     target: TargetInfo
@@ -309,7 +311,13 @@ class _Attention:
             for i in range(rows):
                 for u in range(self.vectors):
                     at = [first + i, panel * self.block + u * lanes]
-                    store(scores, sums.value(i, u) * const(self.scale, acc, lanes), at)
+                    store(scores, self.scaled(sums.value(i, u)), at)
+
+    def scaled(self, score: Expr) -> Expr:
+        """Products as scores, before any mask."""
+        if math.isinf(self.cap):
+            return score * const(self.scale, self.acc, self.lanes)
+        return tanh(score * const(self.scale / self.cap, self.acc, self.lanes)) * const(self.cap, self.acc, self.lanes)
 
     def apply_mask(self, mask: _Mask, scores: Buffer, i: Expr, seen: Expr, row: Sequence[Expr]) -> None:
         """Masks one row of scores, in place; ``row`` is its position among all rows."""
@@ -324,8 +332,8 @@ class _Attention:
     def hide(self, scores: Buffer, i: Expr, row: Expr, seen: Expr, where: Sequence[Expr]) -> None:
         """Masks one row of scores, and puts minus infinity where it sees nothing, up to whole panels."""
         lanes, whole = self.lanes, self.width(seen)
-        if self.mask is not None:
-            self.apply_mask(self.mask, scores, i, seen, (*where, row))
+        for mask in self.masks:
+            self.apply_mask(mask, scores, i, seen, (*where, row))
         if self.causal:
             with T.serial(row // lanes, whole) as j:
                 column, value = ramp(share(j * lanes), lanes), share(load(scores, [i, j * lanes], lanes))

@@ -30,7 +30,7 @@ def reference(q, k, v, mask, scale, causal):
 @pytest.mark.parametrize(("d", "e"), [(16, 16), (20, 7), (64, 64)])
 def test_symbolic_lengths(d, e, causal, dtype):
     b, m, t = (tirx.Var(name, "int64") for name in "bmt")
-    run = compile_kernel(attention((b, 2, m, d), (b, 2, t, d), (b, 2, t, e), None, d**-0.5, causal, dtype, HOST))
+    run = compile_kernel(attention((b, 2, m, d), (b, 2, t, d), (b, 2, t, e), [], d**-0.5, causal, dtype, HOST))
     for batch, rows, columns in ((0, 3, 3), (1, 1, 1), (1, 9, 0), (2, 5, 9), (1, 33, 33), (1, 8, 70)):
         q, k = normal((batch, 2, rows, d), dtype), normal((batch, 2, columns, d), dtype, 1)
         v = normal((batch, 2, columns, e), dtype, 2)
@@ -45,7 +45,7 @@ def test_masks(shape, kind):
     n = tirx.Var("n", "int64")
     mask_type = BufferSpec((n, *shape[1:]) if shape[0] == 3 else shape, kind)
     q_shape, k_shape = (n, 2, 10, 16), (n, 2, 21, 16)
-    run = compile_kernel(attention(q_shape, k_shape, k_shape, mask_type, 0.25, False, "float32", HOST))
+    run = compile_kernel(attention(q_shape, k_shape, k_shape, [mask_type], 0.25, False, "float32", HOST))
     q, k, v = normal((3, 2, 10, 16)), normal((3, 2, 21, 16), seed=1), normal((3, 2, 21, 16), seed=2)
     mask = np.random.default_rng(3).random(shape) < 0.6
     mask[..., 0] = True
@@ -55,11 +55,32 @@ def test_masks(shape, kind):
     np.testing.assert_allclose(got, reference(q, k, v, mask, 0.25, False), rtol=5e-6, atol=5e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_capped_scores_with_a_mask_that_hides_and_one_that_is_added(dtype):
+    """In that order; rows whose keys are all hidden weigh them by what is added."""
+    n = tirx.Var("n", "int64")
+    specs = [BufferSpec((10, 21), "bool"), BufferSpec((n, 1, 1, 21), dtype)]
+    shape, keys = (n, 2, 10, 16), (n, 2, 21, 16)
+    run = compile_kernel(attention(shape, keys, keys, specs, 0.7, False, dtype, HOST, fill=-1e4, cap=2.5))
+    q, k, v = normal((3, 2, 10, 16), dtype), normal((3, 2, 21, 16), dtype, 1), normal((3, 2, 21, 16), dtype, 2)
+    keep, added = np.random.default_rng(3).random((10, 21)) < 0.6, normal((3, 1, 1, 21), dtype, 4)
+    keep[4] = False
+    scores = 2.5 * np.tanh((q * 0.7) @ np.swapaxes(k, -1, -2) / 2.5)
+    scores = np.where(keep, scores, np.asarray(-1e4, dtype)) + added
+    e = np.exp(scores - scores.max(-1, keepdims=True))
+    got = run(q, k, v, keep, added, out=(3, 2, 10, 16), dtype=dtype)
+    unit = 1e-5 if dtype == "float32" else 1e-11  # what is added is rounded beside what hides
+    hidden = np.arange(10) == 4
+    wanted = e / e.sum(-1, keepdims=True) @ v
+    np.testing.assert_allclose(got[:, :, ~hidden], wanted[:, :, ~hidden], rtol=unit, atol=unit)
+    np.testing.assert_allclose(got[:, :, hidden], wanted[:, :, hidden], rtol=100 * unit, atol=100 * unit)
+
+
 def test_row_without_a_visible_key_is_nan_and_shared_keys_broadcast():
     q, k, v = normal((2, 3, 4, 8)), normal((1, 3, 5, 8), seed=1), normal((3, 5, 8), seed=2)
     mask = np.ones((4, 5), bool)
     mask[2] = False
-    func = attention(q.shape, k.shape, v.shape, BufferSpec((4, 5), "bool"), 1.0, False, "float32", HOST)
+    func = attention(q.shape, k.shape, v.shape, [BufferSpec((4, 5), "bool")], 1.0, False, "float32", HOST)
     got = compile_kernel(func)(q, k, v, mask, out=(2, 3, 4, 8))
     with np.errstate(invalid="ignore"):
         np.testing.assert_allclose(got, reference(q, k, v, mask, 1.0, False), rtol=5e-6, atol=5e-6)
@@ -72,7 +93,7 @@ def test_heads_lie_between_the_axes_of_rows(causal):
     n, order = tirx.Var("n", "int64"), (0, 2, 1, 3)
     heads, m, t, d, e = 3, 37, 45, 20, 24
     shapes = (n, heads, m, d), (n, heads, t, d), (n, heads, t, e)
-    run = compile_kernel(attention(*shapes, None, 0.3, causal, "float32", HOST, orders=[order] * 4))
+    run = compile_kernel(attention(*shapes, [], 0.3, causal, "float32", HOST, orders=[order] * 4))
     for batch in (0, 1, 4):
         q, k = normal((batch, m, heads, d)), normal((batch, t, heads, d), seed=1)
         v = normal((batch, t, heads, e), seed=2)
@@ -90,7 +111,7 @@ def test_what_is_not_finite_reaches_what_depends_on_it():
     with np.errstate(invalid="ignore"):
         want = reference(q, k, v, None, 0.2, False)
     assert 0 < np.isnan(want).sum() < want.size
-    got = compile_kernel(attention(shape, shape, shape, None, 0.2, False, "float32", HOST))(q, k, v, out=shape)
+    got = compile_kernel(attention(shape, shape, shape, [], 0.2, False, "float32", HOST))(q, k, v, out=shape)
     np.testing.assert_allclose(got, want, rtol=5e-6, atol=5e-6)
 
 
@@ -108,7 +129,7 @@ def test_the_queries_of_a_head_are_shared_by_threads_and_keep_their_bits(causal,
         mask = BufferSpec((shapes[0][1], shapes[1][1]), "float32")
     seen = set()
     for cores in (2, 16):
-        func = attention(*shapes, shapes[1], mask, 0.3, causal, "float32", replace(HOST, cores=cores))
+        func = attention(*shapes, shapes[1], [mask], 0.3, causal, "float32", replace(HOST, cores=cores))
         got = same_by_threads(compile_kernel(func), q, k, v, added, out=(1, m, d))
         np.testing.assert_allclose(got, want, rtol=5e-6, atol=5e-6)
         seen.add(got.tobytes())
