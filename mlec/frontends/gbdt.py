@@ -25,6 +25,8 @@ Array = NDArray[Any]
 MISSING_CODE = -1
 MAX_FEATURES = 1 << 22
 MAX_OUTPUTS = 1 << 16
+MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+"""Bytes of this machine; a text that would become more is not read: the system would end us without a word."""
 MOST_THREADS = 8
 """That the library answers with where the environment names no number."""
 
@@ -40,9 +42,14 @@ def damaged(message: str) -> FrontendError:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Puts the name of the file before what is said of its content."""
+    """Puts the name of the file before what is said of its content; that memory is full for it is an error of the file, too."""
     try:
         yield
+    except MemoryError as error:
+        raise FrontendError(
+            f"there is not enough memory to read {place(path)}", code="E_NO_MEMORY",
+            hint="compile on a machine with more memory; a damaged file may only seem large",
+        ) from error  # fmt: skip
     except FrontendError as error:
         error.message = f"{place(path)}: {error.message}"
         raise
@@ -60,6 +67,28 @@ def read_file(path: Path) -> bytes:
         raise FrontendError(
             f"cannot read {path}: {error.strerror or error}", code="E_MODEL_FILE", hint="check the path"
         ) from error
+
+
+def check_memory(nbytes: int) -> None:
+    """Refuses to begin what takes more memory than there is.
+
+    Args:
+        nbytes: that it takes at most.
+
+    Raises:
+        MemoryError: there are not so many.
+    """
+    if nbytes > MEMORY:
+        raise MemoryError(f"{nbytes} bytes")
+
+
+def check_document(data: bytes) -> None:
+    """Refuses a document whose objects would take more memory than there is, by the marks that begin each in JSON and UBJSON.
+
+    Raises:
+        MemoryError: as `check_memory`.
+    """
+    check_memory(2 * len(data) + 240 * data.count(b"{") + 200 * data.count(b"[") + 40 * data.count(b","))
 
 
 def integer(value: Any) -> int:

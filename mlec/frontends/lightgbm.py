@@ -115,10 +115,11 @@ class LightGBMFrontend:
         """Reads a model file.
 
         Raises:
-            FrontendError: the file cannot be read, or is not UTF-8.
+            FrontendError: the file cannot be read, is not UTF-8, or may take more memory than there is.
         """
         data = gbdt.read_file(path)
         with gbdt.reading(path):
+            gbdt.check_memory(4 * len(data) + 64 * data.count(b"\n"))  # its lines
             try:
                 return ModelFile(path, data.decode())
             except UnicodeDecodeError as error:
@@ -165,7 +166,9 @@ def _number(fields: Mapping[str, str], key: str, default: int | None = None) -> 
 
 
 def _array(fields: Mapping[str, str], key: str, dtype: type, count: int) -> Array:
-    parts = fields.get(key, "").split()
+    text = fields.get(key, "")
+    gbdt.check_memory(40 * len(text))  # words and numbers of one or two digits
+    parts = text.split()
     if len(parts) != count:
         raise damaged(f"{key!r}: expected {count} numbers, got {len(parts)}")
     try:

@@ -132,10 +132,11 @@ class XGBoostFrontend:
         """Reads a model file with our own readers.
 
         Raises:
-            FrontendError: the file cannot be read, or is neither JSON nor UBJSON.
+            FrontendError: the file cannot be read, is neither JSON nor UBJSON, or may take more memory than there is.
         """
         data = gbdt.read_file(path)
         with gbdt.reading(path):
+            gbdt.check_document(data)
             document = ubjson.loads(data) if data.startswith(b"{L") else _from_json(data)
             if not isinstance(document, dict):
                 raise damaged("the document is no object")

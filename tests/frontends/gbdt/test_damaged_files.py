@@ -15,9 +15,10 @@ import pytest
 import xgboost as xgb
 
 from mlec.errors import FrontendError, MlecError
-from mlec.frontends import ubjson
+from mlec.frontends import gbdt, ubjson
 from mlec.frontends.base import LowerOptions
 from mlec.frontends.lightgbm import LightGBMFrontend
+from mlec.frontends.select import load_model_file
 from mlec.frontends.xgboost import ModelFile, XGBoostFrontend
 from mlec.validation.probes import probe_rows
 
@@ -332,6 +333,41 @@ def test_many_splits_on_one_large_set(tmp_path: Path) -> None:
     text = TEXT[: TEXT.index("Tree=0")] + f"Tree=0\n{body}\n" + TEXT[TEXT.index("end of trees") :]
     with pytest.raises(FrontendError, match="too large for a table"):
         lower_bytes(LightGBMFrontend(), tmp_path / "m", text.encode())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"learner":[' + b"{}," * 100_000,
+        b'{"learner":[' + b"[]," * 100_000,
+        b'{"learner":[' + b"1," * 500_000,
+        b"{L\0\0\0\0\0\0\0\x07learner{" + b"[" * 100_000,
+        b"tree\nversion=v4\n" + b"ab\n" * 200_000,
+    ],
+    ids=["objects", "arrays", "numbers", "ubjson", "lines"],
+)
+def test_a_file_that_would_become_more_than_memory_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(data)
+    monkeypatch.setattr(gbdt, "MEMORY", 12 * len(data))
+    with pytest.raises(FrontendError) as caught:
+        load_model_file(path, LowerOptions())
+    assert caught.value.code == "E_NO_MEMORY"
+
+
+def test_a_list_that_would_become_more_than_memory_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LightGBMFrontend().load(_written(tmp_path / "m", line("leaf_value", "1 " * 50_000)(TEXT)), LowerOptions())
+    monkeypatch.setattr(gbdt, "MEMORY", 1 << 20)
+    with pytest.raises(FrontendError) as caught:
+        LightGBMFrontend().lower(model, LowerOptions())
+    assert caught.value.code == "E_NO_MEMORY"
+
+
+def _written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
 
 
 def test_errors_name_the_file(tmp_path: Path) -> None:
