@@ -230,10 +230,12 @@ class _Gemm:
 
     def share_out(self, amx: bool) -> None:
         """At least one tile of rows, in chunks of rows and columns."""
-        m, task_rows, task_columns = self.m, self.schedule.task_rows, self.schedule.task_columns
+        m, task_columns = self.m, self.schedule.task_columns
+        whole = HELD * STRIP if amx else self.schedule.rows  # a chunk of whole tiles: none of them reaches into rows of another task
+        task_rows = max(self.schedule.task_rows // whole, 1) * whole
         if isinstance(m, int):  # chunks of equal size, some for each thread
             parts = max(-(-m // task_rows), 1)
-            task_rows = min(task_rows, -(-m // parts // 32) * 32 if amx else -(-m // parts))
+            task_rows = min(task_rows, -(-m // parts // whole) * whole)
         width = min(HELD, self.packed.blocks) if amx else min(self.schedule.vectors, self.multiplier.vectors)
         panels = -(-(self.packed.blocks if amx else self.multiplier.vectors) // width)
         some = max(1, task_columns // width)

@@ -94,6 +94,21 @@ def test_product_with_static_rows(way, m, n, k):
     np.testing.assert_array_equal(got, reference("matmul_int8", a, w, zero_point=9))
 
 
+@pytest.mark.parametrize("symbolic", [True, False])
+def test_threads_write_none_of_each_others_rows(way, symbolic):
+    """Rows of 2 bytes are copied, to be read as 4: a tile that goes on beyond the rows of its task would find none there."""
+    target, amx = way
+    m, packed = 13500, Packed(1, 2, 1, 2)
+    rows = tirx.Var("m", "int64") if symbolic else m
+    schedule = replace(next(Int8Schedule.candidates(rows, packed, target)), amx=amx, rows=6)
+    run = compile_kernel(gemm_int8((rows,), packed, target, schedule=schedule), target)
+    a, w = values((m, 2), "uint8"), values((2, 2), "int8", 1)
+    expected = reference("matmul_int8", a, w, zero_point=0)
+    for _ in range(20):
+        got = run(a, packed.pack(w), packed.offsets(w, 0), out=(m, 2), dtype="int32")
+        np.testing.assert_array_equal(got, expected)
+
+
 @pytest.mark.parametrize("sign", [-128, 127])
 def test_the_largest_sums_are_exact(way, sign):
     """255 * 127 twice is beyond 16 bits; and the sums of a long line come near the end of 32."""
