@@ -60,6 +60,7 @@ class TargetFacts:
         cache_bytes: of weights that a core reads again and again as fast as it computes with them.
         byte_products, bf16_products: how many products of bytes, and of bf16 by bf16, take the time of one of float32 where there are many;
             1 where the processor has nothing for them.
+        bf16_rows: of a product by n columns of k numbers, the rows from which on it takes less time by bf16 products; see `bf16_products`.
     """
 
     vector_bytes: int = 32
@@ -68,6 +69,7 @@ class TargetFacts:
     cache_bytes: int = 1 << 20
     byte_products: float = 1.0
     bf16_products: float = 1.0
+    bf16_rows: Callable[[int, int], int] = lambda n, k: 2
 
 
 class Trials(Protocol):

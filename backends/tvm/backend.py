@@ -14,7 +14,7 @@ from mlec.backends.tvm.assembly import second_names
 from mlec.backends.tvm.compat import llvm, tvm
 from mlec.backends.tvm.device_code import DEFAULT_ARCHS, compile_for_cuda, device_compiler, pack_device_code
 from mlec.backends.tvm.driver import driver
-from mlec.backends.tvm.kernels.gemm_bf16 import bf16_products
+from mlec.backends.tvm.kernels.gemm_bf16 import bf16_products, least_rows
 from mlec.backends.tvm.kernels.int8 import byte_products
 from mlec.backends.tvm.kernels.tile import PARAMETER_ALIGNMENT
 from mlec.backends.tvm.lowering import Lowered, Lowering
@@ -76,6 +76,7 @@ class TVMBackend(Backend):
             cache_bytes=info.l2_bytes,
             byte_products=byte_products(info),
             bf16_products=bf16_products(info),
+            bf16_rows=least_rows,
         )
 
     def check_tunable(self, target: Target) -> None:

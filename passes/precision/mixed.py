@@ -36,13 +36,9 @@ from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance
 
 FEW_ROWS = 32
 """Of a product that is bound by its weights rather than by its arithmetic."""
-TILE_ROWS = 16
-"""Rows from which on the matrix unit of a processor is worth its while."""
-TILE_WORK = 1 << 17
-"""Products of two numbers from which on it is with fewer rows, two at least."""
 RECURRENT = frozenset({"lstm", "gru", "rnn"})
 FEW_SEQUENCES = 2
-"""As `TILE_ROWS`, of a recurrent layer: its time is that of reading weights, which in 16 bits are half as many bytes."""
+"""From which on a recurrent layer is faster in 16 bits: its time is that of reading weights, which are half as many bytes then."""
 READERS = RECURRENT | {"gather", "add"}
 """What reads weights, beside contractions."""
 SUMS = frozenset({"sum", "mean", "avg_pool", "cumsum", "logsumexp"})
@@ -185,8 +181,10 @@ class _Work:
             return self.multiplies()
         if recurrent:
             return rows >= FEW_SEQUENCES
-        work = rows * product(node.inputs[1].type.shape)
-        return rows >= TILE_ROWS or (rows > 1 and isinstance(work, int) and work >= TILE_WORK)
+        k, n = node.inputs[1].type.shape[-2:]
+        return rows > 1 and not (
+            isinstance(n, int) and isinstance(k, int) and rows < self.context.target.bf16_rows(n, k)
+        )
 
     def multiplies(self) -> bool:
         """Whether the processor multiplies numbers of the format."""

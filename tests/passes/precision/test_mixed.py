@@ -10,6 +10,7 @@ import torch
 
 import mlec
 from mlec.backends.tvm.backend import TVMBackend
+from mlec.backends.tvm.kernels.gemm_bf16 import least_rows
 from mlec.errors import UsageError
 from mlec.ir import GraphBuilder, SymDim, TensorType, run_graph
 from mlec.ir.dtype import DType
@@ -21,7 +22,7 @@ from mlec.target import Target
 N = SymDim.named("n")
 RNG = np.random.default_rng(0)
 TINY_CACHE = PassContext(TargetFacts(cache_bytes=1000))
-TILES = PassContext(TargetFacts(cache_bytes=1000, bf16_products=6.0))
+TILES = PassContext(TargetFacts(cache_bytes=1000, bf16_products=6.0, bf16_rows=least_rows))
 
 
 def perceptron(scale=1.0, rows=N, middle=70):
@@ -94,8 +95,11 @@ def test_rows_are_in_16_bits_where_the_processor_multiplies_them():
     assert "cast" not in names(MixedPrecision(activations="never").run(graph, TILES).graph)
     few = perceptron(rows=3)
     assert "cast" not in names(MixedPrecision().run(few, TILES).graph), "three rows fill no tile"
-    wide = perceptron(rows=3, middle=800)
-    assert names(MixedPrecision().run(wide, TILES).graph).count("cast") == 2, "of many weights they are worth one"
+    for rows, count in ((1, 0), (3, 1), (6, 2)):
+        wide = perceptron(rows=rows, middle=800)
+        assert names(MixedPrecision().run(wide, TILES).graph).count("cast") == count, (
+            "of many weights they are worth one"
+        )
 
 
 @pytest.mark.parametrize(
