@@ -231,7 +231,8 @@ class _Gemm:
     def share_out(self, amx: bool) -> None:
         """At least one tile of rows, in chunks of rows and columns."""
         m, task_columns = self.m, self.schedule.task_columns
-        whole = HELD * STRIP if amx else self.schedule.rows  # a chunk of whole tiles: none of them reaches into rows of another task
+        # Chunks of whole tiles, none of which reaches into rows of another task: a copy lacks these.
+        whole = HELD * STRIP if amx else self.schedule.rows
         task_rows = max(self.schedule.task_rows // whole, 1) * whole
         if isinstance(m, int):  # chunks of equal size, some for each thread
             parts = max(-(-m // task_rows), 1)
