@@ -89,7 +89,11 @@ def _split(node: Node, graph: Graph) -> _Scores | str | None:
     found = _read(node.inputs[0], graph) if before[-2:] == after[-2:] and min(len(before), len(after)) > 2 else None
     if not isinstance(found, _Scores):
         return found
-    if found.is_masked or found.factors:
+    pairs = list(zip(before[::-1], after[::-1], strict=False))
+    same = next((i for i, (x, y) in enumerate(pairs) if x != y), len(pairs))  # last axes that stay
+    masks = [mask.type.shape for mask, _ in (*found.hidden, *found.added)]
+    repeated = all(len(shape) <= len(after) and all(extent == 1 for extent in shape[:-same]) for shape in masks)
+    if not repeated or found.factors:
         return "its heads are split or joined after they are masked or scaled"
     if any(value.type.shape[:-2] != found.product.output.type.shape[:-2] for value in found.product.inputs):
         return "its heads are split or joined after queries or keys are repeated"
