@@ -515,8 +515,7 @@ def _searchsorted(
     """The number of boundaries that lie before a value: one comparison for each pair of both."""
     if sorter is not None:
         raise c.unsupported("a sorter", "sort the boundaries first: boundaries.gather(-1, sorter)")
-    dtype = boundaries.type.dtype
-    found = c.operand(values, dtype)
+    boundaries, found = c.promoted(boundaries, values)
     shape = found.type.shape
     if boundaries.type.rank > 1:  # a row of boundaries for each row of values
         boundaries = c.reshape(boundaries, (*boundaries.type.shape[:-1], 1, boundaries.type.shape[-1]))

@@ -346,6 +346,17 @@ def test_places_among_whole_numbers() -> None:
     check(lambda x: (torch.bucketize(x, torch.arange(-3, 4)), torch.searchsorted(torch.arange(-3, 4), x)), ints(3, 9))
 
 
+def test_places_among_boundaries_of_another_type() -> None:
+    """The numbers are not cut to the type of the boundaries."""
+    whole = torch.arange(-2, 3)
+    check(lambda x: (torch.bucketize(x, whole), torch.searchsorted(whole, x, right=True)), special())
+    check(lambda b: (torch.searchsorted(b, 0.5), torch.bucketize(-1.5, b, right=True)), whole)
+    tenths = torch.tensor([0.1, 0.2, 0.3])
+    check(lambda x: torch.bucketize(x, tenths, right=True), torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64))
+    check(lambda x: torch.bucketize(x, tenths, right=True), torch.tensor(0.3, dtype=torch.float64))
+    check(lambda x: torch.bucketize(x, tenths * 20), ints(3, 9))
+
+
 def test_a_sorter_is_refused() -> None:
     with pytest.raises(UnsupportedOpError, match="a sorter"):
         lower(lambda x: torch.searchsorted(x, x, sorter=torch.argsort(x, 1)), floats(2, 3))
