@@ -142,11 +142,12 @@ def byte_products(threads: int, amx: bool, loaded: bool) -> float:
                 tiles.end()
             else:
                 with T.serial(TURNS):
-                    if loaded:
-                        lines = multiplier.sums(rows, [begin + i * k for i in range(height)], 0, 2)
-                    else:
-                        lines = _in_registers(dots, x, w, height, k // QUAD)
-                    for i, line in enumerate(lines):
+                    sums = (
+                        multiplier.sums(rows, begin, height, 0, 2)
+                        if loaded
+                        else _in_registers(dots, x, w, height, k // QUAD)
+                    )
+                    for i, line in enumerate(sums):
                         for v, value in enumerate(line):
                             place = (thread * height + i) * width + v * dots.lanes
                             store(out, value + load(out, [place], dots.lanes), [place])

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mlec.runtime.elf import HEADER, SECTION, SYMBOL, SYMBOL_TABLE, packed
+from mlec.runtime.elf import HEADER, RELOCATION, SECTION, SYMBOL, SYMBOL_TABLE, packed, table_of
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -20,8 +20,7 @@ _HEADER: Final = packed(HEADER)
 _TABLE, _COUNT, _NAMES = (
     [name for name, _ in HEADER].index(field) for field in ("sections", "section_count", "section_names")
 )
-_SECTION, _SYMBOL = (np.dtype([(name, f"<{kind}") for name, kind in fields]) for fields in (SECTION, SYMBOL))
-_RELOCATION: Final = np.dtype([("offset", "<u8"), ("kind", "<u4"), ("symbol", "<u4"), ("addend", "<i8")])
+_SECTION, _SYMBOL, _RELOCATION = (table_of(fields) for fields in (SECTION, SYMBOL, RELOCATION))
 _RELOCATIONS, _NO_BITS = 4, 8  # kinds of sections
 _OTHER_NUMBERS: Final = (9, 17, 18)
 """Kinds that tell sections or symbols by numbers, too, and that LLVM makes none of for us: relocations without addends, groups, and the

@@ -26,10 +26,15 @@ from mlec.artifact import Artifact, TrustDigest, decide, read_model
 from mlec.artifact.trust import WAYS_OUT, named_trust
 from mlec.errors import RuntimeUnavailableError, SecurityError, UsageError, WriteError
 from mlec.packaging import bundled_model
-from mlec.runtime.library import find_library
+from mlec.runtime.library import find_library, load_library
+from mlec.runtime.linker import link_in_memory
+from mlec.runtime.objects import address_of
 
-CARRIED: Final = ("msgspec", "ml_dtypes", "apache-tvm-ffi-orcjit")
+CARRIED: Final = ("msgspec", "ml_dtypes")
 """Small packages that go into the directory; all their files, licences included."""
+
+LINKER: Final = "apache-tvm-ffi-orcjit"
+"""The package that links what `mlec.runtime.linker` does not; it goes there for a model that needs it."""
 
 INSTALLED: Final = ("numpy", "apache-tvm-ffi")
 """Packages that are to be installed where the directory goes."""
@@ -85,6 +90,7 @@ def bundle(
                 f"the code in {path} is not trusted here: {decision.reason}", code="E_UNTRUSTED_NATIVE", hint=WAYS_OUT
             )
         needs = tuple(_requirements(artifact))
+        carried = CARRIED if _links_alone(artifact) else (*CARRIED, LINKER)
         trusted = f"sha256:{artifact.code_id}"
     if output.exists() or output.is_symlink():
         raise WriteError(
@@ -96,7 +102,7 @@ def bundle(
     except OSError as error:
         raise _cannot_write(output, error) from error
     try:
-        _fill(work, path, trusted, needs)
+        _fill(work, path, trusted, needs, carried)
         size = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
         work.chmod(0o755)
         work.rename(output)
@@ -107,10 +113,21 @@ def bundle(
     return BundleResult(str(output), size, needs)
 
 
-def _fill(folder: Path, model: Path, trust: str, needs: tuple[str, ...]) -> None:
+def _links_alone(artifact: Artifact) -> bool:
+    """Whether the code for each of its processors can be linked without LLVM."""
+    load_library()  # with the functions that the code calls
+    targets = {blob.target for blob in artifact.kernels}
+    parts = [[blob.data for blob in artifact.kernels if blob.target == target] for target in targets]
+    try:
+        return all(link_in_memory(objects, address_of) is not None for objects in parts)
+    except ValueError:  # some of it is for a machine of another kind, or damaged
+        return False
+
+
+def _fill(folder: Path, model: Path, trust: str, needs: tuple[str, ...], carried: tuple[str, ...]) -> None:
     library = folder / "lib"
     shutil.copytree(Path(__file__).parents[1], library / "mlec", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in CARRIED:
+    for name in carried:
         for source, place in _files_of(name):
             _copy(source, library / place)
     runtime = Path(find_library("tvm_runtime"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
+
+import numpy as np
 
 Fields: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -22,6 +24,8 @@ SYMBOL: Final[Fields] = (
     ("name", "I"), ("info", "B"), ("other", "B"), ("section", "H"), ("value", "Q"), ("size", "Q"),
 )  # fmt: skip
 
+RELOCATION: Final[Fields] = (("offset", "Q"), ("kind", "I"), ("symbol", "I"), ("addend", "q"))
+
 SYMBOL_TABLE: Final = 2
 """The kind of a section with symbols."""
 
@@ -29,3 +33,8 @@ SYMBOL_TABLE: Final = 2
 def packed(fields: Fields) -> struct.Struct:
     """How one structure lies in memory."""
     return struct.Struct("<" + "".join(kind for _, kind in fields))
+
+
+def table_of(fields: Fields) -> np.dtype[Any]:
+    """The same, of many in a row."""
+    return np.dtype([(name, f"<{kind}") for name, kind in fields])

@@ -18,7 +18,7 @@ from numpy import empty
 
 from mlec.errors import MlecError, RuntimeUnavailableError, UsageError
 from mlec.runtime.edge import numpy_dtype
-from mlec.runtime.library import calling_thread, link, require_room, use_threads
+from mlec.runtime.library import Linked, calling_thread, link, require_room, use_threads
 from mlec.runtime.plan import ARENA_ALIGNMENT, Layout, Plan, Shapes
 from mlec.runtime.program import Array, Program
 from mlec.runtime.threads import checked_num_threads, effective_cpu_count
@@ -90,7 +90,7 @@ class Executable:
         )
         self.weights_nbytes = sum(array.nbytes for array in self._constants)
         self._check = check
-        self._drive = link(objects, DRIVER)
+        self._linked: Linked | None = link(objects, DRIVER)
         _check_layout_of_arrays()
         self._layout = Layout(sequence, program.scratches)
         self._plan_of = functools.lru_cache(_PLANS)(self._layout.plan)
@@ -256,13 +256,13 @@ class Executable:
 
     def close(self) -> None:
         """Drop code, constants and buffers; calls that still run in other threads finish."""
-        self._drive, self._constants = None, ()
+        self._linked, self._constants = None, ()
         self._idle = []
         self._plan_of.cache_clear()
 
     def _context(self) -> _Context:
-        drive, constants = self._drive, self._constants
-        if drive is None:
+        linked, constants = self._linked, self._constants
+        if linked is None:
             raise UsageError(
                 "this model was closed", hint="open it again with mlec.load, or close it after its last use"
             )
@@ -273,7 +273,7 @@ class Executable:
         layout, plan_of, alignment = self._layout, self._plan_of, self.program.alignment
         threads = self.num_threads
         # Nothing here refers to the executable, so that it is freed as soon as its user drops it.
-        return _Context(drive, lambda shapes: _Frame(layout, plan_of(shapes), constants, alignment, threads))
+        return _Context(linked, lambda shapes: _Frame(layout, plan_of(shapes), constants, alignment, threads))
 
     def _failure(self, frame: _Frame, error: Exception) -> MlecError:
         kernel = self.program.kernels[frame.failed_call]
@@ -290,13 +290,14 @@ class _Context:
 
     Attributes:
         frames: by the shapes of the inputs.
-        drive: the native function.
+        drive: the native function; its code stays as long as this.
         arena: memory for intermediate values.
         calls: made since the last `age`.
     """
 
-    def __init__(self, drive: Callable[..., int | None], build: Callable[[Shapes], _Frame]) -> None:
-        self.drive = drive
+    def __init__(self, linked: Linked, build: Callable[[Shapes], _Frame]) -> None:
+        self.drive: Callable[..., int | None] = linked.call
+        self._code = linked.code
         self.frames: dict[Shapes, _Frame] = {}
         self.calls = 0
         self._build = build

@@ -17,7 +17,7 @@ from typing import Any
 
 from mlec.hidden import Hidden
 
-_NONE, _INT, _TEXT, _BYTES, _OBJECTS = 0, 1, 8, 9, 64  # kinds of arguments; from the last on, objects
+_NONE, _INT, _TEXT, _BYTES, _OBJECTS, _FUNCTION = 0, 1, 8, 9, 64, 68  # kinds of arguments; from _OBJECTS on, objects
 _OBJECT_HEAD = 24  # bytes of a counted object before what it holds
 
 
@@ -75,6 +75,7 @@ class Interface:
         self._global = library.TVMFFIFunctionGetGlobal
         self._set_global = library.TVMFFIFunctionSetGlobal
         self._call = library.TVMFFIFunctionCall
+        self._create = library.TVMFFIFunctionCreate
         self._move_error = library.TVMFFIErrorMoveFromRaised
         self._release = library.TVMFFIObjectDecRef
         self._release.argtypes = (ctypes.c_void_p,)
@@ -109,6 +110,16 @@ class Interface:
         if not function.value:
             raise RuntimeError(f"tvm-ffi has no function {name}")
         return function
+
+    def function_at(self, address: int) -> Object:
+        """Code of the calling convention ``TVMFFISafeCallType`` as a function object, which does not keep the code.
+
+        Raises:
+            RuntimeError: there is no memory for it.
+        """
+        made = ctypes.c_void_p()
+        self._check(self._create(None, ctypes.c_void_p(address), None, ctypes.byref(made)))
+        return Object(_FUNCTION, made.value or 0, self._release)
 
     def callable(self, function: Object) -> Callable[..., Any]:
         """A function object as one that Python can call."""

@@ -1,9 +1,9 @@
 """Finds and loads the native libraries that run compiled models, without importing the compiler.
 
 Three wheels take part: ``apache-tvm-ffi`` (calls and tensors), ``apache-tvm`` (only its ``libtvm_runtime``: virtual
-machine, memory pool, thread pool) and ``apache-tvm-ffi-orcjit`` (links object files in memory). ``import tvm`` would
-cost two seconds and hundreds of megabytes, and ``import tvm_ffi`` would import torch where torch is installed: neither
-happens for programs for the CPU (`mlec.runtime.ffi`).
+machine, memory pool, thread pool) and, where `mlec.runtime.linker` does not do, ``apache-tvm-ffi-orcjit`` (links object files in memory).
+``import tvm`` would cost two seconds and hundreds of megabytes, and ``import tvm_ffi`` would import torch where torch is installed:
+neither happens for programs for the CPU (`mlec.runtime.ffi`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import mmap
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from mlec.errors import RuntimeUnavailableError
 from mlec.hidden import Hidden
 from mlec.runtime.ffi import Interface, Object
-from mlec.runtime.objects import check_objects
+from mlec.runtime.linker import link_in_memory
+from mlec.runtime.objects import address_of, check_objects
 from mlec.runtime.threads import default_num_threads
 
 _SLAB_BYTES = 0  # of the pieces of memory that linked code lies in: the default, near enough to each other to be called
@@ -36,12 +37,10 @@ class Library(NamedTuple):
     Attributes:
         ffi: the C interface of tvm-ffi.
         runtime: handle of ``libtvm_runtime``.
-        session: links object files in memory; one for the process.
     """
 
     ffi: Interface
     runtime: ctypes.CDLL
-    session: Object
 
 
 @functools.cache
@@ -109,39 +108,75 @@ def _load_library() -> Library:
         runtime = ctypes.CDLL(find_library("tvm_runtime"), ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise _missing("apache-tvm", error) from error
-    linker = _find("tvm_ffi_orcjit", "libtvm_ffi_orcjit.so", "apache-tvm-ffi-orcjit")
-    try:
-        ffi.call("ffi.ModuleGlobalsAdd", ffi.call("ffi.ModuleLoadFromFile", linker))  # it stays until the process ends
-        # One without the runtime library of ORC, which takes 2 ms to link: it unwinds, and runs what C++ begins with; objects need neither.
-        session = ffi.call("tvm_ffi_orcjit.ExecutionSession", None, _SLAB_BYTES).stay()
-    except RuntimeError as error:
-        raise _missing("apache-tvm-ffi-orcjit", error) from error
-    return Library(ffi, runtime, session)
+    return Library(ffi, runtime)
 
 
-def link(objects: Sequence[bytes], entry: str) -> Any:
+class Linked(NamedTuple):
+    """A function of object files.
+
+    Attributes:
+        call: the function.
+        code: what keeps it in memory; nothing where the function does that.
+    """
+
+    call: Callable[..., Any]
+    code: object = None
+
+
+def link(objects: Sequence[bytes], entry: str) -> Linked:
     """Link object files in memory.
 
     Returns:
-        Their function ``entry``; the code lives as long as that.
+        Their function ``entry``.
 
     Raises:
         RuntimeUnavailableError: they are damaged, made for another system, or need what is not there.
     """
-    ffi, _, session = load_library()  # with the libraries that the objects call
+    ffi = load_library().ffi  # with the libraries that the objects call
     check_objects(objects)
     try:
-        # The objects are plain C, and need no library of C++.
-        module = ffi.call("tvm_ffi_orcjit.SessionLoadModule", session, ffi.call("ffi.Array", *objects), "", None, None)
-        function = ffi.call("ffi.ModuleGetFunction", module, entry, 0)
-        if function is None:
+        image = link_in_memory(objects, address_of)
+        if image is None:
+            return Linked(_linked_by_llvm(ffi, objects, entry))
+        address = image.functions.get(f"__tvm_ffi_{entry}")
+        if address is None:
             raise RuntimeError(f"it has no function {entry}")
-        return ffi.callable(function)
-    except RuntimeError as error:
+        return Linked(ffi.callable(ffi.function_at(address)), image)
+    except (RuntimeError, ValueError) as error:
         raise RuntimeUnavailableError(
             f"the compiled code could not be linked: {error}",
             hint="compile the model again on this machine: the file may come from another version or system",
         ) from error
+
+
+def _linked_by_llvm(ffi: Interface, objects: Sequence[bytes], entry: str) -> Callable[..., Any]:
+    """The function, which keeps its code.
+
+    Raises:
+        RuntimeError: the objects cannot be linked.
+        RuntimeUnavailableError: the wheel is missing or broken.
+    """
+    with _loading:
+        session = _session(ffi)
+    # The objects are plain C, and need no library of C++.
+    module = ffi.call("tvm_ffi_orcjit.SessionLoadModule", session, ffi.call("ffi.Array", *objects), "", None, None)
+    function = ffi.call("ffi.ModuleGetFunction", module, entry, 0)
+    if function is None:
+        raise RuntimeError(f"it has no function {entry}")
+    return ffi.callable(function)
+
+
+@functools.cache
+def _session(ffi: Interface) -> Object:
+    """What links object files; one for the process."""
+    linker = _find("tvm_ffi_orcjit", "libtvm_ffi_orcjit.so", "apache-tvm-ffi-orcjit")
+    try:
+        ffi.call("ffi.ModuleGlobalsAdd", ffi.call("ffi.ModuleLoadFromFile", linker))  # it stays until the process ends
+        # One without the runtime library of ORC, which takes 2 ms to link: it unwinds, and runs what C++ begins with; objects need neither.
+        session: Object = ffi.call("tvm_ffi_orcjit.ExecutionSession", None, _SLAB_BYTES).stay()
+    except RuntimeError as error:
+        raise _missing("apache-tvm-ffi-orcjit", error) from error
+    return session
 
 
 def find_library(name: str) -> str:

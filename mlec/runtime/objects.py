@@ -49,7 +49,9 @@ def check_objects(objects: Sequence[bytes]) -> None:
             raise _unfit(
                 f"the compiled code could not be linked: object file {number} is none for this machine: {error}"
             ) from None
-    missing = sorted(name for name in needed - defined if name and not name.startswith(_OFFERED) and not _is_here(name))
+    missing = sorted(
+        name for name in needed - defined if name and not name.startswith(_OFFERED) and not address_of(name)
+    )
     if missing:
         raise RuntimeUnavailableError(
             f"the compiled code could not be linked: it calls what no library here has: {', '.join(missing[:5])}"
@@ -63,8 +65,10 @@ _process = ctypes.CDLL(None)
 """Whatever this process has loaded so that others can call it, also later on."""
 
 
-def _is_here(function: str) -> bool:
-    return hasattr(_process, function)  # which it remembers
+def address_of(function: str) -> int:
+    """Of a function of a library in this process; 0 if there is none of that name."""
+    found = getattr(_process, function, None)
+    return 0 if found is None else ctypes.cast(found, ctypes.c_void_p).value or 0
 
 
 def _symbols(data: bytes) -> Iterator[tuple[str, bool, bool]]:

@@ -55,7 +55,7 @@ class VirtualMachine:
         self._tensor_type = ffi.Tensor
         self._item = ffi.get_global_func("ffi.ArrayGetItem")  # four times faster than iterating
         _check_device(program)
-        self._load = link(objects, "vm_load_executable")
+        self._load: Callable[..., Any] | None = link(objects, "vm_load_executable").call
         first = self._start()
         constants = open_device(program.device) if program.device == "cpu" else self._memory
         self._constants = tuple(map(constants.feed, arrays))

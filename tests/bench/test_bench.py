@@ -11,7 +11,10 @@ import pytest
 from bench.ensembles import appended
 from bench.harness import Case, Competitor, OtherKindError, Predict, Timing, UnavailableError, run_case
 from bench.models import CASES, DEFAULT_GROUPS, chosen
+from bench.peak import byte_products
 from bench.table import markdown, ratios, summary
+from mlec.backends.tvm.kernels.int8 import has_amx
+from mlec.backends.tvm.target import TargetInfo
 
 
 class Fake(Competitor):
@@ -109,3 +112,8 @@ def test_appended_trees_differ_and_predict_about_the_same() -> None:
     assert len(set(trees)) == len(trees) == 100
     assert np.corrcoef(model.predict(x), larger.predict(x))[0, 1] > 0.98
     assert np.abs(model.predict(x) - larger.predict(x)).max() > 0
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_the_peak_of_products_of_bytes_is_measured_on_any_processor(loaded: bool) -> None:
+    assert byte_products(1, has_amx(TargetInfo.host()), loaded) > byte_products(1, False, loaded) / 4 > 0

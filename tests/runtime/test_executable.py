@@ -538,7 +538,7 @@ def test_tvm_ffi_is_whole_for_those_who_import_it_after_the_runtime(program_file
         + """
 assert "tvm_ffi" not in sys.modules and "importlib.metadata" not in sys.modules
 import tvm_ffi, tvm_ffi_orcjit
-assert tvm_ffi.core is sys.modules["tvm_ffi.core"] and type(executable._drive) is tvm_ffi.Function
+assert tvm_ffi.core is sys.modules["tvm_ffi.core"] and type(executable._linked.call) is tvm_ffi.Function
 assert isinstance(tvm_ffi_orcjit.default_session(), tvm_ffi.Object)
 assert tvm_ffi.convert([1, "two"])[1] == "two" and tvm_ffi.from_dlpack(np.ones(3)).shape == (3,)
 assert executable.run([np.ones((2, 8), "f")])[0].tolist() == [[8.0] * 4] * 2

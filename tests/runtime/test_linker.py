@@ -1,0 +1,134 @@
+"""Object files that are linked without LLVM: what they ask for is done, or left to LLVM, and nonsense is an error."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import platform
+import struct
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+import mlec
+from mlec.errors import MlecError
+from mlec.runtime import library
+from mlec.runtime.linker import Image, link_in_memory
+from mlec.runtime.objects import address_of
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have LLVM's linker")
+
+X = np.random.default_rng(0).normal(size=(200, 3))
+
+
+def of_text(text: str) -> bytes:
+    from mlec.backends.tvm.assembly import object_of
+
+    return object_of(text)
+
+
+def linked(*texts: str) -> Image:
+    image = link_in_memory([of_text(text) for text in texts], address_of)
+    assert image is not None
+    return image
+
+
+def called(image: Image, name: str, *arguments: int) -> int:
+    function = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * len(arguments))(image.functions[name])
+    return int(function(*arguments))
+
+
+@pytest.fixture(scope="module")
+def objects() -> list[bytes]:
+    from mlec.backends.base import CompileOptions
+    from mlec.registry import backend_of
+    from mlec.target import Target
+
+    library.load_library()
+    graph = mlec.lower(LogisticRegression().fit(X, X[:, 0] > 0))
+    return list(backend_of("cpu").compile(graph, Target(), CompileOptions()).objects)
+
+
+def test_files_call_each_other_and_libraries() -> None:
+    image = linked(
+        "declare i64 @twice(i64)\ndeclare i64 @labs(i64)\n"
+        "define i64 @f(i64 %x) {\n%a = call i64 @labs(i64 %x)\n%b = call i64 @twice(i64 %a)\nret i64 %b\n}\n",
+        "define i64 @twice(i64 %x) {\n%y = add i64 %x, %x\nret i64 %y\n}\n",
+    )
+    assert called(image, "f", -21) == 42
+
+
+def test_constants_data_and_memory_that_is_zero() -> None:
+    image = linked(
+        "@table = internal constant [4 x i64] [i64 10, i64 20, i64 30, i64 40]\n"
+        "@count = global i64 7\n@zero = global i64 0\n@where = global ptr @count\n"
+        "define i64 @f(i64 %i) {\n"
+        "%p = getelementptr [4 x i64], ptr @table, i64 0, i64 %i\n%a = load i64, ptr %p\n"
+        "%q = load ptr, ptr @where\n%b = load i64, ptr %q\n%c = load i64, ptr @zero\n"
+        "%more = add i64 %c, 1\nstore i64 %more, ptr @zero\n"
+        "%d = add i64 %a, %b\n%e = add i64 %d, %c\nret i64 %e\n}\n"
+    )
+    assert [called(image, "f", i) for i in range(4)] == [17, 28, 39, 50]
+
+
+def test_a_definition_that_is_not_weak_counts_else_the_first() -> None:
+    of = "define {} i64 @f() {{\nret i64 {}\n}}\n"
+    asking = "declare i64 @f()\ndefine i64 @g() {\n%x = call i64 @f()\nret i64 %x\n}\n"
+    assert called(linked(asking, of.format("weak", 1), of.format("", 2), of.format("weak", 3)), "g") == 2
+    assert called(linked(asking, of.format("weak", 1), of.format("weak", 3)), "g") == 1
+    assert called(linked(of.format("weak", 1) + asking.replace("declare i64 @f()\n", ""), of.format("", 2)), "g") == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "@of_thread = thread_local global i64 7\ndefine i64 @f() {\n%x = load i64, ptr @of_thread\nret i64 %x\n}\n",
+        "@llvm.global_ctors = appending global [1 x { i32, ptr, ptr }] [{ i32, ptr, ptr } { i32 1, ptr @f, ptr null }]\n"
+        "define void @f() {\nret void\n}\n",
+        "@common = common global i64 0\ndefine i64 @f() {\n%x = load i64, ptr @common\nret i64 %x\n}\n",
+        "@__tvm_ffi__library_ctx = global ptr null\n",
+        "@__TVMNotThere = weak global ptr null\n",
+    ],
+)
+def test_what_asks_for_more_is_left_to_llvm(text: str) -> None:
+    assert link_in_memory([of_text(text)], address_of) is None
+
+
+def test_llvm_links_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LogisticRegression().fit(X, X[:, 0] > 0)
+    expected = mlec.compile(model, progress=False).predict_proba(X)
+    asked: list[int] = []
+
+    def nothing(objects: Sequence[bytes], find: Callable[[str], int]) -> None:
+        asked.append(len(objects))
+
+    monkeypatch.setattr(library, "link_in_memory", nothing)
+    np.testing.assert_array_equal(mlec.compile(model, progress=False).predict_proba(X), expected)
+    assert asked
+
+
+def test_no_changed_byte_of_the_tables_is_worse_than_an_error(objects: list[bytes]) -> None:
+    """Nothing of what comes out is executed."""
+    rng = np.random.default_rng(0)
+    for number, data in enumerate(objects):
+        table, count = struct.unpack_from("<Q", data, 40)[0], struct.unpack_from("<H", data, 60)[0]
+        places = [*range(64)]
+        for i in range(count):
+            at = table + 64 * i
+            kind, offset, size = (
+                struct.unpack_from("<I", data, at + 4)[0], *struct.unpack_from("<QQ", data, at + 24),
+            )  # fmt: skip
+            places += range(at, at + 64)
+            places += range(offset, offset + size) if kind in (2, 4) else ()
+        for place in rng.choice(places, min(len(places), 1500), replace=False).tolist():
+            changed = bytearray(data)
+            changed[place] ^= 1 << int(rng.integers(8))
+            with contextlib.suppress(ValueError, MemoryError):
+                link_in_memory([*objects[:number], bytes(changed), *objects[number + 1 :]], address_of)
+
+
+def test_a_file_for_nobody_says_so(objects: list[bytes]) -> None:
+    with pytest.raises(MlecError, match="no function nowhere"):
+        library.link(objects, "nowhere")
