@@ -36,7 +36,7 @@ def _zstd() -> ModuleType:
             from backports import zstd
     except ImportError as error:
         raise RuntimeUnavailableError(
-            "compressed .mle files need a library that is not installed: backports.zstd",
+            "files compressed by zstd need a library that is not installed: backports.zstd",
             code="E_NO_ZSTD",
             hint="pip install 'mlec[zstd]', or save the model without compression",
         ) from error
@@ -65,11 +65,11 @@ def encode(data: bytes | bytearray | memoryview) -> bytes | None:
 
 def declared_size(frame: bytes | bytearray | memoryview) -> int | None:
     """Decoded bytes as the frame's header says; None if it does not, or is none."""
-    zstd = _zstd()
     head = bytes(frame[:18])  # the longest header of a frame
     # The library would also take frames that hold nothing and are to be skipped, and a dictionary named 0 for none.
     if head[:4] != _MAGIC or head[4:5] == b"" or head[4] & _DICTIONARY:
         return None
+    zstd = _zstd()
     try:
         size: int | None = zstd.get_frame_info(head).decompressed_size
     except zstd.ZstdError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Final
 
 from mlec.artifact.compression import plausible
@@ -63,38 +63,52 @@ def pieces(stored: memoryview, raw: int, *, what: str, code: str) -> Iterator[by
 
     if declared_size(stored) != raw:
         raise broken("it does not begin with how many it holds")
+    try:
+        end = yield from _decoded(stored, raw)
+    except (ValueError, zlib.error) as error:
+        raise broken(str(error)) from None
+    if end != len(stored):
+        raise broken("other bytes follow it")
+
+
+def first_stream(data: bytes) -> bytes:
+    """The stream that bytes start with; empty if they start with none. What it holds is decoded, and not kept."""
+    raw = declared_size(data)
+    if raw is None:
+        return b""
+    decoded = _decoded(memoryview(data), raw)
+    try:
+        while True:
+            next(decoded)
+    except StopIteration as end:
+        return data[: end.value]
+    except (ValueError, zlib.error):
+        return b""
+
+
+def _decoded(stored: memoryview, raw: int) -> Generator[bytes, None, int]:
+    """The decoded bytes of the stream that stored bytes begin with.
+
+    Returns:
+        Where it ends.
+
+    Raises:
+        ValueError, zlib.error: it is none, or does not hold ``raw`` bytes.
+    """
     stream = zlib.decompressobj()
     fed, given, left = _HEAD.size, 0, b""
     while not stream.eof:
         feed = left or stored[fed : fed + _FEED]
         fed += 0 if left else len(feed)
-        try:
-            piece = stream.decompress(feed, _PIECE)
-        except zlib.error as error:
-            raise broken(str(error)) from None
+        piece = stream.decompress(feed, _PIECE)
         left = stream.unconsumed_tail
         given += len(piece)
         if given > raw:
-            raise broken("it holds more")
+            raise ValueError("it holds more")
         if piece:
             yield piece
         elif not feed:
-            raise broken("it is cut short")
+            raise ValueError("it is cut short")
     if given != raw:
-        raise broken(f"it holds {given}")
-    if stream.unused_data or fed != len(stored):
-        raise broken("other bytes follow it")
-
-
-def first_stream(data: bytes) -> bytes:
-    """The stream that bytes start with; empty if they start with none."""
-    size = declared_size(data)
-    if size is None:
-        return b""
-    stream = zlib.decompressobj()
-    try:
-        stream.decompress(data[_HEAD.size :], size + 1)
-        stream.decompress(stream.unconsumed_tail, 1)  # its checksum, where all that it holds was given
-    except (zlib.error, OverflowError, MemoryError):
-        return b""
-    return data[: len(data) - len(stream.unused_data)] if stream.eof else b""
+        raise ValueError(f"it holds {given}")
+    return fed - len(stream.unused_data)

@@ -54,6 +54,13 @@ def codec_of(stored: bytes | bytearray) -> int:
     return ZSTD if deflated.declared_size(stored) is None else ZLIB
 
 
-def first(data: bytes) -> bytes:
-    """The stream or frame that bytes start with; empty if they start with none."""
-    return deflated.first_stream(data) or compression.first_frame(data)
+def first(data: bytes, *, name: str) -> bytes:
+    """The stream or frame that bytes start with; empty if they start with none, or with one of more than such a section holds.
+
+    Raises:
+        RuntimeUnavailableError: ``E_NO_ZSTD``.
+    """
+    raw = deflated.declared_size(data)
+    if raw is None:
+        return compression.first_frame(data)
+    return deflated.first_stream(data) if raw <= limits.SECTION_BYTES[name] else b""

@@ -24,7 +24,7 @@ from mlec.artifact import packed_sections, sections, weights
 from mlec.artifact.header import ALIGNMENT, Header, Section
 from mlec.artifact.reader import read_whole
 from mlec.artifact.sections import align_up
-from mlec.errors import CorruptedFileError, MlecError
+from mlec.errors import ArtifactError, CorruptedFileError, MlecError
 
 if TYPE_CHECKING:
     from mlec.artifact.encryption import EncryptionKey, Lock
@@ -69,6 +69,7 @@ def recover(path: str | os.PathLike[str], key: EncryptionKey | None = None) -> R
     Raises:
         ArtifactError: the file cannot be read; ``E_NOTHING_INTACT``: nothing of it is intact.
         SecurityError: ``E_KEY_MISSING``, ``E_KEY_WRONG``: it is encrypted, and not with the key that was given.
+        RuntimeUnavailableError: ``E_NO_ZSTD``, ``E_NO_CRYPTOGRAPHY``: the library that decodes it is missing.
     """
     data = read_whole(path)
     found = Recovered()
@@ -118,7 +119,7 @@ def _graph_and_tensors(found: Recovered, graph: bytes | None, section: _Bytes) -
     """
     index: list[weights.TensorEntry] = []
     if graph:
-        with contextlib.suppress(MlecError):
+        with contextlib.suppress(ArtifactError):
             document = documents.parse_graph(_plain(graph))
             weights.check_index(
                 document.tensors,
@@ -133,7 +134,7 @@ def _graph_and_tensors(found: Recovered, graph: bytes | None, section: _Bytes) -
     for entry in index:
         try:
             found.tensors[entry.name] = arrays[entry.name]
-        except (MlecError, ValueError):
+        except (ArtifactError, ValueError):
             found.lost.append(f"tensor {entry.name}")
 
 
@@ -243,7 +244,7 @@ def _candidates(stored: memoryview, header: Header | None) -> list[bytes]:
         text = data.decode("utf-8", "surrogateescape")
         return [text[: json.JSONDecoder().raw_decode(text)[1]].encode("utf-8", "surrogateescape")]
     except (ValueError, RecursionError):
-        packed = packed_sections.first(data)
+        packed = packed_sections.first(data, name="graph")
         return [packed] if packed else []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from mlec.artifact.header import ZLIB
 from mlec.artifact.recovery import recover
 from mlec.errors import CorruptedFileError
 from tests.artifact.conftest import made
-from tests.artifact.mutants import second_opinion
+from tests.artifact.mutants import KEY, second_opinion
 from tests.artifact.surgery import Parts, compressed, dumps, join, split
 
 GOLDEN = Path(__file__).parents[1] / "artifacts" / "zlib.mle"
@@ -90,6 +91,23 @@ def test_it_is_recovered(packed: bytes, tmp_path: Path, header: bool) -> None:
     assert set(found.tensors) == set(CONTENT["tensors"])
 
 
+def test_what_no_graph_holds_is_not_decoded_to_find_its_end(packed: bytes, tmp_path: Path) -> None:
+    """Where the header is lost, only the stream tells: a short one may claim a terabyte."""
+    start = packed.index(b"MLEZ")
+    maker = zlib.compressobj(9)
+    bomb = b"".join(maker.compress(bytes(1 << 20)) for _ in range(64)) + maker.flush()
+    for size in (64 << 20, 1 << 40):
+        data = packed[:start] + b"MLEZ" + struct.pack("<Q", size) + bomb
+        (tmp_path / "d.mle").write_bytes(bytes(128) + data[128:])
+        tracemalloc.start()
+        with pytest.raises(CorruptedFileError) as caught:
+            recover(tmp_path / "d.mle")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert caught.value.code == "E_NOTHING_INTACT"
+        assert peak < 16 << 20
+
+
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -144,7 +162,16 @@ def test_a_size_above_the_cap_is_refused_before_it_is_allocated(monkeypatch: pyt
 
 
 def test_zstd_is_taken_where_it_is_asked_for(tmp_path: Path) -> None:
-    """And an encrypted file is compressed as another one is."""
     data = made(tmp_path, Storage("zstd"), **CONTENT)
     assert split(data).codecs == {}
     assert set(split(data).frames) == {"graph", "kernels"}
+
+
+def test_an_encrypted_file_is_compressed_as_another_one(load: Callable[..., Artifact], tmp_path: Path) -> None:
+    data = made(tmp_path, Storage(key=KEY), **CONTENT)
+    assert split(data, KEY.secret).codecs == {"graph": ZLIB, "kernels": ZLIB}
+    assert second_opinion(data) == ""
+    check_content(load(data, key=KEY))
+    (tmp_path / "d.mle").write_bytes(data[:100] + b"\1" + data[101:])  # its header is damaged
+    found = recover(tmp_path / "d.mle", KEY)
+    assert (found.lost, found.graph) == (["header"], CONTENT["graph"])

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from mlec.artifact import Artifact, EncryptionKey, Storage, encryption
 from mlec.artifact.recovery import Recovered, recover
-from mlec.errors import ArtifactError, MlecError
+from mlec.errors import ArtifactError, MlecError, RuntimeUnavailableError
 from tests.artifact.conftest import CONTENT, made
 from tests.artifact.mutants import KEY, corpus, flipped
 
@@ -115,6 +116,22 @@ def test_where_nothing_is_left(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(ArtifactError) as caught:
         recovered(tmp_path, data)
     assert caught.value.code == "E_NOTHING_INTACT"
+
+
+def test_a_missing_library_is_named_and_nothing_is_called_lost_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, plain = (made(tmp_path, Storage(compression), graph="text " * 5000) for compression in ("zstd", None))
+    monkeypatch.setitem(sys.modules, "backports", None)
+    monkeypatch.setitem(sys.modules, "backports.zstd", None)
+    for data in (packed, bytes(128) + packed[128:]):
+        with pytest.raises(RuntimeUnavailableError) as caught:
+            recovered(tmp_path, data)
+        assert caught.value.code == "E_NO_ZSTD"
+    start, _ = spans(plain)["graph"]
+    with pytest.raises(ArtifactError) as nothing:
+        recovered(tmp_path, bytes(128) + damaged(plain, start + 20)[128:])
+    assert nothing.value.code == "E_NOTHING_INTACT"
 
 
 # -- encrypted files -----------------------------------------------------------------------------------------------------
