@@ -110,7 +110,7 @@ trust_pickle_option = click.option(
 @click.option(
     "--tune", type=click.IntRange(min=0), default=0, show_default=True, help="Schedules to measure for each kernel."
 )
-@click.option("--compress", type=click.Choice(["zstd"]), help="Compress the file: what gets clearly smaller.")
+@click.option("--compress", type=click.Choice(["zstd"]), help="Compress weights as well, and graph and code harder.")
 @click.option("--sign", type=PATH, help="Secret key to sign the file with: see `mlec keygen`.")
 @click.option("--encrypt-key-file", type=PATH, help="Encrypt the file with the key in this one.")
 @click.option(
