@@ -122,7 +122,8 @@ def prim_func(name: str, noalias: bool = True) -> Iterator[KernelBuilder]:
                 T.func_attr({"global_symbol": name, "tirx.noalias": noalias})
                 yield kernel
             scratch = _SCRATCH.get()
-            nbytes = scratch if isinstance(scratch, int) else tvm.sym.Analyzer().simplify(scratch)
+            # A copy of an image too small for a window would have less than no rows.
+            nbytes = scratch if isinstance(scratch, int) else tvm.sym.Analyzer().simplify(tirx.max(scratch, 0))
             kernel.func = builder.get().with_attr(SCRATCH, nbytes)
     finally:
         _WIDE.reset(narrow)

@@ -97,11 +97,7 @@ class Dims:
         if form is None:
             raise TypeError(f"{extent} is made of other things than extents")
         left, right = self.text(extent.a), self.text(extent.b)
-        if (
-            isinstance(extent, tirx.FloorDiv | tirx.FloorMod)
-            and isinstance(right, str)
-            and not right.startswith("max(1, ")
-        ):
+        if isinstance(extent, tirx.FloorDiv | tirx.FloorMod) and isinstance(right, str):
             right = f"max(1, {right})"
         return form.format(left, right)
 
