@@ -16,7 +16,7 @@ import numpy as np
 
 from mlec.errors import CorruptedFileError, InputError, MlecError, UsageError
 from mlec.runtime.device import DLDevice
-from mlec.runtime.dims import evaluate
+from mlec.runtime.dims import evaluate, symbols_of
 from mlec.runtime.edge import Edge, numpy_dtype
 from mlec.runtime.frames import data_frame
 from mlec.runtime.program import Array
@@ -425,9 +425,8 @@ class CompiledModel:
                 tracemalloc.stop()
 
     def _least_shapes(self) -> tuple[tuple[int, ...], ...]:
-        names = {
-            dim for spec in self.signature.inputs for dim in spec.shape if isinstance(dim, str) and dim.isidentifier()
-        }
+        dims = [dim for spec in self.signature.inputs for dim in spec.shape if isinstance(dim, str)]
+        names = set[str]().union(*map(symbols_of, dims))
         least = {name: max(1, self.signature.symbols.get(name, (1, None))[0]) for name in names}
         return tuple(tuple(evaluate(dim, least) or 1 for dim in spec.shape) for spec in self.signature.inputs)
 

@@ -15,6 +15,7 @@ from mlec.ir.dim import evaluate, parse_dim, symbols_of
 from mlec.ir.dtype import DType
 from mlec.ir.op import Array
 from mlec.ops.tree import OPERANDS
+from mlec.runtime.dims import solved
 from mlec.signature import Signature
 
 PROBE_ROWS = 256
@@ -24,7 +25,7 @@ MAX_PROBE_NUMBERS = 1 << 26
 
 
 def _batch(signature: Signature) -> int | str:
-    """The number of rows that the model takes, or its symbol; 1 of scalars."""
+    """The number of rows that the model takes, or its expression; 1 of scalars."""
     return next((spec.shape[0] for spec in signature.inputs if spec.shape), 1)
 
 
@@ -65,7 +66,7 @@ def batch_inputs(graph: Graph, rows: int, seed: int = 0) -> list[Any]:
     if graph.signature.table is not None and fixed_rows(graph.signature) in (None, rows):
         return table_probe(graph, rows, rng)
     batch = _batch(graph.signature)
-    arrays = tensor_probes(graph.signature, rng, 16, {batch: rows} if isinstance(batch, str) else {})
+    arrays = tensor_probes(graph.signature, rng, 16, solved(batch, rows, {}) if isinstance(batch, str) else {})
     if arrays is None or len(arrays[0]) != rows:
         least, most = graph.signature.symbols.get(str(batch), (0, None))
         wanted = batch if (least, most) == (0, None) else f"at least {least}" if most is None else f"{least} to {most}"

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import mlec
-from mlec.errors import InputError, LoweringError
+from mlec.errors import InputError, LoweringError, UsageError
 from mlec.ir import Graph, GraphBuilder, run_graph, tensor
+from mlec.validation.probes import batch_inputs
 
 
 def pairs_and_rest() -> Graph:
@@ -37,6 +38,16 @@ def test_inputs_of_multiples(saved: bool, tmp_path: Path) -> None:
         model.run([np.ones((65, 6), np.float32), np.ones(1, np.float32)])
     with pytest.raises(InputError, match=r"axis 0 must be 3\*t\+1, not 3"):
         model.run([np.ones((2, 6), np.float32), np.ones(3, np.float32)])
+
+
+def test_rows_that_are_multiples() -> None:
+    b = GraphBuilder("pairs")
+    x = b.input("x", tensor("f32", ("2*n", 6)))
+    graph = b.finish([b("sum", b("reshape", x, shape=("n", 12)), axes=(1,))])
+    assert [array.shape for array in batch_inputs(graph, 64)] == [(64, 6)]
+    with pytest.raises(UsageError, match=r"batches of 2\*n rows, not of 65"):
+        batch_inputs(graph, 65)
+    assert mlec.compile(graph, validate=False).memory_usage()["inputs"] == 2 * 6 * 4, "of the fewest rows"
 
 
 def test_a_program_that_takes_multiples() -> None:
