@@ -259,7 +259,7 @@ class TurnedWeights(Rule):
         known = isinstance(_read(m["scores"], graph), _Scores) and graph.constant_value(m["v"]) is None
         lone = max(graph.use_count(m.nodes[name].output) for name in ("softmax", "turned")) == 1
         along = m.nodes["softmax"].attrs["axis"] % rank == rank - 1
-        return None if swaps and known and lone and along and rank > 2 else Miss()
+        return None if swaps and known and lone and along and rank > 2 and _is_wide(m["scores"]) else Miss()
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
         perm = _swapped(m["v"].type.rank)
@@ -276,7 +276,7 @@ class SoftmaxOverKeys(Rule):
     def check(self, m: Match, graph: Graph) -> Miss | None:
         softmax, rank = m.nodes["softmax"], m["scores"].type.rank
         along = rank > 2 and softmax.attrs["axis"] % rank == rank - 2 and graph.use_count(softmax.output) == 1
-        if not along or softmax.output.type.dtype.bits < 32:  # which `Attention` would decline
+        if not along or not _is_wide(m["scores"]):
             return Miss()
         if m.node is softmax:
             users = graph.users.get(softmax.output, ())
@@ -296,6 +296,11 @@ class SoftmaxOverKeys(Rule):
         perm = _swapped(m["scores"].type.rank)
         weights = b("softmax", b("transpose", m["scores"], perm=perm), axis=-1)
         return b("transpose", weights, perm=perm) if m.node is m.nodes["softmax"] else weights
+
+
+def _is_wide(scores: Value) -> bool:
+    """Whether scores have more than 16 bits, of which `Attention` would decline to make one op: turning them would serve nobody."""
+    return scores.type.dtype.bits >= 32
 
 
 def _swapped(rank: int) -> tuple[int, ...]:

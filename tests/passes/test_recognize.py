@@ -183,6 +183,19 @@ def test_near_misses_stay_and_say_why(name: str) -> None:
     assert any(reason in message for message in missed) if reason else True
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_16_bits_are_not_turned_for_nothing(dtype: torch.dtype) -> None:
+    """Attention is none there, as it would round once: then its weights are best taken as they are spelled."""
+    functions: tuple[Function, ...] = (
+        lambda q, v: v @ torch.softmax(q @ q.mT, -1).mT,
+        lambda q, v: v @ torch.softmax(q @ q.mT, -2),
+    )
+    for function in functions:
+        graph = mlec.lower(Module(function), (HEADS.to(dtype), tensor(2, 4, 8, 5).to(dtype)))
+        recognised = Recognize().run(graph, mlec.PassContext())
+        assert recognised.graph is graph
+
+
 def test_spectra_in_pairs() -> None:
     """Where torch looks at complex numbers as real ones, unless the parts are wanted as well."""
 
