@@ -19,7 +19,7 @@ from mlec.ir import Graph
 from mlec.measuring.cost_model import CostModel
 from mlec.measuring.timing import interleaved
 from mlec.packaging.recompiling import executable_of
-from mlec.pipeline import PassContext, PassRecord
+from mlec.pipeline import PassContext, PassRecord, Remark
 from mlec.report import OptimizationReport, graph_stats
 from mlec.runtime import CompiledModel
 from mlec.target import Target
@@ -108,7 +108,7 @@ def _add_baseline(report: OptimizationReport, before: Graph, after: Graph, times
 
 def _rewrites(entry: dict[str, Any], record: PassRecord, context: PassContext, bench: Bench) -> list[dict[str, Any]]:
     """What each rule that a pass applied is worth: where it was the only one, what the pass is."""
-    applied = Counter(remark.rule or record.name for remark in record.remarks if remark.kind == "applied")
+    applied = Counter(_applied(record.remarks, record.name))
     if len(applied) == 1:
         worth = {key: entry[key] for key in ("before", "after", "predicted_gain", "measured_gain")}
         return [{"rule": rule, "applied": count, **worth} for rule, count in applied.items()]
@@ -129,8 +129,12 @@ def _without(record: PassRecord, rule: str, context: PassContext) -> Graph | Non
     except MlecError as error:
         logger.debug("%s does not run without %s: %s", record.name, rule, error)
         return None
-    left_out = all(remark.rule != rule for remark in result.remarks if remark.kind == "applied")
-    return result.graph if left_out else None
+    return None if rule in _applied(result.remarks, record.name) else result.graph
+
+
+def _applied(remarks: Iterable[Remark], name: str) -> list[str]:
+    """The rule of each application; the pass, of this name, where it does not tell."""
+    return [remark.rule or name for remark in remarks if remark.kind == "applied"]
 
 
 def _gains(worth: Mapping[str, Any], before: Seconds | None, after: Seconds | None) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def test_a_rule_that_another_one_stands_in_for_is_worth_nothing() -> None:
     x = b.input("x", tensor("f32", ("n", 64)))
     graph = b.finish([b("exp", b("neg", x))])
     report = mlec.compile(
-        graph, np.ones((8, 64), np.float32), passes=[_TwoNames()], measure_passes=True, progress=False
+        graph, np.ones((8, 64), np.float32), passes=[_ThreeRules()], measure_passes=True, progress=False
     ).report
     (entry,) = report.passes
     assert [(one["rule"], one["predicted_gain"], one["measured_gain"]) for one in entry["rewrites"]] == [
@@ -118,13 +118,13 @@ def test_a_rule_that_another_one_stands_in_for_is_worth_nothing() -> None:
 
 
 @dataclass(frozen=True)
-class _TwoNames(Pass):
-    """Says that it applied two rules, of which it does not leave out the first, and needs no second."""
+class _ThreeRules(Pass):
+    """Says that it applied three rules, one of them without a name: it leaves out the second only, which it does not need."""
 
-    name: ClassVar[str] = "two-names"
+    name: ClassVar[str] = "three-rules"
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        applied = [Remark("applied", "a", rule="a")]
+        applied = [Remark("applied", "a", rule="a"), Remark("applied", "nameless")]
         if context.takes("b"):
             applied.append(Remark("applied", "b", rule="b"))
         return PassResult(graph, tuple(applied))
