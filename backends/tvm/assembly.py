@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mlec.backends.tvm.compat import llvm, tvm
-from mlec.backends.tvm.elf import without_debug_sections
+from mlec.backends.tvm.elf import compact
 
 ENTRY = "__tvm_ffi_{}"
 """The symbol of a function that tvm-ffi finds under a name."""
@@ -21,7 +21,7 @@ def object_of(text: str, triple: str | None = None) -> bytes:
         source, result = Path(folder) / "module.ll", Path(folder) / "module.o"
         source.write_text(f'target triple = "{triple or llvm.llvm_get_system_triple()}"\n{text}')
         tvm.runtime.load_module(str(source)).write_to_file(str(result))
-        return without_debug_sections(result.read_bytes())
+        return compact(result.read_bytes())
 
 
 def data(symbol: str, content: bytes) -> bytes:

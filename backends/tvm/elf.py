@@ -1,8 +1,12 @@
-"""Object files without what only debuggers and exceptions need.
+"""Object files with what running them takes, and no more.
 
 LLVM describes every kernel to debuggers, by name and argument types alone: there are no source lines. That is a quarter to a third
 of an object file, which the runtime would read, hash and skip. How to unwind the stack takes a tenth of the time of linking it; an
 exception below a kernel ends the process with that or without, so what could raise one is asked for before (`library.require_room`).
+
+On x86-64, kernels refer to their constants by how far these are away. Where code and constants are one section, that is known before
+linking: nine tenths of the relocations go, and with them the names of all constants, a fifth of a small file. Elsewhere such distances
+are in pages, and stay to be filled in.
 """
 
 from __future__ import annotations
@@ -17,56 +21,154 @@ from mlec.runtime.elf import HEADER, RELOCATION, SECTION, SYMBOL, SYMBOL_TABLE, 
 Array: TypeAlias = npt.NDArray[Any]
 
 _HEADER: Final = packed(HEADER)
-_TABLE, _COUNT, _NAMES = (
-    [name for name, _ in HEADER].index(field) for field in ("sections", "section_count", "section_names")
+_MACHINE, _TABLE, _COUNT, _NAMES = (
+    [name for name, _ in HEADER].index(field) for field in ("machine", "sections", "section_count", "section_names")
 )
 _SECTION, _SYMBOL, _RELOCATION = (table_of(fields) for fields in (SECTION, SYMBOL, RELOCATION))
-_RELOCATIONS, _NO_BITS = 4, 8  # kinds of sections
+_CONTENT, _RELOCATIONS, _NO_BITS = 1, 4, 8  # kinds of sections
+_WRITE, _IN_MEMORY, _EXECUTE, _OF_THREADS = 0x1, 0x2, 0x4, 0x400  # their flags
 _OTHER_NUMBERS: Final = (9, 17, 18)
 """Kinds that tell sections or symbols by numbers, too, and that LLVM makes none of for us: relocations without addends, groups, and the
 numbers of sections from `_MARKS` on."""
 _MARKS: Final = 0xFF00  # what a symbol has for a section from here on is none
+_WEAK, _OF_SECTION = 2, 3  # a binding and a type of symbols
+_X86_64: Final = 62
+_DISTANCES: Final = (2, 4)
+"""Relocations of x86-64 that want how far something is, in 32 bits."""
 _DROPPED: Final = (b".debug_", b".rela.debug_", b".eh_frame", b".rela.eh_frame")
 
 
-def without_debug_sections(data: bytes) -> bytes:
-    """An object file (ELF, 64 bits, little endian, relocatable) without its sections for debuggers and exceptions.
+def compact(data: bytes) -> bytes:
+    """An object file (ELF, 64 bits, little endian, relocatable) without its sections for debuggers and exceptions; on x86-64, code and
+    constants are one section.
 
     What is left has new numbers: sections and symbols are told by their place in tables. One with numbers elsewhere stays as it is.
     """
     header = list(_HEADER.unpack_from(data))
     table = np.frombuffer(data, _SECTION, header[_COUNT], header[_TABLE]).copy()
-    if np.isin(table["kind"], _OTHER_NUMBERS).any() or not len(table):
+    if np.isin(table["kind"], _OTHER_NUMBERS).any() or (table["kind"] == SYMBOL_TABLE).sum() != 1:
         return data
-    content = [data[s["offset"] : s["offset"] + s["size"]] if s["kind"] != _NO_BITS else b"" for s in table]
-    names = content[header[_NAMES]]
-    kept = np.array([not names.startswith(_DROPPED, s["name"]) for s in table])
-    section_number = np.cumsum(kept) - 1
+    parts = _Parts(data, header, table)
+    if header[_MACHINE] == _X86_64:
+        parts.join()
+    return parts.put_together()
 
-    symbol_number: Array = np.zeros(0, np.int64)
-    for i in np.flatnonzero(table["kind"] == SYMBOL_TABLE):
-        symbols = np.frombuffer(content[i], _SYMBOL).copy()
+
+class _Parts:
+    """An object file, taken apart.
+
+    Attributes:
+        content: bytes of each section.
+        kept: which of them stay.
+        symbols, relocations: as arrays; the latter by the number of their section.
+    """
+
+    def __init__(self, data: bytes, header: list[Any], table: Array) -> None:
+        self.header, self.table = header, table
+        self.content = [data[s["offset"] : s["offset"] + s["size"]] if s["kind"] != _NO_BITS else b"" for s in table]
+        self.names = self.content[header[_NAMES]]
+        self.kept = np.array([not self.names.startswith(_DROPPED, s["name"]) for s in table])
+        self.symbol_table = int(np.flatnonzero(table["kind"] == SYMBOL_TABLE)[0])
+        self.symbols = np.frombuffer(self.content[self.symbol_table], _SYMBOL).copy()
+        self.relocations = {
+            int(i): np.frombuffer(self.content[i], _RELOCATION).copy()
+            for i in np.flatnonzero((table["kind"] == _RELOCATIONS) & self.kept)
+        }
+
+    def join(self) -> None:
+        """Makes code and constants one section, and fills in the distances between them."""
+        table, flags = self.table, self.table["flags"]
+        joined = self.kept & (table["kind"] == _CONTENT) & (flags & (_IN_MEMORY | _WRITE | _OF_THREADS) == _IN_MEMORY)
+        code = joined & (flags & _EXECUTE != 0)
+        if not code.any():
+            return
+        order = [*np.flatnonzero(code), *np.flatnonzero(joined & ~code)]
+        host, body, begins = order[0], bytearray(), np.zeros(len(table), np.uint64)
+        for section in order:
+            body += bytes(-len(body) % max(int(table["alignment"][section]), 1))
+            begins[section] = len(body)
+            body += self.content[section]
+        table["alignment"][host], table["flags"][host] = table["alignment"][joined].max(), _IN_MEMORY | _EXECUTE
+        self.kept &= ~joined
+        self.kept[host] = True
+
+        symbols = self.symbols
+        moved = (symbols["section"] < _MARKS) & joined[np.where(symbols["section"] < _MARKS, symbols["section"], 0)]
+        symbols["value"][moved] += begins[symbols["section"][moved]]
+        names_another = moved & (symbols["info"] & 0xF == _OF_SECTION) & (symbols["section"] != host)
+        symbols["info"][names_another] &= 0xF0
+        symbols["section"][moved] = host
+        for number, relocations in self.relocations.items():
+            if joined[table["info"][number]]:
+                relocations["offset"] += begins[table["info"][number]]
+                table["info"][number] = host
+                self.relocations[number] = _filled_in(body, relocations, symbols, host)
+                self.kept[number] = len(self.relocations[number]) > 0
+        self.content[host] = bytes(body)
+
+    def put_together(self) -> bytes:
+        """The file, with symbols that other files see or that relocations name."""
+        table, kept, symbols = self.table, self.kept, self.symbols
+        section_number = np.cumsum(kept) - 1
         placed = symbols["section"] < _MARKS
         stays = ~placed | kept[np.where(placed, symbols["section"], 0)]
+        if self.header[_MACHINE] == _X86_64:
+            named = [r["symbol"] for number, r in self.relocations.items() if kept[number]]
+            used = np.zeros(len(symbols), bool)
+            used[np.concatenate([np.zeros(1, np.uint32), *named])] = True
+            stays &= used | (symbols["info"] >> 4 != 0)
+        symbol_number = np.cumsum(stays) - 1
         symbols["section"][placed] = section_number[symbols["section"][placed]]
-        content[i], symbol_number = symbols[stays].tobytes(), np.cumsum(stays) - 1
-        table["info"][i] = stays[: table["info"][i]].sum()  # the first that other files see
-    for i in np.flatnonzero((table["kind"] == _RELOCATIONS) & kept):
-        relocations = np.frombuffer(content[i], _RELOCATION).copy()
-        relocations["symbol"] = symbol_number[relocations["symbol"]]
-        content[i] = relocations.tobytes()
-        table["info"][i] = section_number[table["info"][i]]
-    table["link"] = section_number[table["link"]]
+        for number, relocations in self.relocations.items():
+            relocations["symbol"] = symbol_number[relocations["symbol"]]
+            self.content[number] = relocations.tobytes()
+            table["info"][number] = section_number[table["info"][number]]
+        table["info"][self.symbol_table] = stays[: table["info"][self.symbol_table]].sum()  # the first that others see
+        self._rename(stays)
+        self.content[self.symbol_table] = symbols[stays].tobytes()
+        table["link"] = section_number[table["link"]]
 
-    made = bytearray(_HEADER.size)
-    for i in np.flatnonzero(kept):
-        made += bytes(-len(made) % max(int(table["alignment"][i]), 1))
-        table["offset"][i] = len(made)
-        if table["kind"][i] != _NO_BITS:
-            table["size"][i] = len(content[i])
-        made += content[i]
-    made += bytes(-len(made) % 8)
-    header[_TABLE], header[_COUNT], header[_NAMES] = len(made), int(kept.sum()), int(section_number[header[_NAMES]])
-    _HEADER.pack_into(made, 0, *header)
-    made += table[kept].tobytes()
-    return bytes(made)
+        made = bytearray(_HEADER.size)
+        for i in np.flatnonzero(kept):
+            made += bytes(-len(made) % max(int(table["alignment"][i]), 1))
+            table["offset"][i] = len(made)
+            if table["kind"][i] != _NO_BITS:
+                table["size"][i] = len(self.content[i])
+            made += self.content[i]
+        made += bytes(-len(made) % 8)
+        header = self.header
+        header[_TABLE], header[_COUNT], header[_NAMES] = len(made), int(kept.sum()), int(section_number[header[_NAMES]])
+        _HEADER.pack_into(made, 0, *header)
+        made += table[kept].tobytes()
+        return bytes(made)
+
+    def _rename(self, stays: Array) -> None:
+        """Leaves the names of what stays in the table of names, which sections and symbols have in common."""
+        strings = self.header[_NAMES]
+        if self.table["link"][self.symbol_table] != strings:
+            return
+        begins: dict[bytes, int] = {}
+        made = bytearray(b"\0")
+        for column in (self.table["name"][self.kept], self.symbols["name"][stays]):
+            for at in column.tolist():
+                name = self.names[at : self.names.index(b"\0", at)]
+                if name and name not in begins:
+                    begins[name] = len(made)
+                    made += name + b"\0"
+        for rows, chosen in ((self.table, self.kept), (self.symbols, stays)):
+            for row in np.flatnonzero(chosen):
+                at = int(rows["name"][row])
+                rows["name"][row] = begins.get(self.names[at : self.names.index(b"\0", at)], 0)
+        self.content[strings] = bytes(made)
+
+
+def _filled_in(body: bytearray, relocations: Array, symbols: Array, host: int) -> Array:
+    """Fills in distances to what lies in the same section and no other file can replace; returns the relocations that are left."""
+    towards = symbols[relocations["symbol"]]
+    known = np.isin(relocations["kind"], _DISTANCES) & (towards["section"] == host) & (towards["info"] >> 4 != _WEAK)
+    apart = towards["value"].astype(np.int64) + relocations["addend"] - relocations["offset"].astype(np.int64)
+    known &= apart == apart.astype(np.int32)
+    for at, distance in zip(relocations["offset"][known].tolist(), apart[known].tolist(), strict=True):
+        body[at : at + 4] = distance.to_bytes(4, "little", signed=True)
+    left: Array = relocations[~known]
+    return left

@@ -14,7 +14,7 @@ from typing import Any
 import tvm
 from tvm.target.codegen import llvm_get_system_triple
 
-from mlec.backends.tvm.elf import without_debug_sections
+from mlec.backends.tvm.elf import compact
 from mlec.errors import LoweringError
 
 OBJECT_BYTES = 32 << 20
@@ -37,7 +37,7 @@ class _KeepObjects:
                 f"the module holds source code ({', '.join(sources)}) where only object files were expected",
                 hint="compile for an llvm host target",
             )
-        return tuple(without_debug_sections(Path(file).read_bytes()) for file in files)
+        return tuple(compact(Path(file).read_bytes()) for file in files)
 
 
 def to_object(module: tvm.runtime.Module) -> bytes:
@@ -50,7 +50,7 @@ def to_object(module: tvm.runtime.Module) -> bytes:
         _require_space(Path(folder))
         path = Path(folder) / "kernels.o"
         module.write_to_file(str(path))
-        return without_debug_sections(path.read_bytes())
+        return compact(path.read_bytes())
 
 
 def to_objects(executable: tvm.runtime.Executable, pack_imports: Any = None) -> tuple[bytes, ...]:

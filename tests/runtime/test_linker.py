@@ -73,6 +73,25 @@ def test_constants_data_and_memory_that_is_zero() -> None:
     assert [called(image, "f", i) for i in range(4)] == [17, 28, 39, 50]
 
 
+@pytest.mark.parametrize("by_llvm", [False, True])
+def test_tables_of_jumps_in_what_was_made_compact(by_llvm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A switch jumps by distances that are told from the table, and calls a function that another file may replace."""
+    cases = "".join(f"i64 {i}, label %l{i}\n" for i in range(12))
+    values = (7, 1, 12, 5, 3, 99, 4, 2, 8, 6, 11, 10)
+    blocks = "".join(f"l{i}:\n%v{i} = call i64 @times(i64 {v})\nret i64 %v{i}\n" for i, v in enumerate(values))
+    text = (
+        "define weak i64 @times(i64 %x) {\n%y = mul i64 %x, 3\nret i64 %y\n}\n"
+        f"define i64 @choose(i64 %i) noinline {{\nswitch i64 %i, label %other [\n{cases}]\nother:\nret i64 -1\n{blocks}}}\n"
+        "define i32 @__tvm_ffi_entry(ptr %self, ptr %arguments, i32 %count, ptr %result) {\n"
+        "%at = getelementptr i8, ptr %arguments, i64 8\n%i = load i64, ptr %at\n%v = call i64 @choose(i64 %i)\n"
+        "store i64 1, ptr %result\n%r = getelementptr i8, ptr %result, i64 8\nstore i64 %v, ptr %r\nret i32 0\n}\n"
+    )
+    if by_llvm:
+        monkeypatch.setattr(library, "link_in_memory", lambda objects, find: None)
+    entry = library.link([of_text(text)], "entry")
+    assert [entry.call(i) for i in range(13)] == [*(3 * v for v in values), -1]
+
+
 def test_a_definition_that_is_not_weak_counts_else_the_first() -> None:
     of = "define {} i64 @f() {{\nret i64 {}\n}}\n"
     asking = "declare i64 @f()\ndefine i64 @g() {\n%x = call i64 @f()\nret i64 %x\n}\n"

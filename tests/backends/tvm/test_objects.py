@@ -11,7 +11,7 @@ import pytest
 from mlec.backends.tvm.assembly import ENTRY
 from mlec.backends.tvm.backend import cpu_info
 from mlec.backends.tvm.compat import IRModule, tirx, tvm
-from mlec.backends.tvm.elf import without_debug_sections
+from mlec.backends.tvm.elf import compact
 from mlec.backends.tvm.kernels.gemm import gemm
 from mlec.backends.tvm.objects import to_object
 from mlec.backends.tvm.pipeline import ObjectsForCPU, compile_for_cpu
@@ -40,24 +40,43 @@ def test_kernels_are_shared_out_by_their_order(count: int, parts: int) -> None:
     assert all(sum(name in found for found in objects) == 1 for name in names)
 
 
-@pytest.mark.parametrize("target", ["cpu", "cpu:aarch64"])
-def test_objects_hold_nothing_for_debuggers_or_exceptions_and_all_else(target: str, tmp_path: Path) -> None:
+def written(target: str, folder: Path) -> tuple[ElfFile, ElfFile]:
+    """What TVM writes of a kernel, and what becomes of it."""
     info = cpu_info(Target.parse(target))
     product = gemm((tirx.Var("n", "int64"),), 8, 24, "float32", 8, info, name="product")
     module = compile_for_cpu(IRModule({"product": product}), info.tvm_target())
-    module.write_to_file(str(tmp_path / "whole.o"))
-    whole, ours = ElfFile((tmp_path / "whole.o").read_bytes()), ElfFile(to_object(module))
+    module.write_to_file(str(folder / "whole.o"))
+    whole, ours = ElfFile((folder / "whole.o").read_bytes()), ElfFile(to_object(module))
     dropped = {name for name in whole.sections if ".debug_" in name or ".eh_frame" in name}
     assert {".debug_info", ".rela.debug_info", ".eh_frame"} <= dropped
-    assert list(ours.sections) == [name for name in whole.sections if name not in dropped]
-    assert {".text", ".rela.text", ".symtab", ".strtab"} <= ours.sections.keys()
-    rewritten = {".symtab", *(name for name in ours.sections if name.startswith(".rela"))}
-    assert all(ours.sections[name] == whole.sections[name] for name in ours.sections.keys() - rewritten)
-    assert ours.symbols == [symbol for symbol in whole.symbols if symbol.section not in dropped]
+    assert not dropped & ours.sections.keys()
     assert [s.is_global for s in ours.symbols] == sorted(s.is_global for s in ours.symbols)
     assert ours.first_global == sum(not s.is_global for s in ours.symbols)
+    return whole, ours
+
+
+def test_objects_hold_nothing_for_debuggers_or_exceptions_and_all_else(tmp_path: Path) -> None:
+    whole, ours = written("cpu:aarch64", tmp_path)
+    dropped = whole.sections.keys() - ours.sections.keys()
+    assert list(ours.sections) == [name for name in whole.sections if name not in dropped]
+    assert {".text", ".rela.text", ".symtab", ".strtab"} <= ours.sections.keys()
+    rewritten = {".symtab", ".strtab", *(name for name in ours.sections if name.startswith(".rela"))}
+    assert all(ours.sections[name] == whole.sections[name] for name in ours.sections.keys() - rewritten)
+    assert ours.symbols == [symbol for symbol in whole.symbols if symbol.section not in dropped]
     assert ours.relocations
     assert ours.relocations == {k: v for k, v in whole.relocations.items() if k not in dropped}
+
+
+def test_code_and_constants_are_one_section_in_which_distances_are_known(tmp_path: Path) -> None:
+    whole, ours = written("cpu:x86-64-v4", tmp_path)
+    (_, left), (_, before) = ours.relocations[".rela.text"], whole.relocations[".rela.text"]
+    assert {name for name in ours.sections if name.startswith((".text", ".rodata"))} == {".text"}
+    assert all(symbol.section != ".text" or symbol.rest[0] >> 4 == 2 for _, _, symbol, _ in left)
+    assert len(left) < len(before) + len(whole.relocations.get(".rela.rodata", ("", []))[1])
+    assert ".rela.rodata" not in ours.relocations
+    names = {symbol.name for symbol in ours.symbols if symbol.name}
+    assert names == {symbol.name for symbol in whole.symbols if symbol.is_global}
+    assert ours.sections[".strtab"].count(b"\0") == len(names | ours.sections.keys() - {""}) + 1
 
 
 def test_objects_with_groups_stay_as_they_are(tmp_path: Path) -> None:
@@ -67,7 +86,7 @@ def test_objects_with_groups_stay_as_they_are(tmp_path: Path) -> None:
     source.write_text(f'target triple = "x86_64-unknown-linux-gnu"\n{code}')
     tvm.runtime.load_module(str(source)).write_to_file(str(whole))
     assert ".group" in ElfFile(whole.read_bytes()).sections
-    assert without_debug_sections(whole.read_bytes()) == whole.read_bytes()
+    assert compact(whole.read_bytes()) == whole.read_bytes()
 
 
 class Symbol(NamedTuple):
