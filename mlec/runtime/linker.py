@@ -13,17 +13,15 @@ import mmap
 import platform
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
-
-import numpy as np
+from typing import Final, NamedTuple, TypeAlias
 
 from mlec.runtime import elf
 
-Table: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Address: TypeAlias = Callable[[str], int]
 
-_HEADER, _SECTION, _SYMBOL = (elf.packed(fields) for fields in (elf.HEADER, elf.SECTION, elf.SYMBOL))
-_RELOCATION: Final = elf.table_of(elf.RELOCATION)
+_HEADER, _SECTION, _SYMBOL, _RELOCATION = (
+    elf.packed(fields) for fields in (elf.HEADER, elf.SECTION, elf.SYMBOL, elf.RELOCATION)
+)
 _X86_64: Final = 62
 _PAGE: Final = mmap.PAGESIZE
 
@@ -38,11 +36,10 @@ _WEAK: Final = 2
 _WORD, _NEAR, _CALL, _SLOTS = 1, 2, 4, 9
 _RELOCATED: Final = {_WORD, _NEAR, _CALL, _SLOTS, 41, 42}
 """Relocations: an address; how far something is, or a function, or (from `_SLOTS` on) the slot that holds its address."""
-_ROW_OF: Final = np.array([0] * _CALL + [1] * (_SLOTS - _CALL) + [2] * (max(_RELOCATED) - _SLOTS + 1))
-"""Which of `_Linking._values` each of them wants."""
 _JUMP: Final = b"\xff\x25"
 """To the address in a slot, which is told by how far it is."""
 _STUB, _ENTRY = 8, 8  # bytes of a stub and of a slot
+_ADDRESS, _DISTANCE = struct.Struct("<Q"), struct.Struct("<i")
 
 
 class Image:
@@ -80,13 +77,14 @@ class _Symbol(NamedTuple):
     value: int
 
 
-class _Relocations(NamedTuple):
-    """For one section; ``kinds`` and ``symbols`` are columns of the table."""
+class _Relocation(NamedTuple):
+    """What is wanted at an offset of a section."""
 
     section: int
-    table: Table
-    kinds: Sequence[int]
-    symbols: Sequence[int]
+    offset: int
+    kind: int
+    symbol: int
+    addend: int
 
 
 class _File(NamedTuple):
@@ -95,7 +93,7 @@ class _File(NamedTuple):
     data: bytes
     sections: Sequence[_Section]
     symbols: Sequence[_Symbol]
-    relocations: Sequence[_Relocations]
+    relocations: Sequence[_Relocation]
 
 
 def link_in_memory(objects: Sequence[bytes], address_of: Address) -> Image | None:
@@ -136,16 +134,15 @@ def _read(data: bytes) -> _File:
     return _File(data, sections, symbols, list(_relocations(data, sections, len(symbols))))
 
 
-def _relocations(data: bytes, sections: Sequence[_Section], symbols: int) -> Iterator[_Relocations]:
+def _relocations(data: bytes, sections: Sequence[_Section], symbols: int) -> Iterator[_Relocation]:
     for section in sections:
-        if section.kind == _RELOCATIONS and section.size and sections[section.info].flags & _IN_MEMORY:
-            table = np.frombuffer(data, _RELOCATION, section.size // _RELOCATION.itemsize, section.offset)
-            found = _Relocations(section.info, table, table["kind"].tolist(), table["symbol"].tolist())
-            size, offsets = sections[section.info].size, table["offset"].tolist()
-            words = [at for at, kind in zip(offsets, found.kinds, strict=True) if kind == _WORD]
-            if max(found.symbols) >= symbols or max(offsets) > size - 4 or max(words, default=size - 8) > size - 8:
-                raise ValueError("a relocation lies outside of its section")
-            yield found
+        if section.kind == _RELOCATIONS and sections[section.info].flags & _IN_MEMORY:
+            size = sections[section.info].size
+            for found in _RELOCATION.iter_unpack(data[section.offset : section.offset + section.size]):
+                relocation = _Relocation(section.info, *found)
+                if relocation.symbol >= symbols or relocation.offset > size - (8 if relocation.kind == _WORD else 4):
+                    raise ValueError("a relocation lies outside of its section")
+                yield relocation
 
 
 def _is_plain(file: _File) -> bool:
@@ -153,7 +150,7 @@ def _is_plain(file: _File) -> bool:
     return (
         all(s.kind in _KINDS and not s.flags & _OF_THREADS and s.alignment <= _PAGE for s in file.sections)
         and all(s.section < _MARKS or s.section == _ABSOLUTE for s in file.symbols)
-        and all(_RELOCATED.issuperset(relocations.kinds) for relocations in file.relocations)
+        and all(relocation.kind in _RELOCATED for relocation in file.relocations)
     )
 
 
@@ -199,58 +196,71 @@ class _Linking:
             memory = mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
             raise MemoryError(f"{self.size} bytes for machine code") from error
-        octets = np.frombuffer(memory, np.uint8)
-        base = int(octets.ctypes.data)
-        for file, places in zip(self.files, self.places, strict=True):
-            for section, at in zip(file.sections, places, strict=True):
-                if at >= 0 and section.kind == _CONTENT:
-                    memory[at : at + section.size] = file.data[section.offset : section.offset + section.size]
-        functions = {
-            name: base + place for name, key in self.chosen.items() if (place := self._place_of(*key)) is not None
-        }
-        for name, address in functions.items():
-            if name.startswith("__TVM"):  # it wants the address of a function of the runtime there
-                function, at = address_of(name.removeprefix("__")), address - base
-                if not function or not self.writable <= at <= self.size - _ENTRY:
-                    return None
-                memory[at : at + _ENTRY] = function.to_bytes(_ENTRY, "little")
-            elif name == "__tvm_ffi__library_ctx":
-                return None
-        relocations = []
-        for number, file in enumerate(self.files):
-            values = self._values(number, base, address_of)
-            if values is None:
-                return None
-            for found in file.relocations:
-                table, kinds = found.table, found.table["kind"]
-                target = values[_ROW_OF[kinds], table["symbol"]] + table["addend"].view(np.uint64)  # modulo 2 ** 64
-                relocations.append(
-                    (table["offset"] + np.uint64(self.places[number][found.section]), kinds == _WORD, target)
-                )
-            for (owner, symbol), slot in self.slots.items():
-                if owner == number:
-                    memory[slot : slot + _ENTRY] = int(values[0, symbol]).to_bytes(_ENTRY, "little")
-        if relocations:
-            _relocate(octets, base, *map(np.concatenate, zip(*relocations, strict=True)))
-        for key, stub in self.stubs.items():
-            memory[stub : stub + 2] = _JUMP
-            memory[stub + 2 : stub + 6] = (self.slots[key] - (stub + 6)).to_bytes(4, "little", signed=True)
-        del octets
+        base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        self._copy(memory)
+        places = {name: place for name, key in self.chosen.items() if (place := self._place_of(*key)) is not None}
+        if not (self._all_near() and self._told_functions(memory, places, address_of)):
+            return None
+        values = {
+            (number, index): self._value(number, index, base, address_of)
+            for number, file in enumerate(self.files) for index in {r.symbol for r in file.relocations}
+        }  # fmt: skip
+        self._relocate(memory, base, values)
         _protect(base, self.readable, mmap.PROT_READ | mmap.PROT_EXEC)
         _protect(base + self.readable, self.writable - self.readable, mmap.PROT_READ)
-        return Image(memory, functions)
+        return Image(memory, {name: base + place for name, place in places.items()})
+
+    def _copy(self, memory: mmap.mmap) -> None:
+        """The sections to their places."""
+        for file, places in zip(self.files, self.places, strict=True):
+            for section, place in zip(file.sections, places, strict=True):
+                if place >= 0 and section.kind == _CONTENT:
+                    memory[place : place + section.size] = file.data[section.offset : section.offset + section.size]
+
+    def _told_functions(self, memory: mmap.mmap, places: Mapping[str, int], address_of: Address) -> bool:
+        """Fills in the words that want the address of a function of the runtime; whether that is all that files want to be told."""
+        for name, place in places.items():
+            if name.startswith("__TVM"):
+                function = address_of(name.removeprefix("__"))
+                if not function or not self.writable <= place <= self.size - _ENTRY:
+                    return False
+                _ADDRESS.pack_into(memory, place, function)
+        return "__tvm_ffi__library_ctx" not in places
+
+    def _all_near(self) -> bool:
+        """Whether all that is wanted by how far away it is lies in this memory, or is a number."""
+        near = {(n, r.symbol) for n, file in enumerate(self.files) for r in file.relocations if r.kind == _NEAR}
+        return all(self._home(*key) is not None or self._symbol(*key).section == _ABSOLUTE for key in near)
+
+    def _relocate(self, memory: mmap.mmap, base: int, values: Mapping[tuple[int, int], int]) -> None:
+        """Puts addresses and distances where they are wanted, given what each symbol stands for."""
+        for key, slot in self.slots.items():
+            _ADDRESS.pack_into(memory, slot, values[key])
+        for key, stub in self.stubs.items():
+            memory[stub : stub + 2] = _JUMP
+            _DISTANCE.pack_into(memory, stub + 2, self.slots[key] - (stub + 6))
+        for number, file in enumerate(self.files):
+            for section, offset, kind, symbol, addend in file.relocations:
+                begin, key = self.places[number][section], (number, symbol)
+                if begin < 0:
+                    raise ValueError("something is wanted in a section that is nowhere in memory")
+                if kind == _WORD:
+                    _ADDRESS.pack_into(memory, begin + offset, (values[key] + addend) % (1 << 64))
+                    continue
+                instead = self.stubs.get(key) if kind == _CALL else self.slots[key] if kind >= _SLOTS else None
+                towards = values[key] - base if instead is None else instead
+                _DISTANCE.pack_into(memory, begin + offset, towards + addend - (begin + offset))
 
     def _asked_for(self) -> tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]]:
         """Files and symbols of the functions that are called, and of what is wanted in slots."""
         called: dict[tuple[int, int], None] = {}
         held: dict[tuple[int, int], None] = {}
         for number, file in enumerate(self.files):
-            for relocations in file.relocations:
-                for kind, symbol in zip(relocations.kinds, relocations.symbols, strict=True):
-                    if kind == _CALL:
-                        called[number, symbol] = None
-                    elif kind >= _SLOTS:
-                        held[number, symbol] = None
+            for relocation in file.relocations:
+                if relocation.kind == _CALL:
+                    called[number, relocation.symbol] = None
+                elif relocation.kind >= _SLOTS:
+                    held[number, relocation.symbol] = None
         return list(called), list(held)
 
     def _place(self, begin: int, asked: int, wanted: int) -> int:
@@ -263,12 +273,15 @@ class _Linking:
                     begin += section.size
         return begin
 
+    def _symbol(self, file: int, index: int) -> _Symbol:
+        return self.files[file].symbols[index]
+
     def _home(self, file: int, index: int) -> tuple[int, _Symbol] | None:
         """File and symbol where a symbol is defined; None if no file does that, or not as a place."""
-        symbol = self.files[file].symbols[index]
+        symbol = self._symbol(file, index)
         if symbol.public and symbol.name in self.chosen:
             file, index = self.chosen[symbol.name]
-            symbol = self.files[file].symbols[index]
+            symbol = self._symbol(file, index)
         return (file, symbol) if 0 < symbol.section < _MARKS else None
 
     def _place_of(self, file: int, index: int) -> int | None:
@@ -282,49 +295,17 @@ class _Linking:
             raise ValueError("something that it refers to is nowhere in memory")
         return place + symbol.value
 
-    def _values(self, number: int, base: int, address_of: Address) -> Table | None:
-        """What each symbol that relocations name stands for by itself, as a function, and as a slot: u64[3, symbols]. None where something
-        in a library is wanted at an offset."""
-        file = self.files[number]
-        values = np.zeros((3, len(file.symbols)), np.uint64)
-        named = {pair for r in file.relocations for pair in zip(r.symbols, r.kinds, strict=True)}
-        for index in {index for index, _ in named}:
-            symbol, place = file.symbols[index], self._place_of(number, index)
-            if place is not None:
-                values[:, index] = base + place
-            elif symbol.section == _ABSOLUTE:
-                values[:, index] = symbol.value
-            elif symbol.name and (index, _NEAR) in named:
-                return None
-            elif symbol.name:
-                values[:, index] = address = address_of(symbol.name)
-                if not address and not symbol.weak:
-                    raise ValueError(f"there is no {symbol.name}")
-            for row, instead in ((1, self.stubs), (2, self.slots)):
-                if (found := instead.get((number, index))) is not None:
-                    values[row, index] = base + found
-        return values
-
-
-def _relocate(octets: Table, base: int, at: Table, whole: Table, target: Table) -> None:
-    """Puts addresses (``whole``) and distances where they are wanted."""
-    if whole.any():
-        _write(octets, at[whole], target[whole])
-        near = ~whole
-        at, target = at[near], target[near]
-    apart = (target - (at + np.uint64(base))).view(np.int64)
-    short = apart.astype(np.int32)
-    if (apart != short).any():
-        raise ValueError("something that it refers to is too far away")
-    _write(octets, at, short)
-
-
-def _write(octets: Table, at: Table, values: Table) -> None:
-    """Little-endian numbers, at any places."""
-    width = values.itemsize
-    octets[at[:, None] + np.arange(width, dtype=np.uint64)] = (
-        np.ascontiguousarray(values).view(np.uint8).reshape(-1, width)
-    )
+    def _value(self, number: int, index: int, base: int, address_of: Address) -> int:
+        """What a symbol stands for."""
+        symbol, place = self._symbol(number, index), self._place_of(number, index)
+        if place is not None:
+            return base + place
+        if symbol.section == _ABSOLUTE or not symbol.name:
+            return symbol.value
+        address = address_of(symbol.name)
+        if not address and not symbol.weak:
+            raise ValueError(f"there is no {symbol.name}")
+        return address
 
 
 def _protect(address: int, nbytes: int, allowed: int) -> None:
