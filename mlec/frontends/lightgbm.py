@@ -19,7 +19,7 @@ from mlec.errors import FrontendError, NotFittedModelError, UnsupportedModelErro
 from mlec.frontends import gbdt
 from mlec.frontends.base import LowerOptions, Oracle
 from mlec.frontends.gbdt import Tree, damaged
-from mlec.frontends.trees import DEFAULT_LEFT, NAN_IS_ZERO, ZERO_IS_MISSING, Ensemble
+from mlec.frontends.trees import DEFAULT_LEFT, NAN_IS_ZERO, ZERO_IS_MISSING, Ensemble, check_category_words
 from mlec.ir import DType, Graph, GraphBuilder, Location, Value
 from mlec.ops.tree import ZERO_LIMIT
 from mlec.signature import Coding, Labels, MethodSpec, Scalar
@@ -243,6 +243,7 @@ def _category_sets(fields: Mapping[str, str], threshold: Array, nodes: Array) ->
     words = _array(fields, "cat_threshold", np.int64, int(bounds[-1]))
     if bounds[0] != 0 or (np.diff(bounds) < 0).any() or ((words < 0) | (words >> 32 != 0)).any():
         raise damaged("'cat_boundaries' and 'cat_threshold' are no sets of categories")
+    check_category_words(len(nodes), int(np.diff(bounds).max()))
     bits = words.astype(np.uint32)
     return {int(n): bits[bounds[int(r)] : bounds[int(r) + 1]] for n, r in zip(nodes, rows, strict=True)}
 

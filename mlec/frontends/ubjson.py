@@ -10,6 +10,8 @@ import numpy as np
 from mlec.errors import FrontendError
 
 MAX_DEPTH = 64
+VALUE_BYTES = 200
+"""Of memory that a value takes at most, with its name and its place, besides the characters of a text and the numbers of a typed array."""
 
 _NUMBERS = {
     ord(tag): (struct.Struct(f">{code}"), np.dtype(f">{code}"), np.dtype(code))
@@ -21,13 +23,18 @@ _LITERALS = {ord("Z"): None, ord("T"): True, ord("F"): False}
 _OBJECT, _OBJECT_END, _ARRAY, _ARRAY_END, _TEXT, _LETTER, _TYPED, _COUNTED = b"{}[]SC$#"
 
 
-def loads(data: bytes) -> Any:
+def loads(data: bytes, *, memory: int = 1 << 63) -> Any:
     """The value that the bytes encode: dicts, lists, strings, numbers, and typed arrays as numpy arrays.
+
+    Args:
+        data: all of them.
+        memory: bytes that it may take, these included.
 
     Raises:
         FrontendError: for anything but one complete value; says at which byte.
+        MemoryError: it may take more.
     """
-    reader = _Reader(data)
+    reader = _Reader(data, (memory - 2 * len(data)) // VALUE_BYTES)
     value = reader.value(reader.tag(), 0)
     if reader.at != len(data):
         raise reader.error(f"{len(data) - reader.at} bytes follow the end of the value")
@@ -37,9 +44,10 @@ def loads(data: bytes) -> Any:
 class _Reader:
     """Large ensembles have millions of names and numbers, so that each is read where it lies, without a slice of its own."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, most: int) -> None:
         self.data = data
         self.at = 0
+        self.left = most  # values that there is memory for
 
     def error(self, what: str) -> FrontendError:
         return FrontendError(
@@ -72,12 +80,16 @@ class _Reader:
 
     def text(self) -> str:
         begin = self.skip(self.length())
+        self.left -= 4 * (self.at - begin) // VALUE_BYTES  # a character takes four bytes where one of them is rare
         try:
             return self.data[begin : self.at].decode()
         except UnicodeDecodeError as error:
             raise self.error("text that is not UTF-8") from error
 
     def value(self, tag: int, depth: int) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise MemoryError
         if depth > MAX_DEPTH:
             raise self.error(f"nested deeper than {MAX_DEPTH}")
         if tag == _ARRAY:

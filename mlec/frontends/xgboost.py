@@ -136,8 +136,7 @@ class XGBoostFrontend:
         """
         data = gbdt.read_file(path)
         with gbdt.reading(path):
-            gbdt.check_document(data)
-            document = ubjson.loads(data) if data.startswith(b"{L") else _from_json(data)
+            document = ubjson.loads(data, memory=gbdt.MEMORY) if data.startswith(b"{L") else _from_json(data)
             if not isinstance(document, dict):
                 raise damaged("the document is no object")
         return ModelFile(path, document, data)
@@ -157,6 +156,7 @@ class XGBoostFrontend:
 
 
 def _from_json(data: bytes) -> Any:
+    gbdt.check_json(data)
     try:
         return json.loads(data, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:

@@ -30,6 +30,8 @@ BOOSTER = xgb.train({"max_depth": 3}, xgb.DMatrix(X, Y, feature_types=TYPES, ena
 FOREST = lgb.LGBMRegressor(verbose=-1, n_estimators=3, min_data_per_group=1, cat_smooth=1).fit(
     X, Y, categorical_feature=[3]
 )
+UBJSON = b"{L\0\0\0\0\0\0\0\x07learner{U\x01a"
+"""How files of XGBoost begin in it, until the value of the first member."""
 TEXT = FOREST.booster_.model_to_string()
 SECONDS = 5.0
 """Of processor time, so that a busy machine does not count. What a false size makes of it takes hours, or all memory."""
@@ -313,8 +315,9 @@ def test_inconsistent_lightgbm_texts(tmp_path: Path, change: Callable[[str], str
         lower_bytes(LightGBMFrontend(), tmp_path / "m", change(TEXT).encode())
 
 
-def test_many_splits_on_one_large_set(tmp_path: Path) -> None:
-    """Each of them repeats the set in the table: two megabytes would become many gigabytes."""
+@pytest.mark.parametrize("word", ["4294967295 ", "0 "])
+def test_many_splits_on_one_large_set(tmp_path: Path, word: str) -> None:
+    """Each of them repeats the set in the table: two megabytes would become many gigabytes. Zeros are looked through for each."""
     leaves, words = 400, 200_000
     inner = leaves - 1
     tree = {
@@ -327,7 +330,7 @@ def test_many_splits_on_one_large_set(tmp_path: Path) -> None:
         "right_child": " ".join(str(-i - 2) for i in range(inner)),
         "leaf_value": "1 " * leaves,
         "cat_boundaries": f"0 {words}",
-        "cat_threshold": "4294967295 " * words,
+        "cat_threshold": word * words,
     }
     body = "".join(f"{key}={value}\n" for key, value in tree.items())
     text = TEXT[: TEXT.index("Tree=0")] + f"Tree=0\n{body}\n" + TEXT[TEXT.index("end of trees") :]
@@ -341,17 +344,37 @@ def test_many_splits_on_one_large_set(tmp_path: Path) -> None:
         b'{"learner":[' + b"{}," * 100_000,
         b'{"learner":[' + b"[]," * 100_000,
         b'{"learner":[' + b"1," * 500_000,
-        b"{L\0\0\0\0\0\0\0\x07learner{" + b"[" * 100_000,
+        b'{"learner":{' + b",".join(b'"%07d":1' % i for i in range(100_000)),
+        b'{"learner":"\\ud83d\\ude00' + b"a" * 500_000,
+        '{"learner":"\U0001f600'.encode() + b"a" * 500_000,
+        UBJSON + b"[" + b"i\x80" * 500_000,
+        UBJSON + b"[" + b"Z" * 500_000,
+        UBJSON + b"[" + b"[]" * 500_000,
+        UBJSON + b"{" + b"".join(b"U\x07%07dZ" % i for i in range(100_000)),
+        UBJSON + b"[" + b"[$i#U\0" * 100_000,
         b"tree\nversion=v4\n" + b"ab\n" * 200_000,
     ],
-    ids=["objects", "arrays", "numbers", "ubjson", "lines"],
+    ids=[
+        "objects",
+        "arrays",
+        "numbers",
+        "members",
+        "escaped",
+        "rare",
+        "bytes",
+        "nothings",
+        "ubjson arrays",
+        "ubjson members",
+        "typed",
+        "lines",
+    ],
 )
 def test_a_file_that_would_become_more_than_memory_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
     path = tmp_path / "m"
     path.write_bytes(data)
-    monkeypatch.setattr(gbdt, "MEMORY", 12 * len(data))
+    monkeypatch.setattr(gbdt, "MEMORY", 8 * len(data))
     with pytest.raises(FrontendError) as caught:
         load_model_file(path, LowerOptions())
     assert caught.value.code == "E_NO_MEMORY"

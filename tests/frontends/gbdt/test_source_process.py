@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import threading
@@ -82,7 +83,8 @@ def test_compiling_a_file_compares_it_with_the_library(xgb_file: Path) -> None:
 
 
 def test_compiling_a_file_without_the_library_says_so(xgb_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "xgboost" else find(name))
     report = mlec.compile(xgb_file, progress=False).report
     assert report.parity == {}
     assert report.warnings == ["not compared with its source: install xgboost to compare"]
