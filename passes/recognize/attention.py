@@ -45,6 +45,8 @@ class _Scores:
         """The same after a multiplication."""
         if math.isfinite(self.cap):
             return "its scores are scaled after they are capped"
+        if self.hidden and self.added and math.isfinite(self.fill):  # where all is hidden, the sums have few digits
+            return "its scores are scaled after a mask that hides and one that is added"
         added = tuple((mask, own * factor) for mask, own in self.added)
         return replace(self, scale=self.scale * factor, fill=self.fill * factor, added=added)
 
@@ -241,11 +243,10 @@ def _operands(scores: _Scores) -> tuple[Value, Value]:
 
 
 def _masks(b: GraphBuilder, scores: _Scores) -> list[Value]:
-    """What hides as one mask, and what is added as another."""
+    """What hides as one mask, and what is added in its order: another one would round what a mask has all but hidden in another way."""
     kept = [b("logical_not", v) if hides else v for v, hides in scores.hidden]
     added = [mask if factor == 1 else b("mul", mask, factor) for mask, factor in scores.added]
-    of_kinds = ((kept, "logical_and"), (added, "add"))
-    return [reduce(partial(b, op), masks) for masks, op in of_kinds if masks]
+    return [*([reduce(partial(b, "logical_and"), kept)] if kept else []), *added]
 
 
 class TurnedWeights(Rule):

@@ -97,7 +97,11 @@ CASES: dict[str, tuple[Function, tuple[torch.Tensor, ...], list[str]]] = {
         (HEADS, torch.tensor([1.0, 1, 1, 1, 0])), ["ne", "logical_and", "attention"],
     ),
     "two added masks": (
-        lambda q, m: torch.softmax(q @ q.mT + m[None] + m.mT, -1) @ q, (HEADS, tensor(5, 5)), ["reshape", "transpose", "add", "attention"]),
+        lambda q, m: torch.softmax(q @ q.mT + m[None] + m.mT, -1) @ q, (HEADS, tensor(5, 5)), ["reshape", "transpose", "attention"]),
+    "everything hidden, then two added masks": (  # of -1e4 few digits are left, and what they are depends on the order
+        lambda q, m: torch.softmax((q @ q.mT).masked_fill(m[:, :1] < 9, -1e4) + m + m.mT, -1) @ q,
+        (HEADS, tensor(5, 5)), ["slice", "lt", "transpose", "logical_not", "attention"],
+    ),
     "heads in the batch": (
         lambda q, m: torch.bmm(
             torch.softmax(((q.flatten(0, 1) @ q.flatten(0, 1).mT).view(-1, 4, 5, 5) + m).view(-1, 5, 5), -1), q.flatten(0, 1)
@@ -157,6 +161,10 @@ NEAR_MISSES: dict[str, tuple[Function, tuple[torch.Tensor, ...], str]] = {
         lambda q, m: torch.softmax((q @ q.mT + m).masked_fill(LATER, -1e9), -1) @ q, (HEADS, tensor(5, 5)), "a mask hides after"),
     "scaled after the cap": (
         lambda q: torch.softmax(torch.tanh(q @ q.mT / 5) * 5 * 0.3, -1) @ q, (HEADS,), ""),
+    "scaled after a mask that hides and one that is added": (
+        lambda q, m: torch.softmax(((q @ q.mT).masked_fill(m == 0, -1e4) + m) * 0.3, -1) @ q,
+        (HEADS, tensor(5, 5)), "are scaled after a mask",
+    ),
     "masked before the cap": (
         lambda q, m: torch.softmax(torch.tanh((q @ q.mT + m) / 5) * 5, -1) @ q, (HEADS, tensor(5, 5)), "before they are capped"),
     "two fills": (
