@@ -17,7 +17,9 @@ from tests.cli.conftest import ROOT, Iris, Run
 def test_inspect(mlec: Run, iris: Iris) -> None:
     done = mlec("inspect", iris.mle)
     assert done.code == 0, done.err
-    for part in ("classifier", "sepal_l, sepal_w", "predict_proba", "weights", "built by this user", "sha256:"):
+    for part in (
+        "classifier", "sepal_l, sepal_w", "predict_proba", "weights", "built by this user", "sha256:", "compressed with zlib\n",
+    ):  # fmt: skip
         assert part in done.out
     graph = mlec("inspect", iris.mle, "--graph", "--kernels")
     assert "graph @" in graph.out
