@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlec.backends.tvm.compat import T, prim_func, tirx
+from mlec.backends.tvm.compat import T, prim_func, reach, tirx
 from mlec.backends.tvm.kernels.conv_blocked import out_extent
 from mlec.backends.tvm.kernels.conv_int8 import Image, NarrowConvolution, NarrowConvSchedule
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
@@ -157,16 +157,17 @@ def conv_bf16(
         weights = parameter("w", BufferSpec(w_shape, "bfloat16"))
         y_shape = (n, conv.outputs // conv.block)
         y = Result.parameter("y", (*y_shape, *shown, conv.block), "float32", epilogue)
+        reach(product(x_shape) * ITEM)  # as bytes
         multiplier = Multiplier(flat_view(weights, (packed.nbytes,), "int8"), None, packed, Dots.of(target))
         source = flat_view(x, (product(x_shape) * ITEM,), "uint8")
         elements = flat_view(x, (product(x_shape),), "uint16")
         blocks = y_shape[1] // conv.groups
         place = _Blocks(y.viewed((*y_shape, *extent, conv.block)), blocks, conv.block, extent, shown)
 
-        def copy(at: tuple[Expr, Expr], reach: tuple[int, int]) -> Buffer:
+        def copy(at: tuple[Expr, Expr], met: tuple[int, int]) -> Buffer:
             if width:
-                return gathered_rows(elements, at, shape, geometry, reach, width)
-            return copied_rows(source, at, (n, h, w, b * ITEM), geometry, reach, 0, cb)
+                return gathered_rows(elements, at, shape, geometry, met, width)
+            return copied_rows(source, at, (n, h, w, b * ITEM), geometry, met, 0, cb)
 
         seen = Image((n, 1, h, w, width * ITEM) if width else (n, cb, h, w, b * ITEM))
         copies = copy if width or any(geometry.pads) else None

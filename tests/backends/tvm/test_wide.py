@@ -8,10 +8,14 @@ import pytest
 import mlec
 from mlec.backends.tvm import compat
 from mlec.backends.tvm.backend import TVMBackend
+from mlec.backends.tvm.kernels.conv_bf16 import NarrowConv, conv_bf16
+from mlec.backends.tvm.target import TargetInfo
 from mlec.ir import GraphBuilder, run_graph, tensor
 from mlec.ir.op import Case
+from mlec.ops.conv import paired_weights
 from mlec.runtime.executable import Executable
 from mlec.target import Target
+from tests.backends.tvm.kernel_helpers import geometry
 from tests.backends.tvm.op_cases import check, families, graph_of
 from tests.fuzz.kernels import quick
 
@@ -38,3 +42,13 @@ def test_loops_that_count_in_64_bits(names: list[str]) -> None:
     for output, result in zip(graph.outputs, got, strict=True):
         node = graph.producer[output]
         check(node.name, result, values[output], Case(tuple(values.get(v, ()) for v in node.inputs), node.attrs))
+
+
+@pytest.mark.parametrize(("images", "wide"), [(63, False), (65, True)])
+def test_images_of_two_bytes_are_numbered_by_bytes(images: int, wide: bool) -> None:
+    """An index of 32 bits reaches each number of either, but not each byte of both."""
+    target = TargetInfo.for_cpu("sapphirerapids", "x86_64-unknown-linux-gnu")
+    weights = paired_weights(np.zeros((64, 64, 3, 3), np.float32), 32, 1)
+    conv = NarrowConv(weights.shape, 32, 64, 32, geometry((1, 1), (1, 1, 1, 1)), 1)
+    text = conv_bf16((images, 2, 512, 512, 32), conv, target).script()
+    assert ("T.parallel(T.int64(" in text) == wide
