@@ -249,7 +249,7 @@ class _Gemm:
             begin = share(tirx.min(begin, m - tile))
             end = share(tirx.min(m, index // column_chunks * task_rows + task_rows))
             quads = self.packed.quads if amx else self.packed.read
-            rows, start = self.rows(begin, end - begin, task_rows + max(STRIP, self.schedule.rows), quads)
+            rows, start = self.rows(begin, end - begin, task_rows, quads)
             body = self.tiles if amx else self.vector_tiles
             body(rows, start, begin, end, (first, tirx.min(some, panels - first), width))
 
