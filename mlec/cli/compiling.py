@@ -122,7 +122,9 @@ trust_pickle_option = click.option(
 @click.option("--model-class", metavar="pkg.mod:Class", help="The class whose state dict the file holds.")
 @click.option("--fixed-batch", is_flag=True, help="Compile for the number of rows in the example only.")
 @click.option("--no-validate", is_flag=True, help="Do not compare the compiled model with its source.")
-@click.option("--measure-passes", is_flag=True, help="Measure what each pass is worth (compiles once for each).")
+@click.option(
+    "--measure-passes", is_flag=True, help="Measure what each pass and rule is worth (compiles once for each)."
+)
 @click.option(
     "--stabilize", is_flag=True, help="Rewrite formulas that lose the result, such as a softmax that overflows."
 )
