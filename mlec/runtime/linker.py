@@ -32,6 +32,8 @@ _WRITE, _IN_MEMORY, _EXECUTE, _OF_THREADS = 0x1, 0x2, 0x4, 0x400
 _MARKS, _ABSOLUTE = 0xFF00, 0xFFF1
 """Numbers of sections from the first on are none; a symbol of the second one is a number."""
 _WEAK: Final = 2
+_OF_LIBRARIES: Final = "__tvm_ffi__library_"
+"""How names begin of what whoever loads a whole library does with it: tells it of itself, reads the modules that it contains."""
 
 _WORD, _NEAR, _CALL, _SLOTS = 1, 2, 4, 9
 _RELOCATED: Final = {_WORD, _NEAR, _CALL, _SLOTS, 41, 42}
@@ -225,7 +227,7 @@ class _Linking:
                 if not function or not self.writable <= place <= self.size - _ENTRY:
                     return False
                 _ADDRESS.pack_into(memory, place, function)
-        return "__tvm_ffi__library_ctx" not in places
+        return not any(name.startswith(_OF_LIBRARIES) for name in places)
 
     def _all_near(self) -> bool:
         """Whether all that is wanted by how far away it is lies in this memory, or is a number."""

@@ -108,6 +108,7 @@ def test_a_definition_that_is_not_weak_counts_else_the_first() -> None:
         "define void @f() {\nret void\n}\n",
         "@common = common global i64 0\ndefine i64 @f() {\n%x = load i64, ptr @common\nret i64 %x\n}\n",
         "@__tvm_ffi__library_ctx = global ptr null\n",
+        "@__tvm_ffi__library_bin = constant i64 0\n",
         "@__TVMNotThere = weak global ptr null\n",
     ],
 )
