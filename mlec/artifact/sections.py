@@ -179,7 +179,9 @@ def check_zero(padding: bytes | bytearray | memoryview, position: int, *, code: 
     """Padding holds zero bytes only. ``position`` is where in the file it starts."""
     if padding != bytes(len(padding)):
         raise CorruptedFileError(
-            f"the {len(padding)} bytes of padding at byte {position} must be zero, they are not", code=code
+            f"the {len(padding)} bytes of padding at byte {position} must be zero, they are not",
+            code=code,
+            hint="fetch or compile the file again; no part of the model lies there: `mlec recover` takes out of it what is intact",
         )
 
 

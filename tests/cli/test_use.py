@@ -129,12 +129,17 @@ def test_what_is_no_mle_file(mlec: Run, iris: Iris, tmp_path: Path, command: tup
 
 def test_a_foreign_or_damaged_file(mlec: Run, iris: Iris, tmp_path: Path) -> None:
     damaged = bytearray(iris.mle.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
+    sections = mlec("inspect", iris.mle, "--json").document()["sections"]
+    kernels, weights = sections["kernels"], sections["weights"]
+    damaged[kernels["offset"] + kernels["size"] // 2] ^= 1
     (tmp_path / "damaged.mle").write_bytes(damaged)
     done = mlec("verify", tmp_path / "damaged.mle", "--full")
     assert done.code == 1
     assert "intact" in done.err
-    weights = mlec("inspect", iris.mle, "--json").document()["sections"]["weights"]
+    damaged = bytearray(iris.mle.read_bytes())
+    damaged[sections["kernels"]["offset"] - 1] ^= 1
+    (tmp_path / "damaged.mle").write_bytes(damaged)
+    assert "mlec recover" in mlec("verify", tmp_path / "damaged.mle").error("E_PADDING")
     damaged = bytearray(iris.mle.read_bytes())
     damaged[weights["offset"] + 2] ^= 1
     (tmp_path / "damaged.mle").write_bytes(damaged)

@@ -27,7 +27,7 @@ def test_a_compressed_model_computes_the_same(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     compiled, x = forest
     plain, small = compiled.save(tmp_path / "plain.mle"), compiled.save(tmp_path / "small.mle", compression="zstd")
-    assert small.size_bytes < 0.6 * plain.size_bytes
+    assert small.sections["weights"] < 0.6 * plain.sections["weights"]  # the others are compressed anyway
     with Artifact.open(tmp_path / "small.mle") as artifact:
         assert artifact.header.flags & 2
         assert mlec.artifact.decide(artifact).native

@@ -49,10 +49,9 @@ REFUSED: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
     "mask_index": (lambda x: x[x > 0], "depends on the values"),
     "nonzero": (lambda x: x.nonzero(), "depends on the values"),
     "pool_indices": (lambda x: F.max_pool1d(x[:, None], 2, return_indices=True), "result 1 is used"),
-    "bits": (lambda x: x.long() & 3, "bitwise"),
     "integer_power": (lambda x: x.long() ** x.long(), "integer powers"),
     "inverse": (lambda x: torch.linalg.inv(x @ x.mT), "linalg_inv"),
-    "part_of_an_op": (lambda x: torch.erfc(x), "the op aten.erfc.default"),
+    "part_of_an_op": (lambda x: torch.special.erfcx(x), "erfcx"),
     "size_output": (lambda x: (x, x.shape[0]), "is a size"),
 }
 
