@@ -79,6 +79,6 @@ register(
     OpDef(
         "attention", operands("q k v masks*"), _ATTRS, _attention_type, _attention, _attention_sample,
         lambda i, r, a: Cost(r[0].size * i[1].shape[-2] * 4, moved_bytes(i, r)), Trait.CONTRACTION, 256.0,
-        "softmax(cap * tanh(q k^T * scale / cap) + masks in turn) v; where a bool mask is false, scores are `fill`; causal hides later ones",
+        "softmax(cap * tanh(q k^T * scale / cap) + masks in turn) v; where a bool mask is false, scores are `fill`; causal: later ones too",
     )
 )  # fmt: skip

@@ -49,10 +49,7 @@ OF_BITS = ["bitwise_and", "bitwise_or", "bitwise_xor", "left_shift", "right_shif
 BINARY = [
     name
     for name, op in OPS.items()
-    if op.has(Trait.ELEMENTWISE)
-    and len(op.operands) == 2
-    and not name.startswith("logical")
-    and name not in OF_BITS
+    if op.has(Trait.ELEMENTWISE) and len(op.operands) == 2 and not name.startswith("logical") and name not in OF_BITS
 ]
 
 
