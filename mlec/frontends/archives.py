@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import shutil
 import struct
 import zipfile
 import zlib
@@ -21,6 +23,8 @@ MAX_DIRECTORY = 8 << 20
 MAX_RATIO = 200
 FREE_BYTES = 1 << 20
 """All entries together may unpack to so many bytes, and `MAX_RATIO` for each byte of the archive."""
+COPY_RATIO, COPY_FREE_BYTES = 4, 64 << 20
+"""The same, where all of them are unpacked at once."""
 MAX_JSON = 1 << 28
 JSON_DEPTH = 512
 JSON_VALUES = 1 << 22
@@ -61,6 +65,35 @@ def checked_archive(file: IO[bytes], path: Path) -> Iterator[zipfile.ZipFile]:
             code="E_FILE",
             hint="copy the file again, or save the model again",
         ) from error
+
+
+def written_anew(file: IO[bytes], path: Path) -> IO[bytes]:
+    """An archive written again, its entries unpacked, in memory that nobody else can change.
+
+    What an archive holds, and where, is said in several places of it. Where these differ, `zipfile` and another reader may find other
+    entries, of which one alone was checked. In what is written here they do not.
+
+    Args:
+        file: the archive.
+        path: of it, for messages.
+
+    Raises:
+        FrontendError: as `checked_archive`; ``E_FILE_SIZE`` sooner, as all of it is unpacked here.
+    """
+    copy = open(os.memfd_create("archive"), "w+b")  # noqa: SIM115  (the caller closes it)
+    try:
+        with checked_archive(file, path) as archive, zipfile.ZipFile(copy, "w") as anew:
+            _check_copyable(archive, path)
+            for entry in archive.infolist():
+                place = zipfile.ZipInfo(entry.filename)
+                place.file_size = entry.file_size  # whether it needs the format for large ones
+                with archive.open(entry) as content, anew.open(place, "w") as target:
+                    shutil.copyfileobj(content, target, 1 << 20)
+    except BaseException:
+        copy.close()
+        raise
+    copy.seek(0)
+    return copy
 
 
 def read_json(archive: zipfile.ZipFile, name: str, path: Path) -> Any:
@@ -153,6 +186,17 @@ def _check_entries(archive: zipfile.ZipFile, path: Path) -> None:
                 code="E_FILE_SIZE",
                 hint="do not use this file",
             )
+
+
+def _check_copyable(archive: zipfile.ZipFile, path: Path) -> None:
+    assert archive.fp is not None
+    size = archive.fp.seek(0, io.SEEK_END)
+    held = sum(entry.file_size for entry in archive.infolist())
+    if held > COPY_FREE_BYTES + COPY_RATIO * size:
+        raise FrontendError(
+            f"{path.name} has {size} bytes, and unpacks to {held}", code="E_FILE_SIZE",
+            hint="save the model again with the library that it is of, which does not compress",
+        )  # fmt: skip
 
 
 def _leaves(name: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from mlec.errors import MlecError
-from mlec.frontends.archives import checked_archive
+from mlec.frontends.archives import checked_archive, written_anew
 from mlec.frontends.source_process import SourceProcess, in_memory
 from mlec.frontends.torch_archive import check_program_archive
 
@@ -41,7 +41,7 @@ def load_program_file(path: Path) -> ProgramFile:
         FrontendError: it is damaged, or reading it takes too much time or memory, or crashes torch.
     """
     with path.open("rb") as opened:
-        file = in_memory(opened)  # what is checked must be what torch reads
+        file = written_anew(opened, path)  # what is checked must be what torch reads
     with file:
         check_program_archive(file, path)
         process = SourceProcess("torch", "program", file, ("run",), path.name)

@@ -37,7 +37,13 @@ _SIZE_TEXT = re.compile(r"[A-Za-z_]\w*|[-+]?[\d.]+(e[-+]?\d+)?")  # the name of 
 _NAME = re.compile(r"""[^()=;\\"'`\n\r]*""")
 _TREE_SPEC = re.compile(r"""([^()=;\\'`\n\r]|\\["\\])*""")
 _IMPORTING = ("__enum__", "default_factory")  # parts of a tree specification that make torch import a module
-_NEVER_CODE = frozenset({"metadata", "custom", "as_string", "as_strings", "guards_code"})
+_NEVER_CODE = frozenset(
+    {
+        "as_string", "as_strings", "guards_code",
+        "stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "custom", "from_node",  # what torch notes of a node
+    }
+)  # fmt: skip
+_PICKLED = ("custom_obj_", "opaque")
 
 FileKind = Literal["program", "torchscript", "pickle"]
 
@@ -81,9 +87,11 @@ def check_program_archive(file: IO[bytes], path: Path) -> None:
 def _executes(name: str) -> str:
     """Why an entry of an archive would be executed; empty if it is data."""
     name = name.lower()
-    base = name.rpartition("/")[2]
-    if base.startswith("custom_obj_") or base.startswith("opaque"):
+    folders, base = name.split("/")[:-1], name.rpartition("/")[2]
+    if any(part.startswith(_PICKLED) for part in (*folders, base)):
         return "a pickled object"
+    if "models" in folders and not base.endswith(".json"):
+        return "a program that is none of those that torch.export.save writes"
     if "data/aotinductor/" in name or "executorch/" in name:
         return "compiled code"
     if base.endswith(".pt") and ("/weights/" in name or "/constants/" in name):
@@ -94,7 +102,7 @@ def _executes(name: str) -> str:
 def _check_json(path: Path, name: str, archive: zipfile.ZipFile) -> None:
     content = read_json(archive, name, path)
     for key, value in _leaves(content):
-        if key == "use_pickle" and value is True:
+        if key == "use_pickle" and value:
             raise UnsupportedModelError(
                 f"{path.name}: {name!r} stores a pickled tensor",
                 code="E_FILE_EXECUTES",
@@ -142,14 +150,14 @@ def _is_size(text: str) -> bool:
 
 
 def _leaves(content: Any) -> Iterator[tuple[str, Any]]:
-    """Every value that is no container with the key it stands under, and every key, under no key."""
+    """Every value that is no container, and no text that is never code, with the key it stands under, and every key, under no key."""
     pending = [("", content)]
     while pending:
         key, item = pending.pop()
         if isinstance(item, dict):
             yield from (("", name) for name in item)
-            pending += [pair for pair in item.items() if pair[0] not in _NEVER_CODE]
+            pending += item.items()  # the key can be a name that the file chose
         elif isinstance(item, list):
             pending += [(key, part) for part in item]
-        else:
+        elif key not in _NEVER_CODE:
             yield key, item

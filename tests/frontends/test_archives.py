@@ -13,7 +13,7 @@ import pytest
 
 from mlec.errors import FrontendError
 from mlec.frontends import archives
-from mlec.frontends.archives import checked_archive, entry_names, read_json
+from mlec.frontends.archives import checked_archive, entry_names, read_json, written_anew
 
 PATH = Path("m.zip")
 
@@ -83,6 +83,22 @@ def test_an_archive_in_order() -> None:
 )  # fmt: skip
 def test_each_harm_has_its_code(data: bytes, code: str) -> None:
     assert refused(data).code == code
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_written_anew(method: int) -> None:
+    entries = {"a/schema.json": b'{"a": 1}', "a/é": bytes(5_000), "a/empty": b""}
+    data = b"in front" + zipped(entries, method)
+    with written_anew(io.BytesIO(data), PATH) as copy, zipfile.ZipFile(copy) as archive:
+        assert {entry.filename: archive.read(entry) for entry in archive.infolist()} == entries
+        assert archive.infolist()[0].header_offset == 0
+
+
+def test_what_is_unpacked_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "COPY_FREE_BYTES", 10_000)
+    with pytest.raises(FrontendError, match="unpacks to 50000") as caught:
+        written_anew(io.BytesIO(zipped({"a": bytes(50_000)}, zipfile.ZIP_DEFLATED)), PATH)
+    assert caught.value.code == "E_FILE_SIZE"
 
 
 def test_many_values(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import zipfile
@@ -97,7 +98,7 @@ def root_of(path: Path) -> str:
     "entry",
     [
         "data/constants/custom_obj_0", "data/constants/opaque_obj_0", "data/aotinductor/model/code.so", "data/weights/model.pt",
-        "data/constants/model.pt",
+        "data/constants/model.pt", "data/constants/opaque_obj_0/x", "data/constants/Custom_obj_0/x/y", "models/modelABCDE",
     ],
 )  # fmt: skip
 def test_archives_with_parts_to_execute(program_file: Path, entry: str) -> None:
@@ -194,6 +195,63 @@ def test_code_in_programs_is_never_executed(
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("name", ["metadata", "custom", "as_string", "as_strings", "guards_code", "stack_trace"])
+def test_tensors_are_not_taken_for_what_is_never_code(program_file: Path, tmp_path: Path, name: str) -> None:
+    """A tensor can have the name of a field whose texts may read as they like."""
+    mark = tmp_path / "executed"
+    changed = edited(
+        program_file, "models/model.json", lambda d: with_size(d, f"__import__('pathlib').Path('{mark}').touch()")
+    )
+    with zipfile.ZipFile(changed) as archive:
+        document = json.loads(archive.read(f"{root_of(changed)}/models/model.json"))
+    tensor = document["graph_module"]["graph"]["inputs"][-1]["as_tensor"]["name"]
+    renamed = json.loads(json.dumps(document).replace(json.dumps(tensor), json.dumps(name)))
+    assert name in renamed["graph_module"]["graph"]["tensor_values"]
+    changed = edited(program_file, "models/model.json", lambda d: (d.clear(), d.update(renamed)))
+    with pytest.raises(UnsupportedModelError, match="expr_str") as caught:
+        FRONTEND.load(changed, LowerOptions())
+    assert caught.value.code == "E_FILE_EXECUTES"
+    assert not mark.exists()
+
+
+def test_what_is_checked_is_what_torch_reads(program_file: Path, tmp_path: Path, model: nn.Module) -> None:
+    """Of two lists of entries, zipfile reads the one before the end, and torch the one that the end names."""
+    mark = tmp_path / "executed"
+    hostile = edited(
+        program_file, "models/model.json", lambda d: with_size(d, f"__import__('pathlib').Path('{mark}').touch()")
+    )
+    bad, bad_list = _taken_apart(hostile)
+    good, good_list = _taken_apart(rewritten(program_file, same))
+    assert len(bad_list) == len(good_list)
+    first, entries = len(bad) + len(bad_list), len(zipfile.ZipFile(program_file).namelist())
+    moved = _moved(
+        good_list, first - (len(bad_list) + len(good))
+    )  # zipfile adds how far the list is from where it is said to be
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, entries, entries, len(good_list), len(bad), 0)
+    path = tmp_path / "two.pt2"
+    path.write_bytes(bad + bad_list + good + moved + end)
+    graph = FRONTEND.lower(FRONTEND.load(path, LowerOptions()), LowerOptions())
+    compare(graph, FRONTEND.oracle(model)["run"], [X])
+    assert not mark.exists()
+
+
+def _taken_apart(path: Path) -> tuple[bytes, bytes]:
+    """The entries of a small archive, and the list of them."""
+    data = path.read_bytes()
+    size, start = struct.unpack_from("<LL", data, len(data) - 22 + 12)
+    return data[:start], data[start : start + size]
+
+
+def _moved(listed: bytes, by: int) -> bytes:
+    """A list of entries that lie so many bytes further on."""
+    moved, at = bytearray(listed), 0
+    while at < len(moved):
+        (offset,) = struct.unpack_from("<L", moved, at + 42)
+        struct.pack_into("<L", moved, at + 42, (offset + by) % (1 << 32))
+        at += 46 + sum(struct.unpack_from("<3H", moved, at + 28))
+    return bytes(moved)
+
+
 @pytest.mark.parametrize("size", ["Add(Mul(Integer(2), Symbol('s0', integer=True)), Integer(-1))", "2*s0 + 1", "s0//2"])
 def test_sizes_as_torch_writes_them(program_file: Path, size: str) -> None:
     check(edited(program_file, "models/model.json", lambda d: with_size(d, size)))
@@ -213,9 +271,10 @@ def test_entries_that_differ_in_case(program_file: Path) -> None:
         FRONTEND.load(rewritten(program_file, same, extra), LowerOptions())
 
 
-def test_programs_with_pickled_tensors(program_file: Path) -> None:
+@pytest.mark.parametrize("yes", [True, 1, "true"])
+def test_programs_with_pickled_tensors(program_file: Path, yes: object) -> None:
     def edit(document: Any) -> None:
-        next(iter(document["config"].values()))["use_pickle"] = True
+        next(iter(document["config"].values()))["use_pickle"] = yes
 
     with pytest.raises(UnsupportedModelError, match="pickled tensor"):
         FRONTEND.load(edited(program_file, "weights_config.json", edit), LowerOptions())
