@@ -16,25 +16,18 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mlec.runtime.elf import HEADER, RELOCATION, SECTION, SYMBOL, SYMBOL_TABLE, packed, table_of
+from mlec.runtime import elf
 
 Array: TypeAlias = npt.NDArray[Any]
 
-_HEADER: Final = packed(HEADER)
+_HEADER: Final = elf.packed(elf.HEADER)
 _MACHINE, _TABLE, _COUNT, _NAMES = (
-    [name for name, _ in HEADER].index(field) for field in ("machine", "sections", "section_count", "section_names")
+    [name for name, _ in elf.HEADER].index(field) for field in ("machine", "sections", "section_count", "section_names")
 )
-_SECTION, _SYMBOL, _RELOCATION = (table_of(fields) for fields in (SECTION, SYMBOL, RELOCATION))
-_CONTENT, _RELOCATIONS, _NO_BITS = 1, 4, 8  # kinds of sections
-_WRITE, _IN_MEMORY, _EXECUTE, _OF_THREADS = 0x1, 0x2, 0x4, 0x400  # their flags
-_OTHER_NUMBERS: Final = (9, 17, 18)
-"""Kinds that tell sections or symbols by numbers, too, and that LLVM makes none of for us: relocations without addends, groups, and the
-numbers of sections from `_MARKS` on."""
-_MARKS: Final = 0xFF00  # what a symbol has for a section from here on is none
-_WEAK, _OF_SECTION = 2, 3  # a binding and a type of symbols
-_X86_64: Final = 62
-_DISTANCES: Final = (2, 4)
-"""Relocations of x86-64 that want how far something is, in 32 bits."""
+_SECTION, _SYMBOL, _RELOCATION = (elf.table_of(fields) for fields in (elf.SECTION, elf.SYMBOL, elf.RELOCATION))
+_OTHER_NUMBERS: Final = (elf.SHT_REL, elf.SHT_GROUP, elf.SHT_SYMTAB_SHNDX)
+"""Sections that tell sections or symbols by numbers, too, and that LLVM makes none of for us."""
+_DISTANCES: Final = (elf.R_X86_64_PC32, elf.R_X86_64_PLT32)
 _DROPPED: Final = (b".debug_", b".rela.debug_", b".eh_frame", b".rela.eh_frame")
 
 
@@ -46,10 +39,10 @@ def compact(data: bytes) -> bytes:
     """
     header = list(_HEADER.unpack_from(data))
     table = np.frombuffer(data, _SECTION, header[_COUNT], header[_TABLE]).copy()
-    if np.isin(table["kind"], _OTHER_NUMBERS).any() or (table["kind"] == SYMBOL_TABLE).sum() != 1:
+    if np.isin(table["kind"], _OTHER_NUMBERS).any() or (table["kind"] == elf.SHT_SYMTAB).sum() != 1:
         return data
     parts = _Parts(data, header, table)
-    if header[_MACHINE] == _X86_64:
+    if header[_MACHINE] == elf.EM_X86_64:
         parts.join()
     return parts.put_together()
 
@@ -65,21 +58,24 @@ class _Parts:
 
     def __init__(self, data: bytes, header: list[Any], table: Array) -> None:
         self.header, self.table = header, table
-        self.content = [data[s["offset"] : s["offset"] + s["size"]] if s["kind"] != _NO_BITS else b"" for s in table]
+        self.content = [
+            data[s["offset"] : s["offset"] + s["size"]] if s["kind"] != elf.SHT_NOBITS else b"" for s in table
+        ]
         self.names = self.content[header[_NAMES]]
         self.kept = np.array([not self.names.startswith(_DROPPED, s["name"]) for s in table])
-        self.symbol_table = int(np.flatnonzero(table["kind"] == SYMBOL_TABLE)[0])
+        self.symbol_table = int(np.flatnonzero(table["kind"] == elf.SHT_SYMTAB)[0])
         self.symbols = np.frombuffer(self.content[self.symbol_table], _SYMBOL).copy()
         self.relocations = {
             int(i): np.frombuffer(self.content[i], _RELOCATION).copy()
-            for i in np.flatnonzero((table["kind"] == _RELOCATIONS) & self.kept)
+            for i in np.flatnonzero((table["kind"] == elf.SHT_RELA) & self.kept)
         }
 
     def join(self) -> None:
         """Makes code and constants one section, and fills in the distances between them."""
         table, flags = self.table, self.table["flags"]
-        joined = self.kept & (table["kind"] == _CONTENT) & (flags & (_IN_MEMORY | _WRITE | _OF_THREADS) == _IN_MEMORY)
-        code = joined & (flags & _EXECUTE != 0)
+        constant = flags & (elf.SHF_ALLOC | elf.SHF_WRITE | elf.SHF_TLS) == elf.SHF_ALLOC
+        joined = self.kept & (table["kind"] == elf.SHT_PROGBITS) & constant
+        code = joined & (flags & elf.SHF_EXECINSTR != 0)
         if not code.any():
             return
         order = [*np.flatnonzero(code), *np.flatnonzero(joined & ~code)]
@@ -88,14 +84,15 @@ class _Parts:
             body += bytes(-len(body) % max(int(table["alignment"][section]), 1))
             begins[section] = len(body)
             body += self.content[section]
-        table["alignment"][host], table["flags"][host] = table["alignment"][joined].max(), _IN_MEMORY | _EXECUTE
+        table["alignment"][host] = table["alignment"][joined].max()
+        table["flags"][host] = elf.SHF_ALLOC | elf.SHF_EXECINSTR
         self.kept &= ~joined
         self.kept[host] = True
 
         symbols = self.symbols
-        moved = (symbols["section"] < _MARKS) & joined[np.where(symbols["section"] < _MARKS, symbols["section"], 0)]
+        moved = self._lies_in(joined)
         symbols["value"][moved] += begins[symbols["section"][moved]]
-        names_another = moved & (symbols["info"] & 0xF == _OF_SECTION) & (symbols["section"] != host)
+        names_another = moved & (symbols["info"] & 0xF == elf.STT_SECTION) & (symbols["section"] != host)
         symbols["info"][names_another] &= 0xF0
         symbols["section"][moved] = host
         for number, relocations in self.relocations.items():
@@ -110,13 +107,13 @@ class _Parts:
         """The file, with symbols that other files see or that relocations name."""
         table, kept, symbols = self.table, self.kept, self.symbols
         section_number = np.cumsum(kept) - 1
-        placed = symbols["section"] < _MARKS
-        stays = ~placed | kept[np.where(placed, symbols["section"], 0)]
-        if self.header[_MACHINE] == _X86_64:
+        placed = symbols["section"] < elf.SHN_LORESERVE
+        stays = ~placed | self._lies_in(kept)
+        if self.header[_MACHINE] == elf.EM_X86_64:
             named = [r["symbol"] for number, r in self.relocations.items() if kept[number]]
             used = np.zeros(len(symbols), bool)
             used[np.concatenate([np.zeros(1, np.uint32), *named])] = True
-            stays &= used | (symbols["info"] >> 4 != 0)
+            stays &= used | (symbols["info"] >> 4 != elf.STB_LOCAL)
         symbol_number = np.cumsum(stays) - 1
         symbols["section"][placed] = section_number[symbols["section"][placed]]
         for number, relocations in self.relocations.items():
@@ -132,7 +129,7 @@ class _Parts:
         for i in np.flatnonzero(kept):
             made += bytes(-len(made) % max(int(table["alignment"][i]), 1))
             table["offset"][i] = len(made)
-            if table["kind"][i] != _NO_BITS:
+            if table["kind"][i] != elf.SHT_NOBITS:
                 table["size"][i] = len(self.content[i])
             made += self.content[i]
         made += bytes(-len(made) % 8)
@@ -141,6 +138,13 @@ class _Parts:
         _HEADER.pack_into(made, 0, *header)
         made += table[kept].tobytes()
         return bytes(made)
+
+    def _lies_in(self, chosen: Array) -> Array:
+        """Of each symbol, whether it lies in one of the chosen sections."""
+        numbers = self.symbols["section"]
+        placed = numbers < elf.SHN_LORESERVE
+        found: Array = placed & chosen[np.where(placed, numbers, 0)]
+        return found
 
     def _rename(self, stays: Array) -> None:
         """Leaves the names of what stays in the table of names, which sections and symbols have in common."""
@@ -163,9 +167,14 @@ class _Parts:
 
 
 def _filled_in(body: bytearray, relocations: Array, symbols: Array, host: int) -> Array:
-    """Fills in distances to what lies in the same section and no other file can replace; returns the relocations that are left."""
+    """Fills in distances to what lies in the same section, unless another file can replace it or a function chooses it.
+
+    Returns:
+        The relocations that are left.
+    """
     towards = symbols[relocations["symbol"]]
-    known = np.isin(relocations["kind"], _DISTANCES) & (towards["section"] == host) & (towards["info"] >> 4 != _WEAK)
+    known = np.isin(relocations["kind"], _DISTANCES) & (towards["section"] == host)
+    known &= (towards["info"] >> 4 < elf.STB_WEAK) & (towards["info"] & 0xF <= elf.STT_SECTION)
     apart = towards["value"].astype(np.int64) + relocations["addend"] - relocations["offset"].astype(np.int64)
     known &= apart == apart.astype(np.int32)
     for at, distance in zip(relocations["offset"][known].tolist(), apart[known].tolist(), strict=True):

@@ -120,7 +120,7 @@ def _links_alone(artifact: Artifact) -> bool:
     parts = [[blob.data for blob in artifact.kernels if blob.target == target] for target in targets]
     try:
         return all(link_in_memory(objects, address_of) is not None for objects in parts)
-    except ValueError:  # some of it is for a machine of another kind, or damaged
+    except (ValueError, PermissionError):  # some of it is for a machine of another kind, or damaged
         return False
 
 

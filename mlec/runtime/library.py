@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from mlec.errors import RuntimeUnavailableError
+from mlec.errors import MlecError, RuntimeUnavailableError
 from mlec.hidden import Hidden
 from mlec.runtime.ffi import Interface, Object
 from mlec.runtime.linker import link_in_memory
@@ -130,7 +130,8 @@ def link(objects: Sequence[bytes], entry: str) -> Linked:
         Their function ``entry``.
 
     Raises:
-        RuntimeUnavailableError: they are damaged, made for another system, or need what is not there.
+        RuntimeUnavailableError: they are damaged, made for another system, or need what is not there or not allowed.
+        MlecError: ``E_NO_MEMORY``: there is not enough for them.
     """
     ffi = load_library().ffi  # with the libraries that the objects call
     check_objects(objects)
@@ -142,6 +143,16 @@ def link(objects: Sequence[bytes], entry: str) -> Linked:
         if address is None:
             raise RuntimeError(f"it has no function {entry}")
         return Linked(ffi.callable(ffi.function_at(address)), image)
+    except MemoryError as error:
+        raise MlecError(
+            f"there is not enough memory for the compiled code: {error}", code="E_NO_MEMORY",
+            hint="close other models, or end other programs",
+        ) from error  # fmt: skip
+    except PermissionError as error:
+        raise RuntimeUnavailableError(
+            f"the compiled code may not be executed: {error.strerror}",
+            hint="allow this process to execute memory that it has written (execmem of SELinux, MemoryDenyWriteExecute of systemd)",
+        ) from error
     except (RuntimeError, ValueError) as error:
         raise RuntimeUnavailableError(
             f"the compiled code could not be linked: {error}",

@@ -17,13 +17,9 @@ from mlec.runtime import elf
 _HEADER, _SECTION, _SYMBOL = (elf.packed(fields) for fields in (elf.HEADER, elf.SECTION, elf.SYMBOL))
 _ELF64_LITTLE: Final = b"\x7fELF\x02\x01\x01"
 _SYSTEMS: Final = {0: "System V", 3: "Linux"}
-_RELOCATABLE: Final = 1
-_UNDEFINED: Final = 0
-_WRITABLE_CODE: Final = 0x1 | 0x4
-"""Flags of a section that is both written to and executed: no compiler of ours makes one."""
-_LOCAL: Final = 0
-_WEAK: Final = 2
-_MACHINES: Final = {62: ("x86_64", "AMD64"), 183: ("aarch64", "arm64")}
+_WRITABLE_CODE: Final = elf.SHF_WRITE | elf.SHF_EXECINSTR
+"""No compiler of ours makes a section that is both written to and executed."""
+_MACHINES: Final = {elf.EM_X86_64: ("x86_64", "AMD64"), elf.EM_AARCH64: ("aarch64", "arm64")}
 
 _OFFERED: Final = ("__tvm_ffi_", "__TVM", "_GLOBAL_OFFSET_TABLE_", "__dso_handle")
 """Starts of names that the linker itself, or another object file, provides."""
@@ -67,8 +63,12 @@ _process = ctypes.CDLL(None)
 
 def address_of(function: str) -> int:
     """Of a function of a library in this process; 0 if there is none of that name."""
-    found = getattr(_process, function, None)
-    return 0 if found is None else ctypes.cast(found, ctypes.c_void_p).value or 0
+    try:
+        return ctypes.addressof(
+            ctypes.c_char.in_dll(_process, function)
+        )  # not an attribute: names of ours are some, too
+    except ValueError:
+        return 0
 
 
 def _symbols(data: bytes) -> Iterator[tuple[str, bool, bool]]:
@@ -82,8 +82,8 @@ def _symbols(data: bytes) -> Iterator[tuple[str, bool, bool]]:
         raise ValueError(f"it starts with {identity[:7].hex(' ')}, expected {_ELF64_LITTLE.hex(' ')}")
     if identity[7] not in _SYSTEMS:
         raise ValueError(f"it is for the system {identity[7]}, expected {' or '.join(_SYSTEMS.values())}")
-    if kind != _RELOCATABLE:
-        raise ValueError(f"it is an ELF file of type {kind}, expected {_RELOCATABLE}: relocatable")
+    if kind != elf.ET_REL:
+        raise ValueError(f"it is an ELF file of type {kind}, expected {elf.ET_REL}: relocatable")
     names = _MACHINES.get(machine, (f"machine {machine}",))
     if platform.machine() not in names:
         raise ValueError(f"it is for {names[0]}, this processor is {platform.machine()}")
@@ -93,7 +93,7 @@ def _symbols(data: bytes) -> Iterator[tuple[str, bool, bool]]:
     for _, section_kind, flags, _, offset, size, link, locals_, *_ in table:
         if flags & _WRITABLE_CODE == _WRITABLE_CODE:
             raise ValueError("a section of it is writable and executable")
-        if section_kind != elf.SYMBOL_TABLE:
+        if section_kind != elf.SHT_SYMTAB:
             continue
         texts, length = table[link][4:6]
         if offset + size > len(data) or texts + length > len(data) or size % _SYMBOL.size:
@@ -103,9 +103,9 @@ def _symbols(data: bytes) -> Iterator[tuple[str, bool, bool]]:
         if first > size:
             raise ValueError("its symbols lie outside of it")
         for name, info, _, section, _, _ in _SYMBOL.iter_unpack(data[offset + first : offset + size]):
-            if info >> 4 != _LOCAL:
+            if info >> 4 != elf.STB_LOCAL:
                 end = strings.index(b"\0", name)
-                yield strings[name:end].decode(), section != _UNDEFINED, info >> 4 == _WEAK
+                yield strings[name:end].decode(), section != elf.SHN_UNDEF, info >> 4 == elf.STB_WEAK
 
 
 def _unfit(why: str) -> RuntimeUnavailableError:

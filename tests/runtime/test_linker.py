@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import gc
+import mmap
 import platform
 import struct
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
 import mlec
-from mlec.errors import MlecError
-from mlec.runtime import library
+from mlec.errors import MlecError, RuntimeUnavailableError
+from mlec.runtime import elf, library, linker
 from mlec.runtime.linker import Image, link_in_memory
 from mlec.runtime.objects import address_of
 
@@ -110,10 +116,54 @@ def test_a_definition_that_is_not_weak_counts_else_the_first() -> None:
         "@__tvm_ffi__library_ctx = global ptr null\n",
         "@__tvm_ffi__library_bin = constant i64 0\n",
         "@__TVMNotThere = weak global ptr null\n",
+        "@__TVMBackendParallelLaunch = constant ptr null\n",  # nothing can be told there
+        "@far = external dso_local global i64\ndefine i64 @f() {\n%x = load i64, ptr @far\nret i64 %x\n}\n",
+        "@wide = constant [4 x i64] zeroinitializer, align 8192\n",
+        "define ptr @choose() {\nret ptr @f\n}\n@chosen = ifunc i64 (), ptr @choose\ndefine i64 @f() {\nret i64 1\n}\n",
+        'module asm ".globl five"\nmodule asm ".set five, 5"\ndefine i64 @f() {\nret i64 5\n}\n',
+        'module asm ".type only, @gnu_unique_object"\nmodule asm ".data"\nmodule asm "only: .quad 1"\n',
+        'module asm ".quad f@GOTOFF"\ndefine i64 @f() {\nret i64 1\n}\n',
     ],
 )
 def test_what_asks_for_more_is_left_to_llvm(text: str) -> None:
     assert link_in_memory([of_text(text)], address_of) is None
+
+
+def test_other_processors_are_left_to_llvm(objects: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert link_in_memory(objects, address_of) is None
+
+
+def test_data_of_libraries_and_functions_that_may_be_missing() -> None:
+    """Both by slots that hold an address, which is 0 for what there need not be."""
+    image = linked(
+        "@environ = external global ptr\n@not_there = extern_weak global i64\ndeclare extern_weak i64 @nor_this()\n"
+        "define i64 @f() {\n%a = ptrtoint ptr @environ to i64\nret i64 %a\n}\n"
+        "define i64 @g() {\n%a = ptrtoint ptr @not_there to i64\n%b = ptrtoint ptr @nor_this to i64\n%c = or i64 %a, %b\nret i64 %c\n}\n"
+        "define i64 @h() {\n%a = call i64 @nor_this()\nret i64 %a\n}\n"
+    )
+    assert called(image, "f") == address_of("environ") != 0
+    assert called(image, "g") == 0
+
+
+def test_only_code_can_be_called() -> None:
+    image = linked("@data = global i64 7\n@constant = constant i64 8\ndefine i64 @f() {\nret i64 1\n}\n")
+    assert image.functions.keys() == {"f"}
+    with pytest.raises(MlecError, match="no function entry"):
+        library.link([of_text("@__tvm_ffi_entry = global i64 0\n")], "entry")
+
+
+def test_two_definitions_of_a_name_are_an_error() -> None:
+    f = of_text("define i64 @f() {\nret i64 1\n}\n")
+    with pytest.raises(ValueError, match="more than one f"):
+        link_in_memory([f, f], address_of)
+
+
+def test_no_name_of_a_symbol_is_taken_for_an_attribute() -> None:
+    assert [address_of(name) for name in ("_handle", "_name", "_FuncPtr", "__class__", "__init__", "not there")] == [
+        0
+    ] * 6
+    assert address_of("labs")
 
 
 def test_llvm_links_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +197,96 @@ def test_no_changed_byte_of_the_tables_is_worse_than_an_error(objects: list[byte
             changed[place] ^= 1 << int(rng.integers(8))
             with contextlib.suppress(ValueError, MemoryError):
                 link_in_memory([*objects[:number], bytes(changed), *objects[number + 1 :]], address_of)
+
+
+def changed_section(data: bytes, kind: int, at: int, change: Callable[[int], int], zero: int | None = None) -> bytes:
+    """The file with another word at an offset in the header of its first section of a kind, and perhaps none at a second one."""
+    table, count = struct.unpack_from("<Q", data, 40)[0], struct.unpack_from("<H", data, 60)[0]
+    begins = [table + 64 * i for i in range(count) if struct.unpack_from("<I", data, table + 64 * i + 4)[0] == kind]
+    made = bytearray(data)
+    (word,) = struct.unpack_from("<Q", data, begins[0] + at)
+    struct.pack_into("<Q", made, begins[0] + at, change(word))
+    if zero is not None:
+        struct.pack_into("<Q", made, begins[0] + zero, 0)
+    return bytes(made)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda data: data[:18] + struct.pack("<H", 183) + data[20:], "another processor"),
+        (lambda data: data[:60] + bytes(2) + data[62:], "0 tables of symbols"),
+        (lambda data: changed_section(data, elf.SHT_PROGBITS, 32, lambda size: size + (1 << 40)), "outside of its file"),
+        (lambda data: changed_section(data, elf.SHT_STRTAB, 32, lambda size: len(data), 24), "overlap"),
+        (lambda data: changed_section(data, elf.SHT_RELA, 40, lambda link: link & 0xFFFFFFFF | 0xFFFF << 32), "out of range"),
+        (lambda data: changed_section(data, elf.SHT_PROGBITS, 32, lambda size: 8), "outside of its section|nowhere in memory"),
+    ],
+)  # fmt: skip
+def test_files_that_contradict_themselves(objects: list[bytes], change: Callable[[bytes], bytes], says: str) -> None:
+    data = max(objects, key=len)
+    with pytest.raises(ValueError, match=says):
+        link_in_memory([change(data)], address_of)
+
+
+def test_a_function_that_nobody_has_is_named() -> None:
+    text = "declare i64 @labs(i64)\ndefine i64 @f() {\n%a = call i64 @labs(i64 -1)\nret i64 %a\n}\n"
+    with pytest.raises(ValueError, match="there is no labs"):
+        link_in_memory([of_text(text)], lambda name: 0)
+
+
+def refused(number: int) -> Callable[..., int]:
+    def mprotect(address: int, nbytes: int, allowed: int) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    return mprotect
+
+
+def test_a_system_that_lets_nothing_new_be_executed_says_so(
+    objects: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linker, "_mprotect", refused(errno.EACCES))
+    with pytest.raises(RuntimeUnavailableError, match=r"may not be executed: .*: Permission denied") as caught:
+        library.link(objects, "mlec_drive")
+    assert "SELinux" in str(caught.value)
+
+
+def test_too_little_memory_for_code_says_so(objects: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linker, "_mprotect", refused(errno.ENOMEM))
+    with pytest.raises(MlecError, match="not enough memory for the compiled code") as caught:
+        library.link(objects, "mlec_drive")
+    assert caught.value.code == "E_NO_MEMORY"
+
+    def none(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", none)
+    with pytest.raises(MlecError, match="not enough memory for the compiled code") as caught:
+        library.link(objects, "mlec_drive")
+    assert caught.value.code == "E_NO_MEMORY"
+
+
+def test_code_goes_with_its_model_and_not_before(tmp_path: Path) -> None:
+    """Also where threads load, run, close and drop models at once."""
+    model = LogisticRegression().fit(X, X[:, 0] > 0)
+    mlec.compile(model, validate=False, progress=False).save(tmp_path / "m.mle")
+    right = mlec.load(tmp_path / "m.mle").predict_proba(X)
+
+    def loaded(number: int) -> bool:
+        found = mlec.load(tmp_path / "m.mle", num_threads=1)
+        same = [np.array_equal(found.predict_proba(X), right) for _ in range(3)]
+        if number % 2:
+            found.close()
+        return all(same)
+
+    def pieces() -> int:
+        gc.collect()
+        return sum("r-xp" in line and "/" not in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+    before = pieces()
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(loaded, range(200)))
+    assert pieces() <= before
 
 
 def test_a_file_for_nobody_says_so(objects: list[bytes]) -> None:
