@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import msgspec
 import numpy as np
 
 from mlec.errors import TypeRuleError, VerifyError
@@ -209,7 +210,7 @@ class GraphBuilder:
 
 
 def extract(graph: Graph, inputs: Sequence[Value], outputs: Sequence[Value], name: str) -> Graph:
-    """What computes some values of a graph from some others, as a graph of its own.
+    """What computes some values of a graph from some others, as a graph of its own, within the same limits of its symbols.
 
     Args:
         graph: where it is taken from.
@@ -236,4 +237,6 @@ def extract(graph: Graph, inputs: Sequence[Value], outputs: Sequence[Value], nam
         for old, new in zip(node.outputs, b.copy_node(node), strict=True):
             if old not in given:
                 b.replace(old, new)
-    return b.finish(outputs)
+    part = b.finish(outputs)
+    limits = {name: of for name, of in graph.signature.symbols.items() if name in part.symbols}
+    return part.with_signature(msgspec.structs.replace(part.signature, symbols=limits)) if limits else part

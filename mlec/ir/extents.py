@@ -1,4 +1,4 @@
-"""Graphs for one extent of what was symbolic."""
+"""Extents for what is symbolic, and graphs with those."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ from mlec.ir.dim import parse_dim, substitute
 from mlec.ir.graph import Graph, Value
 from mlec.ir.op import substitute_attrs
 from mlec.signature import TensorSpec
+
+
+def extents_near(graph: Graph, extent: int) -> dict[str, int]:
+    """For each symbol of a graph this extent, or the nearest one that the model takes."""
+    limits = graph.signature.symbols
+    found = {}
+    for name in graph.symbols:
+        least, most = limits.get(name, (0, None))
+        found[name] = max(least, extent if most is None else min(extent, most))
+    return found
 
 
 def with_extents(graph: Graph, extents: Mapping[str, int]) -> Graph:

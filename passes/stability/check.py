@@ -11,11 +11,12 @@ import numpy as np
 
 from mlec.ir import Graph, GraphBuilder, Node, Value, apply_rules
 from mlec.ir.dim import evaluate
+from mlec.ir.extents import extents_near
 from mlec.passes.stability.findings import Finding, Severity, listed
 from mlec.passes.stability.hazards import Hazard, find_hazards
 from mlec.passes.stability.input_ranges import InputRange, input_ranges
 from mlec.passes.stability.intervals import value_intervals
-from mlec.passes.stability.probes import extents, probes
+from mlec.passes.stability.probes import ROWS, probes
 from mlec.passes.stability.rewrites import RULES
 from mlec.passes.stability.tree_inputs import tree_findings
 from mlec.passes.stability.wide import wider
@@ -139,7 +140,7 @@ def _with_outputs(graph: Graph, outputs: Sequence[Value]) -> Graph:
 
 def _seconds(graph: Graph) -> dict[Node, float]:
     """What executing each node on the reference interpreter, in both precisions, takes at least: measured on ordinary machines."""
-    binding = extents(graph)
+    binding = extents_near(graph, ROWS)
     speed = 5e7 if wider(graph) == np.longdouble else 1e9
     found = {}
     for node in graph.nodes:

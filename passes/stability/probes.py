@@ -10,6 +10,7 @@ import numpy as np
 
 from mlec.ir import Graph, Value
 from mlec.ir.dim import evaluate
+from mlec.ir.extents import extents_near
 from mlec.ir.op import Array
 from mlec.passes.stability.intervals import Interval
 
@@ -104,7 +105,7 @@ def _forms(graph: Graph, ranges: Mapping[Value, Interval]) -> list[_Form]:
 
 
 def _probe(graph: Graph, ranges: Mapping[Value, Interval], forms: Sequence[_Form], rng: np.random.Generator) -> Probe:
-    binding = extents(graph)
+    binding = extents_near(graph, ROWS)
     arrays, words = [], []
     for value, form in zip(graph.inputs, forms, strict=True):
         shape = tuple(evaluate(dim, binding) for dim in value.type.shape)
@@ -133,13 +134,3 @@ def _shown(array: Array, form: _Form) -> str:
     if array.size and bool(np.all(array == array.flat[0])):
         return f"{array.flat[0]:.6g} everywhere" if array.dtype.kind != "b" else f"{bool(array.flat[0])} everywhere"
     return str(form)
-
-
-def extents(graph: Graph) -> dict[str, int]:
-    """Values for the symbolic dims that the model takes."""
-    limits = graph.signature.symbols
-    found = {}
-    for name in graph.symbols:
-        least, most = limits.get(name, (0, None))
-        found[name] = max(least, ROWS if most is None else min(ROWS, most))
-    return found

@@ -343,10 +343,10 @@ def _starts(nodes: Sequence[Node]) -> tuple[int, ...] | None:
     """Where slices of equal extent along the same axis start, if that is known."""
     first = nodes[0]
     axis = _axis(first)
-    known = all(isinstance(v.type.shape[axis], int) for v in (first.output, first.inputs[0]))
     same = all(_axis(n) == axis and n.attrs["step"] == first.attrs["step"] for n in nodes)
     starts = tuple(n.attrs["start"] for n in nodes)
-    return starts if known and same and all(isinstance(s, int) for s in starts) else None
+    known = isinstance(first.output.type.shape[axis], int) and all(isinstance(s, int) for s in starts)
+    return starts if known and same else None
 
 
 def _cut(nodes: Sequence[Node]) -> Cut | None:
@@ -360,9 +360,11 @@ def _cut(nodes: Sequence[Node]) -> Cut | None:
 
 
 def _are_picks(nodes: Sequence[Node]) -> bool:
-    """Whether slices are at different places, all of them known."""
-    starts = _starts(nodes) if nodes[0].name == "slice" else None
-    return starts is not None and len(set(starts)) > 1
+    """Whether slices are at different places, all of them known, of tensors whose elements can be numbered."""
+    first = nodes[0]
+    starts = _starts(nodes) if first.name == "slice" else None
+    numbered = starts is not None and isinstance(first.inputs[0].type.shape[_axis(first)], int)
+    return numbered and len(set(starts or ())) > 1
 
 
 def _by_index(pack: Pack) -> bool:

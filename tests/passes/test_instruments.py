@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -15,7 +16,8 @@ from mlec import registry
 from mlec.cli.optimizing import opt_command
 from mlec.errors import ParseError, PassError, ToleranceError, UsageError, WriteError
 from mlec.instruments import DumpGraphs, Instrument, TimePasses
-from mlec.ir import Graph, GraphBuilder, Match, P, Rule, Value, parse_graph, tensor, verify
+from mlec.ir import Graph, GraphBuilder, Match, P, Rule, Value, extract, parse_graph, tensor, verify
+from mlec.ir.extents import extents_near
 from mlec.passes.dce import EliminateDeadCode
 from mlec.passes.pipelines import named_pipeline
 from mlec.pipeline import Pass, PassContext, PassPipeline, PassRecord, PassResult
@@ -89,6 +91,30 @@ def test_a_graph_that_cannot_be_made_smaller_stays_and_time_is_kept() -> None:
         raise RuntimeError("a defect of the defect")
 
     assert reduce_graph(graph, broken) is graph
+
+
+def test_graphs_are_run_within_the_limits_of_their_extents() -> None:
+    """Of a loop over 6 rows, which fewer rows than that have no results for; and of what is left of it."""
+    b = GraphBuilder("rows")
+    x = b.input("x", tensor("f32", ("n", 4)))
+    rows = [b("tanh", b("slice", b("mul", x, x), axis=0, start=i, stop=i + 1)) for i in range(6)]
+    graph = b.finish([b("reshape", b("concat", *rows, axis=0), shape=(24,))])
+    limited = graph.with_signature(msgspec.structs.replace(graph.signature, symbols={"n": (6, 9)}))
+    PassPipeline([*named_pipeline("O2")], verify="numeric").run(limited)
+    with pytest.raises(ToleranceError, match="wrong-tanhs changed output 0") as caught:
+        PassPipeline([WrongTanhs()], verify="numeric").run(limited)
+    assert caught.value.reduced is not None
+    assert [node.name for node in caught.value.reduced.compute_nodes] == ["tanh"]
+
+
+def test_a_part_of_a_graph_keeps_the_limits_of_its_extents() -> None:
+    b = GraphBuilder("g")
+    x, y = b.input("x", tensor("f32", ("n", 4))), b.input("y", tensor("f32", ("m", 4)))
+    graph = b.finish([b("exp", x), b("exp", y)])
+    graph = graph.with_signature(msgspec.structs.replace(graph.signature, symbols={"n": (6, 9), "m": (2, None)}))
+    assert extract(graph, [graph.inputs[1]], [graph.outputs[1]], "part").signature.symbols == {"m": (2, None)}
+    assert extents_near(graph, 1) == {"n": 6, "m": 2}
+    assert extents_near(graph, 64) == {"n": 9, "m": 64}
 
 
 def test_an_extent_keeps_the_input_that_tells_it() -> None:
