@@ -6,6 +6,7 @@ surprise where it is used.
 
 from __future__ import annotations
 
+import binascii
 import contextlib
 import zlib
 from collections.abc import Iterator, Mapping
@@ -23,8 +24,8 @@ from mlec.runtime.dims import evaluate
 from mlec.runtime.program import Program
 from mlec.signature import Coding, ColumnFeed, FrameSpec, Labels, MethodSpec, Signature, TableSpec
 
-_MOST_REPORT: Final = limits.SECTION_BYTES["metadata"]
-"""Bytes of a report as it is."""
+_MOST: Final = limits.SECTION_BYTES["metadata"]
+"""Bytes that a packed entry holds at most."""
 
 
 class ModelMetadata(msgspec.Struct, frozen=True):
@@ -70,40 +71,49 @@ class ModelMetadata(msgspec.Struct, frozen=True):
         Raises:
             CorruptedFileError: ``E_REPORT``, or of the codes of JSON: it is none.
         """
-        return self.report if isinstance(self.report, dict) else _unpacked(self.report)
+        if isinstance(self.report, dict):
+            return self.report
+        try:
+            found = _unpacked(self.report, "the report")
+        except ValueError as error:
+            raise _no_report(str(error)) from None
+        if not isinstance(found, dict):
+            raise _no_report(f"expected an object, got {type(found).__name__}")
+        return found
 
 
-def with_report_unpacked(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata of a file with the report, where it is one, as an object: to be shown."""
-    report = metadata.get("report")
-    if isinstance(report, str):
-        with contextlib.suppress(MlecError):
-            return {**metadata, "report": _unpacked(report)}
-    return dict(metadata)
-
-
-def _unpacked(report: str) -> dict[str, Any]:
-    import binascii  # what runs a model reads no report
-
-    try:
-        stream = zlib.decompressobj()
-        text = stream.decompress(binascii.a2b_base64(report, strict_mode=True), _MOST_REPORT)
-    except (ValueError, zlib.error) as error:
-        raise _no_report(str(error)) from None
-    if not stream.eof or stream.unused_data:
-        raise _no_report(f"expected one stream of at most {_MOST_REPORT} bytes")
-    found = json_safe.parse(text, what="the report", max_bytes=_MOST_REPORT)
-    if not isinstance(found, dict):
-        raise _no_report(f"expected an object, got {type(found).__name__}")
-    return found
-
-
-def report_text(report: Mapping[str, Any]) -> str:
-    """A report as files store it."""
-    import binascii
-
-    plain = json_safe.dump(msgspec.to_builtins(report), what="the report", max_bytes=_MOST_REPORT)
+def packed(entry: Any, what: str) -> str:
+    """An entry of the metadata that takes much room, as files store it: JSON by zlib, in base64."""
+    plain = json_safe.dump(msgspec.to_builtins(entry), what=what, max_bytes=_MOST)
     return binascii.b2a_base64(zlib.compress(plain), newline=False).decode()
+
+
+def _unpacked(text: str, what: str) -> Any:
+    """The inverse.
+
+    Raises:
+        ValueError: it is no such text.
+        CorruptedFileError: of the codes of JSON.
+    """
+    stream = zlib.decompressobj()
+    try:
+        plain = stream.decompress(binascii.a2b_base64(text, strict_mode=True), _MOST)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if not stream.eof or stream.unused_data:
+        raise ValueError(f"expected one stream of at most {_MOST} bytes")
+    return json_safe.parse(plain, what=what, max_bytes=_MOST)
+
+
+def with_entries_unpacked(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata of a file with what is packed, as far as it is sound, as it was: to be shown."""
+    shown = dict(metadata)
+    for key in ("program", "variants", "report"):
+        if isinstance(shown.get(key), str):
+            with contextlib.suppress(MlecError, ValueError):
+                found = _unpacked(shown[key], key)
+                shown[key] = found if isinstance(found, list if key == "variants" else dict) else shown[key]
+    return shown
 
 
 def _no_report(why: str) -> CorruptedFileError:
@@ -118,9 +128,13 @@ def read_model(artifact: Artifact) -> ModelMetadata:
     Raises:
         CorruptedFileError: ``E_METADATA``, naming the key: the file was not made by `mlec`, or by another version of it.
     """
+    stored = dict(artifact.metadata)
     try:
-        found = msgspec.convert(artifact.metadata, ModelMetadata)
-    except msgspec.ValidationError as error:
+        for key in ("program", "variants"):  # earlier versions stored them as they are
+            if isinstance(stored.get(key), str):
+                stored[key] = _unpacked(stored[key], f"the entry `{key}` of the metadata")
+        found = msgspec.convert(stored, ModelMetadata)
+    except ValueError as error:  # such as those of msgspec
         raise _no_model(artifact, str(error)) from None
     for fault in (*_faults(found.signature), *_program_faults(found), *_kernel_faults(found, artifact)):
         raise _no_model(artifact, fault)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def inspect_command(model: Path, graph: bool, kernels: bool, as_json: bool) -> None:
     """Show what is in MODEL (.mle), without executing anything of it."""
     from mlec.artifact import Artifact, decide
-    from mlec.artifact.model import with_report_unpacked
+    from mlec.artifact.model import with_entries_unpacked
     from mlec.errors import SecurityError
 
     try:
@@ -44,7 +44,7 @@ def inspect_command(model: Path, graph: bool, kernels: bool, as_json: bool) -> N
         if as_json:
             decision = decide(artifact)
             document = {
-                **artifact.describe(), "metadata": with_report_unpacked(artifact.metadata), "native": decision.native,
+                **artifact.describe(), "metadata": with_entries_unpacked(artifact.metadata), "native": decision.native,
                 "trust": decision.reason, "variants": _variants(artifact),
             }  # fmt: skip
             print_json(document | ({"graph": artifact.graph} if graph else {}))
@@ -73,14 +73,16 @@ def recover_command(model: Path, output: Path, as_json: bool) -> None:
 
     from mlec.artifact import Storage, write
     from mlec.artifact.atomic import replace_file
-    from mlec.artifact.model import with_report_unpacked
+    from mlec.artifact.model import with_entries_unpacked
     from mlec.artifact.recovery import recover
     from mlec.cli.files import make_folder
 
     found = recover(model)
     files: dict[str, bytes] = {}
     if found.metadata is not None:
-        files["metadata.json"] = json.dumps(with_report_unpacked(found.metadata), ensure_ascii=False, indent=1).encode()
+        files["metadata.json"] = json.dumps(
+            with_entries_unpacked(found.metadata), ensure_ascii=False, indent=1
+        ).encode()
     if found.graph is not None:
         files["graph.mlet"] = found.graph.encode()
     if found.tensors:
@@ -125,7 +127,7 @@ def _npz(tensors: Mapping[str, Any]) -> bytes:
 def _print_locked(path: Path, as_json: bool) -> None:
     """What can be read of an encrypted file without its key."""
     from mlec.artifact.encryption import CIPHERS
-    from mlec.artifact.model import with_report_unpacked
+    from mlec.artifact.model import with_entries_unpacked
     from mlec.artifact.reader import StoredFile
 
     file = StoredFile.read(path, verify="fast")
@@ -134,7 +136,7 @@ def _print_locked(path: Path, as_json: bool) -> None:
     if as_json:
         signature = file.signature.describe() if file.signature else None
         facts = {"path": file.path, "size_bytes": file.header.file_size, "encrypted": cipher, "sections": sizes}
-        print_json({**facts, "signature": signature, "metadata": with_report_unpacked(file.metadata)})
+        print_json({**facts, "signature": signature, "metadata": with_entries_unpacked(file.metadata)})
         return
     print_pairs(
         [

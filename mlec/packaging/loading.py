@@ -100,7 +100,7 @@ def load(
             raise not_native(path, reason, instead)
         program, executable = compiled_here(artifact, model, path, num_threads, reason, instead)
     artifact.settle()  # other CPUs hashed the weights meanwhile
-    about = {k: v for k, v in artifact.metadata.items() if k not in ("signature", "program", "report")}
+    about = {k: v for k, v in artifact.metadata.items() if k not in ("signature", "program", "variants", "report")}
     about["target"] = dict(program.target)
     device_type = DEVICES.get(program.device)
     kind: Callable[..., CompiledModel] = CompiledModel

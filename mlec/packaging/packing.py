@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from mlec.artifact import RELOCATABLE, Artifact, KernelBlob, decide, is_built_here, read_model, record_built
-from mlec.artifact.model import report_text
+from mlec.artifact.model import packed
 from mlec.backends.base import CompiledModule
 from mlec.errors import UsageError
 from mlec.ir import Graph, print_graph
@@ -56,8 +56,8 @@ def pack(
     document = {
         **{key: value for key, value in metadata.items() if key != "target"},  # the program says it
         "signature": msgspec.to_builtins(graph.signature),
-        "program": msgspec.to_builtins(programs[0]),
-        "report": report_text(report.to_dict()),
+        "program": packed(programs[0], "program"),
+        "report": packed(report.to_dict(), "report"),
         "user": _user_metadata(options.get("metadata")),
         "targets": [
             {
@@ -71,7 +71,7 @@ def pack(
         ],
     }
     if len(programs) > 1:
-        document |= {"variants": msgspec.to_builtins(programs[1:]), "critical": ["variants"]}
+        document |= {"variants": packed(programs[1:], "variants"), "critical": ["variants"]}
     blobs = [KernelBlob(RELOCATABLE, i, data) for i, module in enumerate(modules) for data in module.objects]
     saved = write(path, metadata=document, graph=print_graph(slim), tensors=tensors, kernels=blobs, storage=storage)
     record_built(saved.code_id)

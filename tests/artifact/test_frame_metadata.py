@@ -12,6 +12,7 @@ from sklearn.compose import make_column_transformer
 from sklearn.preprocessing import OrdinalEncoder
 
 import mlec
+from mlec.artifact.model import with_entries_unpacked
 from mlec.errors import MlecError
 from tests.artifact.surgery import Parts, join, split
 
@@ -26,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     mlec.compile(columns.set_output(transform="pandas").fit(TABLE), progress=False).save(path)
     parts = split(path.read_bytes())
     parts.kernels.clear()
-    parts.metadata["program"]["backend"] = "numpy"
+    parts.metadata["program"] = {**with_entries_unpacked(parts.metadata)["program"], "backend": "numpy"}
     parts.metadata["targets"][0]["cpu_flags"] = []
     return parts
 

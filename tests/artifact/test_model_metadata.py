@@ -15,6 +15,7 @@ import pytest
 
 import mlec
 from mlec.artifact import Artifact, read_model
+from mlec.artifact.model import with_entries_unpacked
 from mlec.cli import main
 from mlec.errors import MlecError
 from tests.artifact.surgery import Parts, join, split
@@ -39,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     mlec.compile(source, [table]).save(path, metadata={"author": "me"})
     parts = split(path.read_bytes())
     parts.kernels.clear()
-    parts.metadata["program"]["backend"] = "numpy"
+    parts.metadata["program"] = {**with_entries_unpacked(parts.metadata)["program"], "backend": "numpy"}
     parts.metadata["targets"][0]["cpu_flags"] = []
     return parts
 
@@ -120,6 +121,36 @@ def test_a_changed_value_is_a_clear_error_where_it_is_used(model: Parts, tmp_pat
         codes.update(outcome(use, at, value) for use in uses(path))
     assert "E_METADATA" in codes or key == "mlec_version"
     assert "E_DEFECT" not in codes
+
+
+def test_a_program_is_read_packed_and_as_earlier_versions_stored_it(
+    model: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, plain = tmp_path / "m.mle", model.metadata["program"]
+    path.write_bytes(join(model))
+    with Artifact.open(path) as artifact:
+        expected = read_model(artifact).program
+    path.write_bytes(changed(model, ("program",), packed(json.dumps(plain))))
+    with Artifact.open(path) as artifact:
+        assert read_model(artifact).program == expected
+    for use in uses(path):
+        use()
+    assert main(["inspect", "--json", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out)["metadata"]["program"] == plain
+    for program, code in (
+        (packed(""), "E_JSON_SYNTAX"),
+        (packed("[1]"), "E_METADATA"),
+        (packed("[" * 65 + "]" * 65), "E_JSON_DEPTH"),
+        (packed(" " * (16 << 20) + "{}"), "E_METADATA"),  # larger than metadata can be
+        ("", "E_METADATA"),
+        ("{}", "E_METADATA"),
+        (packed(json.dumps(plain)) + "!", "E_METADATA"),
+        (packed(json.dumps({**plain, "sequence": 1})), "E_METADATA"),
+    ):
+        path.write_bytes(changed(model, ("program",), program))
+        assert [outcome(use, (), program) for use in uses(path)] == [code, code]
+        assert main(["inspect", "--json", str(path)]) in (0, 1)
+        assert "E_DEFECT" not in capsys.readouterr().err
 
 
 def with_report(model: Parts, report: Any) -> bytes:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mlec
-from mlec.artifact import Artifact
+from mlec.artifact import Artifact, read_model
 from mlec.ir import DType, GraphBuilder, tensor
 from mlec.runtime import executable
 from mlec.runtime.dims import evaluate
@@ -54,7 +54,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_kernels_take_is_told(model: Path) -> None:
     """Of a Winograd convolution: padded images, sums of inputs and products."""
     with Artifact.open(model / "m.mle") as artifact:
-        assert 200_000 < artifact.metadata["program"]["scratch"] < 4 << 20
+        assert 200_000 < read_model(artifact).program.scratch < 4 << 20
 
 
 def codes_of(model: Path, threads: int, sizes: Sequence[int]) -> list[str]:
@@ -93,7 +93,7 @@ def sorting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_kernels_take_may_depend_on_the_call(sorting: Path) -> None:
     with Artifact.open(sorting / "m.mle") as artifact:
-        scratch = artifact.metadata["program"]["scratch"]
+        scratch = read_model(artifact).program.scratch
     (expression,) = [dim for dim in scratch if isinstance(dim, str)]
     assert evaluate(expression, {"n": 1000}) == 1000 * (4 + 8)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 import mlec
 from mlec.artifact import Artifact, write
+from mlec.artifact.model import with_entries_unpacked
 from mlec.runtime.program import Buffer, Call, CallSequence
 
 X = np.random.default_rng(0).normal(size=(60, 5))
@@ -36,10 +36,10 @@ def test_another_call_sequence_is_not_trusted(
     saved: Artifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "mlec")
-    metadata = copy.deepcopy(saved.metadata)
-    same = rewritten(saved, tmp_path / "same.mle", metadata)
+    same = rewritten(saved, tmp_path / "same.mle", saved.metadata)
     assert np.array_equal(mlec.load(same).predict(X), SOURCE.predict(X))
     assert not caplog.records
+    metadata = with_entries_unpacked(saved.metadata)
     metadata["program"]["alignment"] //= 2
     other = rewritten(saved, tmp_path / "other.mle", metadata)
     assert np.array_equal(mlec.load(other).predict(X), SOURCE.predict(X))
@@ -47,7 +47,7 @@ def test_another_call_sequence_is_not_trusted(
 
 
 def test_a_sequence_that_makes_no_sense_is_refused(saved: Artifact, tmp_path: Path) -> None:
-    metadata = copy.deepcopy(saved.metadata)
+    metadata = with_entries_unpacked(saved.metadata)
     metadata["program"]["sequence"]["calls"][0]["reads"][0] = 99
     with pytest.raises(mlec.MlecError, match="there is no buffer 99") as caught:
         mlec.load(rewritten(saved, tmp_path / "bad.mle", metadata))
