@@ -1,16 +1,19 @@
 """The command line. One file for each group of commands; this one joins them and decides how a command ends.
 
-Exit codes: 0 done; 1 a clear error (message and hint, no traceback); 2 wrong usage of arguments and options; 130 interrupted. Modules
-of this package import nothing heavy: what a command needs is imported when it runs.
+Exit codes: 0 done; 1 a clear error (message and hint, no traceback); 2 wrong usage of arguments and options; 130 interrupted, 143 ended by
+SIGTERM, 129 by a terminal that was closed: then, too, nothing half-written is left. Modules of this package import nothing heavy: what a
+command needs is imported when it runs.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -87,6 +90,10 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code.
     """
     words = list(sys.argv[1:] if args is None else args)
+    if args is None:
+        for ending in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(ending) is signal.SIG_DFL:  # `nohup` has the second one ignored
+                signal.signal(ending, _end)
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal's encoding lacks is no reason to fail.
         if hasattr(stream, "reconfigure"):
@@ -106,6 +113,15 @@ def main(args: Sequence[str] | None = None) -> int:
                 print_error(_of_system(error))
             code = code or ERROR
     return code
+
+
+class _EndedError(KeyboardInterrupt):
+    """The system wants this process to end: what is half-written is removed first, as when the user interrupts it."""
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # the next one ends the process at once
+    raise _EndedError(number)
 
 
 def _of_system(error: OSError) -> MlecError:
@@ -130,9 +146,10 @@ def _run(words: list[str]) -> int:
         else:
             wrong.show()
         return USAGE
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as stopped:
         click.echo("interrupted: nothing half-written is left behind", err=True)
-        return INTERRUPTED
+        cause = stopped.__cause__  # click has an exception of its own for all interruptions
+        return 128 + int(cause.args[0]) if isinstance(cause, _EndedError) else INTERRUPTED
     except BrokenPipeError:
         raise
     except MlecError as known:

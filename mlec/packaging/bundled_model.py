@@ -28,14 +28,20 @@ def load(**options: Any) -> Any:
         options: as of ``mlec.load``.
 
     Raises:
-        RuntimeError: the directory was made for another Python or machine.
+        RuntimeError: the directory was made for another Python or machine, or is not whole.
         mlec.MlecError: as of ``mlec.load``.
     """
     return _mlec().load(HERE / "model.mle", **{"trust": _facts()["trust"], **options})
 
 
 def _facts() -> dict[str, Any]:
-    return dict(json.loads((HERE / "bundle.json").read_text()))
+    path = HERE / "bundle.json"
+    try:
+        facts = json.loads(path.read_text())
+        return {name: facts[name] for name in ("made_for", "trust")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not as `mlec bundle` writes it"
+        raise RuntimeError(f"{path} cannot be read: {why}; copy the whole directory, or make it again") from error
 
 
 def _mlec() -> Any:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 import mlec
 from mlec.errors import SecurityError, UsageError, WriteError
+from mlec.packaging import bundled_model
 
 BARE = ("numpy", "numpy.libs", "tvm_ffi", "typing_extensions.py")
 """What is installed where a directory goes: numpy, tvm-ffi, and what that requires."""
@@ -121,6 +125,36 @@ def test_another_python_is_named(file: Path, bare: Path, tmp_path: Path) -> None
     assert done.returncode == 1
     assert "made for cpython 3.99" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("facts", [None, "[", "{}", "[1]", '{"made_for": 1}'])
+def test_a_directory_that_is_not_whole(facts: str | None, bare: Path, tmp_path: Path) -> None:
+    shutil.copy(bundled_model.__file__, tmp_path / "model.py")
+    if facts is not None:
+        (tmp_path / "bundle.json").write_text(facts)
+    done = run(bare, str(tmp_path / "model.py"), "X.npy", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path / 'bundle.json'} cannot be read: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_command_that_is_ended_leaves_nothing(file: Path, tmp_path: Path) -> None:
+    script = (
+        "import shutil, sys, time\n"
+        "shutil.copytree = lambda *a, **k: (print('copying', flush=True), time.sleep(60))\n"
+        "from mlec.cli import main\nsys.exit(main())\n"
+    )
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, "bundle", str(file), "-o", str(tmp_path / "b")], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, preexec_fn=partial(signal.signal, number, signal.SIG_DFL),
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "copying\n"
+        process.send_signal(number)
+        _, text = process.communicate(timeout=60)
+        assert (process.returncode, text.strip()) == (code, "interrupted: nothing half-written is left behind")
+        assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_bundled(file: Path, table: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
