@@ -20,6 +20,7 @@ from mlec.ir.dtype import DType
 from mlec.ops.pool import pool_geometry
 from mlec.ops.resize import nearest_positions
 from mlec.passes.quantize import steps
+from mlec.passes.quantize.halves import with_halves
 from mlec.passes.quantize.images import (
     RANKS,
     array_as_image,
@@ -40,7 +41,7 @@ RULE = "quantize-int8"
 def emit(graph: Graph, plans: Sequence[Plan], stored: Mapping[Value, Affine] | None = None) -> Graph:
     """The graph with these layers on 8 bits; ``stored``: what else kernels may hand over in 8 bits, see `stored_values`."""
     written = _Writer(graph, {plan.layer.node: plan for plan in plans}, stored or {}).run()
-    return apply_rules(written, steps.RULES)[0]
+    return with_halves(apply_rules(written, steps.RULES)[0])
 
 
 def result_of(b: GraphBuilder, plan: Plan, x: Value, weights: Value | None = None) -> Value:
