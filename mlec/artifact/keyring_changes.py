@@ -8,8 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlec.artifact import keyring
-from mlec.artifact.keyring import TrustedKey, is_entry, keys_in, revoked_in, user_directory
+from mlec.artifact.keyring import SYSTEM, Keyring, TrustedKey, is_entry, keys_in, revoked_in, user_directory
 from mlec.errors import UsageError, WriteError
 
 
@@ -43,12 +42,11 @@ def add(key: TrustedKey) -> Path:
             f"the key is trusted already, as {known.label} in {known.path}",
             hint=f"`mlec trust remove {known.label}` first, to trust it in another way",
         )
-    for settings in (str(home), keyring.SYSTEM):
-        if key.key_id in revoked_in(settings):
-            raise UsageError(
-                f"the key was revoked, in {settings}/revoked_keys, and counts nowhere",
-                hint="where that is a mistake, take its line out of that file first",
-            )
+    if key.key_id in Keyring.load().revoked:
+        raise UsageError(
+            "the key was revoked, and counts nowhere",
+            hint=f"where that is a mistake, take its line out of revoked_keys in {home}, or in {SYSTEM}, first",
+        )
     folder = home / "trusted_keys.d"
     for directory in (home, folder):  # the mode counts for the last part of a path only
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -458,7 +458,7 @@ def test_a_keyring_file(home: Path, signed: bytes, load: Load, tmp_path: Path) -
     assert not decide(load(signed)).native
     keyring_changes.remove(Keyring.load().keys[0])
     assert not path.exists()
-    with pytest.raises(UsageError, match=r"was revoked, in .*revoked_keys"):
+    with pytest.raises(UsageError, match="was revoked"):
         keyring_changes.add(KEY)
     assert not Keyring.load().keys
 
