@@ -35,11 +35,13 @@ def compact(data: bytes) -> bytes:
     """An object file (ELF, 64 bits, little endian, relocatable) without its sections for debuggers and exceptions; on x86-64, code and
     constants are one section.
 
-    What is left has new numbers: sections and symbols are told by their place in tables. One with numbers elsewhere stays as it is.
+    What is left has new numbers: sections and symbols are told by their place in tables. One with numbers elsewhere, or with more than one
+    table of symbols or of names, stays as it is.
     """
     header = list(_HEADER.unpack_from(data))
     table = np.frombuffer(data, _SECTION, header[_COUNT], header[_TABLE]).copy()
-    if np.isin(table["kind"], _OTHER_NUMBERS).any() or (table["kind"] == elf.SHT_SYMTAB).sum() != 1:
+    names = table["link"][table["kind"] == elf.SHT_SYMTAB]
+    if np.isin(table["kind"], _OTHER_NUMBERS).any() or names.tolist() != [header[_NAMES]]:
         return data
     parts = _Parts(data, header, table)
     if header[_MACHINE] == elf.EM_X86_64:
@@ -148,22 +150,17 @@ class _Parts:
 
     def _rename(self, stays: Array) -> None:
         """Leaves the names of what stays in the table of names, which sections and symbols have in common."""
-        strings = self.header[_NAMES]
-        if self.table["link"][self.symbol_table] != strings:
-            return
-        begins: dict[bytes, int] = {}
+        begins = {b"": 0}
         made = bytearray(b"\0")
-        for column in (self.table["name"][self.kept], self.symbols["name"][stays]):
-            for at in column.tolist():
-                name = self.names[at : self.names.index(b"\0", at)]
-                if name and name not in begins:
-                    begins[name] = len(made)
-                    made += name + b"\0"
         for rows, chosen in ((self.table, self.kept), (self.symbols, stays)):
             for row in np.flatnonzero(chosen):
                 at = int(rows["name"][row])
-                rows["name"][row] = begins.get(self.names[at : self.names.index(b"\0", at)], 0)
-        self.content[strings] = bytes(made)
+                name = self.names[at : self.names.index(b"\0", at)]
+                if name not in begins:
+                    begins[name] = len(made)
+                    made += name + b"\0"
+                rows["name"][row] = begins[name]
+        self.content[self.header[_NAMES]] = bytes(made)
 
 
 def _filled_in(body: bytearray, relocations: Array, symbols: Array, host: int) -> Array:

@@ -115,8 +115,8 @@ def link_in_memory(objects: Sequence[bytes], address_of: Address) -> Image | Non
     try:
         files = [_read(data) for data in objects]
         return _Linking(files).image(address_of) if all(map(_is_plain, files)) else None
-    except (IndexError, OverflowError, struct.error) as error:
-        raise ValueError(str(error)) from error
+    except (IndexError, OverflowError, UnicodeDecodeError, struct.error) as error:
+        raise ValueError(f"a number or a name in an object file makes no sense: {error}") from error
 
 
 def _read(data: bytes) -> _File:
@@ -136,9 +136,12 @@ def _read(data: bytes) -> _File:
     (table,) = tables
     strings = sections[table.link]
     texts = data[strings.offset : strings.offset + strings.size]
+    entries = list(_SYMBOL.iter_unpack(data[table.offset : table.offset + table.size]))
+    if not texts.endswith(b"\0") or any(name >= len(texts) for name, *_ in entries):
+        raise ValueError("the name of a symbol lies outside of the table of names")
     symbols = [
         _Symbol(texts[name : texts.index(b"\0", name)].decode(), info >> 4, info & 0xF, section, value)
-        for name, info, _, section, value, _ in _SYMBOL.iter_unpack(data[table.offset : table.offset + table.size])
+        for name, info, _, section, value, _ in entries
     ]
     return _File(data, sections, symbols, list(_relocations(data, sections, len(symbols))))
 

@@ -22,7 +22,7 @@ import mlec
 from mlec.errors import MlecError, RuntimeUnavailableError
 from mlec.runtime import elf, library, linker
 from mlec.runtime.linker import Image, link_in_memory
-from mlec.runtime.objects import address_of
+from mlec.runtime.objects import address_of, check_objects
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have LLVM's linker")
 
@@ -136,12 +136,14 @@ def test_other_processors_are_left_to_llvm(objects: list[bytes], monkeypatch: py
 
 def test_data_of_libraries_and_functions_that_may_be_missing() -> None:
     """Both by slots that hold an address, which is 0 for what there need not be."""
-    image = linked(
+    text = (
         "@environ = external global ptr\n@not_there = extern_weak global i64\ndeclare extern_weak i64 @nor_this()\n"
         "define i64 @f() {\n%a = ptrtoint ptr @environ to i64\nret i64 %a\n}\n"
         "define i64 @g() {\n%a = ptrtoint ptr @not_there to i64\n%b = ptrtoint ptr @nor_this to i64\n%c = or i64 %a, %b\nret i64 %c\n}\n"
         "define i64 @h() {\n%a = call i64 @nor_this()\nret i64 %a\n}\n"
     )
+    check_objects([of_text(text)])
+    image = linked(text)
     assert called(image, "f") == address_of("environ") != 0
     assert called(image, "g") == 0
 
@@ -226,6 +228,19 @@ def test_files_that_contradict_themselves(objects: list[bytes], change: Callable
     data = max(objects, key=len)
     with pytest.raises(ValueError, match=says):
         link_in_memory([change(data)], address_of)
+
+
+def test_addresses_in_what_is_not_in_memory_are_an_error() -> None:
+    note = 'module asm ".section .note.of,\\22a\\22,@note"\nmodule asm ".quad f"\ndefine i64 @f() {\nret i64 1\n}\n'
+    with pytest.raises(ValueError, match="a section that is nowhere in memory"):
+        linked(note)
+
+
+def test_names_that_are_none(objects: list[bytes]) -> None:
+    data = max(objects, key=len)
+    shorter = changed_section(data, elf.SHT_STRTAB, 32, lambda size: size - 1)
+    with pytest.raises(ValueError, match="outside of the table of names"):
+        link_in_memory([shorter], address_of)
 
 
 def test_a_function_that_nobody_has_is_named() -> None:

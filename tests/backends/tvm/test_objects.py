@@ -79,14 +79,53 @@ def test_code_and_constants_are_one_section_in_which_distances_are_known(tmp_pat
     assert ours.sections[".strtab"].count(b"\0") == len(names | ours.sections.keys() - {""}) + 1
 
 
-def test_objects_with_groups_stay_as_they_are(tmp_path: Path) -> None:
-    """These tell sections and symbols by numbers of their own."""
-    code = "$f = comdat any\ndefine linkonce_odr void @f() comdat {\nret void\n}\n"
-    source, whole = tmp_path / "group.ll", tmp_path / "group.o"
+def as_written(code: str, folder: Path) -> bytes:
+    """The object file that LLVM makes of a module."""
+    source, whole = folder / "module.ll", folder / "module.o"
     source.write_text(f'target triple = "x86_64-unknown-linux-gnu"\n{code}')
     tvm.runtime.load_module(str(source)).write_to_file(str(whole))
-    assert ".group" in ElfFile(whole.read_bytes()).sections
-    assert compact(whole.read_bytes()) == whole.read_bytes()
+    return whole.read_bytes()
+
+
+def test_objects_with_groups_stay_as_they_are(tmp_path: Path) -> None:
+    """These tell sections and symbols by numbers of their own."""
+    whole = as_written("$f = comdat any\ndefine linkonce_odr void @f() comdat {\nret void\n}\n", tmp_path)
+    assert ".group" in ElfFile(whole).sections
+    assert compact(whole) == whole
+
+
+def test_objects_with_names_in_two_tables_stay_as_they_are(tmp_path: Path) -> None:
+    whole = bytearray(as_written("define void @f() {\nret void\n}\n", tmp_path))
+    (start,), (count, number) = struct.unpack_from("<Q", whole, 40), struct.unpack_from("<HH", whole, 60)
+    table = whole[start : start + 64 * count]
+    struct.pack_into("<Q", whole, 40, len(whole))  # a new table of sections, with the names once more
+    struct.pack_into("<IHHHHHH", whole, 48, 0, 64, 0, 0, 64, count + 1, count)
+    whole += table + table[64 * number : 64 * (number + 1)]
+    assert ElfFile(bytes(whole)).sections.keys() >= {".text", ".symtab", ".strtab"}
+    assert compact(bytes(whole)) == whole
+
+
+def test_what_is_called_by_choice_is_not_called_directly(tmp_path: Path) -> None:
+    """A call of such a function goes to what it returns when it is linked."""
+    code = (
+        "define internal ptr @choose() {\nret ptr @one\n}\n@chosen = internal ifunc i64 (), ptr @choose\n"
+        "define i64 @one() {\nret i64 1\n}\ndefine i64 @f() {\n%x = call i64 @chosen()\nret i64 %x\n}\n"
+    )
+    ((_, left),) = ElfFile(compact(as_written(code, tmp_path))).relocations.values()
+    assert (4, "chosen") in [(kind, symbol.name) for _, kind, symbol, _ in left]
+
+
+def test_constants_without_code_stay_constants(tmp_path: Path) -> None:
+    whole = bytearray(as_written("@table = constant [4 x i64] [i64 1, i64 2, i64 3, i64 4]\n", tmp_path))
+    (start,), (count,) = struct.unpack_from("<Q", whole, 40), struct.unpack_from("<H", whole, 60)
+    for at in range(start, start + 64 * count, 64):  # what is code, though there is none, becomes data
+        (flags,) = struct.unpack_from("<Q", whole, at + 8)
+        struct.pack_into("<Q", whole, at + 8, flags & ~0x4)
+    before, after = ElfFile(bytes(whole)), ElfFile(compact(bytes(whole)))
+    (name,) = (symbol.section for symbol in before.symbols if symbol.name == "table")
+    assert isinstance(name, str)
+    assert after.sections[name] == before.sections[name]
+    assert ".text" in after.sections
 
 
 class Symbol(NamedTuple):
