@@ -353,6 +353,14 @@ def decrypt(
     return opened
 
 
+def widened(half: bytes) -> bytes:
+    """A number of f16 as f32; struct itself forgets the mantissa of a NaN."""
+    bits = int.from_bytes(half, "little")
+    if bits & 0x7C00 == 0x7C00 and bits & 0x3FF:
+        return struct.pack("<I", (bits & 0x8000) << 16 | 0x7F800000 | (bits & 0x3FF) << 13)
+    return struct.pack("<f", *struct.unpack("<e", half))
+
+
 def check_weights(document: Any, weights: bytes, compressed: bool) -> None:
     schema = "E_GRAPH_SCHEMA"
     check(
@@ -405,7 +413,7 @@ def check_weights(document: Any, weights: bytes, compressed: bool) -> None:
         end = entry["off"] + entry["size"]
         value = weights[entry["off"] : end]
         if entry["codec"] == "f16":
-            value = b"".join(struct.pack("<f", x) for (x,) in struct.iter_unpack("<e", value))
+            value = b"".join(widened(value[at : at + 2]) for at in range(0, len(value), 2))
         if entry["codec"] == "bf16":
             value = b"".join(b"\0\0" + value[at : at + 2] for at in range(0, len(value), 2))
         if entry["codec"] == "zstd":

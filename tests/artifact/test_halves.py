@@ -20,6 +20,10 @@ BF16 = PLAIN.astype(ml_dtypes.bfloat16).astype(np.float32)
 F16 = PLAIN.astype(np.float16).astype(np.float32)
 SPECIAL = np.resize(np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 6e-8, 65504.0], np.float16), 7000).astype(np.float32)
 
+NANS = (
+    np.resize(np.array([0x7E00, 0x7E01, 0xFE55, 0x7FFF, 0xFFFF], np.uint16), 7000).view(np.float16).astype(np.float32)
+)
+
 
 def saved(path: Path, **tensors: np.ndarray) -> Artifact:
     write(path, metadata={}, graph="graph @g() -> () {}", tensors=tensors)
@@ -28,7 +32,7 @@ def saved(path: Path, **tensors: np.ndarray) -> Artifact:
 
 @pytest.mark.parametrize(
     ("array", "codec"),
-    [(BF16, "bf16"), (F16, "f16"), (PLAIN, "raw"), (SPECIAL, "f16"), (BF16[:1], "raw"), (BF16.astype(np.float64), "raw"),
+    [(BF16, "bf16"), (F16, "f16"), (PLAIN, "raw"), (SPECIAL, "f16"), (NANS, "f16"), (BF16[:1], "raw"), (BF16.astype(np.float64), "raw"),
      (np.full(MIN_HALVED, 1e-44, np.float32), "raw"), (np.full(MIN_HALVED, np.float32(1e30)), "raw")],
 )  # fmt: skip
 def test_codec(tmp_path: Path, array: np.ndarray, codec: str) -> None:
