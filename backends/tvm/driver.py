@@ -1,4 +1,4 @@
-"""The native function that calls a program's kernels one after the other.
+"""The native function that calls a program's kernels one after the other, and how Python calls that.
 
 Everything it needs to know lies in memory that the runtime prepares (`mlec.runtime.executable`); of the program it holds nothing but the
 addresses of the kernels.
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from mlec.backends.tvm.assembly import ENTRY, object_of
 from mlec.runtime.executable import DRIVER
+from mlec.runtime.ffi import FROM_PYTHON
 
 
 def driver(kernels: Sequence[str], triple: str) -> bytes:
@@ -23,6 +24,10 @@ def driver(kernels: Sequence[str], triple: str) -> bytes:
 
     It returns nothing; or, having done nothing, the number of an array that is not aligned. A kernel's failure is its failure.
 
+    For x86-64, there is a second function that Python can call by itself (`mlec.runtime.ffi.Interface.native`), with the same arguments
+    and result: the extension module of tvm-ffi, which would do that, takes longer to load than a small model, and 0.2 us more for each
+    call. Other processors have the linker of LLVM, which finds functions of tvm-ffi only.
+
     Args:
         kernels: symbols, numbered in this order; one may have several numbers.
         triple: of the machine that it runs on.
@@ -32,7 +37,8 @@ def driver(kernels: Sequence[str], triple: str) -> bytes:
     table = ", ".join(f"ptr @{name}" for name in names)
     return object_of(
         f"{declarations}@kernels = internal constant [{len(names)} x ptr] [{table}]\n"
-        f"define i32 @{ENTRY.format(DRIVER)}(ptr %self, ptr %arguments, i32 %count, ptr %result) {{\n{_BODY}}}\n",
+        f"define i32 @{ENTRY.format(DRIVER)}(ptr %self, ptr %arguments, i32 %count, ptr %result) {{\n{_BODY}}}\n"
+        + (_FROM_PYTHON if triple.startswith("x86_64") else ""),
         triple,
     )
 
@@ -141,3 +147,65 @@ failed:
 done:
   ret i32 0
 """
+
+_FROM_PYTHON = f"""
+@_Py_NoneStruct = external global i8
+declare i64 @PyLong_AsSsize_t(ptr)
+declare ptr @PyLong_FromSsize_t(i64)
+declare ptr @PyEval_SaveThread()
+declare void @PyEval_RestoreThread(ptr)
+declare ptr @PyObject_CallNoArgs(ptr)
+declare void @Py_IncRef(ptr)
+
+define ptr @{FROM_PYTHON.format(DRIVER)}(ptr %self, ptr %given, i64 %all) {{
+entry:
+  %arguments = alloca [2 x i64], i64 %all, align 8
+  %result = alloca [2 x i64], align 8
+  store [2 x i64] zeroinitializer, ptr %result
+  br label %head
+
+head:
+  %i = phi i64 [ 0, %entry ], [ %next, %body ]
+  %more = icmp slt i64 %i, %all
+  br i1 %more, label %body, label %call
+
+body:
+  %object.at = getelementptr ptr, ptr %given, i64 %i
+  %object = load ptr, ptr %object.at
+  %bits = call i64 @PyLong_AsSsize_t(ptr %object)
+  %kind.at = getelementptr [2 x i64], ptr %arguments, i64 %i
+  store i64 1, ptr %kind.at
+  %bits.at = getelementptr i64, ptr %kind.at, i64 1
+  store i64 %bits, ptr %bits.at
+  %next = add i64 %i, 1
+  br label %head
+
+call:
+  %count = trunc i64 %all to i32
+  %thread = call ptr @PyEval_SaveThread()
+  %status = call i32 @{ENTRY.format(DRIVER)}(ptr null, ptr %arguments, i32 %count, ptr %result)
+  call void @PyEval_RestoreThread(ptr %thread)
+  %good = icmp eq i32 %status, 0
+  br i1 %good, label %done, label %failed
+
+failed:
+  %raised = call ptr @PyObject_CallNoArgs(ptr %self)
+  ret ptr %raised
+
+done:
+  %returned = load i64, ptr %result
+  %none = icmp eq i64 %returned, 0
+  br i1 %none, label %nothing, label %number
+
+nothing:
+  call void @Py_IncRef(ptr @_Py_NoneStruct)
+  ret ptr @_Py_NoneStruct
+
+number:
+  %number.at = getelementptr i64, ptr %result, i64 1
+  %number.bits = load i64, ptr %number.at
+  %made = call ptr @PyLong_FromSsize_t(i64 %number.bits)
+  ret ptr %made
+}}
+"""
+"""``self`` raises the error that tvm-ffi keeps of a failure. Of Python's interface, all that is used here is stable from 3.10 on."""

@@ -1,24 +1,30 @@
-"""The part of tvm-ffi that running a model needs: its C interface, and the extension module that makes its functions callable.
+"""The part of tvm-ffi that running a model needs: its C interface, and how Python calls native functions.
 
-``import tvm_ffi`` takes as long as all the rest of loading a model, for what only a compiler uses. The extension module at its core is
-loaded without the package, which other code finds as if nothing had happened. As the classes of objects (modules, arrays, sessions) belong
-to the package, no such object reaches Python here: they are made and passed on through the C interface of ``tvm/ffi/c_api.h``.
+``import tvm_ffi`` takes as long as all the rest of loading a model, for what only a compiler uses. Code that Python can call by itself
+(`Interface.native`) needs none of it. Of other code, the extension module at its core makes functions: it is loaded without the package,
+which other code finds as if nothing had happened. As the classes of objects (modules, arrays, sessions) belong to the package, no such
+object reaches Python here: they are made and passed on through the C interface of ``tvm/ffi/c_api.h``.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.machinery import PathFinder
-from typing import Any
+from typing import Any, NoReturn
 
 from mlec.hidden import Hidden
 
 _NONE, _INT, _TEXT, _BYTES, _OBJECTS, _FUNCTION = 0, 1, 8, 9, 64, 68  # kinds of arguments; from _OBJECTS on, objects
 _OBJECT_HEAD = 24  # bytes of a counted object before what it holds
+_FAST_CALL = 0x80  # METH_FASTCALL: arguments come as an array
+
+FROM_PYTHON = "{}_from_python"
+"""The symbol of a function that Python can call, by its name."""
 
 
 class _Value(ctypes.Structure):
@@ -39,6 +45,29 @@ class _Message(ctypes.Structure):
     _fields_ = (
         ("kind", ctypes.c_void_p), ("kind_size", ctypes.c_size_t), ("text", ctypes.c_void_p), ("text_size", ctypes.c_size_t),
     )  # fmt: skip
+
+
+class _Method(ctypes.Structure):
+    """``PyMethodDef``."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("code", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("text", ctypes.c_char_p),
+    )
+
+
+class _Held:
+    """What a native function is bound to, so that it lasts as long: where Python looks it up, and its code. Called when it failed."""
+
+    def __init__(self, method: _Method, code: object, error: Callable[[], Exception]) -> None:
+        self.method = method
+        self.code = code
+        self.error = error
+
+    def __call__(self) -> NoReturn:
+        raise self.error()
 
 
 class Object:
@@ -68,7 +97,7 @@ class Interface:
 
     def __init__(self) -> None:
         spec = importlib.util.find_spec("tvm_ffi")
-        folders = list(spec.submodule_search_locations or ()) if spec else []
+        folders = tuple(spec.submodule_search_locations or ()) if spec else ()
         if not folders:
             raise ImportError("No module named 'tvm_ffi'", name="tvm_ffi")
         library = ctypes.CDLL(os.path.join(folders[0], "lib", "libtvm_ffi.so"), ctypes.RTLD_GLOBAL)
@@ -83,7 +112,7 @@ class Interface:
         library.TVMFFIGetVersion(version)
         self.version: tuple[int, ...] = tuple(version)
         """Major, minor, patch."""
-        self._get_global = _core(folders)._get_global_func
+        self._folders = folders
         self._functions: dict[str, ctypes.c_void_p] = {}  # that were called: few, and kept as long as the process lasts
 
     def call(self, name: str, *arguments: Object | int | str | bytes | None) -> Any:
@@ -121,29 +150,54 @@ class Interface:
         self._check(self._create(None, ctypes.c_void_p(address), None, ctypes.byref(made)))
         return Object(_FUNCTION, made.value or 0, self._release)
 
+    def native(self, address: int, code: object) -> Callable[..., Any]:
+        """Code of Python's own calling convention (``PyCFunctionFast``) as a function.
+
+        Args:
+            address: of the code. Where it returns what it gets by calling its first argument, the function raises what tvm-ffi says.
+            code: what keeps it in memory; the function keeps that.
+        """
+        method = _Method(b"native", address, _FAST_CALL, None)
+        made: Callable[..., Any] = _new_function(ctypes.addressof(method), _Held(method, code, self._error), None)
+        return made
+
     def callable(self, function: Object) -> Callable[..., Any]:
-        """A function object as one that Python can call."""
+        """A function object as one that Python can call; the first one loads the extension module, so that takes turns.
+
+        Raises:
+            ImportError, OSError: the extension module is broken.
+        """
+        get_global = _core(self._folders)._get_global_func
         # Python gets functions by their global names alone, so it has one for the moment.
         name = f"mlec.{function.address:x}"
         text = name.encode()
         self._check(self._set_global(ctypes.byref(_Bytes(text, len(text))), ctypes.c_void_p(function.address), 0))
         try:
-            made: Callable[..., Any] = self._get_global(name, False)
+            made: Callable[..., Any] = get_global(name, False)
         finally:
             self.call("ffi.FunctionRemoveGlobal", name)
         return made
 
     def _check(self, failed: int) -> None:
-        if not failed:
-            return
+        if failed:
+            raise self._error()
+
+    def _error(self) -> Exception:
+        """Of what failed last in this thread."""
         error = ctypes.c_void_p()
         self._move_error(ctypes.byref(error))
         if not error.value:
-            raise RuntimeError("tvm-ffi failed and does not say why")
+            return RuntimeError("tvm-ffi failed and does not say why")
         message = _Message.from_address(error.value + _OBJECT_HEAD)
+        kind = ctypes.string_at(message.kind, message.kind_size)
         text = ctypes.string_at(message.text, message.text_size).decode(errors="replace")
         self._release(error)
-        raise RuntimeError(text)
+        return MemoryError(text) if kind == b"MemoryError" else RuntimeError(text)
+
+
+_new_function = ctypes.pythonapi.PyCFunction_NewEx
+_new_function.argtypes = (ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
+_new_function.restype = ctypes.py_object
 
 
 def _value(argument: Object | int | str | bytes | None, kept: list[object]) -> _Value:
@@ -163,7 +217,8 @@ def _value(argument: Object | int | str | bytes | None, kept: list[object]) -> _
     return _Value(_BYTES, 0, ctypes.addressof(data))
 
 
-def _core(folders: Sequence[str]) -> Any:
+@functools.cache
+def _core(folders: tuple[str, ...]) -> Any:
     """The module ``tvm_ffi.core``: as the package has it, or without that."""
     if "tvm_ffi" in sys.modules:
         return importlib.import_module("tvm_ffi.core")

@@ -14,14 +14,16 @@ import importlib.util
 import mmap
 import os
 import sys
-import threading
+from _thread import _local, allocate_lock  # `threading` takes 0.6 ms to import
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from mlec.errors import MlecError, RuntimeUnavailableError
 from mlec.hidden import Hidden
-from mlec.runtime.ffi import Interface, Object
+from mlec.runtime.ffi import FROM_PYTHON, Interface, Object
 from mlec.runtime.linker import link_in_memory
 from mlec.runtime.objects import address_of, check_objects
 from mlec.runtime.threads import default_num_threads
@@ -31,7 +33,7 @@ _THREAD_BYTES = 16 << 20  # of a new thread: its stack, what libraries keep in i
 _ALL_CPUS = -3  # affinity mode of the thread pool: threads share the cores listed
 
 
-class Library(NamedTuple):
+class Library(msgspec.Struct, frozen=True):
     """The loaded native libraries.
 
     Attributes:
@@ -79,11 +81,11 @@ def runtime_abi() -> str:
     return f"tvm-ffi {major}.{minor}"
 
 
-_loading = threading.Lock()
+_loading = allocate_lock()
 
 
 def load_library() -> Library:
-    """Load everything that running a model on the CPU needs; the first call takes some 20 ms.
+    """Load everything that running a model on the CPU needs; the first call takes some 3 ms.
 
     The thread pool takes its settings from the environment, so those that are unset there are set:
 
@@ -111,7 +113,7 @@ def _load_library() -> Library:
     return Library(ffi, runtime)
 
 
-class Linked(NamedTuple):
+class Linked(msgspec.Struct, frozen=True):
     """A function of object files.
 
     Attributes:
@@ -139,10 +141,12 @@ def link(objects: Sequence[bytes], entry: str) -> Linked:
         image = link_in_memory(objects, address_of)
         if image is None:
             return Linked(_linked_by_llvm(ffi, objects, entry))
-        address = image.functions.get(f"__tvm_ffi_{entry}")
+        native, address = map(image.functions.get, (FROM_PYTHON.format(entry), f"__tvm_ffi_{entry}"))
+        if native is not None:
+            return Linked(ffi.native(native, image))
         if address is None:
             raise RuntimeError(f"it has no function {entry}")
-        return Linked(ffi.callable(ffi.function_at(address)), image)
+        return Linked(_callable(ffi, ffi.function_at(address)), image)
     except MemoryError as error:
         raise MlecError(
             f"there is not enough memory for the compiled code: {error}", code="E_NO_MEMORY",
@@ -174,7 +178,15 @@ def _linked_by_llvm(ffi: Interface, objects: Sequence[bytes], entry: str) -> Cal
     function = ffi.call("ffi.ModuleGetFunction", module, entry, 0)
     if function is None:
         raise RuntimeError(f"it has no function {entry}")
-    return ffi.callable(function)
+    return _callable(ffi, function)
+
+
+def _callable(ffi: Interface, function: Object) -> Callable[..., Any]:
+    try:
+        with _loading:
+            return ffi.callable(function)
+    except (ImportError, OSError, AttributeError) as error:
+        raise _missing("apache-tvm-ffi", error) from error
 
 
 @functools.cache
@@ -236,7 +248,7 @@ class ThreadState:
         self.orphaned = False
 
 
-class _CallingThread(threading.local):
+class _CallingThread(_local):
     """The OS thread that asks: one look at what is local to a thread takes as long as ten at ``state``."""
 
     def __init__(self) -> None:

@@ -532,13 +532,17 @@ def test_torch_still_works_after_the_runtime(program_file: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(program_file)], env=environment, check=True)
 
 
-def test_tvm_ffi_is_whole_for_those_who_import_it_after_the_runtime(program_file: Path) -> None:
+@pytest.mark.parametrize("by_llvm", [False, True])
+def test_tvm_ffi_is_whole_for_those_who_import_it_after_the_runtime(program_file: Path, by_llvm: bool) -> None:
+    """What LLVM has linked is called through the extension module of tvm-ffi, which is that of the package then."""
     code = (
-        LEAN
-        + """
+        ("import mlec.runtime.library as library\nlibrary.link_in_memory = lambda objects, find: None\n" * by_llvm)
+        + LEAN
+        + f"""
 assert "tvm_ffi" not in sys.modules and "importlib.metadata" not in sys.modules
+assert any("tvm_ffi/core" in line for line in open("/proc/self/maps")) == {by_llvm}
 import tvm_ffi, tvm_ffi_orcjit
-assert tvm_ffi.core is sys.modules["tvm_ffi.core"] and type(executable._linked.call) is tvm_ffi.Function
+assert tvm_ffi.core is sys.modules["tvm_ffi.core"] and isinstance(executable._linked.call, tvm_ffi.Function) == {by_llvm}
 assert isinstance(tvm_ffi_orcjit.default_session(), tvm_ffi.Object)
 assert tvm_ffi.convert([1, "two"])[1] == "two" and tvm_ffi.from_dlpack(np.ones(3)).shape == (3,)
 assert executable.run([np.ones((2, 8), "f")])[0].tolist() == [[8.0] * 4] * 2

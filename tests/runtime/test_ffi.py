@@ -1,0 +1,49 @@
+"""Native functions that Python calls by itself."""
+
+from __future__ import annotations
+
+import platform
+import weakref
+
+import pytest
+
+from mlec.runtime import library
+from mlec.runtime.executable import DRIVER
+from mlec.runtime.ffi import FROM_PYTHON
+
+pytestmark = pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="code for other processors has no such functions"
+)
+
+
+def test_a_function_keeps_its_code_and_no_longer(objects: dict[str, tuple[bytes, ...]]) -> None:
+    call = library.link(objects["main"], DRIVER).call
+    code = weakref.ref(call.__self__.code)  # type: ignore[attr-defined]
+    assert code() is not None
+    del call
+    assert code() is None
+
+
+@pytest.mark.parametrize(
+    ("before", "kind", "says"),
+    [
+        ("", RuntimeError, "tvm-ffi failed and does not say why"),
+        ("call void @TVMFFIErrorSetRaisedFromCStr(ptr @wrong, ptr @text)\n", RuntimeError, "no luck"),
+        ("call void @TVMFFIErrorSetRaisedFromCStr(ptr @memory, ptr @text)\n", MemoryError, "no luck"),
+    ],
+)
+def test_a_function_says_why_it_failed(before: str, kind: type[Exception], says: str) -> None:
+    from mlec.backends.tvm.assembly import object_of
+
+    text = (
+        '@wrong = constant [11 x i8] c"ValueError\\00"\n@memory = constant [12 x i8] c"MemoryError\\00"\n'
+        '@text = constant [8 x i8] c"no luck\\00"\ndeclare void @TVMFFIErrorSetRaisedFromCStr(ptr, ptr)\n'
+        "declare ptr @PyObject_CallNoArgs(ptr)\n"
+        f"define ptr @{FROM_PYTHON.format('entry')}(ptr %self, ptr %given, i64 %count) {{\n{before}"
+        "%raised = call ptr @PyObject_CallNoArgs(ptr %self)\nret ptr %raised\n}\n"
+    )
+    entry = library.link([object_of(text)], "entry")
+    for _ in range(2):
+        with pytest.raises(kind, match=says) as caught:
+            entry.call()
+        assert caught.type is kind
