@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-import threading
+from _thread import get_ident  # `threading` takes as long to import as what is hidden for its time
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -14,10 +14,10 @@ class Hidden:
 
     def __init__(self, package: str) -> None:
         self.package = package
-        self.thread = threading.get_ident()
+        self.thread = get_ident()
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name == self.package and threading.get_ident() == self.thread:
+        if name == self.package and get_ident() == self.thread:
             raise ModuleNotFoundError(f"{name} is hidden during this import", name=name)
         return None
 

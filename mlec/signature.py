@@ -10,7 +10,7 @@ The frontends write a `Signature`, the artifact's metadata carries it as JSON, a
   classes become the source's labels, and arrays its DataFrames.
 """
 
-from __future__ import annotations
+# Annotations are not postponed here: msgspec would compile the text of each when the first file is loaded, which takes 1 ms.
 
 from typing import Literal
 

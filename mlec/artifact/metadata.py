@@ -3,7 +3,7 @@
 Everything else in the metadata belongs to the caller and is kept as it is.
 """
 
-from __future__ import annotations
+# Annotations are not postponed here: msgspec would compile the text of each when the first file is loaded, which takes 1 ms.
 
 import sys
 from collections.abc import Mapping

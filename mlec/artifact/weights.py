@@ -5,7 +5,7 @@ bytes, with zero bytes between them. `Tensors` hands them out as read-only NumPy
 file's memory.
 """
 
-from __future__ import annotations
+# Annotations are not postponed here: msgspec would compile the text of each when the first file is loaded, which takes 1 ms.
 
 import hashlib
 import math

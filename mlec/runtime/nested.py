@@ -6,7 +6,7 @@ known of the structure: any mapping, sequence or object with such entries fits.
 
 from __future__ import annotations
 
-import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -113,7 +113,7 @@ def _collect(tree: Tree, value: object, path: str, found: dict[str, object]) -> 
 
 def _entries(value: object, tree: Tree) -> dict[str, object]:
     """What a container holds, by name; entries that are None are not there."""
-    if dataclasses.is_dataclass(value) or hasattr(value, "_fields"):
+    if _is_record(value) or hasattr(value, "_fields"):
         pairs = [(name, getattr(value, name)) for name in _fields(value)]
     elif isinstance(value, Mapping):
         pairs = [(str(key), entry) for key, entry in value.items()]
@@ -124,8 +124,16 @@ def _entries(value: object, tree: Tree) -> dict[str, object]:
     return {name: entry for name, entry in pairs if entry is not None}
 
 
+def _is_record(value: object) -> bool:
+    """Whether it is an instance of a dataclass, or one itself: where nobody has imported their module, which takes 1 ms, nothing is."""
+    dataclasses = sys.modules.get("dataclasses")
+    return dataclasses is not None and bool(dataclasses.is_dataclass(value))
+
+
 def _fields(value: Any) -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(value)) if dataclasses.is_dataclass(value) else tuple(value._fields)
+    if not _is_record(value):
+        return tuple(value._fields)
+    return tuple(field.name for field in sys.modules["dataclasses"].fields(value))
 
 
 def _rebuilt(tree: Tree, value: Any, path: str, tensors: Mapping[str, object]) -> object:
@@ -134,8 +142,8 @@ def _rebuilt(tree: Tree, value: Any, path: str, tensors: Mapping[str, object]) -
     made = {
         name: _rebuilt(tree[name], entry, f"{path}.{name}", tensors) for name, entry in _entries(value, tree).items()
     }
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **made)
+    if _is_record(value) and not isinstance(value, type):
+        return sys.modules["dataclasses"].replace(value, **made)
     if hasattr(value, "_fields"):
         return value._replace(**made)
     if isinstance(value, Mapping):

@@ -9,7 +9,7 @@ import operator
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from mlec.errors import UsageError
 from mlec.runtime import logs
@@ -117,10 +117,11 @@ class SideBySide:
 _UNDONE: Final = object()
 
 
-class _Failure(NamedTuple):
+class _Failure:
     """What a task has instead of a result."""
 
-    error: Exception
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
 def side_by_side(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
