@@ -62,7 +62,7 @@ def _arena(arena: int, top: int) -> Html | None:
     return element(
         "g",
         element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y),
-        element("text", f"arena, {units.size(arena)}", x=WIDTH - RIGHT - 4, y=y + 14, text_anchor="end"),
+        element("text", f"arena, {units.size(arena)}", x=WIDTH - RIGHT - 4, y=y - 4, text_anchor="end"),
         class_="limit",
     )
 

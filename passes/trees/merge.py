@@ -18,6 +18,7 @@ from mlec.ir import Graph, GraphBuilder, Node
 from mlec.ir.op import Array
 from mlec.passes.trees.arrays import Bools, Change, Ints, Trees, change_ensembles, followed
 from mlec.pipeline import Pass, PassContext, PassResult
+from mlec.wording import plural
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -50,9 +51,12 @@ def _merge(b: GraphBuilder, node: Node, trees: Trees) -> Change | str | None:
         done.append(f"trees: {len(trees.roots)} -> {len(merged.roots)}, the others are constant, or equal to one")
     if done:
         return merged, node.inputs[0], "; ".join(done)
-    constant = int((trees.roots < 0).sum())
-    if constant:
-        return f"{constant} constant trees stay where they are in the sum, whose rounding depends on the order"
+    split = merged.roots >= 0
+    different = set(zip(hashes[split].tolist(), merged.output[split].tolist(), strict=True))
+    counts = {"constant": int((~split).sum()), "repeated": int(split.sum()) - len(different)}
+    staying = " and ".join(plural(count, f"{kind} tree") for kind, count in counts.items() if count)
+    if staying:
+        return f"{staying} left in place in the sum, whose rounding depends on the order"
     return None
 
 

@@ -401,9 +401,18 @@ def test_which_trees_are_merged(
     merged, remarks = merged_trees(forest(*trees, base=base))
     assert (merged.nodes, len(merged.roots)) == (nodes, left_over)
     if any(not thresholds for thresholds, _ in trees) and left_over == len(trees):
-        assert remarks == [
-            "missed: 1 constant trees stay where they are in the sum, whose rounding depends on the order"
-        ]
+        assert remarks == ["missed: 1 constant tree left in place in the sum, whose rounding depends on the order"]
+
+
+def test_equal_trees_whose_sum_is_rounded_are_told_of() -> None:
+    other = ([2.0], [0.1, 0.2])
+    merged, remarks = merged_trees(forest(SPLIT, other, SPLIT, SPLIT, ([], [0.3])))
+    assert len(merged.roots) == 5
+    assert remarks == [
+        "missed: 1 constant tree and 2 repeated trees left in place in the sum, whose rounding depends on the order"
+    ]
+    assert merged_trees(forest(SPLIT, other))[1] == []
+    assert merged_trees(forest(SPLIT, SPLIT, output=[0, 1]))[1] == []
 
 
 def test_constant_trees_of_another_column_do_not_wait() -> None:
