@@ -61,6 +61,9 @@ class TargetFacts:
         byte_products, bf16_products: how many products of bytes, and of bf16 by bf16, take the time of one of float32 where there are many;
             1 where the processor has nothing for them.
         bf16_rows: of a product by n columns of k numbers, the rows from which on it takes less time by bf16 products; see `bf16_products`.
+        bf16_tiles: whether a matrix unit does these, in tiles whose rows are 64 bytes; else vectors do.
+        winograd: of a convolution by 3 x 3 with a step of 1, its channels before and after and the extent of its result: whether it takes
+            less time in float32, by Winograd's sums, than by bf16 products.
     """
 
     vector_bytes: int = 32
@@ -70,6 +73,8 @@ class TargetFacts:
     byte_products: float = 1.0
     bf16_products: float = 1.0
     bf16_rows: Callable[[int, int], int] = lambda n, k: 2
+    bf16_tiles: bool = False
+    winograd: Callable[[int, int, Sequence[int]], bool] = lambda before, after, extent: False
 
 
 class Trials(Protocol):

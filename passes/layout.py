@@ -6,7 +6,8 @@
   convolution reads the plain image, or one that is brought into blocks for it, whichever takes less time; from there on the image
   stays in blocks through convolutions (also those of each channel by itself), elementwise ops, pooling, concatenation and global
   means, and goes back only where something else reads it.
-  Convolutions of numbers of bf16, where the processor multiplies such, do so in blocks of twice as many channels.
+  Convolutions of numbers of bf16, where the processor multiplies such, do so in the same blocks, or for a matrix unit in ones of twice
+  as many channels.
   Convolutions between which an image stays in blocks are decided together: they do so where their arithmetic is worth the
   transposes around them. Those of 1 x 1 are matrix products on plain images, and gain nothing from blocks.
 """
@@ -28,7 +29,7 @@ from mlec.ops.conv import blocked_depthwise_weights, blocked_weights, is_pointwi
 from mlec.ops.linalg import pack_columns, pack_narrow
 from mlec.ops.windows import Geometry
 from mlec.passes.precision.convolutions import why_not_narrow
-from mlec.pipeline import Pass, PassContext, PassResult, Remark, Tolerance, nominal, ulp
+from mlec.pipeline import Pass, PassContext, PassResult, Remark, TargetFacts, Tolerance, nominal, ulp
 from mlec.wording import plural
 
 MIN_BLOCK = 4
@@ -63,8 +64,7 @@ class ChooseLayout(Pass):
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         plain: dict[Node, str] = {}
         while True:
-            target = context.target
-            work = _Layout(graph, self.block, target.vector_bytes, self.images, target.bf16_products > 1, plain)
+            work = _Layout(graph, self.block, context.target, self.images, plain)
             result = work.run()
             losing = work.losing()
             if not losing:
@@ -76,9 +76,8 @@ class ChooseLayout(Pass):
 class _Layout:
     graph: Graph
     block: int
-    vector_bytes: int
+    target: TargetFacts
     images: bool
-    narrow_units: bool  # the target multiplies bf16
     stay_plain: Mapping[Node, str] = field(default_factory=dict)  # convolutions that keep their layout, and why
     b: GraphBuilder = field(init=False)
     blocked: dict[Value, Value] = field(default_factory=dict)  # old plain value -> new value in channel blocks
@@ -127,7 +126,7 @@ class _Layout:
         }
 
     def lanes(self, value: Value) -> int:
-        return self.block or max(1, self.vector_bytes // value.type.dtype.itemsize)
+        return self.block or max(1, self.target.vector_bytes // value.type.dtype.itemsize)
 
     def applied(self, node: Node, message: str) -> None:
         self.changed = True
@@ -220,11 +219,12 @@ class _Layout:
         """conv(cast(x), w) -> conv2d_narrow(x in blocks, w in pairs), where x and w hold numbers of bf16"""
         w, (k, c) = node.inputs[1], weights.shape[:2]
         x, narrow = self.narrow_image(node), weights.astype(DType.BF16.numpy)
-        if x is None or why_not_narrow(node) or not np.array_equal(narrow, weights, equal_nan=True):
+        if x is None or why_not_narrow(node, self.target) or not np.array_equal(narrow, weights, equal_nan=True):
             return False
         few = x not in self.blocked and c < FEW_CHANNELS
-        source = self.single_channels(x) if few else self.to_blocks(x, self.lanes(x))
-        groups, block = node.attrs["groups"], channel_block(k // node.attrs["groups"], self.lanes(x))
+        lanes = self.narrow_lanes(node, x)
+        source = self.single_channels(x) if few else self.to_blocks(x, lanes)
+        groups, block = node.attrs["groups"], channel_block(k // node.attrs["groups"], lanes)
         if c % _block_of(source):
             return False
         packed = self.b.constant(paired_weights(narrow, _block_of(source), groups), w.hint)
@@ -234,12 +234,16 @@ class _Layout:
         self.applied(node, f"convolution of bf16 on blocks of {_block_of(source)} to {block} channels")
         return True
 
+    def narrow_lanes(self, node: Node, x: Value) -> int:
+        """Channels of a block of an image of bf16: a row of a tile is a vector of these, the sums of vectors are as many as of float32."""
+        return self.lanes(x if self.target.bf16_tiles else node.output)
+
     def narrow_image(self, node: Node) -> Value | None:
         """What the image of a convolution is in bf16, if it is and the processor multiplies that."""
         made = self.graph.producer.get(node.inputs[0])
-        if not self.narrow_units or made is None or made.name != "cast" or made.inputs[0].type.dtype is not DType.BF16:
+        if made is None or made.name != "cast" or made.inputs[0].type.dtype is not DType.BF16:
             return None
-        return made.inputs[0]
+        return made.inputs[0] if self.target.bf16_products > 1 else None
 
     def is_depthwise(self, node: Node) -> bool:
         """Whether each channel is convolved by itself, and enough of them make a block."""
@@ -253,7 +257,7 @@ class _Layout:
     def depthwise(self, node: Node, weights: Array) -> bool:
         """conv(x, w, groups=channels) -> depthwise2d_nchwc(x in blocks, w in blocks), of x in bf16 where it is that"""
         x, w = self.narrow_image(node) or node.inputs[0], node.inputs[1]
-        source = self.to_blocks(x, self.lanes(x))
+        source = self.to_blocks(x, self.narrow_lanes(node, x))
         block = _block_of(source)
         packed = self.b.constant(blocked_depthwise_weights(weights, block), w.hint)
         attrs = {k: v for k, v in node.attrs.items() if k != "groups"}

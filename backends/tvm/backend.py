@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 
 from mlec.backends.base import Backend, CompiledModule, CompileOptions
 from mlec.backends.tvm import cuda, peak
@@ -14,9 +14,10 @@ from mlec.backends.tvm.assembly import second_names
 from mlec.backends.tvm.compat import llvm, tvm
 from mlec.backends.tvm.device_code import DEFAULT_ARCHS, compile_for_cuda, device_compiler, pack_device_code
 from mlec.backends.tvm.driver import driver
-from mlec.backends.tvm.kernels.gemm_bf16 import bf16_products, least_rows
+from mlec.backends.tvm.kernels.gemm_bf16 import bf16_products, has_tiles, least_rows
 from mlec.backends.tvm.kernels.int8 import byte_products
 from mlec.backends.tvm.kernels.tile import PARAMETER_ALIGNMENT
+from mlec.backends.tvm.kernels.winograd import beats_bf16
 from mlec.backends.tvm.lowering import Lowered, Lowering
 from mlec.backends.tvm.objects import to_objects
 from mlec.backends.tvm.pipeline import ObjectsForCPU
@@ -76,7 +77,9 @@ class TVMBackend(Backend):
             cache_bytes=info.l2_bytes,
             byte_products=byte_products(info),
             bf16_products=bf16_products(info),
-            bf16_rows=least_rows,
+            bf16_rows=least_rows if has_tiles(info) else TargetFacts.bf16_rows,
+            bf16_tiles=has_tiles(info),
+            winograd=partial(beats_bf16, target=info),
         )
 
     def check_tunable(self, target: Target) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlec.backends.tvm.kernels.gemm import GemmSchedule, column_block, gemm, pack_gemm, unit_pairs
+from mlec.backends.tvm.kernels.gemm import GemmSchedule, column_block, gemm, pack_gemm, unit_pairs, vector_dots
 from mlec.backends.tvm.kernels.gemm_bf16 import least_rows
 from mlec.backends.tvm.kernels.matmul import MatmulSchedule, matmul
 from mlec.backends.tvm.lower_fused import Tail, lower_decomposed
@@ -77,6 +77,8 @@ def _packed_product(
     block, rows = static(w.shape[2]), product(a.shape[:-1])
     operands = (a, w, *tail.operands(lowering))
     how = f", {narrow} weights widened" if narrow else ""
+    if vector_dots(a.dtype, narrow, block, lowering.target) is not None:
+        how = ", bf16 by bf16 in vectors"
     if unit_pairs(a.dtype, narrow, static(a.shape[-1]), block, lowering.target):
         least = least_rows(n, static(a.shape[-1]))
         how += "" if isinstance(rows, int) and rows < least else f", of {least} rows or more by AMX"

@@ -181,7 +181,8 @@ def lower_conv2d_narrow(lowering: Lowering, node: Node, operands: tuple[Tensor, 
             shape, epilogue = dims.shape(x.shape), tail.epilogue(lowering, dims)
             return conv_bf16(shape, known, target, epilogue, name, schedule, lowering.weights_nbytes)
 
-        return Version(build, operands, f"convolution of bf16 by AMX on channel blocks{tail}")
+        unit = "by AMX" if has_tiles(target) else "in vectors"
+        return Version(build, operands, f"convolution of bf16 {unit} on channel blocks{tail}")
 
     return lowering.scheduled(known.schedules(x.shape, target), version, [tail.type], node=node)[0]
 

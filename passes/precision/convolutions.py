@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from mlec.ir import Node
-from mlec.ir.dim import product
+from mlec.ir.dim import product, static_dims
+from mlec.ops.windows import Geometry
+from mlec.pipeline import TargetFacts
 
 LEAST_TERMS = 8
 """Products of a sum that are worth a step of a matrix unit."""
@@ -22,8 +24,8 @@ def is_depthwise(node: Node) -> bool:
     return known and node.attrs["groups"] == w[0] == x[1] and w[0] % 4 == 0
 
 
-def why_not_narrow(node: Node) -> str:
-    """Why a convolution is not computed in bf16, whatever its numbers and the processor; empty if it can be."""
+def why_not_narrow(node: Node, target: TargetFacts) -> str:
+    """Why a convolution is not computed in bf16, whatever its numbers, where the processor multiplies such; empty if it can be."""
     if node.name != "conv" or node.output.type.rank != 4:
         return "there are kernels for 2-d convolutions only"
     x, w = (value.type.shape for value in node.inputs)
@@ -40,4 +42,8 @@ def why_not_narrow(node: Node) -> str:
         return f"sums of {extents // outputs} products for {outputs} channels do not fill tiles"
     if positions < LEAST_POSITIONS:
         return f"{positions} positions do not fill tiles"
+    dense = Geometry.of(node.attrs, 2)
+    once = groups == 1 and {*dense.strides, *dense.dilations} == {1} and w[2:] == (3, 3)
+    if once and target.winograd(channels, outputs, static_dims(node.output.type.shape[2:])):
+        return "Winograd's sums take less time"
     return ""

@@ -149,7 +149,7 @@ class _Work:
         """Why a kernel reads rounded weights in float32."""
         if node.name == "conv":
             nothing = f"nothing that multiplies {self.form.dtype} is known of this processor"
-            reason = why_not_narrow(node) if self.multiplies() else nothing
+            reason = why_not_narrow(node, self.context.target) if self.multiplies() else nothing
             return f"its kernel reads them in f32: {reason or 'activations = never'}"
         if node.name != "matmul":
             return "its kernel reads them in f32"
@@ -177,8 +177,10 @@ class _Work:
         """Whether the processor multiplies the product's operands in 16 bits."""
         recurrent = node.name in RECURRENT  # its rows of a step are sequences
         rows = node.inputs[0].type.shape[0] if recurrent else product(node.output.type.shape[:-1])
-        if not self.multiplies() or not isinstance(rows, int):
-            return self.multiplies()
+        if not self.multiplies() or (recurrent and not self.context.target.bf16_tiles):
+            return False
+        if not isinstance(rows, int):
+            return True
         if recurrent:
             return rows >= FEW_SEQUENCES
         k, n = node.inputs[1].type.shape[-2:]
@@ -257,7 +259,7 @@ class _Work:
 
     def convolved(self, node: Node) -> bool:
         """Whether a convolution reads its image in 16 bits."""
-        if why_not_narrow(node) or not self.multiplies() or self.options.activations == "never":
+        if why_not_narrow(node, self.context.target) or not self.multiplies() or self.options.activations == "never":
             return False
         weights = self.graph.constant_value(node.inputs[1])
         return weights is not None and weights.dtype == DType.F32.numpy and not self.form.why_not_weights(weights)

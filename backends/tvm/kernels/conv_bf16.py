@@ -1,4 +1,5 @@
-"""2-d convolutions of bf16 by bf16 with sums in float32, on channel blocks (NCHWc), by the matrix unit of x86 processors (AMX).
+"""2-d convolutions of bf16 by bf16 with sums in float32, on channel blocks (NCHWc), by the matrix unit of x86 processors (AMX) or by
+vectors that multiply pairs (AVX512_BF16).
 
 An image in blocks of 32 channels is what tiles want: a pixel of a block is the 64 bytes of a row of a tile, neighbouring positions are
 neighbouring rows, and no two rows of a tile share a set of L1.
@@ -9,7 +10,12 @@ GHz. That is with all lines in L1; the image lies in L2, which gives 14 to 28 by
 Measured 158 us by one thread, 1470 GFLOP/s, 7.9 times as fast as float32; 128 x 28 x 28 to 128 176 us, 6.8 times; 1 x 1 there 24 us, 5.7
 times. Where sums are short, what finishes them counts: 24 to 144 channels by 1 x 1 on 56 x 56 74 us, 2 times.
 
-Vectors of AVX512_BF16 multiply pairs as well, and are not used: 3 x 3 on 64 channels took 1.8 times as long with them as in float32.
+Vectors multiply pairs where they do more such products than of float32, `kernels.int8.Dots.of_bf16`: 32 products in a cycle on Zen 4,
+which multiplies 16 of float32. 64 x 56 x 56 by 3 x 3 with a step of 2 to 128 is 116 MFLOP: 492 us at 3.67 GHz, measured 522 by one thread,
+float32 1052; 512 x 7 x 7 by 3 x 3 to 512 1093, and 2060; 256 x 14 x 14 by 1 x 1 to 256 predicted 109, measured 122, and 230. What finishes
+a sum counts here, too: 64 x 56 x 56 by 1 x 1 to 64 takes 152 us, of which 109 are predicted; float32 takes 236. A copy of images in blocks
+of 8 channels with all of them side by side is worth it as well: 24 to 144 by 1 x 1 on 56 x 56 take 166 us with it, 186 without it, and 224
+in float32. 3 x 3 with a step of 1 by Winograd's sums takes less time in float32: `kernels.winograd.beats_bf16`.
 """
 
 from __future__ import annotations
@@ -120,12 +126,19 @@ class NarrowConv:
     def is_computed(self, target: TargetInfo) -> bool:
         """Whether `conv_bf16` does it on this processor."""
         whole = self.block % BLOCK == 0 or BLOCK % self.block == 0
-        return has_tiles(target) and whole and self.gathered is not None
+        multiplied = has_tiles(target) or Dots.of_bf16(target) is not None
+        return multiplied and whole and self.gathered is not None
 
     def schedules(self, x_shape: Sequence[Dim], target: TargetInfo) -> Iterator[NarrowConvSchedule]:
         """How it can be done."""
         nbytes = product(x_shape[1:]) * ITEM
-        return NarrowConvSchedule.candidates(self.rows(x_shape), nbytes, self.weights, has_tiles(target), target)
+        amx, rows = has_tiles(target), self.rows(x_shape)
+        return NarrowConvSchedule.candidates(rows, nbytes, self.weights, _vectors(target), amx, target)
+
+
+def _vectors(target: TargetInfo) -> Dots:
+    """What multiplies bf16 in vectors; with tiles, those into which their sums go."""
+    return Dots.of_bf16(target) or Dots.of(target)
 
 
 def conv_bf16(
@@ -158,7 +171,7 @@ def conv_bf16(
         y_shape = (n, conv.outputs // conv.block)
         y = Result.parameter("y", (*y_shape, *shown, conv.block), "float32", epilogue)
         reach(product(x_shape) * ITEM)  # as bytes
-        multiplier = Multiplier(flat_view(weights, (packed.nbytes,), "int8"), None, packed, Dots.of(target))
+        multiplier = Multiplier(flat_view(weights, (packed.nbytes,), "int8"), None, packed, _vectors(target))
         source = flat_view(x, (product(x_shape) * ITEM,), "uint8")
         elements = flat_view(x, (product(x_shape),), "uint16")
         blocks = y_shape[1] // conv.groups
@@ -172,9 +185,10 @@ def conv_bf16(
         seen = Image((n, 1, h, w, width * ITEM) if width else (n, cb, h, w, b * ITEM))
         copies = copy if width or any(geometry.pads) else None
         far = max(program_weights, packed.nbytes) > target.l2_bytes // 2
-        NarrowConvolution(
-            source, multiplier, seen, conv.window, geometry, extent, chosen, far, copies, place.store
-        ).all_tasks()
+        with multiplier.dots.in_program():
+            NarrowConvolution(
+                source, multiplier, seen, conv.window, geometry, extent, chosen, far, copies, place.store
+            ).all_tasks()
     return kernel.func
 
 

@@ -84,10 +84,13 @@ class NarrowConvSchedule:
 
     @staticmethod
     def candidates(
-        extent: tuple[int, int], nbytes: Dim, packed: Packed, amx: bool, target: TargetInfo
+        extent: tuple[int, int], nbytes: Dim, packed: Packed, dots: Dots, amx: bool, target: TargetInfo
     ) -> Iterator[NarrowConvSchedule]:
-        """For results of so many rows and columns, of images of ``nbytes`` bytes. Vectors multiply bytes, and AMX what there is it for."""
-        (p, q), dots, on_vectors = extent, Dots.of(target), packed.item == 1
+        """For results of so many rows and columns, of images of ``nbytes`` bytes.
+
+        Vectors multiply what there are ``dots`` for, tiles what there is ``amx`` for.
+        """
+        (p, q), on_vectors = extent, dots.sums == packed.sums
 
         def shares(amx: bool) -> tuple[int, int]:
             tasks = tasks_worth(_work(p * q, packed, dots, amx), target)
@@ -119,7 +122,8 @@ def conv_schedules(
 ) -> Iterator[NarrowConvSchedule]:
     """Those of `conv_int8`, for an image whose extents but the first are numbers."""
     extent = geometry.positions(x_shape[1:3], w_shape[:2])
-    return NarrowConvSchedule.candidates(static_dims(extent), product(x_shape[1:]), packed, has_amx(target), target)  # type: ignore[arg-type]
+    sizes = static_dims(extent), product(x_shape[1:])
+    return NarrowConvSchedule.candidates(*sizes, packed, Dots.of(target), has_amx(target), target)  # type: ignore[arg-type]
 
 
 def conv_int8(

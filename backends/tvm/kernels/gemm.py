@@ -8,6 +8,7 @@ number of threads nor on the other rows of the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import product as cartesian
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from mlec.backends.tvm.compat import T, prim_func, tirx
 from mlec.backends.tvm.kernels.epilogue import IDENTITY, Buffer, BufferSpec, Dim, Epilogue, Expr
 from mlec.backends.tvm.kernels.gemm_bf16 import TiledGemm, least_rows, pairs_of_step
-from mlec.backends.tvm.kernels.int8 import STRIP
+from mlec.backends.tvm.kernels.int8 import STRIP, Dots
 from mlec.backends.tvm.kernels.operands import Extents
 from mlec.backends.tvm.kernels.result import Result
 from mlec.backends.tvm.kernels.schedule import around, variations
@@ -62,8 +63,16 @@ def column_block(n: int, dtype: str, target: TargetInfo) -> int:
 
 def unit_pairs(dtype: str, narrow: str | None, k: int, block: int, target: TargetInfo) -> int:
     """Pairs of successive k that one instruction of a matrix unit takes of such rows and weights; 0 where vectors multiply them."""
-    both = dtype == narrow == "bfloat16" and block % STRIP == 0
-    return pairs_of_step(k, target) if both else 0
+    return pairs_of_step(k, target) if _both_bf16(dtype, narrow, block) else 0
+
+
+def vector_dots(dtype: str, narrow: str | None, block: int, target: TargetInfo) -> Dots | None:
+    """How vectors multiply such rows and weights as they are; None where these are widened."""
+    return Dots.of_bf16(target) if _both_bf16(dtype, narrow, block) else None
+
+
+def _both_bf16(dtype: str, narrow: str | None, block: int) -> bool:
+    return dtype == narrow == "bfloat16" and block % STRIP == 0
 
 
 @dataclass(frozen=True)
@@ -91,13 +100,15 @@ class GemmSchedule:
         """For ``m`` rows, which may be symbolic. Tiles that leave no register for the operands do not fit."""
         columns = _Columns.of(n, dtype, block, target)
         lanes, item = columns.lanes, bits(dtype) // 8
-        weight = bits(accumulator_dtype(dtype) if narrow else dtype) // 8
+        widened = narrow is not None and vector_dots(dtype, narrow, block, target) is None
+        weight = bits(accumulator_dtype(dtype) if widened else dtype) // 8
         vectors = columns.width(tile_vectors(target))
         mr, nr = tile_rows(target, vectors), vectors * lanes
         groups = -(-columns.vectors // vectors)
         row, panel = max(1, k * item), max(1, k * nr * weight)
         kc, most, room, tasks = k, 64, target.l2_bytes // 4, 2 * target.cores
-        if narrow or groups * panel > target.l2_bytes // 2:  # weights come anew for each chunk: more rows, fewer chunks
+        anew = widened or groups * panel > target.l2_bytes // 2
+        if anew:  # weights come anew for each chunk: more rows, fewer chunks
             most, room, tasks = 132, target.l2_bytes // 2, 4 * target.cores
         if panel > target.l2_bytes // 4:
             parts = -(-panel * 16 // target.l2_bytes)
@@ -172,7 +183,8 @@ def gemm(
     ``narrow`` is the dtype of weights in fewer bits, packed by `pack_narrow` of the op; the result is float32. They are widened in
     registers as they are read, which takes two instructions for a vector (of bfloat16, which lie in pairs, one) beside an FMA for each row.
     Where many rows are shared out, a task widens a panel once, for all its row tiles. Rows and weights of bfloat16 are multiplied as
-    they are by a matrix unit, where there is one and there are rows enough, see `TiledGemm`.
+    they are by a matrix unit, where there is one and there are rows enough, see `TiledGemm`, or by vectors, two products for each sum
+    in one instruction, where these do more of them than of float32, see `Dots.of_bf16`: all below then holds with half as many steps.
 
     Parameters of the program: a, w, the epilogue's inputs, c. Extents in ``lead`` may be symbolic; their product is the
     number of rows. ``block`` is a multiple of the vector length or shorter than one vector. A tile takes vectors of columns
@@ -199,7 +211,9 @@ def gemm(
     of the rate of FMAs on registers alone, whatever the tile, as the processor runs at a lower clock then: rates of hand-written loops move
     in steps of 6.4 GFLOP/s, 100 MHz times 64 FLOP, and reach 198 to 210 so, where FMAs on registers reach 217 to 230 in the same process.
     Times of float32 weights as multiples of those of narrow ones: a row times 4096 x 4096 from L3 3.5 for int8, 1.9 for 16 bits (4 and 2
-    by the bytes), 1024 x 1024 4.7 and 3.4 to 4.3, where float32 just exceeds L2 and they do not; 128 or 512 rows 0.92 to 1.0.
+    by the bytes), 1024 x 1024 4.7 and 3.4 to 4.3, where float32 just exceeds L2 and they do not; 128 or 512 rows 0.92 to 1.0. Of bf16
+    by bf16 in vectors, on Zen 4, where 512 x 768 x 768 is predicted to take 2.6 ms and takes 2.7: 2.3 for a row times 512 x 512 from L2,
+    2.2 for two rows, 2.0 to 2.15 for 4 to 256, 1.5 for 4 x 64 x 64.
     """
     m = product(lead)
     schedule = schedule or next(GemmSchedule.candidates(m, n, k, dtype, block, target, narrow))
@@ -209,25 +223,28 @@ def gemm(
         blocks, steps, held = -(-n // block), -(-k // 2) if paired else k, "uint32" if paired else kind
         w = parameter("w", BufferSpec((blocks, steps, block, *(2,) * paired), kind))
         c = Result.parameter("c", (*lead, n), accumulator_dtype(dtype) if narrow else dtype, epilogue)
-        rows, c = _Rows(flat_view(a, (m, k), dtype), lead, dtype), c.viewed((m, n))
+        dots = vector_dots(dtype, narrow, block, target)
+        rows, c = _Rows(flat_view(a, (m, k), dtype if dots is None else "uint16"), lead, dtype), c.viewed((m, n))
         w, stream = (flat_view(w, shape, held) for shape in ((blocks, steps, block), (blocks * steps * block,)))
         weights = _Weights(
             packed=w,
             stream=stream,
             columns=_Columns.of(n, dtype, block, target),
             kind=kind,
-            narrow=narrow is not None,
+            narrow=narrow is not None and dots is None,
             paired=paired,
+            dots=dots,
             acc=rows.acc,
             in_turn=max(n * k * (bits(kind) // 8), program_weights),
         )
-        _Gemm(rows, weights, c, Extents(m, n, k), schedule, target).all_rows()
+        with nullcontext() if dots is None else dots.in_program():
+            _Gemm(rows, weights, c, Extents(m, n, k), schedule, target).all_rows()
     return kernel.func
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The first operand: ``[m, k]``, the leading axes as the epilogue knows them, and its dtype."""
+    """The first operand: ``[m, k]`` (bits, where pairs are multiplied), the leading axes as the epilogue knows them, its dtype."""
 
     buffer: Buffer
     lead: Sequence[Dim]
@@ -237,6 +254,12 @@ class _Rows:
     def acc(self) -> str:
         """Dtype of the sums."""
         return accumulator_dtype(self.dtype)
+
+    def pair(self, row: Expr, k: Expr, count: int) -> Expr:
+        """Two numbers from ``k`` on in one of 32 bits; of a single one, which is the lower half, the other is zero."""
+        if count == 1:
+            return cast_to("int32", self.buffer[row, k])
+        return tirx.reinterpret("int32", load(self.buffer, [row, k], 2))
 
 
 @dataclass(frozen=True)
@@ -248,6 +271,7 @@ class _Weights:
         stream: the same as one axis.
         kind: dtype of a weight.
         narrow: whether they have to be widened to ``acc``, the dtype of the sums.
+        dots: how pairs are multiplied by those of rows as they are; None: by FMAs.
         in_turn: bytes of weights that are read between two reads of the same one, in successive calls.
     """
 
@@ -257,6 +281,7 @@ class _Weights:
     kind: str
     narrow: bool
     paired: bool
+    dots: Dots | None
     acc: str
     in_turn: int
 
@@ -356,7 +381,7 @@ class _Gemm:
     def most_for_one(self) -> int:
         """Rows that one thread computes alone, or with the columns spread over the threads."""
         columns = self.w.columns
-        row: int = multiply_adds(columns.vectors * columns.lanes * self.extents.k, self.a.dtype, self.target)
+        row = self.work(columns.vectors * columns.lanes * self.extents.k)
         few = 4 if self.w.narrow else 1  # tiles of rows for which a panel is not worth widening
         return max(SERIAL_WORK // (row + 1), few * self.schedule.mr - 1)
 
@@ -400,7 +425,7 @@ class _Gemm:
 
     def tall(self, rows: int) -> None:
         """A few more rows than a tile in one narrower tile: weights that come from memory are read once."""
-        operands = 8 if self.w.paired else 4
+        operands = 8 if self.w.paired and self.w.narrow else 4
         width = self.w.columns.width((self.target.vector_registers - operands) // rows)
         self.across(width, rows, lambda first, count: self.tile(rows, 0, first, count))
 
@@ -525,10 +550,15 @@ class _Gemm:
         lanes, vectors = self.w.columns.lanes, self.w.columns.vectors
         weights = self.extents.k * count * lanes
         steps = rows + 1 if self.w.narrow else rows  # widening takes about as long as a row
-        work = max(multiply_adds(steps * weights, self.a.dtype, self.target), self.reading(weights))
+        work = max(self.work(steps * weights), self.reading(weights))
         parallel_if_large(vectors // count, work, lambda g: body(g * count, count))
         if vectors % count:
             body(vectors // count * count, vectors % count)
+
+    def work(self, products: int) -> int:
+        """The work of so many products."""
+        found: int = multiply_adds(products, self.a.dtype, self.target)
+        return found if self.w.dots is None else found // 2
 
     def reading(self, weights: int) -> int:
         """The work of reading so many weights: a byte takes 10 ps from L2, 30 ps from behind it, where they come from if more than L2
@@ -552,6 +582,9 @@ class _Gemm:
         together = w.together if at.wide is None else 1
 
         def step(turn: Expr, parts: int = together) -> None:
+            if w.dots is not None:
+                self.add_pairs(w.dots, sums, at, begin // together + turn, parts)
+                return
             if at.wide is None:
                 vectors = [share(w.vector(at.first, v, at.count, begin // together + turn)) for v in range(at.count)]
             else:
@@ -568,6 +601,14 @@ class _Gemm:
         unrolled(steps // together, max(1, times // together), step, each_turn)
         if steps % together:
             step(steps // together, 1)
+
+    def add_pairs(self, dots: Dots, sums: RegisterTile, at: _Place, pair: Expr, count: int) -> None:
+        """One step over two k, or over the last one of an odd sum, beside which both operands have zeros."""
+        weights = [dots.weights(self.w.vector(at.first, v, at.count, pair)) for v in range(at.count)]
+        for i, cells in enumerate(sums.cells):
+            row = dots.row(share(self.a.pair(at.row + i, pair * 2, count)))
+            for cell, vector in zip(cells, weights, strict=True):
+                dots.add(cell, row, vector)
 
     def finish(self, row: Expr, first: Expr, values: Sequence[Sequence[Expr]]) -> None:
         """Stores the sums of a tile."""

@@ -16,7 +16,7 @@ from functools import partial
 
 from mlec.backends.tvm.compat import T, tirx
 from mlec.backends.tvm.kernels.epilogue import Buffer, Dim, Expr
-from mlec.backends.tvm.kernels.int8 import STRIP, amx, in_parts, set_up_tiles
+from mlec.backends.tvm.kernels.int8 import STRIP, Dots, amx, in_parts, set_up_tiles
 from mlec.backends.tvm.kernels.tile import SERIAL_WORK, ceildiv, if_, otherwise
 from mlec.backends.tvm.kernels.vector import load, share
 from mlec.backends.tvm.target import TargetInfo
@@ -35,7 +35,7 @@ def has_tiles(target: TargetInfo) -> bool:
 
 def bf16_products(target: TargetInfo) -> float:
     """How many products of bf16 take the time of one of float32."""
-    return RATE if has_tiles(target) else 1.0
+    return RATE if has_tiles(target) else 1.0 if Dots.of_bf16(target) is None else 2.0
 
 
 def pairs_of_step(k: int, target: TargetInfo) -> int:

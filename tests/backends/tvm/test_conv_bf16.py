@@ -1,4 +1,4 @@
-"""Convolutions of bf16 against torch in float64: by tiles, and widened where a processor has none."""
+"""Convolutions of bf16 against torch in float64: by tiles, by vectors, and widened where a processor has neither."""
 
 from dataclasses import replace
 
@@ -12,6 +12,7 @@ from mlec.backends.tvm.compat import tirx
 from mlec.backends.tvm.kernels.conv_bf16 import NarrowConv, conv_bf16
 from mlec.backends.tvm.kernels.epilogue import BufferSpec, Epilogue
 from mlec.backends.tvm.kernels.gemm_bf16 import has_tiles
+from mlec.backends.tvm.kernels.int8 import Dots
 from mlec.backends.tvm.kernels.vector import cast_to
 from mlec.backends.tvm.target import TargetInfo
 from mlec.ir import GraphBuilder, TensorType
@@ -23,7 +24,8 @@ from mlec.runtime.executable import Executable
 from mlec.target import Target
 from tests.backends.tvm.kernel_helpers import HOST, compile_kernel, geometry
 
-by_tiles = pytest.mark.skipif(not has_tiles(HOST), reason="the processor has no AMX for bf16")
+MULTIPLIES = has_tiles(HOST) or Dots.of_bf16(HOST) is not None
+multiplied = pytest.mark.skipif(not MULTIPLIES, reason="the processor multiplies bf16 no faster than float32")
 
 CASES = {
     # n, c, h, w, k, kernel, strides, pads, dilations, groups, in block, out block
@@ -62,7 +64,7 @@ def assert_close(got, want, terms):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * terms**0.5)
 
 
-@by_tiles
+@multiplied
 @pytest.mark.parametrize("name", CASES)
 def test_convolution(name):
     """All rows by one task, and shared out; weights that come from far are asked for."""
@@ -79,7 +81,7 @@ def test_convolution(name):
             assert_close(from_blocked(got), want[:n], w[0].size)
 
 
-@by_tiles
+@multiplied
 def test_epilogue():
     """Factors and a residual on the sums, in float32; the result in bf16, rounded once."""
     case = CASES["pointwise"]
@@ -102,7 +104,7 @@ def test_epilogue():
 
 
 @pytest.mark.parametrize("name", ["3 x 3", "three channels", "pointwise", "uneven", "groups"])
-@pytest.mark.parametrize("cpu", ["", ":x86-64", ":x86-64-v3", ":cascadelake", ":cooperlake"])
+@pytest.mark.parametrize("cpu", ["", ":x86-64", ":x86-64-v3", ":cascadelake", ":cooperlake", ":znver4"])
 def test_on_every_processor(name, cpu):
     """Also where nothing multiplies bf16, and for 16 lanes or fewer."""
     target, case = Target.parse(f"cpu{cpu}"), CASES[name]

@@ -17,6 +17,7 @@ from mlec.backends.base import CompiledModule
 from mlec.backends.tvm.backend import TVMBackend
 from mlec.backends.tvm.compat import tvm
 from mlec.backends.tvm.kernels.gemm_bf16 import has_tiles
+from mlec.backends.tvm.kernels.int8 import Dots
 from mlec.backends.tvm.target import TargetInfo
 from mlec.ir import OPS, DType, Graph, GraphBuilder, Node, TensorType, Trait, Value, run_graph, tensor
 from mlec.ir.op import SYMBOLIC_EXTENT, Array, Case
@@ -240,6 +241,11 @@ def in_turn(b: GraphBuilder) -> Sequence[Value]:
     return [b("concat", rows(b, 3, 1), b.input("y", tensor("f32", ("n", 3, 1))), axis=-1)]
 
 
+def by_what(target: TargetInfo) -> str:
+    """What a processor multiplies bf16 with."""
+    return "by AMX" if has_tiles(target) else "widened" if Dots.of_bf16(target) is None else "in vectors"
+
+
 TEMPLATES: dict[str, tuple[Callable[[GraphBuilder], Sequence[Value]], str]] = {
     "pointwise": (pointwise, "product of weights and image"),
     "distances": (distances, "distances"),
@@ -247,7 +253,7 @@ TEMPLATES: dict[str, tuple[Callable[[GraphBuilder], Sequence[Value]], str]] = {
     "lstm": (recurrent("lstm", 4, 2, 1), "tiles of sequences"),
     "gru": (recurrent("gru", 3, 1, 2), "tiles of sequences"),
     "rnn": (recurrent("rnn", 1, 1, 1), "tiles of sequences"),
-    "product of bf16": (bf16_product, "by AMX" if has_tiles(TargetInfo.host()) else "widened"),
+    "product of bf16": (bf16_product, by_what(TargetInfo.host())),
     "depthwise on bytes": (depthwise_bytes, "depthwise convolution of bytes"),
     "in turn": (in_turn, "in turn"),
 }

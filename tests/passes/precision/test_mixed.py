@@ -22,7 +22,8 @@ from mlec.target import Target
 N = SymDim.named("n")
 RNG = np.random.default_rng(0)
 TINY_CACHE = PassContext(TargetFacts(cache_bytes=1000))
-TILES = PassContext(TargetFacts(cache_bytes=1000, bf16_products=6.0, bf16_rows=least_rows))
+TILES = PassContext(TargetFacts(cache_bytes=1000, bf16_products=6.0, bf16_rows=least_rows, bf16_tiles=True))
+PAIRS = PassContext(TargetFacts(cache_bytes=1000, bf16_products=2.0))
 
 
 def perceptron(scale=1.0, rows=N, middle=70):
@@ -173,6 +174,7 @@ def test_recurrent_layers_that_multiply_in_float32():
     """No unit for 16 bits, one sequence, as it is asked for, or matrices that do not fit the format."""
     for graph, options, context in (
         (recurrence("lstm"), {}, TINY_CACHE),
+        (recurrence("lstm"), {}, PAIRS),
         (recurrence("lstm", rows=1), {}, TILES),
         (recurrence("lstm"), {"activations": "never"}, TILES),
         (recurrence("lstm", scale=1e-39), {}, TILES),
@@ -292,6 +294,24 @@ def test_what_leaves_the_graph_is_not_rounded():
     x = [RNG.normal(size=(1, 3, 16, 16)).astype(np.float32)]
     got = run_graph(after, x)[1]
     assert not np.array_equal(got, got.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+def test_convolutions_that_winograds_sums_suit_stay_float32():
+    """Where vectors multiply pairs; the blocks of the others are those of float32."""
+    pairs, graph = replace(PAIRS.target, vector_bytes=64), convolutions()
+    facts = replace(pairs, winograd=lambda before, after, extent: (before, after, *extent) == (64, 64, 8, 8))
+    found = MixedPrecision().run(graph, PassContext(facts))
+    (reason,) = (r.message for r in found.remarks if "its kernel reads them in f32" in r.message)
+    assert reason.endswith("its kernel reads them in f32: Winograd's sums take less time")
+    after = ChooseLayout().run(found.graph, PassContext(facts)).graph
+    kernels = [node for node in after.nodes if node.name in ("conv2d_narrow", "conv2d_nchwc")]
+    assert [node.name for node in kernels] == ["conv2d_narrow", "conv2d_nchwc", "conv2d_narrow"]
+    assert [node.inputs[0].type.shape[-1] for node in kernels] == [1, 16, 16]
+    x = [RNG.normal(size=(2, 3, 16, 16)).astype(np.float32)]
+    (wanted,), (got,) = run_graph(graph, x), run_graph(after, x)
+    assert 0 < np.max(np.abs(got - wanted)) < 0.02 * np.max(np.abs(wanted))
+    every = MixedPrecision().run(graph, PassContext(pairs)).graph
+    assert names(ChooseLayout().run(every, PassContext(pairs)).graph).count("conv2d_narrow") == 3
 
 
 @pytest.mark.parametrize(
