@@ -554,8 +554,8 @@ def _checked_tree(tree: Mapping[str, Any], n_features: int, n_outputs: int) -> T
     threshold = _array(tree, "split_conditions", F32, count)
     default_left = _array(tree, "default_left", np.int64, count) != 0
     inner = left >= 0
-    if (right[inner] < 0).any():
-        raise damaged("a node has a left child only")
+    if ((left < -1) | (right < -1) | (inner & (right < 0))).any():
+        raise damaged("a node has a left child only, or one below -1, which stands for none")
     if ((feature[inner] < 0) | (feature[inner] >= n_features)).any():
         raise damaged(f"a split tests a feature out of {n_features}")
     feature = np.where(inner, feature, 0)

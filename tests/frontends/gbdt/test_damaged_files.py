@@ -119,6 +119,8 @@ def categorical(key: str, value: Any) -> Callable[[Any], None]:
         put("left_children", 0, None),
         put("left_children", 0, [1]),
         put("left_children", 0, 2**70),
+        put("left_children", 0, -2),
+        put("left_children", 0, -(2**62)),
         put("split_indices", 0, 4),
         put("split_indices", 0, -1),
         put("split_conditions", 0, {}),
