@@ -99,7 +99,7 @@ model = load(path)
 mark()
 getattr(model, method)(x)
 mark()
-names = ["numpy", "", "runtime modules", "tvm-ffi, linker", "other modules", "load", "first call"]
+names = ["numpy", "", "runtime modules", "libraries", "other modules", "load", "first call"]
 seconds = {name: end - begin for name, begin, end in zip(names, marks, marks[1:]) if name}
 """
 """The cold start of mlec in pieces."""
