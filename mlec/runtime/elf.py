@@ -34,9 +34,9 @@ EM_X86_64, EM_AARCH64 = 62, 183
 """Processors."""
 
 SHT_NULL, SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_RELA, SHT_NOTE, SHT_NOBITS, SHT_REL = 0, 1, 2, 3, 4, 7, 8, 9
-SHT_GROUP, SHT_SYMTAB_SHNDX = 17, 18
+SHT_INIT_ARRAY, SHT_GROUP, SHT_SYMTAB_SHNDX = 14, 17, 18
 """What is in a section: code or data, symbols, names, relocations with addends, notes, nothing but zeros, relocations without addends;
-what goes together, the numbers of sections from `SHN_LORESERVE` on.
+what runs first, what goes together, the numbers of sections from `SHN_LORESERVE` on.
 """
 SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR, SHF_TLS = 0x1, 0x2, 0x4, 0x400
 """What becomes of a section: it can be written to, is in memory, can be executed, is there once for each thread."""

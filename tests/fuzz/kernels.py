@@ -16,6 +16,7 @@ from mlec.backends.tvm.driver import driver
 from mlec.backends.tvm.objects import to_object
 from mlec.backends.tvm.pipeline import compile_for_cpu
 from mlec.backends.tvm.target import TargetInfo
+from mlec.runtime import elf
 
 MOST = 20_000
 """Kernels that are kept, of some 20 KB each."""
@@ -48,14 +49,29 @@ class Kernels:
         made = self._objects.pop(symbol, None)
         if made is None:
             module = compile_for_cpu(IRModule({symbol: kernel.with_attr("global_symbol", symbol)}), target)
-            # Unless LLVM optimises it away, an empty function is to run when an object is linked; the linker takes one object with such.
-            made = to_object(module).replace(b".init_array", b".none_array")
+            made = _with_no_start(to_object(module))
         self._objects[symbol] = made  # now the last that goes
         if len(self._objects) > MOST:
             del self._objects[next(iter(self._objects))]
         return made
 
 
+def _with_no_start(data: bytes) -> bytes:
+    """An object file of which nothing is to run when it is linked, and that asks for no module. Unless LLVM optimises these away, there are
+    an empty function and a word that no kernel reads; with such, objects are left to LLVM's linker, which takes one of them.
+    """
+    made = bytearray(
+        data.replace(b".init_array", b".none_array").replace(b"__tvm_ffi__library_ctx", b"__tvm_ffi__nothing_ctx")
+    )
+    header = elf.packed(elf.HEADER).unpack_from(made)
+    table, count = (header[[name for name, _ in elf.HEADER].index(field)] for field in ("sections", "section_count"))
+    for at in range(table, table + count * _SECTION.size, _SECTION.size):
+        name, kind, *rest = _SECTION.unpack_from(made, at)
+        _SECTION.pack_into(made, at, name, elf.SHT_PROGBITS if kind == elf.SHT_INIT_ARRAY else kind, *rest)
+    return bytes(made)
+
+
+_SECTION = elf.packed(elf.SECTION)
 KERNELS = Kernels()
 
 
