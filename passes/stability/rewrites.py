@@ -441,7 +441,7 @@ class Covariance(StableRule):
     def check(self, m: Match, graph: Graph) -> Miss | None:
         totals = [m.nodes[name] for name in ("xy", "x", "y")]
         alike = len({(n.attrs["axes"], n.attrs["keepdims"]) for n in totals}) == 1 and m["x"].type == m["y"].type
-        count = _count(m.nodes["xy"])
+        count = 1 if all(n.name == "mean" for n in totals) else _count(m.nodes["xy"])  # of means, it cancels
         factors = [_factor(m, name, count) for name in ("xy", "x", "y", "product")]
         if (
             not alike
