@@ -263,6 +263,7 @@ def test_a_system_that_lets_nothing_new_be_executed_says_so(
     monkeypatch.setattr(linker, "_mprotect", refused(errno.EACCES))
     with pytest.raises(RuntimeUnavailableError, match=r"may not be executed: .*: Permission denied") as caught:
         library.link(objects, "mlec_drive")
+    assert caught.value.code == "E_RUNTIME"
     assert "SELinux" in str(caught.value)
 
 
