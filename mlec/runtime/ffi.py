@@ -17,6 +17,8 @@ from collections.abc import Callable
 from importlib.machinery import PathFinder
 from typing import Any, NoReturn
 
+import msgspec
+
 from mlec.hidden import Hidden
 
 _NONE, _INT, _TEXT, _BYTES, _OBJECTS, _FUNCTION = 0, 1, 8, 9, 64, 68  # kinds of arguments; from _OBJECTS on, objects
@@ -58,13 +60,16 @@ class _Method(ctypes.Structure):
     )
 
 
-class _Held:
-    """What a native function is bound to, so that it lasts as long: where Python looks it up, and its code. Called when it failed."""
+class _Held(msgspec.Struct, gc=False):
+    """What a native function is bound to, so that it lasts as long: where Python looks it up, and its code. Called when it failed.
 
-    def __init__(self, method: _Method, code: object, error: Callable[[], Exception]) -> None:
-        self.method = method
-        self.code = code
-        self.error = error
+    The garbage collector does not see into it: it would take the method of a function in a cycle apart before the function, which looks at
+    it once more when it goes.
+    """
+
+    method: _Method
+    code: object
+    error: Callable[[], Exception]
 
     def __call__(self) -> NoReturn:
         raise self.error()
@@ -195,7 +200,7 @@ class Interface:
         return MemoryError(text) if kind == b"MemoryError" else RuntimeError(text)
 
 
-_new_function = ctypes.pythonapi.PyCFunction_NewEx
+_new_function = ctypes.pythonapi["PyCFunction_NewEx"]  # not an attribute, which others in this process get, too
 _new_function.argtypes = (ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
 _new_function.restype = ctypes.py_object
 

@@ -64,11 +64,10 @@ _process = ctypes.CDLL(None)
 def address_of(function: str) -> int:
     """Of a function of a library in this process; 0 if there is none of that name."""
     try:
-        return ctypes.addressof(
-            ctypes.c_char.in_dll(_process, function)
-        )  # not an attribute: names of ours are some, too
+        found = ctypes.c_char.in_dll(_process, function)  # not an attribute: some of these are no functions
     except ValueError:
         return 0
+    return ctypes.addressof(found)
 
 
 def _symbols(data: bytes) -> Iterator[tuple[str, bool, bool]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import weakref
 
@@ -22,6 +23,21 @@ def test_a_function_keeps_its_code_and_no_longer(objects: dict[str, tuple[bytes,
     assert code() is not None
     del call
     assert code() is None
+
+
+def test_a_function_in_a_cycle_goes_before_what_it_needs(objects: dict[str, tuple[bytes, ...]]) -> None:
+    """It looks at its method when it goes, also where the garbage collector takes the cycle apart."""
+    call = library.link(objects["main"], DRIVER).call
+    gone: list[str] = []
+    parts = {"method": call.__self__.method, "code": call.__self__.code, "function": call}  # type: ignore[attr-defined]
+    watched = [weakref.ref(part, lambda _, name=name: gone.append(name)) for name, part in parts.items()]  # type: ignore[misc]
+    cycle: list[object] = [call]
+    cycle.append(cycle)
+    del call, parts, cycle
+    gc.collect()
+    assert not any(part() for part in watched)
+    assert gone[0] == "function"
+    assert sorted(gone) == ["code", "function", "method"]
 
 
 @pytest.mark.parametrize(
