@@ -80,7 +80,7 @@ def written_anew(file: IO[bytes], path: Path) -> IO[bytes]:
     Raises:
         FrontendError: as `checked_archive`; ``E_FILE_SIZE`` sooner, as all of it is unpacked here.
     """
-    copy = open(os.memfd_create("archive"), "w+b")  # noqa: SIM115  (the caller closes it)
+    copy = open(os.memfd_create("model"), "w+b")  # noqa: SIM115  (the caller closes it)
     try:
         with checked_archive(file, path) as archive, zipfile.ZipFile(copy, "w") as anew:
             _check_copyable(archive, path)
