@@ -18,6 +18,10 @@ from mlec.measuring.cost_model import CostModel
 from mlec.pipeline import NOMINAL_EXTENT, PassRecord, Remark, nominal
 from mlec.runtime.program import KernelInfo
 
+_MEASURED = ("timing", "profile", "tuning", "machine")
+_TIMES = ("seconds", "_us", "_gain", "rewrites", "peak_bytes", "peak_apart_bytes")
+"""How the names of measured numbers end."""
+
 REPORT_ENDINGS = (".html", ".json", ".txt")
 
 
@@ -128,6 +132,11 @@ class OptimizationReport:
         """Plain data, ready for JSON; the keys are stable."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
+    def without_times(self) -> dict[str, Any]:
+        """`to_dict` less what was measured of time and memory, and what was predicted from such measurements of this machine."""
+        kept = {name: value for name, value in self.to_dict().items() if name not in _MEASURED}
+        return {name: _without_times(value) for name, value in kept.items()}
+
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1, default=str)
 
@@ -158,6 +167,12 @@ class OptimizationReport:
         render = {".html": self.to_html, ".json": self.to_json, ".txt": self.to_text}[target.suffix]
         content = render().encode()
         replace_file(target, len(content), lambda: [content])
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_times(v) for key, v in value.items() if not str(key).endswith(_TIMES)}
+    return [_without_times(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def check_report_name(path: Path) -> None:

@@ -118,6 +118,7 @@ trust_pickle_option = click.option(
     help="What to encrypt with. [default: AES-256-GCM]",
 )  # fmt: skip
 @click.option("--report", type=PATH, help="Also write the report: .html, .json or .txt.")
+@click.option("--reproducible", is_flag=True, help="Leave times out of the file: so it has the same bytes each time.")
 @trust_pickle_option
 @click.option("--model-class", metavar="pkg.mod:Class", help="The class whose state dict the file holds.")
 @click.option("--fixed-batch", is_flag=True, help="Compile for the number of rows in the example only.")
@@ -139,8 +140,8 @@ trust_pickle_option = click.option(
 def compile_command(
     model: Path, output: Path | None, target: str, precision: str, shapes: Sequence[str], example: Path | None, calibration: Path | None,
     passes: str, tune: int, compress: str | None, sign: Path | None, encrypt_key_file: Path | None, cipher: str | None, report: Path | None,
-    trust_pickle: bool | str, model_class: str | None, fixed_batch: bool, no_validate: bool, measure_passes: bool, stabilize: bool,
-    ranges: Sequence[str], accuracy_budget: float | None, as_json: bool,
+    reproducible: bool, trust_pickle: bool | str, model_class: str | None, fixed_batch: bool, no_validate: bool, measure_passes: bool,
+    stabilize: bool, ranges: Sequence[str], accuracy_budget: float | None, as_json: bool,
 ) -> None:  # fmt: skip
     output = output or beside(model, ".mle")
     input_shapes = dict(map(_input_shape, shapes)) or None
@@ -159,7 +160,7 @@ def compile_command(
     from mlec.report import check_report_name
 
     # Whatever can go wrong at the end is found before the long work.
-    saving: dict[str, Any] = {"compression": compress}
+    saving: dict[str, Any] = {"compression": compress, "reproducible": reproducible}
     if sign is not None:
         saving["sign_key"] = read_signer(sign)
     if encrypt_key_file is not None:

@@ -57,7 +57,7 @@ def pack(
         **{key: value for key, value in metadata.items() if key != "target"},  # the program says it
         "signature": msgspec.to_builtins(graph.signature),
         "program": packed(programs[0], "program"),
-        "report": packed(report.to_dict(), "report"),
+        "report": packed(_kept(report, options), "report"),
         "user": _user_metadata(options.get("metadata")),
         "targets": [
             {
@@ -76,6 +76,11 @@ def pack(
     saved = write(path, metadata=document, graph=print_graph(slim), tensors=tensors, kernels=blobs, storage=storage)
     record_built(saved.code_id)
     return saved
+
+
+def _kept(report: OptimizationReport, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a report, given the arguments of ``save``."""
+    return report.without_times() if options.get("reproducible") else report.to_dict()
 
 
 def stored(graph: Graph, modules: Sequence[CompiledModule]) -> tuple[dict[str, Array], list[Program]]:
@@ -157,6 +162,11 @@ def save_again(path: Path, artifact: Artifact, options: Mapping[str, Any]) -> Sa
 
     user = {**read_model(artifact).user, **_user_metadata(options.get("metadata"))}
     metadata = {**artifact.metadata, "user": user}
+    if options.get("reproducible"):
+        from mlec.report import OptimizationReport
+
+        report = OptimizationReport.from_dict(read_model(artifact).read_report())
+        metadata["report"] = packed(_kept(report, options), "report")
     saved = write(
         path, metadata=metadata, graph=artifact.graph, tensors=artifact.tensors, kernels=artifact.kernels,
         storage=Storage.of(options),

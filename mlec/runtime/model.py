@@ -437,6 +437,7 @@ class CompiledModel:
         sign_key: Any = None,
         encryption_key: Any = None,
         metadata: Mapping[str, Any] | None = None,
+        reproducible: bool = False,
     ) -> Any:
         """Write the model to a ``.mle`` file; an existing file is replaced only once the new one is complete.
 
@@ -447,6 +448,8 @@ class CompiledModel:
             encryption_key: 32 bytes, a file with them (``mlec keygen --encryption``), or a `mlec.artifact.EncryptionKey`: encrypts graph,
                 weights and code. The metadata stays readable. A model that was loaded from an encrypted file is not encrypted without it.
             metadata: kept in the file, under the key ``user`` of its metadata.
+            reproducible: leave the times out of the report in the file: then the same model, compiled twice in the same way, gives the same
+                bytes, unless it is encrypted, or times decided about it (``tune``, int8).
         """
         if not isinstance(path, (str, os.PathLike)):
             raise UsageError(
@@ -465,6 +468,7 @@ class CompiledModel:
             sign_key=sign_key,
             encryption_key=encryption_key,
             metadata=metadata,
+            reproducible=reproducible,
         )
 
     def close(self) -> None:

@@ -64,10 +64,12 @@ def test_a_signed_model_runs_where_its_key_is_trusted(
 
 
 def test_compiling_signs(other: Command, mlec: Run, iris: Iris, key: Path, tmp_path: Path) -> None:
-    words = ("compile", iris.pickle, "--trust-pickle", "--no-validate", "--compress", "zstd", "--sign", key)
+    how = ("--no-validate", "--compress", "zstd", "--reproducible", "--sign", key)
+    words = ("compile", iris.pickle, "--trust-pickle", *how)
     done = mlec(*words, "-o", tmp_path / "m.mle")
     assert done.code == 0, done.err
     assert "compressed with zstd" in mlec("inspect", tmp_path / "m.mle").out
+    assert not mlec("report", tmp_path / "m.mle", "--json").document().get("timing")
     other("trust", "add", tmp_path / "acme.pub")
     assert "its code runs here: signed by acme" in other("inspect", tmp_path / "m.mle").out
     for odd in (iris.csv, tmp_path / "missing"):

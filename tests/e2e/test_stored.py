@@ -38,6 +38,30 @@ def test_a_compressed_model_computes_the_same(
     assert again.code_id == small.code_id
 
 
+def test_a_model_compiled_twice_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.datasets import load_iris
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    x, y = load_iris(return_X_y=True)
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(x, y)
+    for name in ("a", "b"):
+        compiled = mlec.compile(model, x, progress=False, measure_passes=name == "a")
+        compiled.save(tmp_path / f"{name}.mle", reproducible=True)
+    compiled.save(tmp_path / "timed.mle")
+    assert (tmp_path / "a.mle").read_bytes() == (tmp_path / "b.mle").read_bytes()
+    with mlec.load(tmp_path / "timed.mle") as loaded:
+        assert loaded.report.timing["measured"]
+        loaded.save(tmp_path / "c.mle", reproducible=True)
+    assert (tmp_path / "a.mle").read_bytes() == (tmp_path / "c.mle").read_bytes()
+    with mlec.load(tmp_path / "a.mle") as loaded:
+        assert not loaded.report.timing
+        assert loaded.report.parity == compiled.report.parity
+        assert "passes" in loaded.report.to_text()
+
+
 def test_an_encrypted_and_signed_model_computes_the_same(
     forest: tuple[mlec.CompiledModel, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
