@@ -1,7 +1,7 @@
 """fold-products: two constant matrices in a row become one, where that takes less arithmetic.
 
-An infinity that the two would turn into NaN (as infinity minus infinity, in between) comes out of the one as an infinity; so the
-pass is for those who ask for it.
+An infinity that the two would turn into NaN (as infinity minus infinity, in between) comes out of the one as an infinity; so that is
+for those who ask for it. The named pipelines only say where it could be done.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from typing import ClassVar
 import numpy as np
 
 from mlec.ir import AnyOf, Const, Graph, GraphBuilder, Match, Miss, P, Rule, Value, apply_rules
-from mlec.pipeline import Pass, PassContext, PassResult, Tolerance
+from mlec.pipeline import EXACT, Pass, PassContext, PassResult, Tolerance
 
 
+@dataclass(frozen=True)
 class FoldedPair(Rule):
     """matmul(matmul(x, a) + c, b) -> matmul(x, a b) + c b, for constant matrices"""
 
+    specials: bool
     _first = P("matmul", "x", Const(bind="a"), bind="inner")
     pattern = P("matmul", AnyOf(_first, P("add", _first, Const(bind="c"), bind="sum")), Const(bind="b"))
 
@@ -35,6 +37,11 @@ class FoldedPair(Rule):
         (k, middle), n = a.shape, b.shape[1]
         if k * n > k * middle + middle * n:
             return Miss(f"one product with [{k}, {n}] takes more than those with [{k}, {middle}] and [{middle}, {n}]")
+        if self.specials:
+            return Miss(
+                f"one product with [{k}, {n}] would take less than those with [{k}, {middle}] and [{middle}, {n}], but leave infinities "
+                "what the two turn into NaN: the passes 'default,fold-products' do it"
+            )
         return None
 
     def rewrite(self, b: GraphBuilder, m: Match, graph: Graph) -> Value:
@@ -49,11 +56,20 @@ class FoldedPair(Rule):
 
 @dataclass(frozen=True)
 class FoldProducts(Pass):
-    """Multiplies constant matrices that follow each other, with the offsets in between."""
+    """Multiplies constant matrices that follow each other, with the offsets in between.
 
+    Options:
+        specials: NaN and infinities stay where the two products have them: so nothing is done, and remarks say what could be.
+    """
+
+    specials: bool = False
     name: ClassVar[str] = "fold-products"
     before: ClassVar[str] = "layout"
     preserves: ClassVar[Tolerance] = Tolerance(rtol=2e-5, specials=False, roundings=8)
 
+    def __post_init__(self) -> None:
+        if self.specials:
+            object.__setattr__(self, "preserves", EXACT)
+
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        return PassResult.of_edits(*apply_rules(graph, context.taken((FoldedPair(),))))
+        return PassResult.of_edits(*apply_rules(graph, context.taken((FoldedPair(self.specials),))))

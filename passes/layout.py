@@ -120,7 +120,12 @@ class _Layout:
         for value, count in self.transposed.items():
             moved[self.region(value)] += count
         return {
-            node: f"transposes of {moved[place]:,} bytes cost more than the time of {saved[place]:,} FLOPs that blocks save"
+            node: f"transposes of {moved[place]:,} bytes cost more than "
+            + (
+                f"the time of {saved[place]:,} FLOPs that blocks save"
+                if saved[place]
+                else "blocks, which save no time here"
+            )
             for node in self.saved
             if saved[place := self.region(node.output)] < FLOPS_PER_BYTE * moved[place]
         }

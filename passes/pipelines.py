@@ -9,6 +9,7 @@ from mlec.passes.dce import EliminateDeadCode
 from mlec.passes.fold_batch_norm import FoldBatchNorm
 from mlec.passes.fold_constants import FoldConstants
 from mlec.passes.fold_lookups import FoldLookups
+from mlec.passes.fold_products import FoldProducts
 from mlec.passes.fold_scales import FoldScales
 from mlec.passes.fusion import FuseOperators
 from mlec.passes.hoist_slices import HoistSlices
@@ -51,6 +52,7 @@ def pipeline_for_level(level: int) -> PassPipeline:
         steps.append(FoldBatchNorm())  # while convolutions are still plain and their weights still constants
         steps.append(FoldLookups())  # norms are ops by now
         steps.append(FoldScales())  # those of scalers and of normalisations that found no product before them
+        steps.append(FoldProducts(specials=True))  # once scales are in the weights; it only says what could be done
         steps.append(
             MergeProducts()
         )  # what is narrow, once it is known which products attention reads; weights have their last columns

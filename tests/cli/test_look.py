@@ -138,8 +138,8 @@ def test_tables(mlec: Run, command: str, key: str, known: str) -> None:
 def test_pipelines_are_wrapped_between_passes(mlec: Run) -> None:
     pipelines = mlec("passes", "--json").document()["pipelines"]
     lines = mlec("passes", env={"COLUMNS": "70"}).out.splitlines()
-    words = [word.strip(",") for line in lines for word in line.split()]
-    assert all(words.count(name) > 1 for name in pipelines["O3"].split(",")), (
+    words = [word.partition("{")[0].strip(",") for line in lines for word in line.split()]
+    assert all(words.count(name.partition("{")[0]) > 1 for name in pipelines["O3"].split(",")), (
         "in the table of passes and, whole, in a pipeline"
     )
 
