@@ -52,10 +52,10 @@ def _name_of(value: Value, graph: Graph) -> str:
 
 
 def _rounded(array: Array) -> Array | None:
-    """The nearest numbers of f16, as f32; None if they are so already, or too far away."""
+    """The nearest numbers of f16, as f32; None if they are so already, or too far away, or counts and places, which would be others."""
     with np.errstate(over="ignore"):
         half = array.astype(np.float16).astype(np.float32)
-    if np.array_equal(half, array) or not np.isfinite(half).all():
+    if np.array_equal(half, array) or not np.isfinite(half).all() or np.array_equal(array, np.rint(array)):
         return None
     error = np.abs(half - array).max()
     return half if error <= ERROR * np.abs(array).max() else None

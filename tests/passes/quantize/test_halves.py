@@ -57,8 +57,9 @@ def test_what_something_else_reads_stays(other: str) -> None:
         POSITIONS * np.float32(1e6),
         POSITIONS * np.float32(1e-6),
         np.where(np.eye(64) == 1, np.float32(np.inf), POSITIONS),
+        np.arange(4096, dtype=np.float32).reshape(64, 64),
     ],
-    ids=["small", "beyond f16", "below f16", "infinite"],
+    ids=["small", "beyond f16", "below f16", "infinite", "whole numbers"],
 )
 def test_what_16_bits_do_not_keep_stays(positions: Array) -> None:
     b = GraphBuilder("net")
