@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -11,13 +12,14 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from mlec.artifact import json_safe
 from mlec.errors import FrontendError
 
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.ENOMEM)
 MAX_DIRECTORY = 8 << 20
 """Bytes of the list of entries, and so a bound of their number: `zipfile` reads it at once, and makes an object of each entry."""
 MAX_RATIO = 200
@@ -60,6 +62,12 @@ def checked_archive(file: IO[bytes], path: Path) -> Iterator[zipfile.ZipFile]:
             _check_entries(archive, path)
             yield archive
     except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise FrontendError(
+                f"{path.name} cannot be copied to memory: {error.strerror}",
+                code="E_FILE",
+                hint="free memory, or raise what this process may take of it and how large its files may be",
+            ) from error
         raise FrontendError(
             f"{path.name} is a damaged archive: {error}",
             code="E_FILE",
@@ -90,7 +98,8 @@ def written_anew(file: IO[bytes], path: Path) -> IO[bytes]:
                 with archive.open(entry) as content, anew.open(place, "w") as target:
                     shutil.copyfileobj(content, target, 1 << 20)
     except BaseException:
-        copy.close()
+        with suppress(OSError):  # of what could not be written before
+            copy.close()
         raise
     copy.seek(0)
     return copy

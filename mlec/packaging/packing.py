@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _HEAD: Final = 256
 """Elements of a tensor that are looked at first."""
+_LOOKED_AT: Final = 32
+"""Object files that are compared with the one before: so many take as long as compressing it."""
 _PIECE: Final = 1 << 20
 """Bytes that are compared at a time."""
 
@@ -128,15 +130,18 @@ def _bytes_of(array: Array) -> Array:
 
 
 def _in_order(objects: Sequence[bytes]) -> list[bytes]:
-    """Object files, each before the one that has most in common with it: compression sees no further back than 32 KB. The last one, which
-    calls the others, stays the last."""
+    """Object files, each before the one, of some that follow, that has most in common with it: compression sees no further back than 32 KB.
+    The last one, which calls the others, stays the last."""
     if len(objects) < 4:
         return list(objects)
     *left, last = objects
     ordered, pieces = [left.pop(0)], {data: _pieces_of(data) for data in objects}
     while left:
         before = pieces[ordered[-1]]
-        common = [np.isin(pieces[data], before, assume_unique=True).sum() / max(1, len(pieces[data])) for data in left]
+        common = [
+            np.isin(pieces[data], before, assume_unique=True).sum() / max(1, len(pieces[data]))
+            for data in left[:_LOOKED_AT]
+        ]
         ordered.append(left.pop(int(np.argmax(common))))
     return [*ordered, last]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import struct
 import time
@@ -99,6 +100,13 @@ def test_what_is_unpacked_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(FrontendError, match="unpacks to 50000") as caught:
         written_anew(io.BytesIO(zipped({"a": bytes(50_000)}, zipfile.ZIP_DEFLATED)), PATH)
     assert caught.value.code == "E_FILE_SIZE"
+
+
+def test_no_memory_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "memfd_create", lambda name: os.open("/dev/full", os.O_RDWR))
+    with pytest.raises(FrontendError, match=r"m\.zip cannot be copied to memory: No space left") as caught:
+        written_anew(io.BytesIO(zipped({"a": bytes(50_000)})), PATH)
+    assert caught.value.code == "E_FILE"
 
 
 def test_many_values(monkeypatch: pytest.MonkeyPatch) -> None:
