@@ -160,6 +160,11 @@ class Context:
     def dtype(self) -> DType:
         return self.type.dtype
 
+    @property
+    def wide(self) -> DType:
+        """What torch computes the steps of one call in: of 16 bits, float32, which is rounded once at the end."""
+        return DType.F32 if self.dtype in (DType.F16, DType.BF16) else self.dtype
+
     def unsupported(self, reason: str, hint: str = "") -> UnsupportedOpError:
         """An error about this call, to be raised."""
         return UnsupportedOpError(f"{self.target}: {reason}", hint=hint or None)
@@ -171,7 +176,8 @@ class Context:
         if isinstance(number, Value):
             return self.cast(number, dtype)
         if not isinstance(number, SymDim):
-            return self.b.constant(np.asarray(number).astype(dtype.numpy))
+            with np.errstate(over="ignore"):  # 1e6 is infinite in float16, in torch as well
+                return self.b.constant(np.asarray(number).astype(dtype.numpy))
         one = self.b.constant(1, dtype=DType.I64)
         return self.cast(self.b("sum", self.b("broadcast_to", one, shape=(number,)), axes=(0,)), dtype)
 
@@ -196,6 +202,26 @@ class Context:
     def operand(self, x: Operand, dtype: DType) -> Value:
         """Anything that a call takes as a tensor or a number, as a value of this dtype."""
         return self.cast(x, dtype) if isinstance(x, Value) else self.number(x, dtype)
+
+    def rounded(self, x: Operand, dtype: DType) -> Value:
+        """An operand as the result's dtype has it, in a wider dtype that a call is computed in."""
+        return self.cast(self.operand(x, self.dtype), dtype)
+
+    def fits(self, x: Operand) -> bool:
+        """Whether an operand loses nothing in the result's dtype that float32 would keep. Of a tensor with axes torch keeps no more."""
+        if self.wide is self.dtype:
+            return True
+        if isinstance(x, Value):
+            if x.type.rank or x.type.dtype is self.dtype:
+                return True
+            known: Any = self.constants.get(x)
+        else:
+            known = None if isinstance(x, SymDim) else x
+        if known is None:
+            return False
+        with np.errstate(over="ignore"):
+            single = np.asarray(known).astype(np.float32)
+            return bool(single.astype(self.dtype.numpy).astype(np.float32) == single)
 
     def promoted(self, *operands: Operand) -> list[Value]:
         """The operands in the dtype that torch computes with."""

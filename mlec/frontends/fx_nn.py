@@ -340,6 +340,25 @@ def _prelu(c: Context, x: Value, weight: Value) -> Value:
 
 @lowers("softplus.default")
 def _softplus(c: Context, x: Value, beta: Number = 1, threshold: Number = 20) -> Value:
+    return c.cast(_softened(c, c.cast(x, c.wide), beta, threshold), c.dtype)
+
+
+def _softened(c: Context, x: Value, beta: Number = 1, threshold: Number = 20) -> Value:
+    """Softplus in the dtype of x."""
     scaled = c.b("mul", x, beta) if beta != 1 else x
     soft = c.b("log1p", c.b("exp", scaled))
     return c.b("where", c.b("gt", scaled, threshold), x, c.b("div", soft, beta) if beta != 1 else soft)
+
+
+@lowers("mish.default")
+def _mish(c: Context, x: Value) -> Value:
+    x = c.cast(x, c.wide)
+    return c.cast(c.b("mul", x, c.b("tanh", _softened(c, x))), c.dtype)
+
+
+@lowers("glu.default")
+def _glu(c: Context, x: Value, dim: int = -1) -> Value:
+    x = c.cast(x, c.wide)
+    extent = x.type.shape[dim]
+    value, gate = c.take(x, dim, 0, extent // 2), c.take(x, dim, extent // 2, extent)
+    return c.cast(c.b("mul", value, c.b("sigmoid", gate)), c.dtype)

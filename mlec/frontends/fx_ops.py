@@ -6,8 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mlec.frontends.fx_context import HANDLERS, Context, Number, Operand, lowers
+import torch
+
+from mlec.frontends.fx_context import HANDLERS, TORCH_DTYPES, Context, Number, Operand, lowers, to_numpy
 from mlec.ir import Dim, DType, SymDim, Value
+from mlec.ops.common import broadcast_shapes
 
 # -- one operand -----------------------------------------------------------------------------------------------------
 
@@ -92,27 +95,27 @@ def _exp2(c: Context, x: Value) -> Value:
 
 @lowers("sinh.default", "cosh.default")
 def _hyperbolic(c: Context, x: Value) -> Value:
-    x = c.cast(x, c.dtype)
+    x = c.cast(x, c.wide)
     # exp(x / 2) squared step by step does not overflow before the result does.
     half = c.b("exp", c.b("mul", x, 0.5))
-    up, down = c.b("mul", c.b("mul", half, 0.5), half), c.b("div", c.b("div", c.number(0.5, c.dtype), half), half)
+    up, down = c.b("mul", c.b("mul", half, 0.5), half), c.b("div", c.b("div", c.number(0.5, c.wide), half), half)
     if "cosh" in c.target:
-        return c.b("add", up, down)
+        return c.cast(c.b("add", up, down), c.dtype)
     t = c.b("expm1", x)  # accurate near 0, where up and down cancel
     small = c.b("mul", c.b("add", t, c.b("div", t, c.b("add", t, 1))), 0.5)
-    return c.b("where", c.b("lt", c.b("abs", x), 1), small, c.b("sub", up, down))
+    return c.cast(c.b("where", c.b("lt", c.b("abs", x), 1), small, c.b("sub", up, down)), c.dtype)
 
 
 @lowers("asin.default", "acos.default")
 def _arc(c: Context, x: Value) -> Value:
-    x = c.cast(x, c.dtype)
-    other = c.b("sqrt", c.b("mul", c.b("sub", c.number(1, c.dtype), x), c.b("add", x, 1)))
-    return c.b("atan2", x, other) if "asin" in c.target else c.b("atan2", other, x)
+    x = c.cast(x, c.wide)
+    other = c.b("sqrt", c.b("mul", c.b("sub", c.number(1, c.wide), x), c.b("add", x, 1)))
+    return c.cast(c.b("atan2", x, other) if "asin" in c.target else c.b("atan2", other, x), c.dtype)
 
 
 @lowers("asinh.default")
 def _asinh(c: Context, x: Value) -> Value:
-    x = c.cast(x, _wide(c))
+    x = c.cast(x, c.wide)
     size = c.b("abs", x)
     # log1p(a + a^2 / (1 + sqrt(1 + a^2))) is accurate near 0; where the square overflows, log(2 a) is.
     square = c.b("mul", size, size)
@@ -124,7 +127,7 @@ def _asinh(c: Context, x: Value) -> Value:
 
 @lowers("acosh.default")
 def _acosh(c: Context, x: Value) -> Value:
-    x = c.cast(x, _wide(c))
+    x = c.cast(x, c.wide)
     above = c.b("sub", x, 1)
     near = c.b("log1p", c.b("add", above, c.b("sqrt", c.b("mul", above, c.b("add", x, 1)))))
     result = c.b("where", c.b("gt", x, 1e4), c.b("add", c.b("log", x), math.log(2)), near)
@@ -132,16 +135,11 @@ def _acosh(c: Context, x: Value) -> Value:
     return c.cast(c.b("where", c.b("lt", x, 1), c.number(math.nan, x.type.dtype), result), c.dtype)
 
 
-def _wide(c: Context) -> DType:
-    """What torch computes in: a square of half precision would overflow."""
-    return DType.F32 if c.dtype in (DType.F16, DType.BF16) else c.dtype
-
-
 @lowers("atanh.default")
 def _atanh(c: Context, x: Value) -> Value:
-    x = c.cast(x, c.dtype)
-    ratio = c.b("div", c.b("mul", x, 2), c.b("sub", c.number(1, c.dtype), x))
-    return c.b("mul", c.b("log1p", ratio), 0.5)
+    x = c.cast(x, c.wide)
+    ratio = c.b("div", c.b("mul", x, 2), c.b("sub", c.number(1, c.wide), x))
+    return c.cast(c.b("mul", c.b("log1p", ratio), 0.5), c.dtype)
 
 
 @lowers("gelu.default")
@@ -151,14 +149,27 @@ def _gelu(c: Context, x: Value, approximate: str = "none") -> Value:
 
 @lowers("elu.default")
 def _elu(c: Context, x: Value, alpha: Number = 1, scale: Number = 1, input_scale: Number = 1) -> Value:
+    if alpha == scale == input_scale == 1:  # one step
+        return c.b("where", c.b("gt", x, 0), x, c.b("expm1", x))
+    x = c.cast(x, c.wide)
     below = c.b("mul", c.b("expm1", c.b("mul", x, input_scale) if input_scale != 1 else x), alpha * scale)
     above = c.b("mul", x, scale) if scale != 1 else x
-    return c.b("where", c.b("gt", x, 0), above, below)
+    return c.cast(c.b("where", c.b("gt", x, 0), above, below), c.dtype)
+
+
+@lowers("celu.default")
+def _celu(c: Context, x: Value, alpha: Number = 1) -> Value:
+    return _elu(c, x, alpha, 1, 1 / alpha)
+
+
+@lowers("selu.default")
+def _selu(c: Context, x: Value) -> Value:
+    return _elu(c, x, 1.6732632423543772, 1.0507009873554805)
 
 
 @lowers("leaky_relu.default")
 def _leaky_relu(c: Context, x: Value, negative_slope: Number = 0.01) -> Value:
-    return c.b("where", c.b("gt", x, 0), x, c.b("mul", x, negative_slope))
+    return c.b("where", c.b("gt", x, 0), x, _by_scalar(c, "mul", x, negative_slope))
 
 
 @lowers("clamp.default", "hardtanh.default", "clamp_min.default", "clamp_max.default")
@@ -191,21 +202,39 @@ def _between(c: Context, x: Value, low: Operand | None, high: Operand | None) ->
 # -- two operands ----------------------------------------------------------------------------------------------------
 
 
+# Of a tensor of 16 bits and a scalar, torch on CPUs computes in float32 and rounds the result once. The scalar is one of 16 bits
+# before that (in float16, 1e6 is infinite), except on the right of a product or a quotient: there it is one of float32.
+
+
+def _by_scalar(c: Context, op: str, x: Operand, y: Operand) -> Value:
+    """A product or a quotient."""
+    dtype = c.dtype if c.fits(y) else c.wide
+    return c.cast(c.b(op, c.rounded(x, dtype), c.operand(y, dtype)), c.dtype)
+
+
 def _scaled(c: Context, x: Operand, alpha: Number | Dim) -> Operand:
     """``x * alpha`` in the dtype of the result."""
     return x if alpha == 1 else c.b("mul", c.operand(x, c.dtype), c.number(alpha, c.dtype))
+
+
+def _with_scaled(c: Context, op: str, x: Operand, y: Operand, alpha: Number | Dim) -> Value:
+    """``x + alpha * y``, or with minus, in one rounding (torch: all but the last elements, which do not fill a vector)."""
+    if alpha == 1:
+        return c.b(op, c.operand(x, c.dtype), c.operand(y, c.dtype))
+    product = c.b("mul", c.rounded(y, c.wide), c.rounded(alpha, c.wide))
+    return c.cast(c.b(op, c.rounded(x, c.wide), product), c.dtype)
 
 
 @lowers("add.Tensor", "add.Scalar")
 def _add(c: Context, x: Value, y: Operand, alpha: Number = 1) -> Value:
     if c.dtype.is_bool:
         return c.b("logical_or", x, c.operand(y, DType.BOOL))
-    return c.b("add", c.operand(x, c.dtype), c.operand(_scaled(c, y, alpha), c.dtype))
+    return _with_scaled(c, "add", x, y, alpha)
 
 
 @lowers("sub.Tensor", "sub.Scalar")
 def _sub(c: Context, x: Operand, y: Operand, alpha: Number = 1) -> Value:
-    return c.b("sub", c.operand(x, c.dtype), c.operand(_scaled(c, y, alpha), c.dtype))
+    return _with_scaled(c, "sub", x, y, alpha)
 
 
 @lowers("rsub.Tensor", "rsub.Scalar")
@@ -215,24 +244,25 @@ def _rsub(c: Context, x: Value, y: Operand, alpha: Number = 1) -> Value:
 
 @lowers("mul.Tensor", "mul.Scalar")
 def _mul(c: Context, x: Value, y: Operand) -> Value:
-    op = "logical_and" if c.dtype.is_bool else "mul"
-    return c.b(op, c.operand(x, c.dtype), c.operand(y, c.dtype))
+    return _by_scalar(c, "logical_and" if c.dtype.is_bool else "mul", x, y)
 
 
 @lowers("div.Tensor", "div.Scalar")
 def _div(c: Context, x: Value, y: Operand) -> Value:
-    return c.b("div", c.operand(x, c.dtype), c.operand(y, c.dtype))
+    return _by_scalar(c, "div", x, y)
 
 
 @lowers("div.Tensor_mode", "div.Scalar_mode")
 def _div_mode(c: Context, x: Value, y: Operand, rounding_mode: str | None = None) -> Value:
     if rounding_mode is None:
         return _div(c, x, y)
-    a, b = c.operand(x, c.dtype), c.operand(y, c.dtype)
     if rounding_mode == "floor":
-        return c.b("floordiv", a, b)
+        return _by_scalar(c, "floordiv", x, y)
     if c.dtype.is_float:
-        return c.b("trunc", c.b("div", a, b))
+        if isinstance(y, Value) and y.type.rank:
+            return c.b("trunc", _div(c, x, y))
+        return c.cast(c.b("trunc", c.b("div", c.rounded(x, c.wide), c.operand(y, c.wide))), c.dtype)
+    a, b = c.operand(x, c.dtype), c.operand(y, c.dtype)
     if c.dtype is DType.U8:
         return c.b("floordiv", a, b)
     sign = c.b("mul", c.b("sign", a), c.b("sign", b))
@@ -297,24 +327,31 @@ def _pow(c: Context, x: Operand, y: Operand) -> Value:
 
 @lowers("pow.Tensor_Scalar")
 def _pow_scalar(c: Context, x: Value, exponent: Number) -> Value:
-    # The same special cases as torch's, for the same results.
     x = c.cast(x, c.dtype)
+    if c.dtype is DType.F16 and exponent in (3, -2):  # of float16, torch takes these in one step as well
+        return c.cast(_power(c, c.cast(x, c.wide), exponent), c.dtype)
+    return _power(c, x, exponent)
+
+
+def _power(c: Context, x: Value, exponent: Number) -> Value:
+    """A power in the dtype of x, with the same special cases as torch's, for the same results."""
+    dtype = x.type.dtype
     whole = float(exponent).is_integer()
     if exponent == 0:
-        return c.full(1, x.type.shape, c.dtype)
-    if (whole and 1 <= exponent <= 3) or (whole and exponent > 0 and not c.dtype.is_float):
+        return c.full(1, x.type.shape, dtype)
+    if (whole and 1 <= exponent <= 3) or (whole and exponent > 0 and not dtype.is_float):
         result = x
         for _ in range(int(exponent) - 1):
             result = c.b("mul", result, x)
         return result
-    if not c.dtype.is_float:
+    if not dtype.is_float:
         raise c.unsupported(f"an integer to the power of {exponent}", "cast to a float first")
     if exponent == 0.5:
         return c.b("sqrt", x)
     if exponent == -0.5:
         return c.b("rsqrt", x)
     if exponent in (-1, -2):
-        return c.b("div", c.number(1, c.dtype), x if exponent == -1 else c.b("mul", x, x))
+        return c.b("div", c.number(1, dtype), x if exponent == -1 else c.b("mul", x, x))
     return c.b("pow", x, exponent)
 
 
@@ -460,19 +497,49 @@ def _logsumexp(c: Context, x: Value, dim: Sequence[int], keepdim: bool = False) 
 @lowers("var.correction", "std.correction", "var_mean.correction", "std_mean.correction")
 def _var(c: Context, x: Value, dim: Any = None, correction: Number | None = 1, keepdim: bool = False) -> Any:
     axes = [dim] if isinstance(dim, int) else list(dim or range(x.type.rank))
+    x = c.cast(x, c.wide)
     centre = c.reduce("mean", x, axes, True)
     difference = c.b("sub", x, centre)
     total = c.reduce("sum", c.b("mul", difference, difference), axes, keepdim)
     count: Dim = 1
     for axis in axes:
         count = count * x.type.shape[axis]
-    free = c.number(count, c.dtype)
+    free = c.number(count, c.wide)
     if correction != 0:
         free = c.b("maximum", c.b("sub", free, 1 if correction is None else correction), 0)
     variance = c.b("div", total, free)
     if "std" in c.target:
         variance = c.b("sqrt", variance)
+    variance, centre = c.cast(variance, c.dtype), c.cast(centre, c.dtype)
     return (variance, c.reshape(centre, variance.type.shape)) if "mean" in c.target else variance
+
+
+@lowers("linalg_vector_norm.default")
+def _vector_norm(
+    c: Context, x: Value, ord: Number = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Value:
+    return c.cast(_norm(c, c.rounded(x, c.wide), ord, [dim] if isinstance(dim, int) else dim, keepdim), c.dtype)
+
+
+def _norm(c: Context, x: Value, ord: Number, axes: Sequence[int] | None, keepdim: bool) -> Value:
+    """The p-norm of vectors, with ``ord`` for p, in the dtype of x."""
+    if ord in (math.inf, -math.inf):
+        return c.reduce("max" if ord > 0 else "min", c.b("abs", x), axes, keepdim)
+    if ord == 0:
+        return c.reduce("sum", c.cast(c.b("ne", x, 0), x.type.dtype), axes, keepdim)
+    total = c.reduce("sum", _power(c, x if ord % 2 == 0 else c.b("abs", x), ord), axes, keepdim)
+    return total if ord == 1 else _power(c, total, 1 / ord)
+
+
+@lowers("cosine_similarity.default")
+def _cosine_similarity(c: Context, x: Value, y: Value, dim: int = 1, eps: float = 1e-8) -> Value:
+    shape = broadcast_shapes(x.type.shape, y.type.shape)
+    units = []
+    for side in (x, y):
+        side = c.broadcast(c.cast(side, c.dtype), shape)
+        length = c.cast(_norm(c, c.cast(side, c.wide), 2, [dim], True), c.dtype)
+        units.append(c.b("div", side, _between(c, length, eps, None)))
+    return c.reduce("sum", c.b("mul", *units), [dim], False)
 
 
 @lowers("cumsum.default")
@@ -667,6 +734,9 @@ def _ones(c: Context, *args: Any, **settings: Any) -> Value:
 def _arange(c: Context, *bounds: Any, **settings: Any) -> Value:
     start: Any = bounds[0] if len(bounds) > 1 else 0
     step: Any = bounds[2] if len(bounds) > 2 else 1
+    if c.wide is not c.dtype and all(isinstance(bound, (int, float)) for bound in bounds):
+        # Of 16 bits torch rounds sums of sums, and where depends on the width of its vectors.
+        return c.b.constant(to_numpy(torch.arange(*bounds, dtype=TORCH_DTYPES[c.dtype])))
     # torch computes start + i * step in double precision and rounds once.
     wide = DType.F64 if c.dtype.is_float else DType.I64
     line = c.b("iota", shape=c.shape, dtype=wide)
