@@ -71,6 +71,17 @@ def complex_rule(*names: str) -> Callable[[_RuleT], _RuleT]:
     return enter
 
 
+def is_complex(meta: Any) -> bool:
+    """Whether what torch states of a node is a complex tensor, or several values with such a tensor among them."""
+    parts = meta if isinstance(meta, (tuple, list)) else (meta,)
+    return any(isinstance(part, torch.Tensor) and part.is_complex() for part in parts)
+
+
+def takes_complex(node: torch.fx.Node) -> bool:
+    """Whether any operand or result of a call is complex."""
+    return any(is_complex(n.meta.get("val")) for n in (node, *node.all_input_nodes))
+
+
 # -- operands --------------------------------------------------------------------------------------------------------
 
 Scalar = Number | complex

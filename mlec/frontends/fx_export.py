@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import logging
+import operator
 import os
 import re
 import warnings
@@ -23,7 +24,7 @@ from torch.utils import _pytree as pytree
 from mlec.errors import FrontendError, MlecError, UnsupportedModelError, UnsupportedOpError, UsageError
 from mlec.frontends import fx_fourier, fx_nn, fx_ops, fx_shape  # noqa: F401  (they fill HANDLERS and COMPLEX)
 from mlec.frontends.base import InputShapes, LowerOptions
-from mlec.frontends.fx_complex import COMPLEX
+from mlec.frontends.fx_complex import COMPLEX, takes_complex
 from mlec.frontends.fx_context import HANDLERS, to_torch
 from mlec.frontends.fx_places import place_of, place_of_call, place_of_error
 from mlec.ir import Dim, SymDim, parse_dim
@@ -33,6 +34,14 @@ _LOG = logging.getLogger(__name__)
 BATCH = "n"
 _EXAMPLE_EXTENT = 2  # torch.export takes an extent of 0 or 1 for a constant
 _EXAMPLE_SPACE = 64  # for a named axis other than the first, when there is no example: enough for any usual kernel
+CHECKS = frozenset(
+    f"aten.{name}"
+    for name in (
+        "_assert_scalar.default", "_assert_async.msg", "_assert_async.default", "_assert_tensor_metadata.default",
+        "sym_constrain_range.default", "sym_constrain_range_for_size.default",
+    )
+)  # fmt: skip
+"""Ops that compute nothing: what sizes and types have to be, which the signature says."""
 
 
 @dataclass(frozen=True)
@@ -571,25 +580,20 @@ def user_tensors(program: ExportedProgram) -> list[torch.Tensor]:
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
     """The program in ops that we lower, and in core ATen ops for the rest."""
-    lowered = HANDLERS.keys() | COMPLEX.keys()
-    if all(str(node.target) in lowered for node in program.graph.nodes if node.op == "call_function"):
+    calls = [node for node in program.graph.nodes if node.op == "call_function" and not _is_about_sizes(node)]
+    # What is lowered of real tensors only, torch may take apart where it is of complex ones.
+    real_only = {str(node.target) for node in calls if str(node.target) not in COMPLEX and takes_complex(node)}
+    lowered = (HANDLERS.keys() | COMPLEX.keys()) - real_only
+    if all(str(node.target) in lowered for node in calls):
         return program  # torch would trace it once more, which takes as long as all else that is done here
     _keep_symbols(program)
-    known: Any = default_decompositions()
+    # Core ATen ops are more than we lower: of those torch has other decompositions.
+    known = {**torch._decomp.decomposition_table, **default_decompositions()}
     table = {op: how for op, how in known.items() if str(op) not in lowered}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             result: ExportedProgram = program.run_decompositions(table)
-            more = {
-                node.target: torch._decomp.decomposition_table[node.target]
-                for node in result.graph.nodes
-                if node.op == "call_function"
-                and str(node.target) not in lowered
-                and node.target in torch._decomp.decomposition_table
-            }
-            if more:
-                result = result.run_decompositions({**table, **more})
             return result
         except Exception as error:
             _refuse_complex(program)
@@ -598,6 +602,12 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
                 code="E_EXPORT",
                 hint="check that the exported program runs in this version of torch: program.module()(*inputs)",
             ) from error
+
+
+def _is_about_sizes(node: torch.fx.Node) -> bool:
+    """Whether a call is one that needs no handler: it picks a result, computes a number from sizes, or checks one."""
+    number = isinstance(node.meta.get("val"), (int, float, torch.SymInt, torch.SymFloat, torch.SymBool))
+    return number or node.target is operator.getitem or str(node.target) in CHECKS
 
 
 def _keep_symbols(program: ExportedProgram) -> None:

@@ -14,23 +14,16 @@ from torch.utils import _pytree as pytree
 import mlec.ops  # noqa: F401  (fills the op table)
 from mlec.errors import MlecError, TypeRuleError, UnsupportedModelError, UnsupportedOpError
 from mlec.frontends.base import LowerOptions
-from mlec.frontends.fx_complex import COMPLEX, Complex, part_dtype, parts_of
+from mlec.frontends.fx_complex import COMPLEX, Complex, is_complex, part_dtype, parts_of, takes_complex
 from mlec.frontends.fx_context import HANDLERS, Context, Dims, dtype_of, to_numpy
 from mlec.frontends.fx_examples import example_problem
-from mlec.frontends.fx_export import Exported, dotted, export_model
+from mlec.frontends.fx_export import CHECKS, Exported, dotted, export_model
 from mlec.frontends.fx_places import place_of
 from mlec.ir import UNKNOWN, Graph, GraphBuilder, Location, Proof, TensorType, Value, proves_equal, verify
 from mlec.ir.dim import Dim
 from mlec.ir.op import Array
 from mlec.signature import Signature, TensorSpec
 
-_CHECKS = frozenset(
-    f"aten.{name}"
-    for name in (
-        "_assert_scalar.default", "_assert_async.msg", "_assert_async.default", "_assert_tensor_metadata.default",
-        "sym_constrain_range.default", "sym_constrain_range_for_size.default",
-    )
-)  # fmt: skip
 _RANDOM = re.compile(
     r"aten\.(rand|randn|randint|randperm|bernoulli|normal|uniform|multinomial|poisson|exponential|rrelu)"
 )
@@ -82,7 +75,7 @@ class _Lowering:
         self._check_state()
         nodes = self.program.graph
         for node in reversed(list(nodes.nodes)):
-            if str(node.target) in _CHECKS and not node.users:
+            if str(node.target) in CHECKS and not node.users:
                 nodes.erase_node(node)
         nodes.eliminate_dead_code()
         self._placeholders()
@@ -253,8 +246,8 @@ class _Lowering:
         context.target = target
         metas = _metas(node)
         context.results = tuple(self._type(m) for m in metas)
-        context.is_complex = _is_complex(metas[:1])
-        handler = (COMPLEX if _takes_complex(node) else HANDLERS).get(target)
+        context.is_complex = is_complex(metas[:1])
+        handler = (COMPLEX if takes_complex(node) else HANDLERS).get(target)
         if handler is None:
             folded = self._folded(node)
             if folded is None:
@@ -360,15 +353,6 @@ def _metas(node: torch.fx.Node) -> Sequence[Any]:
     return metas if isinstance(metas, (tuple, list)) else (metas,)
 
 
-def _is_complex(metas: Sequence[Any]) -> bool:
-    return any(isinstance(meta, torch.Tensor) and meta.is_complex() for meta in metas)
-
-
-def _takes_complex(node: torch.fx.Node) -> bool:
-    """Whether any operand or result of a call is complex."""
-    return any(_is_complex(_metas(n)) for n in (node, *node.all_input_nodes))
-
-
 def _op_name(node: torch.fx.Node) -> str:
     """The op as the model uses it; torch takes some apart into ops of its own (prims)."""
     target = str(node.target)
@@ -382,7 +366,7 @@ def _unknown(node: torch.fx.Node) -> UnsupportedOpError:
             f"{target} is random; a compiled model is a function of its inputs",
             hint="make the random numbers an input of the model, or call model.eval() if they belong to training",
         )
-    if _takes_complex(node):
+    if takes_complex(node):
         return UnsupportedOpError(
             f"{target}: complex numbers are not supported there", code="E_DTYPE",
             hint="write that line with x.real and x.imag, which are real tensors, and torch.complex(re, im) after it",

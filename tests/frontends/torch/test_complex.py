@@ -44,7 +44,7 @@ ONE: dict[str, Any] = {
     "unbound": lambda z: z.unbind(1)[2], "real_of_conj": lambda z: (z.conj() * z).real, "imag_of_conj": lambda z: z.conj().imag * 2,
     "size": lambda z: z.abs().pow(2).sum(1), "sqrt": torch.sqrt, "tanh": torch.tanh, "far_tanh": lambda z: torch.tanh(60 * z),
     "near_tanh": lambda z: torch.tanh(1e-3 * z), "sigmoid": torch.sigmoid, "var": lambda z: z.var(2),
-    "std": lambda z: z.std((1, 2), correction=0),
+    "std": lambda z: z.std((1, 2), correction=0), "norm": lambda z: torch.linalg.vector_norm(z, 3, 2),
     "prod": lambda z: z.prod(1), "prod_of_odd": lambda z: z[:, :3].prod(1, keepdim=True), "prod_of_one": lambda z: z[:, :, :1].prod(-1),
     "prod_of_none": lambda z: z[:, :0].prod(1), "prod_of_real": lambda z: z.abs().prod(2, dtype=torch.cfloat),
     "is_number": lambda z: z * MASK == 0, "is_not": lambda z: z != 1j, "roots_of_squares": lambda z: torch.sqrt(z * z),

@@ -275,3 +275,21 @@ def test_a_program_of_ops_that_are_lowered_is_not_traced_again(monkeypatch: pyte
     for line in (nn.Conv1d(3, 4, 3, stride=2), nn.Conv3d(2, 4, (1, 3, 2), dilation=(1, 2, 1), groups=2)):
         lone = torch.randn(line.in_channels, 9) if isinstance(line, nn.Conv1d) else torch.randn(2, 4, 9, 5)
         compare(lower(torch.export.export(line.eval(), (lone,))), FRONTEND.oracle(line)["run"], [lone], rtol=1e-5)
+
+
+def test_what_is_lowered_as_it_stands_is_not_traced_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results that are picked, and numbers computed from sizes, need nothing of torch."""
+
+    def refuse(program: torch.export.ExportedProgram, *settings: object) -> None:
+        raise AssertionError("traced again")
+
+    class Parts(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            left, right = x.chunk(2, 1)
+            return nn.functional.cosine_similarity(left, right * x.shape[0]).reshape(x.shape[0], -1)
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", refuse)
+    module, x = Parts(), torch.randn(3, 8)
+    compare(lower(module, x), FRONTEND.oracle(module)["run"], [x])
+    encoder = NETWORKS["transformer"]
+    lower(encoder.build(), *encoder.inputs(2))
