@@ -19,7 +19,7 @@ from mlec.pipeline import EXACT, Pass, PassContext, PassResult, Tolerance
 class FoldedPair(Rule):
     """matmul(matmul(x, a) + c, b) -> matmul(x, a b) + c b, for constant matrices"""
 
-    specials: bool
+    specials: bool = False
     _first = P("matmul", "x", Const(bind="a"), bind="inner")
     pattern = P("matmul", AnyOf(_first, P("add", _first, Const(bind="c"), bind="sum")), Const(bind="b"))
 
