@@ -71,3 +71,15 @@ def test_on_a_busy_machine_both_have_one_thread_and_their_time_on_a_processor(mo
     alone = race(actions, 2, {}, 0.05)  # where nothing can be held to one thread
     assert (alone.threads, alone.processor_time) == (2, False)
     assert "not reliable" in alone.disturbance
+
+
+def test_a_clock_of_the_processor_that_counts_in_ticks_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("threadpoolctl")
+    monkeypatch.setattr(OtherWork, "processors", lambda self: (1.5, 2))
+    monkeypatch.setattr(time, "thread_time", lambda: 1.0)
+    actions: dict[str, Callable[[], object]] = {"compiled": lambda: sum(range(500)), "source": lambda: sum(range(900))}
+    threads = [2]
+    found = race(actions, 2, {}, 0.02, threads.append)
+    assert threads == [2, 1, 2], "it was tried"
+    assert not found.processor_time
+    assert min(found.seconds["compiled"]) > 0
