@@ -8,9 +8,7 @@ from pathlib import Path
 
 from mlec.backends.tvm.compat import llvm, tvm
 from mlec.backends.tvm.elf import compact
-
-ENTRY = "__tvm_ffi_{}"
-"""The symbol of a function that tvm-ffi finds under a name."""
+from mlec.runtime.ffi import ENTRY
 
 _TYPE = "(ptr, ptr, i32, ptr)"
 

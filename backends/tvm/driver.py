@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlec.backends.tvm.assembly import ENTRY, object_of
+from mlec.backends.tvm.assembly import object_of
 from mlec.runtime.executable import DRIVER
-from mlec.runtime.ffi import FROM_PYTHON
+from mlec.runtime.ffi import ENTRY, FROM_PYTHON
 
 
 def driver(kernels: Sequence[str], triple: str) -> bytes:

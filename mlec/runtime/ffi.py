@@ -25,6 +25,8 @@ _NONE, _INT, _TEXT, _BYTES, _OBJECTS, _FUNCTION = 0, 1, 8, 9, 64, 68  # kinds of
 _OBJECT_HEAD = 24  # bytes of a counted object before what it holds
 _FAST_CALL = 0x80  # METH_FASTCALL: arguments come as an array
 
+ENTRY = "__tvm_ffi_{}"
+"""The symbol of a function that tvm-ffi finds under a name."""
 FROM_PYTHON = "{}_from_python"
 """The symbol of a function that Python can call, by its name."""
 

@@ -23,7 +23,7 @@ import msgspec
 
 from mlec.errors import MlecError, RuntimeUnavailableError
 from mlec.hidden import Hidden
-from mlec.runtime.ffi import FROM_PYTHON, Interface, Object
+from mlec.runtime.ffi import ENTRY, FROM_PYTHON, Interface, Object
 from mlec.runtime.linker import link_in_memory
 from mlec.runtime.objects import address_of, check_objects
 from mlec.runtime.threads import default_num_threads
@@ -141,7 +141,7 @@ def link(objects: Sequence[bytes], entry: str) -> Linked:
         image = link_in_memory(objects, address_of)
         if image is None:
             return Linked(_linked_by_llvm(ffi, objects, entry))
-        native, address = map(image.functions.get, (FROM_PYTHON.format(entry), f"__tvm_ffi_{entry}"))
+        native, address = map(image.functions.get, (FROM_PYTHON.format(entry), ENTRY.format(entry)))
         if native is not None:
             return Linked(ffi.native(native, image))
         if address is None:

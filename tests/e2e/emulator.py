@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from mlec.backends.tvm.assembly import ENTRY, object_of
+from mlec.backends.tvm.assembly import object_of
 from mlec.runtime.edge import numpy_dtype
 from mlec.runtime.executable import _DTYPES, DRIVER
+from mlec.runtime.ffi import ENTRY
 from mlec.runtime.plan import Home, Layout
 from mlec.runtime.program import Program
 

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import pytest
 
-from mlec.backends.tvm.assembly import ENTRY
 from mlec.backends.tvm.backend import cpu_info
 from mlec.backends.tvm.compat import IRModule, tirx, tvm
 from mlec.backends.tvm.elf import compact
 from mlec.backends.tvm.kernels.gemm import gemm
 from mlec.backends.tvm.objects import to_object
 from mlec.backends.tvm.pipeline import ObjectsForCPU, compile_for_cpu
+from mlec.runtime.ffi import ENTRY
 from mlec.target import Target
 from tests.backends.tvm.kernel_helpers import HOST
 
